@@ -150,6 +150,7 @@ class Rig:
         limit: str = "",
         redirect: str = "",
         prefix: Sequence[str] = (),
+        launcher: Sequence[str] = (),
     ) -> Process:
         """Start a command in the case's folder.
 
@@ -159,10 +160,11 @@ class Rig:
             limit: shell commands before it, such as `ulimit -n 24;`.
             redirect: shell redirections, such as `2>&-`; others go to files.
             prefix: a program that runs it.
+            launcher: options of Python before `-m deitctl`, of torchrun.
         """
         self.count += 1
         out, err = self.root / f".out-{self.count}", self.root / f".err-{self.count}"
-        words = [*prefix, sys.executable, "-m", "deitctl", *map(str, options)]
+        words = [*prefix, sys.executable, *launcher, "-m", "deitctl", *map(str, options)]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -181,6 +183,7 @@ class Rig:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                preexec_fn=restore_signals,
             )
         return Process(popen, out, err)
 
@@ -310,6 +313,12 @@ def forge_state(checkpoint: Path, **changes: object) -> None:
 def has_logged(run: Path, text: str = '"kind"', times: int = 1) -> Callable[[], bool]:
     """Return a condition: the run's log has so many lines with a text."""
     return lambda: _read(run / "metrics.jsonl").count(text) >= times
+
+
+def restore_signals() -> None:
+    """Undo what nohup and a shell's background jobs leave: ignored signals."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _is_service(pid: int) -> bool:

@@ -21,14 +21,18 @@ from pathlib import Path
 import faults_checkpoints
 import faults_folders
 import faults_images
+import faults_neighbors
 import faults_processes
+import faults_strange
 import faults_surroundings
 from fault_rig import Case, Rig, Trial
 
 CASES: dict[str, Case] = dict(
     sorted(
         {
+            **faults_neighbors.CASES,
             **faults_processes.CASES,
+            **faults_strange.CASES,
             **faults_checkpoints.CASES,
             **faults_folders.CASES,
             **faults_images.CASES,

@@ -265,6 +265,11 @@ def lose_the_listener(rig: Rig) -> Iterator[Trial]:
             f"{end}; checkpoint of step {step}",
             step > 0 and not end.has_traceback,
         )
+    process = rig.start(*train, "--output", "nohup", prefix=("nohup",))
+    process.wait_until(has_logged(rig.root / "nohup", '"epoch"'))
+    process.signal(signal.SIGHUP)
+    end = process.finish(rig.patience)
+    yield Trial("SIGHUP to a run under nohup", str(end), end.is_plain(0))
     process = rig.start(*train, "--output", "usr1")
     time.sleep(0.15)
     process.signal(signal.SIGUSR1)

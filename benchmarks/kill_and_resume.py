@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fault_rig import count_steps, list_family, list_loaders
+from fault_rig import count_steps, list_family, list_loaders, restore_signals
 
 PROGRAM = Path(__file__).with_name("counted_steps.py")
 WAYS = ("KILL", "TERM", "INT", "HUP", "STDERR", "LOADER", "STOPPED")
@@ -124,6 +124,7 @@ class Trial:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=restore_signals,
         )
 
     def finish(self) -> None:

@@ -20,7 +20,7 @@ TRIES = {
     "target_cache": 300,
     "data": 200,
     "run_log": 400,
-    "state": 120,
+    "state": 80,
     "export_metadata": 400,
 }
 """Mutants of each target."""
