@@ -563,21 +563,22 @@ def _run(request: _Request) -> TrainResult:
             choose=choose if request.auto_batch_size else None,
         )
     try:
-        _draw_curves(result.run, result.teacher.top1 if result.teacher else None)
+        _draw_curves(result.run)
     except DiskError as error:
         request.reporter.warn(f"{error.message} The run is finished, without its curves.")
     return result
 
 
-def _draw_curves(root: Path, teacher_top1: float | None) -> None:
+def _draw_curves(root: Path) -> None:
     from deitctl.distributed import is_main_process
     from deitctl.report.figures import draw_curves
     from deitctl.training.run_dir import Run
 
     if is_main_process():
         run = Run(root)
+        run.require_own_names()
         steps, epochs = (list(run.records(kind)) for kind in ("step", "epoch"))
-        path = run.figures / "curves.png"
+        path, teacher_top1 = run.figures / "curves.png", run.teacher_top1()
         draw_curves(path, steps, epochs, teacher_top1=teacher_top1, title=root.name)
 
 
@@ -589,7 +590,7 @@ def _train_run(
 
     def train_run(config: TrainConfig) -> Mapping[str, Any]:
         result = train_or_find(config, datasets, reporter, require_equal=require_equal)
-        _draw_curves(Path(config.output_dir), (result["teacher"] or {}).get("top1"))
+        _draw_curves(Path(config.output_dir))
         return result
 
     return train_run

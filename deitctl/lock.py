@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
-from deitctl.paths import read_regular
+from deitctl.paths import DiskError, open_no_follow, read_regular
 
 MAX_PID = 20
 """Characters of a process number."""
@@ -71,9 +71,10 @@ def locked(
             )
     try:
         # a file with other content is not ours to write; on Windows a locked file cannot be written
-        with suppress(OSError):
+        with suppress(OSError, DiskError):
             if lock.is_locked and (path.stat().st_size == 0 or _read_holder(path)):
-                path.write_text(str(os.getpid()), encoding="utf-8")
+                with os.fdopen(open_no_follow(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+                    file.write(str(os.getpid()).encode())
         yield
     finally:
         lock.release()  # does nothing without a lock

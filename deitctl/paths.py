@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import stat
+import sys
 import tempfile
 import threading
 import zlib
@@ -123,8 +125,9 @@ def _read_digits(name: str) -> str:
     return "".join(filter(str.isdigit, name))
 
 
-def read_regular(path: str | Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes.
+@contextmanager
+def open_regular(path: str | Path, limit: int) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `limit` bytes for reading.
 
     Pipes, devices, sockets and folders are refused without opening them; symbolic links are
     followed.
@@ -143,7 +146,13 @@ def read_regular(path: str | Path, limit: int) -> bytes:
             raise OSError(
                 errno.EFBIG, f"it has {status.st_size:,} bytes, more than {limit:,}", str(path)
             )
-        return file.read(status.st_size)
+        yield file
+
+
+def read_regular(path: str | Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes; raise as `open_regular`."""
+    with open_regular(path, limit) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # 0 for files of /proc
 
 
 def _require_regular(status: os.stat_result, path: str | Path) -> None:
@@ -221,7 +230,11 @@ def _require_own(status: os.stat_result, path: Path, *, writes: bool) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _refuse(path, "a pipe, a device or a socket")
     if writes and status.st_nlink > 1:
-        raise _refuse(path, "one of several names (hard links) of a file")
+        file = shlex.quote(str(path))
+        raise DiskError(
+            f"{path} is one of several names (hard links) of a file, and deitctl writes only files of its own.",
+            f"Make it a file of its own: cp {file} {file}.copy && mv {file}.copy {file}",
+        )
 
 
 def _refuse(path: Path, kind: str) -> DiskError:
@@ -240,8 +253,7 @@ def checksum_file(path: Path) -> str:
         OSError: missing, not a regular file, or not readable.
     """
     checksum = 0
-    _require_regular(os.stat(path), path)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path, sys.maxsize) as file:
         while block := file.read(CHECKSUM_BLOCK):
             checksum = zlib.crc32(block, checksum)
     return f"{checksum:08x}"

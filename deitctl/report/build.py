@@ -282,10 +282,9 @@ def _read_curves(models: set[str]) -> Curves | None:
     epochs = list(run.records("epoch"))
     if not epochs:
         return None
-    teacher = (run.result() or {}).get("teacher")
     return Curves(
         run=run.root.name,
         steps=list(run.records("step")),
         epochs=epochs,
-        teacher_top1=teacher.get("top1") if isinstance(teacher, dict) else None,
+        teacher_top1=run.teacher_top1(),
     )

@@ -54,9 +54,9 @@ class Curves:
     run: str
     """Name of the run."""
     steps: Sequence[Mapping[str, Any]]
-    """Step records: `step`, `epoch`, `lr`, and the parts of the loss under any names."""
+    """Step records of `Run.records`: `step`, `lr`, and the parts of the loss under any names."""
     epochs: Sequence[Mapping[str, Any]]
-    """Epoch records: `epoch`, `step`, `val_loss`, `top1`, `heads`."""
+    """Epoch records of `Run.records`: `epoch`, `step`, `val_loss`, `top1`, `heads`."""
     teacher_top1: float | None = None
     """Top-1 accuracy of the teacher, percent."""
 
@@ -66,6 +66,16 @@ class Curves:
         # By exclusion: a loss part that a new objective logs is drawn without a change here.
         others = ("kind", "step", "epoch", "lr", "grad_norm")
         return [name for name in (self.steps[0] if self.steps else {}) if name not in others]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """The steps of an epoch."""
+        # A record of an epoch has the number of its last step.
+        return self.epochs[0]["step"] / self.epochs[0]["epoch"] if self.epochs else 1.0
+
+    def list_top1(self, rule: str) -> list[float | None]:
+        """Return the accuracy of a head rule after each epoch, percent."""
+        return [(epoch["heads"] or {}).get(rule) for epoch in self.epochs]
 
     @property
     def heads(self) -> list[str]:

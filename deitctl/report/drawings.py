@@ -277,15 +277,13 @@ def draw_run(curves: Curves) -> Any:
     figure = new_figure(13, 4, curves.run)
     loss, accuracy, rate = figure.subplots(1, 3)
     steps, epochs = curves.steps, curves.epochs
-    # The first epoch's record has the number of its last step.
-    steps_per_epoch = epochs[0]["step"] if epochs else 1
-    at = [s["step"] / steps_per_epoch for s in steps]
+    at = [s["step"] / curves.steps_per_epoch for s in steps]
     x = [e["epoch"] for e in epochs]
     for part in curves.losses:
-        loss.plot(at, [s[part] for s in steps], label=part, linewidth=1, alpha=0.85)
+        loss.plot(at, [s.get(part) for s in steps], label=part, linewidth=1, alpha=0.85)
     loss.plot(x, [e["val_loss"] for e in epochs], "k.-", label="validation")
     for head in curves.heads:
-        accuracy.plot(x, [e["heads"][head] for e in epochs], ".-", label=HEAD_TITLES[head])
+        accuracy.plot(x, curves.list_top1(head), ".-", label=HEAD_TITLES[head])
     if not curves.heads:
         accuracy.plot(x, [e["top1"] for e in epochs], ".-", label="top-1")
     if curves.teacher_top1 is not None:

@@ -215,11 +215,10 @@ def _build_curves(curves: Curves) -> dict[str, Any]:
     # A regular part rather than averages: what is drawn was logged. The page states it.
     every = max(1, math.ceil(len(curves.steps) / MAX_CURVE_POINTS))
     steps, epochs = curves.steps[::every], curves.epochs
-    steps_per_epoch = epochs[0]["step"] if epochs else 1
-    top1 = {HEAD_TITLES[rule]: [e["heads"][rule] for e in epochs] for rule in curves.heads}
+    top1 = {HEAD_TITLES[rule]: curves.list_top1(rule) for rule in curves.heads}
     return {
         "run": curves.run,
-        "at": [s["step"] / steps_per_epoch for s in steps],
+        "at": [s["step"] / curves.steps_per_epoch for s in steps],
         "losses": {name: [s.get(name) for s in steps] for name in curves.losses},
         "lr": [s.get("lr") for s in steps],
         "epochs": [e["epoch"] for e in epochs],

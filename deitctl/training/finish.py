@@ -26,9 +26,9 @@ def finish_run(trainer: Trainer) -> TrainResult:
     # Read by the main process, which has written them, and passed on once the weights are there too.
     own = list(run.records("epoch")) if trainer.world.is_main else []
     epochs = trainer.world.broadcast_object(own)
-    if not epochs:
+    if not epochs or epochs[-1]["epoch"] != progress.epoch:
         raise ConfigError(
-            f"{run.root} cannot be evaluated again: {run.metrics_file} has no record of its epochs.",
+            f"{run.root} cannot be evaluated again: {run.metrics_file} has no record of its last epoch.",
             f"Restore that file, or score its weights: deitctl eval {shlex.quote(trainer.config.data)} "
             f"--model {run.quoted}",
         )

@@ -11,11 +11,12 @@ from typing import Any
 from deitctl.config import TrainConfig
 from deitctl.data.samplers import SampleKey
 from deitctl.errors import ConfigError
-from deitctl.paths import read_json, suggest_path, write_json
+from deitctl.paths import read_json, refuse_links, suggest_path, write_json
 from deitctl.records import SCHEMA_VERSION, to_object
 from deitctl.training.configure import name_command
-from deitctl.training.monitor import LOSS_SPIKE, Incident
+from deitctl.training.monitor import LOSS_SPIKE, NON_FINITE, Incident
 from deitctl.training.run_dir import Run
+from deitctl.training.saved_state import FILES
 
 RECORD = "record.json"
 
@@ -35,35 +36,46 @@ def write_incident(
     Returns:
         The record's path.
     """
-    folder = run.root / "incidents" / f"step-{incident.step:07d}"
+    folder = run.incidents / f"step-{incident.step:07d}"
+    refuse_links(run.root, [f"{run.incidents.name}/{folder.name}"])
     shutil.rmtree(folder, ignore_errors=True)
     # NaN and infinite numbers become null; the message has them.
     record = to_object(incident) | machine | {"message": incident.message}
     record |= {"run": str(run.root.resolve()), "keys": [list(k) for k in keys], "images": images}
     write_json(folder / RECORD, record)
-    if run.checkpoint.exists():  # a copy that the run's next checkpoints do not replace
-        shutil.copytree(run.checkpoint, folder / "checkpoint", copy_function=_link_or_copy)
+    _copy_checkpoint(run.checkpoint, folder / "checkpoint")
     return folder / RECORD
 
 
-def _link_or_copy(source: str, target: str) -> None:
-    # A hard link costs no space, and is safe: a checkpoint's files are replaced, never modified.
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint's own files: the run's next checkpoints do not replace them there."""
+    files = [source / name for name in FILES]
+    # No links: what they name would go where the run goes.
+    files = [file for file in files if file.is_file() and not file.is_symlink()]
+    if files:
+        target.mkdir()
+    for file in files:
+        # A hard link costs no space, and is safe: a checkpoint's files are replaced, never modified.
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copy2(file, target / file.name)
 
 
 def read_incident(path: Path) -> dict[str, Any]:
     """Read the record at a path or in a folder; raise `ConfigError` for anything else."""
-    if (path / "incidents").is_dir():
-        existing = " ".join(sorted(str(p) for p in (path / "incidents").iterdir()))
+    if (incidents := Run(path).incidents).is_dir():
+        existing = " ".join(sorted(str(p) for p in incidents.iterdir()))
         raise ConfigError(f"{path} is a run, not one of its incidents.", f"It has: {existing}.")
     path = path / RECORD if path.is_dir() else path
     try:
         record = read_json(path)
-        valid = record["schema_version"] == SCHEMA_VERSION and isinstance(record["step"], int)
-        valid = valid and isinstance(record["run"], str) and isinstance(record["kind"], str)
+        valid = (
+            record["schema_version"] == SCHEMA_VERSION
+            and isinstance(record["step"], int)
+            and isinstance(record["run"], str)
+            and record["kind"] in (NON_FINITE, LOSS_SPIKE)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no record of an incident: {error}.",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deitctl.distillation.preflight import Preflight
 from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.result import EvalResult
 from deitctl.records import hidden
 from deitctl.training.trend import Trend
+
+MAX_NUMBER = 1e15
+"""Of percent and seconds that are read again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +80,28 @@ class TrainResult:
     """Of the saved weights on the validation images, in fp32."""
     unreadable_reasons: dict[str, str] = hidden()
     """Reason for each image of `unreadable`."""
+
+
+def is_result(record: Any) -> bool:
+    """Return whether JSON values have what a comparison of runs reads of a `TrainResult`."""
+    if not isinstance(record, dict):
+        return False
+    best, teacher = record.get("best"), record.get("teacher")
+    by_head = [v for v in (record.get("heads"), record.get("teacher_agreement")) if v is not None]
+    numbers = [record.get("seconds")]
+    if record.get("head_agreement") is not None:
+        numbers.append(record["head_agreement"])
+    if teacher is not None:
+        if not isinstance(teacher, dict) or not isinstance(teacher.get("name"), str):
+            return False
+        numbers.append(teacher.get("top1"))
+    if not isinstance(best, dict) or not all(isinstance(values, dict) for values in by_head):
+        return False
+    numbers += [best.get("top1"), *(number for values in by_head for number in values.values())]
+    return isinstance(record.get("run"), str) and all(map(_is_number, numbers))
+
+
+def _is_number(value: Any) -> bool:
+    # Compared, because NaN is in no range, and an integer may be too large for a float.
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and 0 <= value <= MAX_NUMBER

@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deitctl.config import MAX_COUNT
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths
 from deitctl.data.transforms import VIEWS_VERSION
-from deitctl.errors import ConfigError, DataError, DeitctlError
+from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.models.checkpoint_io import WEIGHTS, read_metadata
 from deitctl.training.build import round_up_to_pairs
 from deitctl.training.configure import name_command
@@ -49,6 +50,11 @@ def load_checkpoint(trainer: Trainer) -> None:
             f"{progress.step} in epoch {progress.epoch + 1}, and an epoch has {steps} now.",
             f"Start a new run: {name_command(trainer.config)} --config "
             f"{shlex.quote(str(trainer.run.config_file))} --output NEW",
+        )
+    if (progress.step > progress.epoch * steps) != bool(progress.images_in_epoch):
+        raise ModelError(
+            f"{folder} contradicts itself: it is at step {progress.step}, after {progress.epoch} epochs of {steps}, "
+            f"with {progress.images_in_epoch} images of the next."
         )
     positions = set(trainer.world.all_gather_object((progress.step, progress.epoch)))
     if len(positions) > 1:
@@ -176,8 +182,9 @@ def load_best(trainer: Trainer) -> None:
         score = json.loads(read_metadata(trainer.run.root / WEIGHTS).get(SCORE_KEY, "{}"))
         epoch, top1, weights = int(score["epoch"]), float(score["top1"]), str(score["weights"])
         num_images = int(score.get("images", 0))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return
-    if epoch > progress.best_epoch:
+    is_score = epoch <= MAX_COUNT and 0 <= top1 <= 100 and 0 <= num_images <= MAX_COUNT
+    if is_score and epoch > progress.best_epoch and weights in ("model", "ema"):
         progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
         progress.best_num_images = num_images

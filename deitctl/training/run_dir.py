@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import TrainConfig
-from deitctl.errors import ConfigError, DeitctlError
+from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
-from deitctl.paths import DiskError, read_json, suggest_path, write_bytes
+from deitctl.paths import (
+    DiskError,
+    open_no_follow,
+    read_json,
+    read_text,
+    refuse_links,
+    suggest_path,
+    write_bytes,
+)
 from deitctl.records import to_json
 from deitctl.settings import from_dict, read_toml, write_toml
+from deitctl.training.run_log import read_records
+from deitctl.training.saved_state import read_record
 
 MAX_RECORD_BYTES = 1 << 30
-"""Of state.json and result.json, which name every image that could not be read."""
+"""Of result.json, which names every image that could not be read."""
+MAX_LAUNCH_ID = 4096
+"""Bytes of the name of a launch."""
 MAX_PART_BYTES = 60
 """Of each part of a run's name; file systems allow 255 in all."""
 
@@ -36,6 +48,7 @@ class Run:
         self.launch_id_file = root / "launch_id"
         self.lock_file = root / "lock"
         self.figures = root / "figures"
+        self.incidents = root / "incidents"
 
     @classmethod
     def create(cls, root: Path, config: TrainConfig) -> Run:
@@ -90,15 +103,24 @@ class Run:
             return None
         return value if isinstance(value, dict) else None
 
+    def teacher_top1(self) -> float | None:
+        """Return the accuracy of the finished run's teacher, percent; None without one."""
+        teacher = (self.result() or {}).get("teacher")
+        top1 = teacher.get("top1") if isinstance(teacher, dict) else None
+        is_percent = isinstance(top1, int | float) and 0 <= top1 <= 100
+        return float(top1) if is_percent else None
+
     def saved_position(self) -> tuple[int, int] | None:
         """Return the epochs and steps done at the last checkpoint, None if there is none."""
         # A run that is killed between the two renames of a save has the one before.
         for folder in (self.checkpoint, self.checkpoint.with_name(f"{self.checkpoint.name}.old")):
             try:
-                record = read_json(folder / "state.json", MAX_RECORD_BYTES)
-                return int(record["epoch"]), int(record["step"])
-            except (OSError, ValueError, TypeError, KeyError):
+                record = read_record(folder)
+            except ModelError:
                 continue
+            epoch, step = record.get("epoch"), record.get("step")
+            if isinstance(epoch, int) and isinstance(step, int):
+                return epoch, step
         return None
 
     def describe_saved(self) -> str:
@@ -120,16 +142,19 @@ class Run:
 
     def read_launch_id(self) -> str:
         """Return the launch of several processes that started the run, empty if one process did."""
-        file = self.launch_id_file
-        return file.read_text(encoding="utf-8") if file.is_file() else ""
+        try:
+            return read_text(self.launch_id_file, MAX_LAUNCH_ID)
+        except (OSError, ValueError):
+            return ""  # none of ours: no launch has such a name
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl; NaN and infinities, which JSON lacks, become null."""
         if not self.writes:
             return
         try:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(to_json(record)) + "\n")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with os.fdopen(open_no_follow(self.metrics_file, flags), "ab") as file:
+                file.write(json.dumps(to_json(record)).encode() + b"\n")
         except OSError as error:
             raise DiskError.from_os_error(self.metrics_file, error) from error
 
@@ -139,19 +164,33 @@ class Run:
 
     def cut_log(self, size: int) -> None:
         """Drop what was logged after the state that a resume starts from."""
-        if self.writes and self.metrics_file.exists():
-            os.truncate(self.metrics_file, min(size, self.measure_log()))
+        if not self.writes or not os.path.lexists(self.metrics_file):
+            return
+        try:
+            with os.fdopen(open_no_follow(self.metrics_file, os.O_RDWR), "rb+") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.truncate(min(size, end))
+                # A line that was cut, by a power failure or by somebody's hand, must not swallow the
+                # next one.
+                if end := file.seek(0, os.SEEK_END):
+                    file.seek(end - 1)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+        except OSError as error:
+            raise DiskError.from_os_error(self.metrics_file, error) from error
 
     def records(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Yield the logged objects of a kind, `step` or `epoch`."""
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue  # no line of ours
-                if isinstance(record, dict) and record.get("kind") == kind:
-                    yield record
+        """Yield the logged objects of a kind, `step` or `epoch`; see `read_records`."""
+        return read_records(self.metrics_file, kind)
+
+    def require_own_names(self) -> None:
+        """Raise `DiskError` if a folder of the run, or a file that it writes in place, is a link.
+
+        The run itself may be one, and so may files that are replaced by others.
+        """
+        names = (self.lock_file, self.metrics_file, self.figures, self.incidents, self.checkpoint)
+        swapped = (f"{self.checkpoint.name}.new", f"{self.checkpoint.name}.old")
+        refuse_links(self.root, (*(path.name for path in names), *swapped))
 
 
 def create_run_folder(*parts: str) -> Path:

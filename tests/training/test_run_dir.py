@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,7 +72,7 @@ def test_log_keeps_records_by_kind(tmp_path):
     assert run.measure_log() == 0
     for number in range(3):
         run.log({"kind": "step", "step": number})
-    run.log({"kind": "epoch", "epoch": 1, "text": "größer"})
+    run.log({"kind": "epoch", "epoch": 1, "step": 3, "top1": 50.0, "text": "größer"})
     assert [r["step"] for r in run.records("step")] == [0, 1, 2]
     assert [r["text"] for r in run.records("epoch")] == ["größer"]
 
@@ -93,6 +95,55 @@ def test_cutting_a_log_that_is_shorter_adds_nothing(tmp_path):
     run.log({"kind": "step", "step": 0})
     run.cut_log(1000)
     assert [r["step"] for r in run.records("step")] == [0]
+
+
+def test_a_line_that_is_cut_does_not_swallow_the_next_one(tmp_path):
+    """A power failure, or a state.json of another run, cuts anywhere."""
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.log({"kind": "step", "step": 0})
+    run.log({"kind": "step", "step": 1})
+    run.cut_log(run.measure_log() - 3)
+    run.log({"kind": "step", "step": 1})
+    assert [r["step"] for r in run.records("step")] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "figures", "incidents", "checkpoint"])
+def test_links_among_the_names_that_a_run_writes_into_are_refused(name, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")  # this one is the user's
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.require_own_names()
+    (run.root / name).symlink_to("/etc")
+    with pytest.raises(DeitctlError, match=rf"run/{name} is a symbolic link"):
+        run.require_own_names()
+
+
+@pytest.mark.parametrize("data", [None, b"\xff", b"x" * 5000])
+def test_a_launch_id_of_nobody_is_none(data, tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    if data is None:
+        os.mkfifo(run.launch_id_file)
+    else:
+        run.launch_id_file.write_bytes(data)
+    assert run.read_launch_id() == ""
+
+
+@pytest.mark.parametrize(
+    ("result", "top1"),
+    [
+        ({"teacher": {"top1": 91.5}}, 91.5),
+        ({"teacher": None}, None),
+        ({"teacher": [1]}, None),
+        ({"teacher": {"top1": "91"}}, None),
+        ({"teacher": {"top1": 1e999}}, None),
+        ({"teacher": {"top1": 10**400}}, None),
+        ([], None),
+    ],
+)
+def test_the_teachers_accuracy_is_a_percentage_or_none(result, top1, tmp_path):
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.result_file.write_text(json.dumps(result))
+    assert run.teacher_top1() == top1
 
 
 def test_new_folders_have_new_names(tmp_path, monkeypatch):

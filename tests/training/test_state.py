@@ -335,7 +335,9 @@ def test_a_snapshot_is_of_its_moment(tmp_path, deit):
 
 def test_loss_sums_micro_batch_and_recent_loss_survive(tmp_path, deit):
     state = new_state(deit())
-    state.progress = Progress(micro_batch_size=6, recent_loss=2.5, steps_monitored=40)
+    state.progress = Progress(
+        step=40, images_seen=320, images_in_epoch=320, micro_batch_size=6, recent_loss=2.5
+    )
     state.loss_sums = {"loss": torch.tensor(3.5), "task_loss": torch.tensor(0.1)}
     state.save(tmp_path / "state")
     fresh = new_state(deit())
