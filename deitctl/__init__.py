@@ -97,6 +97,9 @@ if not TYPE_CHECKING:  # a type checker that saw it would take any name for one 
         # PEP 562: a public name is imported when it is first used, so that `import deitctl` takes no torch
         if name not in _MODULES:
             raise AttributeError(f"module 'deitctl' has no attribute {name!r}")
+        from deitctl.home import provide_folders
+
+        provide_folders()
         module, _, attribute = _MODULES[name].partition(":")
         value = getattr(import_module(module), attribute or name)
         globals()[name] = value

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from deitctl.errors import DeitctlError
+from deitctl.home import expand_home
 
-CACHE_VARIABLE = "DEITCTL_CACHE"
 MAX_TEXT = 16 * 2**20
 """Bytes of a config or record; with all classes of ImageNet-21k it has one or two million."""
 OUTPUT = "--output (or $DEITCTL_CACHE)"  # the option that names most of what is written
@@ -53,13 +53,6 @@ class DiskError(DeitctlError):
         return disk_error
 
 
-def cache_root() -> Path:
-    """Return the folder of cached teachers, targets and indexes: `$DEITCTL_CACHE` or the user's."""
-    override = os.environ.get(CACHE_VARIABLE)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(override).expanduser() if override else Path(home) / "deitctl"
-
-
 def shorten(path: str | Path) -> str:
     """Return a path as seen from the current folder if it lies in it, else unchanged."""
     try:
@@ -78,7 +71,7 @@ def suggest_path(path: str | Path, *names: str) -> str:
         path: as the user has named it.
         names: other things than paths that the user may have meant.
     """
-    missing = Path(path).expanduser()
+    missing = expand_home(path)
     try:
         if missing.exists():
             return ""

@@ -13,7 +13,18 @@ import deitctl
 
 ROOT = Path(deitctl.__file__).parent
 PACKAGES = (
-    ("errors", "records", "config", "settings", "recipes", "events", "paths", "cores", "launchers"),
+    (
+        "errors",
+        "records",
+        "config",
+        "settings",
+        "recipes",
+        "events",
+        "paths",
+        "home",
+        "cores",
+        "launchers",
+    ),
     ("device", "distributed", "free_memory", "lock", "rng"),
     ("models",),
     ("data",),

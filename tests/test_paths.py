@@ -12,10 +12,8 @@ import pytest
 
 from deitctl.errors import DeitctlError
 from deitctl.paths import (
-    CACHE_VARIABLE,
     DiskError,
     atomic_path,
-    cache_root,
     checksum_file,
     open_atomic,
     open_no_follow,
@@ -133,14 +131,6 @@ def test_require_writable_creates_folders_and_no_file(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b"]
     with pytest.raises(DeitctlError, match=r"Cannot write .*a: .*Name another file with --output"):
         require_writable(tmp_path / "a", "--output")
-
-
-def test_cache_root_is_the_variables_or_the_users(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "mine"))
-    assert cache_root() == tmp_path / "mine"
-    monkeypatch.delenv(CACHE_VARIABLE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_root() == tmp_path / "deitctl"
 
 
 def test_walk_yields_what_os_walk_does_and_can_be_pruned(tmp_path):

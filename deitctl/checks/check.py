@@ -17,6 +17,7 @@ from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
 from deitctl.checks.survey import ALL, Split, survey
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import expand_home
 from deitctl.paths import write_bytes
 
 
@@ -77,7 +78,7 @@ def check(
         )
     for output in filter(None, (fix_list, write_manifest)):
         _require_writable(Path(output))
-    labels = read_ground_truth(Path(ground_truth).expanduser()) if ground_truth else {}
+    labels = read_ground_truth(expand_home(ground_truth)) if ground_truth else {}
     surveyed = survey(data, reporter)
     issues = surveyed.issues
     if ground_truth and not any(split.flat for split in surveyed.splits):

@@ -20,6 +20,7 @@ from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import SPLIT_NAMES, find_splits
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
+from deitctl.home import expand_home
 
 ALL = "all"
 """Name of the one split of a data set without splits."""
@@ -67,7 +68,7 @@ def survey(ref: str, reporter: Reporter) -> Survey:
     Raises:
         DataError: nothing there, or a folder, tar or table that cannot be read.
     """
-    path = Path(ref or BUILT_IN).expanduser()
+    path = expand_home(ref or BUILT_IN)
     quiet = _ProgressReporter(reporter)  # warnings of opening become issues
     try:
         if path.is_dir():

@@ -35,6 +35,7 @@ from deitctl.cli.console import print_error
 from deitctl.cli.options import describe_defaults
 from deitctl.cli.streams import prepare_streams
 from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
+from deitctl.home import provide_folders
 from deitctl.launchers import require_torchrun
 from deitctl.settings import list_settings
 
@@ -180,6 +181,7 @@ def _describe_usage_error(error: Any) -> UsageError:
 
 def main() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
+    provide_folders()
     if prepare_streams():
         sys.stderr.write("warning: standard output is closed: what this prints is lost.\n")
     interrupts.install()
@@ -209,6 +211,8 @@ def main() -> None:
         message = "There is not enough memory for this."
         if isinstance(error, RecursionError):
             message = "This is nested too deeply."
+        elif isinstance(error, MemoryError) and str(error):
+            message = str(error)
         print_error(
             DeitctlError(
                 message, "Use smaller batches, inputs or models; deitctl --debug shows where."

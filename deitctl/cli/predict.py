@@ -29,6 +29,7 @@ from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
 from deitctl.errors import Interrupted, Signalled, UsageError
 from deitctl.events import SilentReporter
+from deitctl.home import expand_home
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def predict(
     if to_file:
         with _resume_on_interruption():
             num_failed = _predict_to_file(
-                Path(to_file).expanduser(),
+                expand_home(to_file),
                 images,
                 load,
                 resume=bool(resume),

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import UNREADABLE, MappedFile, StringArray, encode_block, read_block
 from deitctl.errors import DeitctlError
 from deitctl.events import Reporter
-from deitctl.paths import cache_root, write_bytes
+from deitctl.home import choose_cache_path
+from deitctl.paths import write_bytes
 
 MIN_IMAGES = 10_000
 """Below this no index is written: listing takes a tenth of a second."""
@@ -92,7 +93,7 @@ def get_index_path(root: Path) -> Path:
     """Return the file for the index of a folder or tar."""
     # realpath: one index, by whichever link or relative path the data is named.
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    return cache_root() / "indexes" / f"{name}.index"
+    return choose_cache_path(f"indexes/{name}.index")
 
 
 def load_or_scan(

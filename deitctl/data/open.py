@@ -32,6 +32,7 @@ from deitctl.data.splits import (
 )
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.home import expand_home
 from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
@@ -341,7 +342,7 @@ def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageD
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = load_digits()
         return BUILT_IN, {"train": train, "val": val}
-    path = Path(ref).expanduser()
+    path = expand_home(ref)
     if not path.exists():
         name = shorten(path)
         raise DataError(f"There is no dataset {name!r}.", suggest_path(name, BUILT_IN) or KINDS)

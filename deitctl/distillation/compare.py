@@ -15,6 +15,7 @@ from deitctl.config import TrainConfig
 from deitctl.distillation.teacher import TrainRun
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import expand_home
 from deitctl.models import catalog
 from deitctl.models.factory import find_architecture, list_weight_files, name_weights
 from deitctl.paths import write_json
@@ -188,7 +189,7 @@ def _configure(
             "Choose them with --variants instead of --set.",
         )
     # A setting that replaced every --teacher would give all rows one teacher, and one folder.
-    path = str(Path(teacher).expanduser().resolve())
+    path = str(expand_home(teacher).resolve())
     if teacher and distill.teacher not in (teacher, path, name_weights(teacher)):
         raise ConfigError(
             f"distill.teacher = {distill.teacher} replaces --teacher {teacher}, which is compared.",

@@ -46,8 +46,9 @@ from deitctl.distillation.teacher import (
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import TeacherError
 from deitctl.events import Reporter
+from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.models.model_config import Preprocessing
-from deitctl.paths import cache_root
+from deitctl.paths import refuse_links
 from deitctl.recipes import FULL_FINETUNE_IMAGES, get_finetune_recipe
 from deitctl.records import to_json
 from deitctl.settings import to_dict
@@ -162,9 +163,12 @@ class DistillationTeacher:
             return None
         stamp = self.build_stamp()
         name = f"{Path(d.teacher).name}-{d.mode}-{hash_json(to_json(stamp))}"
-        root = cache_root() / "teacher_targets" / name
-        if d.teacher_cache:
-            root = Path(d.teacher_cache).expanduser()
+        if not d.teacher_cache:
+            root = choose_cache_path(f"teacher_targets/{name}", self.reporter)
+            # A cache may be a stranger's; its folder of all targets may be moved by a link.
+            refuse_links(root.parent, [name])
+        else:
+            root = expand_home(d.teacher_cache)
             if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
                 # A complete cache serves machines that do not have the teacher.
                 stamp["teacher"] = read_stamp(root).get("teacher")
@@ -198,8 +202,16 @@ class DistillationTeacher:
         self.reporter.note(summarize_preflight(preflight, str(resolved.match)))
         require_above_chance(self.distill, preflight, self.val)
         if self.cache is not None and self.world.is_main:
-            write_preflight(self.cache.root / RECORD, preflight)
+            self._keep_preflight(self.cache.root / RECORD, preflight)
         return preflight
+
+    def _keep_preflight(self, path: Path, preflight: Preflight) -> None:
+        if path.parent.exists() and not can_write(path.parent):
+            self.reporter.warn(
+                f"{path.parent} cannot be written: the teacher is checked again at each start."
+            )
+        else:
+            write_preflight(path, preflight)
 
     def _load(self, train_run: TrainRun | None) -> tuple[ResolvedTeacher, str]:
         """Load and freeze the network; return it with the fingerprint of its weights."""

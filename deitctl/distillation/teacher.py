@@ -27,6 +27,7 @@ from deitctl.data.open import BUILT_IN
 from deitctl.device import Device
 from deitctl.errors import TeacherError, WeightsNotFound
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import can_write, choose_cache_path
 from deitctl.lock import locked
 from deitctl.models import catalog, timm_models
 from deitctl.models.factory import (
@@ -40,7 +41,7 @@ from deitctl.models.factory import (
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
-from deitctl.paths import DiskError, cache_root
+from deitctl.paths import DiskError, refuse_links
 from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe
 from deitctl.settings import to_dict
 
@@ -196,7 +197,8 @@ def resolve_teacher(
     model = _strip_tag(distill.teacher) if from_scratch else distill.teacher
     content = model if from_scratch else identify_teacher(distill, reporter)
     name = hash_json([to_dict(recipe), content, fingerprint])
-    root = cache_root() / "teachers" / f"{Path(model).name}-{finetuned}-{name}"
+    root = choose_cache_path(f"teachers/{Path(model).name}-{finetuned}-{name}", reporter)
+    refuse_links(root.parent, [root.name])  # a cache may be a stranger's
     if train_run is not None:
         run = TrainConfig(
             model=model,
@@ -217,7 +219,9 @@ def resolve_teacher(
                 if from_scratch
                 else f"Fine-tuning the teacher {model} ({finetuned}, {recipe.epochs} epochs): {root}"
             )
-        _train_exclusively(run, train_run, reporter, is_main)
+        # A finished one in a cache that cannot be written, in an image for example, needs no lock.
+        if can_write(root) or not (root / RESULT).is_file():
+            _train_exclusively(run, train_run, reporter, is_main)
     elif not (root / RESULT).is_file():  # weights alone are there after the first epoch
         raise TeacherError(
             f"The fine-tuned teacher {root} is gone or unfinished.",

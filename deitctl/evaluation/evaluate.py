@@ -37,6 +37,7 @@ from deitctl.evaluation.result import (
 )
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import expand_home
 from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import CONFIG, load_model_config
@@ -110,8 +111,8 @@ def evaluate_models(
     if save_temperature:
         _check_save_temperature(models, protocols, img_size)
     if predictions:
-        require_writable(Path(predictions).expanduser(), "--predictions")
-    real = read_real_labels(Path(real_labels).expanduser()) if real_labels else None
+        require_writable(expand_home(predictions), "--predictions")
+    real = read_real_labels(expand_home(real_labels)) if real_labels else None
     images = choose_images(data, [weights] if weights else models, split, reporter=reporter)
     data, dataset = images.data, images.dataset
     if real is not None:
@@ -160,7 +161,7 @@ def evaluate_models(
         for result, name in zip(results, names, strict=True)
     ]
     if is_main_process() and predictions:
-        _write_predictions(evaluations, Path(predictions).expanduser())
+        _write_predictions(evaluations, expand_home(predictions))
     if is_main_process() and save_temperature:
         _save_temperatures(evaluations[0], reporter)
     return EvalResults(
@@ -208,7 +209,7 @@ def _check_save_temperature(models: Sequence[str], protocols: Sequence[str], img
             f"{ref} is not a model folder, so no temperature can be stored in it.",
             f"Make one: deitctl export {ref} --to timm --output FOLDER; then --model FOLDER.",
         )
-    folder = Path(ref).expanduser()
+    folder = expand_home(ref)
     require_writable(folder / CONFIG, "--model")
     own_size = load_model_config(folder).preprocessing.img_size
     if img_size not in (0, own_size):
@@ -329,7 +330,7 @@ def _note_unknown_training(
         return
     for subject in {subject.ref: subject for subject in subjects}.values():
         ref, config = weights or subject.ref, subject.model_config
-        is_file = Path(ref).expanduser().exists() and ref not in images.train_masks
+        is_file = expand_home(ref).exists() and ref not in images.train_masks
         # ImageNet's classes have descriptions, and its val is not trained on.
         if is_file and subject.match.kind != "subset" and config.descriptions is None:
             reporter.note(
@@ -456,7 +457,7 @@ def _save_temperatures(result: EvalResult, reporter: Reporter) -> None:
             "so none is stored. Use more images, among them some that it predicts wrongly."
         )
         return
-    path = Path(result.model).expanduser() / CONFIG
+    path = expand_home(result.model) / CONFIG
     config = read_json(path)
     own = config.get("deitctl") or {}
     config["deitctl"] = {**own, "temperatures": calibration.temperatures}

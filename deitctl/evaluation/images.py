@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from deitctl.data.run_match import Mask, RunMatch, match_run
 from deitctl.data.splits import ALL
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import expand_home
 
 EXPORT = "export"
 """Folder of a run that `deitctl export` writes to."""
@@ -68,7 +68,7 @@ def describe_images(count: int, data: str, split: str, num_train_images: int | N
 
 def is_run(ref: str) -> bool:
     """Whether a name is that of a run folder."""
-    return bool(ref) and (Path(ref).expanduser() / "run.toml").is_file()
+    return bool(ref) and (expand_home(ref) / "run.toml").is_file()
 
 
 def find_run(model: str) -> RunData | None:
@@ -78,7 +78,7 @@ def find_run(model: str) -> RunData | None:
         ConfigError: its run.toml is broken.
         DataError: its split.csv is.
     """
-    path = Path(model).expanduser()
+    path = expand_home(model)
     if not model or not path.exists():
         return None
     if path.is_dir() and (run := read_run_data(path)) is not None:
@@ -108,7 +108,7 @@ def choose_images(
         DataError: no such data or split, or the data of a run is not where it was.
     """
     runs = {model: run for model in models if (run := find_run(model)) is not None}
-    owner = read_run_data(Path(data).expanduser()) if data else next(iter(runs.values()), None)
+    owner = read_run_data(expand_home(data)) if data else next(iter(runs.values()), None)
     if owner is not None:
         require_data(owner)
         data = owner.ref
@@ -183,7 +183,7 @@ def _leave_out_train_images(images: ScoredImages, reporter: Reporter) -> ScoredI
 def require_data(run: RunData) -> None:
     """Raise `DataError` unless the data of a run is where it was."""
     ref = run.ref or BUILT_IN
-    if ref != BUILT_IN and not Path(ref).expanduser().exists():
+    if ref != BUILT_IN and not expand_home(ref).exists():
         raise DataError(
             f"{run.folder} was trained on {ref}, which is not there.",
             f"Say where it is now: deitctl eval DATA --model {shlex.quote(str(run.folder))}",

@@ -30,6 +30,7 @@ from deitctl.explanation.attention_maps import (
     require_deit,
 )
 from deitctl.explanation.overlay import TokenPanel, draw_panels
+from deitctl.home import expand_home
 from deitctl.inference.classifier import ScoredClass
 from deitctl.inference.inputs import (
     ImageLike,
@@ -139,7 +140,7 @@ def explain(
             "Leave --token and --only-disagreements out to explain its class token.",
         )
     # Always fp32: relevance multiplies over all blocks, and so would the rounding of bf16.
-    chosen, folder = choose_device(device, "fp32"), Path(output).expanduser()
+    chosen, folder = choose_device(device, "fp32"), expand_home(output)
     chosen.to_device(deit).requires_grad_(False)  # only the attention needs gradients
     explainer = _Explainer(
         deit,

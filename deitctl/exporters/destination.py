@@ -12,6 +12,7 @@ from deitctl.errors import ExportError
 from deitctl.exporters.coreml import MANIFEST
 from deitctl.exporters.formats import Format
 from deitctl.exporters.model_card import README, is_unedited
+from deitctl.home import expand_home
 from deitctl.models.factory import HUB_PREFIX, WEIGHT_SUFFIXES
 from deitctl.paths import DiskError
 
@@ -31,9 +32,9 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
         ExportError: something is there that is no earlier export, or a README.md that has been
             edited.
     """
-    source = Path(model.removeprefix(HUB_PREFIX)).expanduser()
+    source = expand_home(model.removeprefix(HUB_PREFIX))
     name = get_default_stem(model) + kind.suffix
-    path = Path(output).expanduser()
+    path = expand_home(output)
     if not output:
         # `verify` finds the model of an export by this place, RUN/export/FILE.
         path = source / "export" / name if source.is_dir() else Path(name)
@@ -82,7 +83,7 @@ def _is_folder(path: Path, kind: Format) -> bool:
 
 def get_default_stem(model: str) -> str:
     """Return the name of a model that has no other: its file's or folder's."""
-    path = Path(model.removeprefix(HUB_PREFIX)).expanduser()
+    path = expand_home(model.removeprefix(HUB_PREFIX))
     return path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
 
 

@@ -41,6 +41,7 @@ from deitctl.exporters.verify import (
     require_images,
     verify_against_model,
 )
+from deitctl.home import expand_home
 from deitctl.models.catalog import find
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
@@ -293,7 +294,7 @@ def _read_history(model: str, weights: str) -> History:
     """Return where a model's weights are from, as its files or the catalog state it."""
     # A local folder or --weights may hide a published name: then nothing is known about its
     # training.
-    folder = Path(model).expanduser()
+    folder = expand_home(model)
     run = Run(folder, writes=False)
     if run.config_file.is_file():
         return History(run=read_toml(run.config_file), result=run.result() or {})

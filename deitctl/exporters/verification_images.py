@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from deitctl.evaluation.images import (
     require_data,
 )
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import expand_home
 from deitctl.inference.inputs import expand
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
@@ -140,7 +140,7 @@ def open_calibration_images(
 
 def _find_loose_images(data: str) -> ImageDataset | None:
     """Return the images of a folder without class folders, or one image; None if it is neither."""
-    path = Path(data).expanduser()
+    path = expand_home(data)
     without_classes = path.is_dir() and not any(
         entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
     )

@@ -29,6 +29,7 @@ from deitctl.exporters.verification_images import (
     read_images,
 )
 from deitctl.exporters.verify_whole_images import verify_dynamic_size, verify_image_files
+from deitctl.home import expand_home
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import HEADS, ModelConfig
@@ -90,7 +91,7 @@ def verify_export(
         DataError: no such images.
     """
     reporter = reporter or SilentReporter()
-    export = Path(path).expanduser()
+    export = expand_home(path)
     require_images(num_images)
     kind = recognize_export(export)
     if not kind.runs_here:

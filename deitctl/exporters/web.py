@@ -21,10 +21,11 @@ from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
 from deitctl.exporters import onnx
 from deitctl.exporters.network import TOKENS, AttentionClassifier, ExportedClassifier
+from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.inference.download import fetch
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import VisionTransformer
-from deitctl.paths import cache_root, read_regular, write_bytes
+from deitctl.paths import read_regular, write_bytes
 from deitctl.records import SCHEMA_VERSION
 
 # Pinned by hash: what runs in the visitor's browser is the file that the page was tested with.
@@ -129,22 +130,23 @@ def provide_runtime(archive: str, reporter: Reporter) -> None:
         ExportError: it cannot be had, or is another file than the pinned one.
     """
     archive = archive or os.environ.get(VARIABLE, "")
-    cached = cache_root() / ARCHIVE
+    cached = choose_cache_path(ARCHIVE, reporter)
     if archive:
         # Checked before it gets into the cache, and again when it is read there.
-        data = _read_pinned(Path(archive).expanduser())
+        data = _read_pinned(expand_home(archive))
     elif cached.exists():
         _read_pinned(cached)
         return
     else:
         with reporter.task(f"fetch onnxruntime-web {VERSION}", None, "bytes"):
             data = _fetch()
-    write_bytes(cached, data)
+    if not cached.exists() or can_write(cached.parent):  # else read_runtime verifies what is there
+        write_bytes(cached, data)
 
 
 def read_runtime() -> dict[str, bytes]:
     """Return the contents of `PARTS` from the cached archive; raise as `provide_runtime` does."""
-    data = _read_pinned(cache_root() / ARCHIVE)
+    data = _read_pinned(choose_cache_path(ARCHIVE))
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         contents = {}
         for name, member in PARTS.items():
@@ -189,5 +191,5 @@ def _require_pinned(data: bytes, source: str) -> None:
 def _download_hint() -> str:
     return (
         f"Download {ADDRESS} and name it with --runtime or ${VARIABLE}, "
-        f"or put it at {cache_root() / ARCHIVE}."
+        f"or put it at {choose_cache_path(ARCHIVE)}."
     )

@@ -17,6 +17,7 @@ from deitctl.exporters.export import export
 from deitctl.exporters.formats import recognize_export
 from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.model_card import README, is_unedited
+from deitctl.home import expand_home
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, read_tensor_shapes
 from deitctl.models.weights import require_hub
 from deitctl.paths import read_json, read_text, suggest_path
@@ -80,7 +81,7 @@ def push(
         DeitctlError: the hub cannot be reached, or refuses.
     """
     reporter = reporter or SilentReporter()
-    source = Path(path).expanduser()
+    source = expand_home(path)
     # The client's own check accepts a name without owner, which is its user's default namespace.
     _require_name(repository)
     if not source.exists():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deitctl.config import MAX_SIZE
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.home import expand_home
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
@@ -182,7 +183,7 @@ def name_weights(ref: str, weights: str = "") -> str:
 
 def is_model_folder(ref: str) -> bool:
     """Return whether `ref` is a local folder; a bare name only if the folder holds a model."""
-    path = Path(ref).expanduser()
+    path = expand_home(ref)
     # A folder that happens to be called deit_tiny must not hide the architecture.
     return path.is_dir() and ("/" in ref or (path / CONFIG).is_file())
 
@@ -223,7 +224,7 @@ def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
             ) from error
         download(repo_id, WEIGHTS, reporter)
         return config.parent
-    path = Path(ref).expanduser()
+    path = expand_home(ref)
     if is_model_folder(ref):
         return path
     is_path = "/" in ref or "\\" in ref or path.suffix in WEIGHT_SUFFIXES

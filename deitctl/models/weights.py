@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deitctl.errors import WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.home import expand_home, is_in_private_folder
 from deitctl.models.catalog import OFFICIAL_URL, Architecture
 from deitctl.paths import read_text
 
@@ -28,7 +29,7 @@ def find_local_weights(arch: Architecture) -> Path | None:
             f"{arch.name}.pth",
         )
         for name in names:
-            if (path := Path(folder).expanduser() / name).is_file():
+            if (path := expand_home(folder) / name).is_file():
                 return path
     if (path_in_cache := _find_in_cache(arch.hub_id, FILE)) is not None:
         return path_in_cache
@@ -96,11 +97,17 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
     disable_progress_bars()  # the reporter shows progress
     try:
         with reporter.task(f"download {repo_id}", None, "bytes"):
-            return Path(hf_hub_download(repo_id, filename))
+            path = Path(hf_hub_download(repo_id, filename))
     except HfHubHTTPError as error:
         raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}") from error
     except (OSError, ValueError) as error:
         raise WeightsNotFound(f"the download failed: {str(error).splitlines()[0][:120]}") from error
+    if is_in_private_folder(path):
+        reporter.note(
+            f"The weights are in {path.parent}, which is lost with a container: $HF_HOME or "
+            f"${WEIGHTS_VARIABLE} names a folder that is kept."
+        )
+    return path
 
 
 def require_hub() -> None:

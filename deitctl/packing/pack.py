@@ -23,6 +23,7 @@ from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, w
 from deitctl.data.readers.tar import TarDataset
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
+from deitctl.home import expand_home
 from deitctl.packing.encode import EncodedImage, Encoding, encode_images
 from deitctl.paths import open_atomic, require_writable
 
@@ -100,7 +101,7 @@ def pack(
         DiskError: the file cannot be written.
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
-    path = Path(out).expanduser()
+    path = expand_home(out)
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _check_path(path, data)
@@ -154,7 +155,7 @@ def _check_path(path: Path, data: str) -> None:
     # lexists: a dangling link is something too.
     if os.path.lexists(path) and not is_pack(path):
         raise DataError(f"{path} exists and is not a pack.", "Name another OUT.")
-    source = Path(data).expanduser()
+    source = expand_home(data)
     if path.exists() and source.exists() and path.samefile(source):
         raise DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
     require_writable(path, "OUT")
@@ -198,7 +199,7 @@ def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pac
         DataError: no such data, or no readable pack.
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
-    path = Path(out).expanduser()
+    path = expand_home(out)
     opened = open_dataset(data, reporter)
     datasets, packs = _list_datasets(opened), open_pack(path)
     differences = _compare(datasets, packs, _find_folder(opened), reporter)

@@ -25,6 +25,7 @@ from deitctl.evaluation.result import EvalResult, EvalResults, EvalSubject
 from deitctl.events import Reporter, track
 from deitctl.explanation.attention_maps import TOKENS, compute_token_maps
 from deitctl.explanation.overlay import draw_heatmap
+from deitctl.home import expand_home
 from deitctl.models.factory import is_model_folder
 from deitctl.models.heads import fuse_heads
 from deitctl.models.vit import HeadLogits, VisionTransformer
@@ -56,9 +57,9 @@ def require_report_paths(report: str, figures: str, predictions: str = "") -> No
             )
         if predictions and Path(report).resolve() == Path(predictions).resolve():
             raise ConfigError(f"--report and --predictions are both {report}.", "Name two files.")
-        require_writable(Path(report).expanduser(), "--report")
+        require_writable(expand_home(report), "--report")
     if figures:
-        require_writable(Path(figures).expanduser(), "--figures", folder=True)
+        require_writable(expand_home(figures), "--figures", folder=True)
 
 
 def write_report(
@@ -80,10 +81,10 @@ def write_report(
         return
     contents = build_contents(results, command, reporter)
     if report:
-        write_page(contents, Path(report).expanduser())
+        write_page(contents, expand_home(report))
         reporter.note(f"Report written to {report}")
     if figures:
-        paths = draw_figures(contents, Path(figures).expanduser())
+        paths = draw_figures(contents, expand_home(figures))
         reporter.note(f"{len(paths)} figures written to {figures}")
 
 
@@ -278,7 +279,7 @@ def _read_curves(models: set[str]) -> Curves | None:
     """Return the log of the run, if the only model is a run folder."""
     if len(models) != 1 or not is_model_folder(model := next(iter(models))):
         return None
-    run = Run(Path(model).expanduser(), writes=False)
+    run = Run(expand_home(model), writes=False)
     epochs = list(run.records("epoch"))
     if not epochs:
         return None

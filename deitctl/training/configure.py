@@ -16,6 +16,7 @@ from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.samplers import fit_batch_size
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.home import expand_home
 from deitctl.models import catalog
 from deitctl.models.factory import (
     HUB_PREFIX,
@@ -206,9 +207,9 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in absolute.items():
         is_name = {"data": value in ("", BUILT_IN), "distill.teacher_cache": value in ("", "off")}
         if name in ("model", "weights", "distill.teacher", "distill.teacher_weights"):
-            is_name[name] = not (Path(value).expanduser().is_file() or is_model_folder(value))
+            is_name[name] = not (expand_home(value).is_file() or is_model_folder(value))
         if not is_name.get(name, True):
-            absolute[name] = str(Path(value).expanduser().resolve())
+            absolute[name] = str(expand_home(value).resolve())
     return absolute
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from deitctl.config import Recipe
+from deitctl.home import expand_home
 
 MIB = 2**20
 
@@ -81,7 +82,7 @@ def measure_folder(root: Path) -> int:
 
 def _find_parent(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
-    path = folder.expanduser().absolute()
+    path = expand_home(folder).absolute()
     return next((p for p in (path, *path.parents) if p.is_dir()), path)
 
 

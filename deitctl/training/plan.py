@@ -14,11 +14,11 @@ from deitctl.distillation.distillation_teacher import NO_CACHE
 from deitctl.distillation.targets import TargetCodec
 from deitctl.distillation.teacher import plan_finetuning
 from deitctl.events import Reporter, SilentReporter
+from deitctl.home import choose_cache_path
 from deitctl.models import catalog, timm_models
 from deitctl.models.factory import build_model, list_weight_files, name_weights
 from deitctl.models.introspect import compute_early_size
 from deitctl.models.weights import find_local_weights
-from deitctl.paths import cache_root
 from deitctl.training.build import build_training, warn_about_sizes
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
@@ -165,7 +165,7 @@ def plan_training(
     run_bytes, cache_bytes = count_run_bytes(setup.state.model, recipe), 0
     cache, cache_mib = None, teacher.cache_mib if teacher else None
     if distill is not None and cache_mib is not None and distill.teacher_cache != NO_CACHE:
-        cache = Path(distill.teacher_cache or cache_root())
+        cache = Path(distill.teacher_cache or choose_cache_path("teacher_targets", reporter))
         cache_bytes = round(cache_mib * 2**20)
     disks = plan_disks(Path(config.output_dir or "runs"), run_bytes, cache, cache_bytes)
     for disk in disks:

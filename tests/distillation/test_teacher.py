@@ -20,11 +20,11 @@ from deitctl.distillation import teacher as module
 from deitctl.distillation.teacher import ResolvedTeacher, Teacher, resolve_teacher
 from deitctl.errors import TeacherError
 from deitctl.events import SilentReporter
+from deitctl.home import cache_root
 from deitctl.lock import locked
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig, Preprocessing
-from deitctl.paths import cache_root
 from deitctl.recipes import DIGITS_CONVNET
 from deitctl.training.launch import train_or_find
 

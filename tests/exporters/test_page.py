@@ -27,8 +27,8 @@ from deitctl.exporters.metadata import describe_model
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.verification_images import compute_reference
 from deitctl.exporters.web import FILES, export_web
+from deitctl.home import CACHE_VARIABLE, cache_root
 from deitctl.models.factory import LoadedModel
-from deitctl.paths import CACHE_VARIABLE, cache_root
 
 _spec = importlib.util.spec_from_file_location(
     "chromium", Path(__file__).parents[1] / "chromium.py"

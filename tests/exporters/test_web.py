@@ -18,7 +18,7 @@ from deitctl.exporters.web import (
     provide_runtime,
     read_runtime,
 )
-from deitctl.paths import cache_root
+from deitctl.home import cache_root
 
 
 def sha512(data: bytes) -> str:
