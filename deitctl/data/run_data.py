@@ -19,13 +19,15 @@ from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.errors import DataError
-from deitctl.paths import write_bytes
+from deitctl.paths import open_regular, write_bytes
 from deitctl.settings import read_toml
 
 SPLIT_FILE = "split.csv"
 COLUMNS = ["path", "label", "split", "part", "bytes", "digest"]
 MAX_ROWS = 200_000
 """Images of data with validation images of its own that are listed: a few seconds, and 20 MB."""
+MAX_BYTES = 1 << 32
+"""Of a split.csv, which has some hundred bytes an image."""
 MAX_DIGESTS = 50_000
 MAX_DIGEST_BYTES = 4 * 2**30
 """Data of more images or bytes has no digests: its images would be read at the start."""
@@ -115,10 +117,11 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
 
 
 def _read_rows(file: Path) -> SplitRows | None:
-    if not file.is_file():
-        return None
     try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as text:
+        with (
+            open_regular(file, MAX_BYTES) as binary,
+            io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="") as text,
+        ):
             table = csv.reader(text)
             if next(table, []) != COLUMNS:
                 raise ValueError(f"its first line is not {','.join(COLUMNS)}")
@@ -131,6 +134,8 @@ def _read_rows(file: Path) -> SplitRows | None:
         return SplitRows(
             paths, labels, splits, parts, [int(n) for n in sizes], [int(d, 16) for d in digests]
         )
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read: {error}.", "Restore it, or start a new run."
