@@ -17,6 +17,7 @@ from deitctl.cores import count_cores
 from deitctl.data.lazy_jpeg import load_jpeg_decoder
 from deitctl.device import INFERENCE_PRECISION, DeviceSettings, choose_device
 from deitctl.free_memory import read_free_memory
+from deitctl.home import cache_root, can_write, find_home
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
 
@@ -41,6 +42,7 @@ EXTRAS = {
     "parquet": ("pyarrow",),
 }
 MIB = 2**20
+SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,16 @@ class Environment:
     """$DEITCTL_WEIGHTS."""
     free_disk_mib: int
     """In the current folder."""
+    free_shared_memory_mib: int | None
+    """In /dev/shm, of which a container has 64 MB by default; null: there is none."""
+    max_open_files: int | None
+    """File descriptors that a process may have (`ulimit -n`); null where the system has no limit."""
+    home: str
+    """The user's folder; `/` if the system knows none, as for `docker run --user 12345`."""
+    cache_dir: str
+    """Of fine-tuned teachers, their targets and indexes: $DEITCTL_CACHE, or below the home."""
+    cache_is_writable: bool
+    """If not, a folder below the temporary one takes what is new, and does not outlive a container."""
 
 
 def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
@@ -127,7 +139,25 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         local_weights=[a.alias for a in ARCHITECTURES if find_local_weights(a) is not None],
         weights_dir=os.environ.get(WEIGHTS_VARIABLE),
         free_disk_mib=shutil.disk_usage(Path.cwd()).free // MIB,
+        free_shared_memory_mib=_read_free_shared_memory(),
+        max_open_files=_read_max_open_files(),
+        home=str(find_home()),
+        cache_dir=str(cache_root()),
+        cache_is_writable=can_write(cache_root()),
     )
+
+
+def _read_free_shared_memory() -> int | None:
+    return shutil.disk_usage(SHARED_MEMORY).free // MIB if os.path.isdir(SHARED_MEMORY) else None
+
+
+def _read_max_open_files() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _find_version(package: str) -> str | None:

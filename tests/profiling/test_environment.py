@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import shutil
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +32,33 @@ def test_values_are_those_of_this_machine() -> None:
     assert 0 < env.free_disk_mib < 2**40
     assert env.device_memory_mib is None
     assert env.jpeg_decoder in ("torchcodec", "torchvision", "pillow")
+
+
+def test_limits_of_a_container_are_those_that_it_has(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DEITCTL_CACHE", str(tmp_path / "cache"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        env = collect_env("cpu", "fp32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert env.max_open_files == 200
+    assert (env.home, env.cache_dir) == (str(tmp_path), str(tmp_path / "cache"))
+    assert env.cache_is_writable
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(environment, "SHARED_MEMORY", str(tmp_path))
+    free = collect_env("cpu", "fp32").free_shared_memory_mib
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.1)
+    monkeypatch.setattr(environment, "SHARED_MEMORY", str(tmp_path / "gone"))
+    assert collect_env("cpu", "fp32").free_shared_memory_mib is None
+
+
+@pytest.mark.unprivileged
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path) -> None:
+    tmp_path.chmod(0o555)
+    monkeypatch.setenv("DEITCTL_CACHE", str(tmp_path / "cache"))
+    assert not collect_env("cpu", "fp32").cache_is_writable
 
 
 def test_a_missing_package_is_null_and_named_by_its_extra(monkeypatch) -> None:
