@@ -4,9 +4,11 @@ DeitctlError            exit code 1
 ├── ConfigError         a value in a recipe, a file or a keyword is wrong
 │   └── UsageError      the command line itself is wrong (exit code 2)
 ├── DataError           a data set or an image cannot be used
+│   └── ReadError       an image's bytes could not be read
 ├── ModelError          a model name or a checkpoint cannot be used
 │   └── WeightsNotFound no file, no cache and no network gave the weights
 ├── TeacherError        the teacher cannot teach this data
+├── DataChanged         a file that many images are read from was changed while in use
 ├── LoaderLost          a loader process ended, or no batch comes any more
 ├── ExportError         the format is not there, or the exported file disagrees with the model
 └── Interrupted         SIGINT, SIGTERM or SIGHUP stopped it (exit code 130, 143 or 129)
@@ -47,6 +49,10 @@ class DataError(DeitctlError):
     """A data set or an image cannot be used."""
 
 
+class ReadError(DataError):
+    """An image's bytes could not be read, which says nothing about the image: a later read may succeed."""
+
+
 class ModelError(DeitctlError):
     """A model name or a checkpoint cannot be used."""
 
@@ -61,6 +67,10 @@ class TeacherError(DeitctlError):
 
 class ExportError(DeitctlError):
     """The format is not available, or the exported file disagrees with the model."""
+
+
+class DataChanged(DeitctlError):
+    """A file that many images are read from was changed while in use. Not a `DataError`, which may be one image's."""
 
 
 class LoaderLost(DeitctlError):

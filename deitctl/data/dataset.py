@@ -50,7 +50,12 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
-        """Return the stored image; raise `DataError` if it cannot be read."""
+        """Return the stored image.
+
+        Raises:
+            ReadError: it cannot be read now.
+            DataError: it is nothing that can be read.
+        """
 
     def digest(self, index: int) -> int:
         """Digest of the image's file as it was before packing, 64 bits; 0 if it cannot be read."""
@@ -96,7 +101,7 @@ class FileDataset(ImageDataset):
             return 0
 
     def read_bytes(self, index: int) -> bytes:
-        return read_bytes(Path(self.paths[index]))
+        return read_bytes(Path(self.paths[index]), was_there=True)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Decoding of image files to upright RGB, within limits on bytes, pixels and scans."""
+"""Decoding of image files to upright RGB, within limits on bytes, pixels and time."""
 
 from __future__ import annotations
 
-import io
+import errno
 import os
 import threading
 import warnings
@@ -13,6 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from deitctl.data.decode_limits import (
+    MAX_DECODE_S,
+    MAX_OPEN_S,
+    STRIP,
+    open_bounded,
+    require_few_scans,
+)
+from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.errors import DataError
 from deitctl.paths import read_regular
 
@@ -27,13 +35,11 @@ PIXELS_VARIABLE = "DEITCTL_MAX_PIXELS"
 MAX_SIDE = 65_535  # JPEG's own limit; Pillow allocates a pointer for every row
 MAX_BYTES = 512 * 2**20
 """Bytes of a stored image."""
-MAX_SCANS = 200
-"""Scans of a progressive JPEG, each as slow to decode as an image; encoders write ten or so."""
 LARGE = 16_000_000
 """Pixels above which a process decodes one image at a time, so that threads do not multiply the
 memory."""
-STRIP = 2**20
-"""Pixels or bytes that are processed at a time where that needs temporary copies."""
+OUT_OF_MEMORY = ("out of memory", "cannot allocate", "can't allocate", "could not allocate")
+"""In messages of Pillow, libtiff and libavif."""
 _one_large = threading.Lock()
 
 
@@ -50,7 +56,8 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
             because fewer DCT coefficients are used. Other formats are decoded in full.
 
     Raises:
-        DataError: not an image of `FORMATS`, damaged, truncated or too large.
+        DataError: not an image of `FORMATS`, damaged, truncated, too large or too slow.
+        MemoryError: there is not enough memory, which says nothing about the image.
     """
     with _named_errors(data, name):
         image = _open(data, name)
@@ -93,6 +100,16 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
         return image.size, orientation if orientation in range(1, 9) else 1
 
 
+def open_header(data: bytes, name: str) -> Image.Image:
+    """Open an image of `FORMATS` without decoding it, to look at its properties.
+
+    Raises:
+        DataError: as `decode`, as far as the header shows.
+    """
+    with _named_errors(data, name):
+        return _open(data, name, MAX_OPEN_S)
+
+
 @contextmanager
 def _named_errors(data: bytes, name: str) -> Iterator[None]:
     try:
@@ -110,29 +127,25 @@ def _named_errors(data: bytes, name: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # damaged files raise a dozen types: struct.error, TypeError, ...
+        if _ran_out_of_memory(error):
+            raise MemoryError(f"{name}: there is not enough memory to decode it.") from error
         why = str(error).splitlines()[0][:200] if str(error) else "damaged"
         raise DataError(f"{name} cannot be decoded: {why}.") from error
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out in Pillow or in a library that it calls."""
+    is_shortage = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return is_shortage or any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def _open(data: bytes, name: str, seconds: float = MAX_DECODE_S) -> Image.Image:
     """Read a header and check it against the limits, without decoding."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = open_bounded(data, name, FORMATS, seconds)
     _require_size(image.size, name)
-    # Ten thousand scans fit into 100 kB and take minutes.
-    scans = _count_scans(data) if image.format in ("JPEG", "MPO") else 0
-    if scans > MAX_SCANS:
-        raise DataError(f"{name} has {scans:,} scans, more than {MAX_SCANS}.")
+    if image.format in ("JPEG", "MPO"):
+        require_few_scans(data, image.width * image.height, get_max_pixels(), name)
     return image
-
-
-def _count_scans(data: bytes) -> int:
-    """Count the start-of-scan markers, FF DA; NumPy takes a sixth of the time of `data.count`."""
-    values = np.frombuffer(data, np.uint8)
-    # One byte more than a strip: a marker may lie across two.
-    strips = (values[start : start + STRIP + 1] for start in range(0, len(values), STRIP))
-    return sum(
-        int(np.count_nonzero((strip[:-1] == 0xFF) & (strip[1:] == 0xDA))) for strip in strips
-    )
 
 
 def get_max_pixels() -> int:
@@ -163,12 +176,21 @@ def _require_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file of at most `MAX_BYTES`; raise `DataError` if it cannot be."""
+def read_bytes(path: Path, *, was_there: bool = False) -> bytes:
+    """Read a regular file of at most `MAX_BYTES`.
+
+    Args:
+        path: of the file.
+        was_there: whether it has been listed, see `read_patiently`.
+
+    Raises:
+        ReadError: it cannot be read now.
+        DataError: it is no regular file, or too large.
+    """
     try:
-        return read_regular(path, MAX_BYTES)
+        return read_patiently(lambda: read_regular(path, MAX_BYTES), str(path), was_there=was_there)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from error
+        raise_read_error(str(path), error)
 
 
 def read_image(path: Path) -> Image.Image:

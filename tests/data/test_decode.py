@@ -223,8 +223,8 @@ def test_damage_gives_an_image_or_a_data_error_and_nothing_else(kind, data):
 
 @pytest.mark.parametrize("strip", [1, 7, 64, 2**20])
 def test_scans_are_counted_wherever_they_lie(strip, make_image, monkeypatch):
-    monkeypatch.setattr("deitctl.data.decode.STRIP", strip)
-    monkeypatch.setattr("deitctl.data.decode.MAX_SCANS", 3)
+    monkeypatch.setattr("deitctl.data.decode_limits.STRIP", strip)
+    monkeypatch.setattr("deitctl.data.decode_limits.MAX_SCANS", 3)
     data = encode(make_image(40, 30), "JPEG", progressive=True)
     with pytest.raises(
         DataError, match=rf"has {data.count(bytes([0xFF, 0xDA]))} scans, more than 3"
