@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Generator, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.decode import decode
+from deitctl.data.decode import decode, open_header, read_bytes
 from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
 from deitctl.data.readers.pack import PackDataset
 from deitctl.data.stream import batched_range, stream_batches
@@ -75,7 +73,7 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
         data = dataset.read_bytes(index)
     except DataError as error:
         return ImageInfo("unreadable", str(error))
-    header = _read_header(data)
+    header = _read_header(data, name)
     try:  # an image of an array in memory has no header
         image = dataset.read(index) if header is None else decode(data, name)
     except DataError as error:
@@ -99,23 +97,20 @@ def format_of_name(name: str) -> str:
 
 
 def is_image(path: str) -> bool:
-    """Return whether Pillow recognizes the file by its first bytes."""
+    """Return whether a file is of a format that deitctl reads; pipes and devices are not opened."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # only formats that deitctl reads
-            Image.open(path, formats=tuple(EXTENSION_BY_FORMAT)).close()
-            return True
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        open_header(read_bytes(Path(path)), path)
+        return True
+    except DataError:
         return False
 
 
-def _read_header(data: bytes) -> ImageInfo | None:
+def _read_header(data: bytes, name: str) -> ImageInfo | None:
     """Describe an image as stored, without decoding it; None if it does not even begin like one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = open_header(data, name)
             # MPO is a camera's JPEG with a preview behind it
             kind = "JPEG" if image.format == "MPO" else image.format or ""
             animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
@@ -125,6 +120,8 @@ def _read_header(data: bytes) -> ImageInfo | None:
                 animated=animated,
                 rotated=image.getexif().get(ORIENTATION, 1) != 1,
             )
+    except MemoryError:
+        raise
     except Exception:  # damaged headers raise a dozen kinds of errors; decoding names the right one
         return None
 

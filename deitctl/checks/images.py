@@ -106,7 +106,9 @@ class _Inspection:
         def make() -> Iterator[Remedy]:
             for detail, indices in self.by_code[code].items():
                 for name in map(self.images.name, indices):
-                    if code in UNREADABLE:
+                    if code == "unreadable":  # it may be readable another time
+                        yield Remedy(name, code, "review")
+                    elif code in UNREADABLE:
                         yield Remedy(name, code, "delete")
                     elif code == "wrong_extension" and detail in EXTENSION_BY_FORMAT:
                         renamed = PurePath(name).with_suffix(EXTENSION_BY_FORMAT[detail])
