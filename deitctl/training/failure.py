@@ -55,14 +55,18 @@ def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
     except Exception as other:  # the first failure is the one to be told
         error.add_note(f"The state could not be saved either: {other}")
     run, config = trainer.run, trainer.config
-    resume, saved = f"deitctl train --resume {run.quoted}", run.describe_saved()
+    resume = f"deitctl train --resume {run.quoted}"
+    # Of several processes the main one saves, perhaps at this moment.
+    saved = run.describe_saved() if run.writes else ""
     if isinstance(error, DiskError):
         return run.explain_full_disk(error)
     if isinstance(error, DataError):
-        hint = f"{error.hint} Repair or remove it, then: {resume}"
-        return DataError(f"{error.message} {saved}", hint)
+        stops = config.on_bad_image == "stop"
+        ways = f"Repair it, then: {resume}. To leave such images out: {resume} --on-bad-image skip"
+        hint = f"{error.hint} {ways}" if stops else f"{error.hint} To go on: {resume}"
+        return DataError(f"{error.message} {saved}".strip(), hint)
     if isinstance(error, DeitctlError):
-        return type(error)(f"{error.message} {saved}", f"{error.hint} To go on: {resume}")
+        return type(error)(f"{error.message} {saved}".strip(), f"{error.hint} To go on: {resume}")
     compiler = ("torch._inductor", "torch._dynamo")
     if config.compile and type(error).__module__.startswith(compiler):
         reason = str(error).strip().splitlines()[0]

@@ -175,7 +175,7 @@ def open_run(
             yield trainer
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
-        raise Interrupted(signum, command, run.describe_saved()) from stop
+        raise Interrupted(signum, command, run.describe_saved() if run.writes else "") from stop
     except LoaderLost as error:
         hint = error.hint.partition(" To go on:")[0]
         raise LoaderLost(error.message, f"{hint} To go on: {command} --workers 0") from error

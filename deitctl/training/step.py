@@ -21,7 +21,7 @@ from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.targets import teacher_targets
 from deitctl.distillation.teacher import Teacher
-from deitctl.distributed import SINGLE_PROCESS, World
+from deitctl.distributed import SINGLE_PROCESS, Patience, World
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
 from deitctl.models.introspect import describe_layers
@@ -141,7 +141,8 @@ def forward_backward(
                     len(batch.unreadable),
                     signals.signum,
                     signals.save_requested,
-                ]
+                ],
+                Patience(signals.raise_if_set, reporter.warn),
             ),
             strict=True,
         )
