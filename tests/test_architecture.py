@@ -24,6 +24,7 @@ PACKAGES = (
         "home",
         "cores",
         "launchers",
+        "threads",
     ),
     ("device", "distributed", "free_memory", "lock", "rng"),
     ("models",),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,6 +19,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.errors import DataError
 from deitctl.events import Reporter, track
+from deitctl.threads import DaemonThreads
 
 Index = NDArray[np.int64]
 DIGEST_BYTES = 16  # BLAKE2 of the decoded pixels
@@ -70,12 +70,9 @@ def group_duplicates(dataset: ImageDataset, reporter: Reporter) -> ImageGroups |
     if count > MAX_IMAGES or sum(map(dataset.num_bytes, range(count))) > MAX_BYTES:
         return None
     # Threads: reading, decoding and resizing release Python's lock.
-    pool = ThreadPoolExecutor(count_cores())
-    try:
-        results = pool.map(lambda index: _hash_image(dataset, index), range(count))
+    with DaemonThreads(count_cores()) as threads:
+        results = threads.map(lambda index: _hash_image(dataset, index), range(count))
         digests, hashes = zip(*track(results, reporter, "find duplicates", count), strict=True)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for all images
     exact = np.arange(count)
     at, rows = _stack(digests)
     exact[at] = at[find_first(group_rows(rows))]

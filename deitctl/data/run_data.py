@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.errors import DataError
 from deitctl.paths import open_regular, write_bytes
 from deitctl.settings import read_toml
+from deitctl.threads import DaemonThreads
 
 SPLIT_FILE = "split.csv"
 COLUMNS = ["path", "label", "split", "part", "bytes", "digest"]
@@ -102,12 +102,14 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with DaemonThreads(count_cores()) as threads:
         for split, dataset, bytes_ in zip(("train", "val"), (train, val), sizes, strict=True):
             names = (dataset.class_names[label] for label in dataset.labels.tolist())
             part = ALL if val.is_held_out else split
             digests = (
-                pool.map(dataset.digest, range(len(bytes_))) if has_digests else [0] * len(bytes_)
+                threads.map(dataset.digest, range(len(bytes_)))
+                if has_digests
+                else [0] * len(bytes_)
             )
             for path, name, size, digest in zip(
                 list_relative_paths(dataset), names, bytes_, digests, strict=True

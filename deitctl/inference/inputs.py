@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
@@ -19,6 +18,7 @@ from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspe
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import suggest_path, walk
+from deitctl.threads import DaemonThreads
 
 if TYPE_CHECKING:
     import torch
@@ -243,10 +243,10 @@ def read_ahead(
     items: Iterator[T], load: Callable[[T], Input], batch_size: int
 ) -> Iterator[list[Input]]:
     """Apply `load` in threads, one batch ahead; memory holds two batches at most."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with DaemonThreads(min(8, os.cpu_count() or 1)) as threads:
 
         def submit_batch() -> list[Any]:
-            return [pool.submit(load, item) for item in islice(items, batch_size)]
+            return [threads.submit(load, item) for item in islice(items, batch_size)]
 
         pending = submit_batch()
         while pending:
