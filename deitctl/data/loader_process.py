@@ -32,6 +32,8 @@ Batch = TypeVar("Batch")
 
 POLL_S = 1.0
 """Between two looks at signals while nothing comes, and between two signs of life of a loader."""
+END_S = 2.0
+"""For killed processes to end."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GROUP_SIGNALS = [
     getattr(signal, name)
@@ -96,7 +98,7 @@ class Loader:
         try:
             yield
         except EOFError:
-            self.process.join(POLL_S)
+            self.process.join(END_S)
             raise explain_end(self.process.exitcode) from None
 
 
@@ -129,8 +131,9 @@ def start_loaders(
     finally:
         atexit.unregister(kill)
         kill()
+        deadline = time.monotonic() + END_S  # one that waits for a dead mount may not end
         for loader in loaders:
-            loader.process.join(POLL_S)  # one that waits for a dead mount may not end
+            loader.process.join(max(0.0, deadline - time.monotonic()))
             loader.channel.end.close()
 
 

@@ -152,7 +152,7 @@ def _pin_in_thread(
 
     def raise_if_closed() -> None:
         if closed.is_set():
-            raise EOFError
+            raise GeneratorExit
 
     def put(item: object) -> None:
         while not closed.is_set():

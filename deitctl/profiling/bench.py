@@ -23,7 +23,7 @@ from deitctl.data.loader import Batch, EvalViews
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.samplers import fit_batch_size
 from deitctl.device import Device, choose_device, ran_out_of_memory
-from deitctl.errors import ConfigError, DeitctlError
+from deitctl.errors import ConfigError, DeitctlError, LoaderLost
 from deitctl.events import Reporter, SilentReporter
 from deitctl.profiling.batch_size import choose_batch_size, floor_power_of_two
 from deitctl.profiling.bench_result import (
@@ -250,6 +250,8 @@ class StageTable:
         stage = Stage(name=name)
         try:
             measurement = measure_time(work, seconds=self.seconds)
+        except LoaderLost:  # an accident, which says nothing about the machine
+            raise
         except (DeitctlError, RuntimeError, MemoryError) as error:
             if isinstance(error, DeitctlError):
                 stage = replace(stage, error=error.message)
