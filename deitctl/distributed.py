@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from deitctl.errors import ConfigError, DeitctlError
+from deitctl.launchers import read_rank
 
 T = TypeVar("T")
 # A collective may wait while one process fine-tunes a teacher or scans a slow disk, for hours. A
@@ -161,17 +162,17 @@ SINGLE_PROCESS = World()
 
 def is_distributed() -> bool:
     """Return whether torchrun, or a similar launcher, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return read_rank("WORLD_SIZE") > 1
 
 
 def is_main_process() -> bool:
     """Return whether this is rank 0, also before the process group exists."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return read_rank("RANK") == 0
 
 
 def local_rank() -> int:
     """Return this process's rank on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return read_rank("LOCAL_RANK")
 
 
 def launch_id() -> str:
@@ -229,7 +230,13 @@ def _open_store() -> tuple[Store, int, int]:
     """Return the launcher's store, this process's rank and the world size."""
     # Opened once and cached: where rank 0 serves the store, a process that is early for a second
     # rendezvous would connect to the store of the first one, and lose it when that closes.
-    store, rank, size = next(rendezvous("env://"))
+    try:
+        store, rank, size = next(rendezvous("env://"))
+    except ValueError as error:
+        raise ConfigError(
+            f"The environment's MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE do not fit: {error}.",
+            "torchrun sets them.",
+        ) from error
     return store, rank, size
 
 

@@ -9,12 +9,29 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
-from deitctl.errors import UsageError
+from deitctl.errors import ConfigError, UsageError
 
 MPI_LIBRARIES = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")
 """Beginning of the variables of Open MPI, of MPICH and Intel MPI, and of MVAPICH: _SIZE and _RANK."""
+MAX_PROCESSES = 1_000_000
 NO_STEP = 4_000_000_000
 """Slurm's step numbers from here on mean the script of a batch job, or other things but a step."""
+
+
+def read_rank(name: str, environ: Mapping[str, str] = os.environ) -> int:
+    """Return RANK, LOCAL_RANK (0 where they are not set) or WORLD_SIZE (1), as torchrun sets them.
+
+    Raises:
+        ConfigError: it is no number of a process, or of processes.
+    """
+    least = 1 if name == "WORLD_SIZE" else 0
+    text = environ.get(name, str(least))
+    if not text.isdecimal() or not least <= int(text[:9]) < MAX_PROCESSES:
+        raise ConfigError(
+            f"${name} is {text[:40]!r} in the environment, which is no number of processes.",
+            f"torchrun sets it; otherwise: unset {name}",
+        )
+    return int(text)
 
 
 def require_torchrun(

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deitctl.cli.app import app
-from deitctl.errors import UsageError
-from deitctl.launchers import require_torchrun, suggest_torchrun
+from deitctl.errors import ConfigError, UsageError
+from deitctl.launchers import read_rank, require_torchrun, suggest_torchrun
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
 BATCH = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}
@@ -112,3 +112,23 @@ def test_every_command_of_several_processes_refuses_tasks_of_srun(
     assert "srun started 8 tasks" in str(result.exception)
     monkeypatch.setattr(sys, "argv", ["deitctl", command, "--help"])
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("RANK", "x"),
+        ("RANK", "-1"),
+        ("WORLD_SIZE", "0"),
+        ("LOCAL_RANK", ""),
+        ("WORLD_SIZE", "9" * 99),
+    ],
+)
+def test_a_number_of_processes_that_is_none_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\${name} is "):
+        read_rank(name, {name: text})
+
+
+def test_without_torchrun_a_process_is_the_first_of_one() -> None:
+    assert [read_rank(name, {}) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == [0, 0, 1]
+    assert read_rank("RANK", {"RANK": "3"}) == 3

@@ -36,7 +36,7 @@ from deitctl.cli.options import describe_defaults
 from deitctl.cli.streams import prepare_streams
 from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
 from deitctl.home import provide_folders
-from deitctl.launchers import require_torchrun
+from deitctl.launchers import read_rank, require_torchrun
 from deitctl.settings import list_settings
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -147,7 +147,8 @@ _debug = False
 
 def _require_one_process(command: str) -> None:
     """Refuse a command that torchrun starts in several processes, each of which would do all of the work."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in DISTRIBUTED_COMMANDS:
+    size, _, _ = map(read_rank, ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    if size > 1 and command not in DISTRIBUTED_COMMANDS:
         raise UsageError(
             f"{command or 'This'} works in one process.",
             f"torchrun is for {', '.join(DISTRIBUTED_COMMANDS)}.",

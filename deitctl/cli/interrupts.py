@@ -18,9 +18,11 @@ from types import FrameType
 from deitctl.errors import Signalled
 
 ENDING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
+    if hasattr(signal, name)
 )
-"""Signals that ask for the end; SIGHUP comes when the terminal is closed, or the ssh connection ends."""
+"""Signals that ask for the end: SIGHUP when the terminal is closed, SIGXCPU when a limit on CPU time is reached."""
 PATIENCE_S = 2.0
 """From a signal to the end of a command whose main thread does not obey it."""
 REPEAT_WINDOW_S = 1.0
@@ -64,7 +66,9 @@ def _watch(reader: socket.socket, _writer: socket.socket) -> None:
         if signum not in ENDING or signal.getsignal(signum) is signal.SIG_IGN:
             continue
         now = time.monotonic()
-        insists = bool(first_s) and now - first_s > REPEAT_WINDOW_S
+        # the kernel repeats this one every second
+        is_repeated = bool(first_s) and signum != getattr(signal, "SIGXCPU", 0)
+        insists = is_repeated and now - first_s > REPEAT_WINDOW_S
         first_s = first_s or now
         timer = threading.Timer(PATIENCE_S, _end_if_running, (signum, insists))
         timer.daemon = True  # a command that ends by itself does not wait for it

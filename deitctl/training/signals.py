@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 are remembered, and acted on where the state is consistent."""
+"""SIGINT, SIGTERM, SIGHUP, SIGXCPU and SIGUSR1 are remembered, and acted on where the state is consistent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class StopRequest:
     def request_stop(self, signum: int, _: FrameType | None = None) -> None:
         """Handle SIGINT, SIGTERM or SIGHUP; raise `Signalled` at once if it is repeated."""
         now = time.monotonic()
-        if self.signum and now - self._time > REPEAT_WINDOW_S:
+        is_repeated = self.signum and signum != getattr(
+            signal, "SIGXCPU", 0
+        )  # which the kernel repeats
+        if is_repeated and now - self._time > REPEAT_WINDOW_S:
             raise Signalled(signum, insists=True)
         if not self.signum:
             self.signum, self._time = signum, now
@@ -74,9 +77,10 @@ def hold_signals(stop: StopRequest) -> Iterator[None]:
     }
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         handlers[signal.SIGUSR1] = stop.request_save
-        # The terminal is closed, or the ssh connection has ended. Ignored under nohup, as it is to be.
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            handlers[signal.SIGHUP] = stop.request_stop
+        # The terminal is closed, or the ssh connection has ended; a limit on CPU time is reached.
+        for signum in (signal.SIGHUP, signal.SIGXCPU):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+                handlers[signum] = stop.request_stop
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
