@@ -78,9 +78,9 @@ def hold_signals(stop: StopRequest) -> Iterator[None]:
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         handlers[signal.SIGUSR1] = stop.request_save
         # The terminal is closed, or the ssh connection has ended; a limit on CPU time is reached.
-        for signum in (signal.SIGHUP, signal.SIGXCPU):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-                handlers[signum] = stop.request_stop
+        for ending in (signal.SIGHUP, signal.SIGXCPU):
+            if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup
+                handlers[ending] = stop.request_stop
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
