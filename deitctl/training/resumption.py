@@ -90,11 +90,12 @@ def require_same_settings(
     """
     # What `--more-epochs` does, which a kill may have left without a checkpoint of its own.
     phases = [*now[RESTARTS], now[EPOCHS]]
-    phases_then = [*began.get(RESTARTS, []), began.get(EPOCHS)]
+    restarts = began.get(RESTARTS)
+    phases_then = [*(restarts if isinstance(restarts, list) else []), began.get(EPOCHS)]
     if phases[: len(phases_then)] == phases_then and phases == sorted(phases):
         began = {**began, EPOCHS: now[EPOCHS], RESTARTS: now[RESTARTS]}
     changes = [
-        f"{name.removeprefix('recipe.')} is {now.get(name, 'not set')}, was {began.get(name, 'not set')}"
+        f"{name.removeprefix('recipe.')} is {now.get(name, 'not set')}, was {began.get(name, 'not set')!s:.100}"
         for name in {**began, **now}
         if began and began.get(name) != now.get(name)
     ]

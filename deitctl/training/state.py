@@ -264,8 +264,8 @@ def _load_optimizer(
     for name, value in tensors.items():
         owner, _, key = name.rpartition(".")
         parameter = parameters[owner]
-        # A copy, because the value is a memory map of the file that the next save replaces. The
-        # fused optimizer needs its step counter on the parameter's device too.
+        # A copy, which torch's allocator aligns. The fused optimizer needs its step counter on the
+        # parameter's device too.
         moment = value.clone().to(parameter.device, memory_format=torch.preserve_format)
         if key != "step" and parameter.ndim == 4:
             # Moments in another layout than their parameter would make the fused optimizer copy
