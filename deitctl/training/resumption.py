@@ -13,7 +13,7 @@ from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
-from deitctl.models.checkpoint_io import WEIGHTS, read_metadata
+from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors, read_metadata
 from deitctl.training.build import round_up_to_pairs
 from deitctl.training.configure import name_command
 
@@ -73,7 +73,8 @@ def load_checkpoint(trainer: Trainer) -> None:
     trainer.run.cut_log(progress.log_bytes)
     if trainer.config.micro_batch_size:
         progress.micro_batch_size = round_up_to_pairs(trainer.config.micro_batch_size)
-    load_best(trainer)
+    if keeps_best(trainer):
+        load_best(trainer)
     trainer.start_time = time.monotonic() - progress.seconds
     trainer.world.barrier()
 
@@ -174,6 +175,25 @@ def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
             f"{len(changed)} images have other contents than when {trainer.run.root} began, and are taken as they "
             f"are now: {_name_first(changed)}."
         )
+
+
+def keeps_best(trainer: Trainer) -> bool:
+    """Return whether the saved weights can be loaded; forget their score if not, while epochs are left."""
+    progress, run = trainer.state.progress, trainer.run
+    is_saved = progress.best_epoch > 0 or (run.root / WEIGHTS).exists()
+    if not is_saved or progress.epoch >= trainer.context.recipe.epochs:
+        return is_saved
+    try:  # now, rather than when they are scored, after the epochs that are left
+        load_tensors(run.root / WEIGHTS)
+        load_model_config(run.root)
+    except ModelError as error:
+        trainer.reporter.warn(
+            f"{error.message} The best weights so far, of epoch {progress.best_epoch}, are lost: those of the best "
+            "epoch to come are kept."
+        )
+        progress.best_epoch, progress.best_top1, progress.best_num_images = 0, -1.0, 0
+        return False
+    return True
 
 
 def load_best(trainer: Trainer) -> None:

@@ -13,9 +13,9 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import open_for_training
-from deitctl.errors import ConfigError, DataError, Interrupted, Signalled
+from deitctl.errors import ConfigError, DataError, Interrupted, ModelError, Signalled
 from deitctl.events import SilentReporter
-from deitctl.models.checkpoint_io import CHECKSUM, WEIGHTS
+from deitctl.models.checkpoint_io import CHECKSUM, CONFIG, WEIGHTS
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
 from deitctl.training.trainer import Trainer
@@ -206,3 +206,24 @@ def test_the_fingerprint_is_of_names_labels_and_parts_and_of_no_place(
     (image,) = (moved / "val" / "b").iterdir()
     image.rename(image.with_name("other" + image.suffix))
     assert fingerprint(moved) != first
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone", "without its config"])
+def test_best_weights_that_are_lost_are_replaced_by_the_best_to_come(
+    harm: str, stopped: Path, little: Pair, reporter
+) -> None:
+    """At once, and not when they are scored, after hours; a run that is finished has none to come."""
+    data = bytearray((stopped / WEIGHTS).read_bytes())
+    if harm == "damaged":
+        data[-9] ^= 1
+        (stopped / WEIGHTS).write_bytes(data)
+    else:
+        (stopped / (WEIGHTS if harm == "gone" else CONFIG)).unlink()
+    result = resume(stopped, datasets=little, reporter=reporter)
+    (warning,) = reporter.warnings
+    assert "The best weights so far, of epoch 1, are lost" in warning
+    assert result.best.epoch in (2, 3)
+    if harm == "damaged":
+        (stopped / WEIGHTS).write_bytes(data)
+        with pytest.raises(ModelError, match=r"is damaged: its checksum does not match\."):
+            resume(stopped, datasets=little)
