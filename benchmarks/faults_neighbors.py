@@ -11,8 +11,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fault_rig import SMALL, STUDENT, Case, Rig, Trial, count_steps, has_logged, is_alive
+from faults_surroundings import build_shim
 
 TRAIN = ("--epochs", "1", "--workers", "0", "--quiet")
+
+
+READ_ONLY = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static int on(void) {
+  const char *f = getenv("READ_ONLY_FLAG"); int k = errno, x = f && access(f, F_OK) == 0; errno = k; return x;
+}
+#define OPEN(name) int name(const char *p, int f, ...) { \
+  va_list a; va_start(a, f); mode_t m = va_arg(a, mode_t); va_end(a); \
+  static int (*r)(const char *, int, ...); if (!r) r = dlsym(RTLD_NEXT, #name); \
+  if ((f & O_ACCMODE) != O_RDONLY && on()) { errno = EROFS; return -1; } return r(p, f, m); }
+OPEN(open) OPEN(open64)
+int mkdir(const char *p, mode_t m) { static int (*r)(const char *, mode_t); if (!r) r = dlsym(RTLD_NEXT, "mkdir");
+  if (on()) { errno = EROFS; return -1; } return r(p, m); }
+int rename(const char *a, const char *b) {
+  static int (*r)(const char *, const char *); if (!r) r = dlsym(RTLD_NEXT, "rename");
+  if (on()) { errno = EROFS; return -1; } return r(a, b); }
+"""
 
 
 def put_devices_into_folders(rig: Rig) -> Iterator[Trial]:
@@ -96,7 +122,7 @@ def put_devices_into_folders(rig: Rig) -> Iterator[Trial]:
 
 def change_what_is_in_use(rig: Rig) -> Iterator[Trial]:
     """Folders that are replaced, grow, or become read-only in mid-run."""
-    process = rig.train("r", "--epochs", "40", "--save-every", "8")
+    process = rig.train("r", "--epochs", "10", "--save-every", "8")
     process.wait_until((rig.root / "r" / "checkpoint" / "state.json").exists)
     (rig.root / "r").rename(rig.root / "mine")
     (rig.root / "r").mkdir()
@@ -118,22 +144,36 @@ def change_what_is_in_use(rig: Rig) -> Iterator[Trial]:
     yield Trial(
         "data that grows in mid-run, then resume", f"{end.code}, then {again}", again.is_plain(0, 1)
     )
-    if os.geteuid():
-        return
     rig.enter("read-only")
-    (rig.root / "disk").mkdir()
-    script = (
-        'mount -t tmpfs tmpfs disk; "$@" & p=$!; '
-        "until [ -e disk/r/checkpoint/state.json ]; do sleep 0.1; done; mount -o remount,ro disk; wait $p"
+    flag = rig.root / "is-read-only"
+    shim = {"LD_PRELOAD": str(build_shim(rig, READ_ONLY)), "READ_ONLY_FLAG": str(flag)}
+    process = rig.start(
+        *(
+            "train",
+            rig.images,
+            *SMALL,
+            "--epochs",
+            "20",
+            "--workers",
+            "0",
+            "--quiet",
+            "--save-every",
+            "8",
+            "--output",
+            "r",
+        ),
+        env=shim,
     )
-    end = rig.run("train", rig.images, *SMALL, "--epochs", "60", "--workers", "0", "--quiet", "--save-every", "8",
-                  "--output", "disk/r", prefix=("unshare", "-m", "bash", "-c", script, "bash"))  # fmt: skip
-    error = next((line for line in end.lines if "error" in line), "")
+    process.wait_until((rig.root / "r" / "checkpoint" / "state.json").exists)
+    flag.touch()
+    end = process.finish(rig.patience)
     yield Trial(
         "a disk that becomes read-only in mid-run",
-        f"{end}; {error[:150]}",
-        end.is_plain(1) and "read-only" in error.lower(),
+        str(end),
+        end.is_plain(1) and "is whole" in end.err,
     )
+    if os.geteuid():
+        return
     cache = rig.root / "cache"
     cache.mkdir()
     only = 'mount --bind cache cache && mount -o remount,bind,ro cache && exec "$@"'
@@ -147,7 +187,7 @@ def change_what_is_in_use(rig: Rig) -> Iterator[Trial]:
         yield Trial(
             f"a read-only cache: {options[0]}",
             str(end),
-            end.is_plain(0 if options[0] != "cache-teacher" else 1),
+            end.is_plain(*((0, 1) if options[0] == "cache-teacher" else (0,))),
         )
 
 

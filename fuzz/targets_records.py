@@ -6,7 +6,7 @@ import io
 import json
 import zlib
 from contextlib import suppress
-from pathlib import Path
+from functools import cache
 
 import torch
 from targets import SEPARATOR, open_temp_dir
@@ -69,29 +69,38 @@ def _make_state() -> TrainState:
     return TrainState(model, optimizer, scaler, None, progress, {"loss": torch.tensor(1.0)})
 
 
+@cache
+def _read_valid_files() -> dict[str, bytes]:
+    """Return the files of a valid checkpoint."""
+    with open_temp_dir() as root:
+        _make_state().save(root / "x")
+        return {path.name: path.read_bytes() for path in (root / "x").iterdir()}
+
+
 def state(data: bytes) -> None:
     """Load a checkpoint whose state.json and moments are arbitrary, and take a step with what was loaded."""
     record, _, moments = data.partition(SEPARATOR)
+    files = dict(_read_valid_files())
+    files["state.json"] = _forge(record or files["state.json"])
+    if moments:
+        files["optimizer.safetensors"] = moments
     with open_temp_dir() as root, suppress(DeitctlError):
         folder = root / "checkpoint"
-        state = _make_state()
-        state.save(folder)
-        (folder / "state.json").write_bytes(_forge(record, folder))
-        if moments:
-            (folder / "optimizer.safetensors").write_bytes(moments)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         Run(root).saved_position()
+        state = _make_state()
         state.load(folder)
         assert 0 <= state.progress.step < 1 << 60
         assert all(torch.isfinite(value) for value in state.loss_sums.values())
         state.optimizer.step()
-        state.save(folder)
-        _make_state().load(folder)
 
 
-def _forge(record: bytes, folder: Path) -> bytes:
-    """Remove the checksums of a record, which hardly any mutation would get right; empty: the valid one."""
+def _forge(record: bytes) -> bytes:
+    """Remove the checksums of a record, which hardly any mutation would get right."""
     with suppress(ValueError, RecursionError):
-        values = json.loads(record or (folder / "state.json").read_bytes())
+        values = json.loads(record)
         if isinstance(values, dict):
             kept = {k: v for k, v in values.items() if k not in ("crc32", "checksums")}
             return json.dumps(kept).encode()
@@ -143,12 +152,11 @@ def make_run_logs() -> list[bytes]:
 
 def make_states() -> list[bytes]:
     """The state.json and moments of a small network, together and alone."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load, save
 
-    with open_temp_dir() as root:
-        _make_state().save(root / "x")
-        record = _forge((root / "x" / "state.json").read_bytes(), root / "x")
-        moments = save(load_file(root / "x" / "optimizer.safetensors"))  # without a checksum
+    files = _read_valid_files()
+    record = _forge(files["state.json"])
+    moments = save(load(files["optimizer.safetensors"]))  # without a checksum
     return [record, record + SEPARATOR + moments, SEPARATOR + moments]
 
 
