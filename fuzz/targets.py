@@ -106,10 +106,8 @@ def target_cache(data: bytes) -> None:
         assert targets is None or bool(
             ((targets.sum(dim=1) - 1).abs() < 1e-3).all() and (targets >= 0).all()
         )
-        assert (
-            cache.count_missing(1) + len(cache.unreadable_indices(1)) + int(valid.sum()) >= IMAGES
-        )
-        cache.mark_unreadable([(0, 0)])
+        assert cache.count_missing(1) + len(cache.damaged_indices(1)) + int(valid.sum()) >= IMAGES
+        cache.mark_damaged([(0, 0)])
 
 
 def _fix_checksums(tar: bytes) -> bytes:

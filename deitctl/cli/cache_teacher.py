@@ -60,7 +60,7 @@ def cache_teacher(
 
     if is_main_process():
         for name in result.unreadable:
-            reporter.warn(f"no targets: {name} cannot be read.")
+            reporter.warn(f"targets are missing: {name} cannot be read, or is damaged.")
         if shape == "json":
             print_json(to_object(result))
         else:

@@ -1,4 +1,4 @@
-"""Compact arrays for large datasets: strings, memory maps, and their block format on disk.
+"""Compact arrays for large datasets: strings, arrays from files, and their block format on disk.
 
 Letters: N strings.
 """
@@ -12,18 +12,22 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.errors import DataError
+from deitctl.data.open_file import Identity, OpenFile, get_identity
+from deitctl.errors import DataChanged
 
 CHUNK = 4096
 """Strings that iteration decodes at a time."""
 ALIGN = 64
 """Each array of a block begins at a multiple of this many bytes."""
+READ_SIZE = 2**22
+"""Bytes that are read at a time."""
+MAX_BLOCK = 4 * 2**30
+"""Bytes of a block: some 40 million images. A crafted file without content can claim any size."""
 UNREADABLE = (
     *(OSError, ValueError, TypeError, AttributeError),
     *(LookupError, ArithmeticError, RecursionError),
@@ -98,23 +102,20 @@ class StringArray(Sequence[str]):
 
 
 class ArrayLocation(NamedTuple):
-    """Where a memory-mapped array lies."""
+    """Where an array lies in a file."""
 
     path: str
-    identity: tuple[int, int, int]
-    """Inode, size and modification time of the file, so that a replaced file is not mistaken for
-    it."""
-    start: int
-    """First byte of the map that contains the array."""
+    identity: Identity
+    """Of the file, so that a replaced one is not mistaken for it."""
     offset: int
     dtype: str
     shape: tuple[int, ...]
 
 
-class MmapArray(np.ndarray[Any, Any]):
-    """A memory-mapped array that pickles as its location.
+class StoredArray(np.ndarray[Any, Any]):
+    """An array that was read from a file, and pickles as its location there.
 
-    Worker processes then map the file instead of copying it.
+    A spawned worker process then reads the file instead of a pipe; a forked one shares the memory.
 
     Slices and results of arithmetic have no location and pickle by content, as do arrays whose file
     was replaced: a dataset that changes must not end a run.
@@ -122,16 +123,10 @@ class MmapArray(np.ndarray[Any, Any]):
 
     location: ArrayLocation | None = None
 
-    # With spawned workers (macOS) 1.3 million names took 1,409 MiB as a tuple, 49 MiB so.
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.location is not None and _is_current(self.location):
-            return mmap_array, (self.location,)
+            return load_array, (self.location,)
         return np.asarray(self).__reduce_ex__(protocol)
-
-
-def get_identity(status: os.stat_result) -> tuple[int, int, int]:
-    """Return what tells a file from another of the same name: inode, size, modification time."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_current(location: ArrayLocation) -> bool:
@@ -141,47 +136,64 @@ def _is_current(location: ArrayLocation) -> bool:
         return False
 
 
-class MappedFile:
-    """A file mapped into memory, copy on write: writing to its arrays never changes the file."""
+class StoredBytes:
+    """The bytes of a file from an offset on, in memory.
 
-    def __init__(self, path: Path, start: int = 0) -> None:
-        """Map a file from byte `start` on.
+    Copied, not mapped: touching a map of a file that was cut or replaced in place ends the process.
+    """
+
+    def __init__(self, file: OpenFile, start: int = 0) -> None:
+        """Read a file from byte `start` on.
 
         Raises:
-            OSError, OverflowError, ValueError: it cannot be mapped.
+            OSError, ValueError: it cannot be read, or is truncated, or has more than `MAX_BLOCK` bytes
+                there.
+            DataChanged: it was changed since it was opened.
         """
-        with path.open("rb") as file:
-            self.path, self.identity = os.path.abspath(path), get_identity(os.fstat(file.fileno()))
-            self.start, self.size = start, self.identity[1]
-            if start >= self.size:
-                raise ValueError("it is truncated")
-            # "c": writable for torch, which warns of read-only arrays, and never written back.
-            self._bytes = np.memmap(file, np.uint8, "c", offset=start)
+        self.path, self.identity = os.path.abspath(file.path), file.identity
+        self.start, self.size = start, file.identity[1]
+        if start >= self.size:
+            raise ValueError("it is truncated")
+        if self.size - start > MAX_BLOCK:
+            raise ValueError(f"it has {self.size - start:,} bytes of arrays")
+        self._bytes = _read_bytes(file, start, self.size - start)
 
     def read_array(self, offset: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the array at a byte offset in the file.
 
         Raises:
-            ValueError: the array is not within the map.
+            ValueError: the array is not within what was read.
         """
         count = int(np.prod(shape, dtype=np.int64))
         values = np.frombuffer(self._bytes, dtype=dtype, count=count, offset=offset - self.start)
-        mapped = values.reshape(shape).view(MmapArray)
-        mapped.location = ArrayLocation(self.path, self.identity, self.start, offset, dtype, shape)
-        return mapped
+        stored = values.reshape(shape).view(StoredArray)
+        stored.location = ArrayLocation(self.path, self.identity, offset, dtype, shape)
+        return stored
 
 
-def mmap_array(location: ArrayLocation) -> NDArray[Any]:
-    """Map an array in another process; raise `DataError` if the file is gone or was replaced."""
+def _read_bytes(file: OpenFile, offset: int, size: int) -> NDArray[np.uint8]:
+    # An array, because torch warns of those that cannot be written, as `bytes` cannot.
+    values = np.empty(size, np.uint8)
+    for start in range(0, size, READ_SIZE):
+        data = file.read(offset + start, min(READ_SIZE, size - start))
+        values[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    return values
+
+
+def load_array(location: ArrayLocation) -> NDArray[Any]:
+    """Read an array in another process; raise `DataChanged` if the file is gone or was replaced."""
+    size = int(np.prod(location.shape, dtype=np.int64)) * np.dtype(location.dtype).itemsize
     try:
-        file = MappedFile(Path(location.path), location.start)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{location.path} cannot be read any more: {error}.", "Run the command again."
+        file = OpenFile(location.path, location.identity)
+        values = _read_bytes(file, location.offset, size)
+    except OSError as error:
+        raise DataChanged(
+            f"{location.path} cannot be read any more: {error.strerror or error}.",
+            "Run the command again.",
         ) from error
-    if file.identity != location.identity:
-        raise DataError(f"{location.path} was replaced while in use.", "Run the command again.")
-    return file.read_array(location.offset, location.dtype, location.shape)
+    stored = values.view(location.dtype).reshape(location.shape).view(StoredArray)
+    stored.location = location
+    return stored
 
 
 def encode_block(
@@ -215,7 +227,7 @@ def encode_block(
 
 
 def read_block(
-    file: MappedFile, offset: int, get_dtypes: Callable[[dict[str, Any]], Iterable[str]]
+    file: StoredBytes, offset: int, get_dtypes: Callable[[dict[str, Any]], Iterable[str]]
 ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     """Return the header and the arrays of the block at a byte offset.
 

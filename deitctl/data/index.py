@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.arrays import UNREADABLE, MappedFile, StringArray, encode_block, read_block
-from deitctl.errors import DeitctlError
+from deitctl.data.arrays import UNREADABLE, StoredBytes, StringArray, encode_block, read_block
+from deitctl.data.open_file import OpenFile
+from deitctl.errors import DataChanged, DeitctlError
 from deitctl.events import Reporter
 from deitctl.home import choose_cache_path
 from deitctl.paths import write_bytes
@@ -108,7 +109,7 @@ def load_or_scan(
         state = ScanState(root)
         splits = scan(state)
         save_index(splits, state, reporter)
-        splits = load_index(root) or splits  # mapped from the file, so that workers share it
+        splits = load_index(root) or splits  # spawned workers then read it from the file
     return splits
 
 
@@ -136,14 +137,14 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
 
 
 def load_index(root: Path) -> dict[str, Listing] | None:
-    """Return the splits of a folder or tar, mapped from its index.
+    """Return the splits of a folder or tar, read from its index.
 
     Returns None if there is no valid, current index.
 
     Reads the state of each directory, and lists none.
     """
     try:
-        file = MappedFile(get_index_path(root))
+        file = StoredBytes(OpenFile(str(get_index_path(root))))
         if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
             return None
         per_split = len(LISTING_DTYPES)
@@ -157,7 +158,7 @@ def load_index(root: Path) -> dict[str, Listing] | None:
             name: decode_listing(class_names, arrays[n * per_split : (n + 1) * per_split])
             for n, (name, class_names) in enumerate(header["splits"].items())
         }
-    except UNREADABLE:  # absent, truncated or not an index
+    except (*UNREADABLE, DataChanged):  # absent, truncated, not an index, or being written
         return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,17 @@ from deitctl.distillation.target_cache import TargetCache
 from deitctl.distillation.targets import Records, TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.errors import TeacherError
+from deitctl.errors import DataChanged, DataError, ReadError, TeacherError
 from deitctl.events import Reporter
+
+
+class Filling(NamedTuple):
+    """What filling a cache has done."""
+
+    num_computed: int
+    """Targets that were missing."""
+    unread: frozenset[int]
+    """Images that could not be read, whose targets are still missing."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,9 @@ class CachedTeacher:
             rendered = [(n, row) for n, row in enumerate(batch.teacher_rows) if not cached[row]]
             rows = [row for _, row in rendered]
             if len(rows) < len(cached) - cached.sum():
-                raise TeacherError(
-                    f"{self.cache.root} lost targets while they were being read.", "Run it again."
+                raise DataChanged(
+                    f"The teacher targets in {self.cache.root} were changed while in use.",
+                    "Targets that are gone are computed again.",
                 )
             images = batch.teacher_images[[n for n, _ in rendered]]
             records[rows] = self.compute(_pad_batch(images, rows, len(cached)))[rows]
@@ -94,19 +105,21 @@ class CachedTeacher:
         reporter: Reporter,
         world: World = SINGLE_PROCESS,
         pause: Callable[[], None] = lambda: None,
-    ) -> int:
-        """Compute all missing targets of the first `num_views` views; return their number.
+    ) -> Filling:
+        """Compute all missing targets of the first `num_views` views.
 
-        The processes of a `world` split the images; other programs may fill the cache at the same
-        time. `pause` is called between two batches, where it may save or stop.
+        An image that cannot be decoded is marked in the cache. One that could not be read stays
+        missing, so that the next start computes its targets. The processes of a `world` split the
+        images; other programs may fill the cache at the same time. `pause` is called between two
+        batches, where it may save or stop.
         """
         cache = self.cache
         if cache is None:
-            return 0
+            return Filling(0, frozenset())
         num_missing = cache.count_missing(num_views)
         if not any(world.all_gather_object(num_missing)):
-            return 0
-        num_computed = 0
+            return Filling(0, frozenset())
+        num_computed, unread = 0, set[int]()
         batches = build_view_loader(
             dataset,
             augment,
@@ -121,14 +134,30 @@ class CachedTeacher:
         with reporter.task("compute teacher targets", num_missing) as task:
             for batch in batches:
                 pause()
-                cache.mark_unreadable([(key.epoch, key.index) for key, _ in batch.unreadable])
+                for key, _ in batch.unreadable:
+                    if _is_damaged(dataset, key.index):
+                        cache.mark_damaged([(key.epoch, key.index)])
+                    else:
+                        unread.add(key.index)
                 if batch.keys:
                     images = _pad_batch(batch.images, range(len(batch.keys)), batch_size)
                     records = self.compute(images)[: len(batch.keys)]
                     cache.write([(key.epoch, key.index) for key in batch.keys], records)
                 num_computed += len(batch.keys)
                 task.advance(world.size * (len(batch.keys) + len(batch.unreadable)))
-        return sum(world.all_gather_object(num_computed))
+        parts = world.all_gather_object((num_computed, unread))
+        return Filling(sum(n for n, _ in parts), frozenset().union(*(s for _, s in parts)))
+
+
+def _is_damaged(dataset: ImageDataset, index: int) -> bool:
+    """Return whether an image that failed can be read now, and not decoded."""
+    try:
+        dataset.read(index)
+    except ReadError:
+        return False
+    except DataError:
+        return True
+    return False
 
 
 def _iter_missing(

@@ -15,7 +15,7 @@ from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
-from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.preflight import (
     RECORD,
     Preflight,
@@ -27,7 +27,7 @@ from deitctl.distillation.preflight import (
 )
 from deitctl.distillation.target_cache import (
     STAMP,
-    TARGETS_VERSION,
+    TARGETS_VERSIONS,
     TargetCache,
     open_cache,
     read_stamp,
@@ -139,7 +139,7 @@ class DistillationTeacher:
         recipes = (get_finetune_recipe(part, built_in=built_in) for part in parts)
         stamp = {
             "views_version": VIEWS_VERSION,
-            "targets_version": TARGETS_VERSION,
+            "targets_version": TARGETS_VERSIONS[d.mode],
             "teacher": identify_teacher(d, self.reporter),
             "precision": self.device.precision,
             "batch_norm_fused": True,
@@ -283,7 +283,7 @@ class DistillationTeacher:
 
     def fill_cache(
         self, *, batch_size: int, workers: int, pause: Callable[[], None] = lambda: None
-    ) -> int:
+    ) -> Filling:
         """Compute all missing targets of the run's views, see `CachedTeacher.fill`; collective."""
         return self.build_cached_teacher().fill(
             self.train,

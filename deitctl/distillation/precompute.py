@@ -46,7 +46,7 @@ class CacheTeacherResult:
     num_computed: int
     """Targets that were missing and are computed now."""
     unreadable: tuple[str, ...]
-    """Images that could not be read and have no targets."""
+    """Images that could not be read or decoded, and lack targets."""
     bytes: int
     """Size of all targets on disk."""
     seconds: float
@@ -95,19 +95,20 @@ def cache_teacher(
             config.workers, in_memory=teacher.train.is_in_memory
         )
         try:
-            num_computed = teacher.fill_cache(batch_size=batch_size, workers=workers)
+            filling = teacher.fill_cache(batch_size=batch_size, workers=workers)
         except (KeyboardInterrupt, Signalled) as stop:
             signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
             raise Interrupted(signum) from stop
     train, num_views = datasets[0], teacher.total_views
+    without_targets = filling.unread | cache.damaged_indices(num_views)
     return CacheTeacherResult(
         cache=cache.root,
         teacher=teacher.preflight,
         recipe=config.recipe.name,
         num_views=num_views,
         num_images=len(train.labels),
-        num_computed=num_computed,
-        unreadable=tuple(train.name(i) for i in sorted(cache.unreadable_indices(num_views))),
+        num_computed=filling.num_computed,
+        unreadable=tuple(train.name(i) for i in sorted(without_targets)),
         bytes=2 * cache.codec.width * len(train.labels) * num_views,
         seconds=time.monotonic() - start,
     )

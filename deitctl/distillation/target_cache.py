@@ -1,10 +1,10 @@
-"""The on-disk cache of teacher targets: fixed-size records by view and image, in memory maps.
+"""The on-disk cache of teacher targets: fixed-size records by view and image, in one file a view.
 
 A cache is a folder with `cache.json`, the stamp of everything that the targets depend on, and one
-file per view. A record of zeros is missing. A hard record is two bytes, written at once or not at
-all; a soft one carries a checksum. Records validate themselves, so there is no lock, no journal and
-no index: several processes write together, a kill loses at most the record being written, and a
-file that was truncated or deleted is filled again.
+file per view. A record of zeros is missing, and every other one carries a checksum. Records validate
+themselves, so there is no lock, no journal and no index: several processes write together, a kill
+loses at most the record being written, and a file that was truncated or deleted is filled again,
+also while it is in use.
 
 Letters: B images, N images of the data set, W 16-bit numbers per record.
 """
@@ -13,27 +13,41 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import reprlib
-import stat
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.data.open_file import read_at, write_at
 from deitctl.distillation.targets import Records, TargetCodec
 from deitctl.errors import TeacherError
-from deitctl.paths import read_json, write_json
+from deitctl.paths import open_no_follow, read_json, write_json
 from deitctl.records import to_json, to_object
 
 STAMP = "cache.json"
-TARGETS_VERSION = 1
-"""Goes up when records mean something else."""
-UNREADABLE = 65535  # first number of the record of an image that could not be read
-MAX_OPEN_VIEWS = 64  # a mapped file holds a file descriptor, of which a process has some thousand
+TARGETS_VERSIONS = {"hard": 2, "soft": 1}
+"""By mode; goes up when records mean something else. Hard ones of version 1 had no checksum."""
+DAMAGED = 65534
+"""First number of the record of an image that was read and cannot be decoded. 65535 marked those that
+could not be read as well, and counts as missing."""
+MAX_OPEN_VIEWS = 64  # each holds a file descriptor, of which a process has some thousand
+BLOCK = 2**20
+"""Bytes of a view that are read at a time."""
+
+
+class ViewFile:
+    """The open file of a view."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        """Open it; raise as `open_no_follow`, because a link could lead to a file of the user's."""
+        self.handle = open_no_follow(path, flags)
+        self.is_writable = bool(flags & os.O_RDWR)
+        self._close = weakref.finalize(self, os.close, self.handle)
 
 
 class TargetCache:
@@ -42,57 +56,60 @@ class TargetCache:
     def __init__(self, root: Path, codec: TargetCodec, num_images: int) -> None:
         """Use the folder `root`, which `open_cache` has created or verified."""
         self.root, self.codec, self.num_images = root, codec, num_images
-        self._views: dict[int, Records] = {}
+        self.record_bytes = 2 * codec.width
+        self._views: dict[int, ViewFile] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the maps, which a loader process opens for itself."""
+        """Leave out the files, which a loader process opens for itself."""
         return {**self.__dict__, "_views": {}}
 
     def has_target(self, view: int, index: int) -> bool:
         """Return whether the target of a view of an image is cached."""
-        if not self._exists(view):
-            return False
-        return bool(self.codec.is_valid(self._map_view(view)[index : index + 1])[0])
+        return bool(self.codec.is_valid(self._read_records(view, index, index + 1))[0])
 
     def read(self, keys: Sequence[tuple[int, int]]) -> tuple[Records, NDArray[np.bool_]]:
         """Return the records [B,W] of (view, image) pairs, and which of them are valid, [B]."""
-        records = np.stack([self._map_view(view)[index] for view, index in keys])
-        return records, self.codec.is_valid(records)
+        records = [self._read_records(view, index, index + 1) for view, index in keys]
+        joined = np.concatenate(records)
+        return joined, self.codec.is_valid(joined)
 
     def write(self, keys: Sequence[tuple[int, int]], records: Records) -> None:
         """Store records [B,W] of (view, image) pairs."""
         for (view, index), record in zip(keys, records, strict=True):
-            self._map_writable(view)[index] = record
+            self._write(view, index, record)
 
-    def mark_unreadable(self, keys: Sequence[tuple[int, int]]) -> None:
-        """Mark images that could not be read, so that they do not count as missing."""
+    def mark_damaged(self, keys: Sequence[tuple[int, int]]) -> None:
+        """Mark images that cannot be decoded, so that they do not count as missing."""
         for view, index in keys:
-            self._map_writable(view)[index, 0] = UNREADABLE
+            self._write(view, index, np.array([DAMAGED], np.uint16))
 
     def missing_indices(
         self, view: int, start: int = 0, stop: int | None = None
     ) -> NDArray[np.int64]:
         """Return the readable images in start..stop of a view that have no target."""
-        if not self._exists(view):
-            return np.arange(self.num_images)[start:stop]
-        records = self._map_view(view)[start:stop]
-        missing = ~self.codec.is_valid(records) & (records[:, 0] != UNREADABLE)
-        return start + np.flatnonzero(missing)
+        blocks = self._iter_blocks(view, start, stop)
+        found = [
+            first + np.flatnonzero(~self.codec.is_valid(records) & (records[:, 0] != DAMAGED))
+            for first, records in blocks
+        ]
+        return np.concatenate([np.arange(0), *found])
 
     def cached_indices(self, view: int) -> NDArray[np.int64]:
         """Return the images of a view that have a target."""
-        if not self._exists(view):
-            return np.arange(0)
-        return np.flatnonzero(self.codec.is_valid(self._map_view(view)))
+        found = [
+            first + np.flatnonzero(self.codec.is_valid(records))
+            for first, records in self._iter_blocks(view)
+        ]
+        return np.concatenate([np.arange(0), *found])
 
-    def unreadable_indices(self, views: int) -> set[int]:
-        """Return the images that could not be read in one of the first `views` views."""
-        marked = (
-            np.flatnonzero(self._map_view(v)[:, 0] == UNREADABLE)
-            for v in range(views)
-            if self._exists(v)
-        )
-        return {int(index) for indices in marked for index in indices}
+    def damaged_indices(self, views: int) -> set[int]:
+        """Return the images that could not be decoded in one of the first `views` views."""
+        return {
+            int(index)
+            for view in range(views)
+            for first, records in self._iter_blocks(view)
+            for index in first + np.flatnonzero(records[:, 0] == DAMAGED)
+        }
 
     def count_missing(self, views: int) -> int:
         """Return how many targets the first `views` views lack."""
@@ -101,68 +118,73 @@ class TargetCache:
     def _path(self, view: int) -> Path:
         return self.root / f"view-{view:05d}.bin"
 
-    def _exists(self, view: int) -> bool:
-        return view in self._views or self._path(view).exists()
+    def _iter_blocks(
+        self, view: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, Records]]:
+        """Yield the number of the first image and the records of one block after the other."""
+        size = max(1, BLOCK // self.record_bytes)
+        stop = self.num_images if stop is None else min(stop, self.num_images)
+        for first in range(start, stop, size):
+            yield first, self._read_records(view, first, min(first + size, stop))
 
-    def _map_view(self, view: int) -> Records:
-        """Return the records of a view, [N,W], creating its file if there is none."""
-        if view not in self._views:
-            path, record_bytes = self._path(view), self.codec.width * 2
-            try:
-                mapped = _map_file(path, self.num_images * record_bytes, record_bytes)
-            except OSError as error:
-                raise TeacherError(
-                    f"Cannot write {path}: {error.strerror}.",
-                    "Free some space, or name another --teacher-cache.",
-                ) from error
-            if len(self._views) >= MAX_OPEN_VIEWS:
-                # The oldest; the map is closed when its last array is released.
-                del self._views[next(iter(self._views))]
-            records = np.frombuffer(mapped, dtype=np.uint16)
-            self._views[view] = records.reshape(self.num_images, self.codec.width)
-        return self._views[view]
+    def _read_records(self, view: int, start: int, stop: int) -> Records:
+        """Return the records start..stop of a view; zeros where its file has none or is not there."""
+        size, data = (stop - start) * self.record_bytes, b""
+        try:
+            if (file := self._open(view, os.O_RDONLY)) is not None:
+                data = read_at(file.handle, start * self.record_bytes, size)
+        except OSError as error:
+            raise self._explain("read", view, error) from error
+        records = np.frombuffer(bytearray(data.ljust(size, b"\0")), dtype=np.uint16)
+        return records.reshape(stop - start, self.codec.width)
 
-    def _map_writable(self, view: int) -> Records:
-        records = self._map_view(view)
-        if not records.flags.writeable:
-            raise TeacherError(
-                f"{self.root} is incomplete and read-only.", "Name another --teacher-cache."
-            )
-        return records
+    def _write(self, view: int, index: int, numbers: NDArray[np.uint16]) -> None:
+        """Write the first numbers of a record, or all, creating the view's file if there is none."""
+        try:
+            file = self._open(view, os.O_RDWR | os.O_CREAT)
+            assert file is not None
+            write_at(file.handle, index * self.record_bytes, numbers.tobytes())
+        except OSError as error:
+            raise self._explain("write", view, error) from error
+
+    def _open(self, view: int, flags: int) -> ViewFile | None:
+        """Return the open file of a view, None if there is none; a new one gets its full size."""
+        file = self._views.get(view)
+        if file is not None and (file.is_writable or not flags & os.O_RDWR):
+            return file
+        while len(self._views) >= MAX_OPEN_VIEWS:
+            del self._views[next(iter(self._views))]  # the oldest
+        path = self._path(view)
+        try:
+            file = ViewFile(path, flags)
+        except OSError as error:
+            if error.errno == errno.ENOENT and not flags & os.O_CREAT:
+                return None
+            if error.errno != errno.EMFILE or not self._views:
+                raise
+            self._views.clear()
+            file = ViewFile(path, flags)
+        if file.is_writable:
+            _reserve(file.handle, self.num_images * self.record_bytes)
+        self._views[view] = file
+        return file
+
+    def _explain(self, verb: str, view: int, error: OSError) -> TeacherError:
+        hint = "Name another --teacher-cache."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "Free some space, or name another --teacher-cache."
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            hint = "Allow more open files: ulimit -n 4096"
+        if error.errno == errno.EIO:
+            hint = "See whether its disk or mount is in order, then run it again."
+        return TeacherError(f"Cannot {verb} {self._path(view)}: {error.strerror}.", hint)
 
 
-def _map_file(path: Path, size: int, record_bytes: int) -> mmap.mmap:
-    """Map a view's file, creating it if need be; a complete read-only file for reading."""
-    # O_NOFOLLOW: a link could lead out of the cache, to a file that would be overwritten.
-    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        file, access = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666), mmap.ACCESS_WRITE
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM) or not path.exists():
-            raise
-        file, access = os.open(path, os.O_RDONLY | flags), mmap.ACCESS_READ
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        if access == mmap.ACCESS_WRITE:
-            _reserve(file, size, record_bytes)
-        elif os.fstat(file).st_size < size:
-            raise PermissionError(errno.EACCES, "it is incomplete and read-only")
-        return mmap.mmap(file, size, access=access)
-    finally:
-        os.close(file)
-
-
-def _reserve(file: int, size: int, record_bytes: int) -> None:
+def _reserve(file: int, size: int) -> None:
     """Extend a file to `size` bytes with zeros; several processes may do it at once."""
-    present = os.fstat(file).st_size
-    if present < size:
-        # truncated within a record: half a hard label would be another label
-        if present % record_bytes:
-            os.lseek(file, present - 1, os.SEEK_SET)
-            os.write(file, b"\0")
+    if os.fstat(file).st_size < size:
         if hasattr(os, "posix_fallocate"):
-            # A full disk is an error now, instead of a SIGBUS at a write to the map.
+            # A full disk is an error now, instead of after hours.
             os.posix_fallocate(file, 0, size)
         else:
             os.ftruncate(file, size)

@@ -17,9 +17,8 @@ from deitctl.errors import TeacherError
 
 Records = NDArray[np.uint16]
 
-MAX_CLASSES = 65_000  # a hard record is the class + 1 in 16 bits, and 65535 marks unreadable images
+MAX_CLASSES = 65_000  # a hard record has the class + 1 in 16 bits
 FLOAT16_INFINITY = 0x7C00  # first bit pattern that is not a finite number from 0 on
-CHUNK = 4096  # records validated at a time, which bounds the memory for a large view
 
 
 def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
@@ -43,9 +42,9 @@ def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
 class TargetCodec:
     """Encodes target distributions over K classes as records of W unsigned 16-bit numbers.
 
-    Hard: class + 1. Soft: a checksum, then the probability of every class in float16 (three digits
-    above 6e-5); with `topk` below K the indices of the `topk` likeliest classes and their
-    probabilities, and the remaining probability is spread evenly over the other classes.
+    A record begins with a checksum. Hard: class + 1 follows. Soft: the probability of every class in
+    float16 (three digits above 6e-5); with `topk` below K the indices of the `topk` likeliest classes
+    and their probabilities, and the remaining probability is spread evenly over the other classes.
     """
 
     mode: str
@@ -69,14 +68,15 @@ class TargetCodec:
     def width(self) -> int:
         """Numbers of a record, W."""
         if self.mode == "hard":
-            return 1
+            return 2
         return 1 + self.num_kept * (1 if self.num_kept == self.num_classes else 2)
 
     def encode(self, targets: Tensor) -> Records:
         """Encode distributions [B,K] as records [B,W]."""
         if self.mode == "hard":
-            labels = targets.argmax(dim=1, keepdim=True) + 1  # 0 is an empty record
-            return np.asarray(labels.cpu().numpy(), dtype=np.uint16)
+            labels = targets.argmax(dim=1) + 1  # 0 is an empty record
+            numbers = np.asarray(labels.cpu().numpy(), dtype=np.uint16)
+            return np.stack([_compute_hard_checksums(numbers), numbers], axis=1)
         targets = targets.float().cpu()
         if self.num_kept == self.num_classes:
             body = targets.half().numpy().view(np.uint16)
@@ -89,7 +89,7 @@ class TargetCodec:
     def decode(self, records: Records) -> Tensor:
         """Decode records [B,W] to distributions [B,K] in fp32, each of which sums to one."""
         if self.mode == "hard":
-            labels = torch.from_numpy(records[:, 0].astype(np.int64) - 1)
+            labels = torch.from_numpy(records[:, 1].astype(np.int64) - 1)
             return F.one_hot(labels, self.num_classes).float()
         body = np.ascontiguousarray(records[:, 1:])
         if self.num_kept == self.num_classes:
@@ -106,11 +106,9 @@ class TargetCodec:
     def is_valid(self, records: Records) -> NDArray[np.bool_]:
         """Return for each record [B,W] whether it holds a target."""
         if self.mode == "hard":
-            return (records[:, 0] > 0) & (records[:, 0] <= self.num_classes)
-        chunks = [records[n : n + CHUNK] for n in range(0, len(records), CHUNK)]
-        return np.concatenate([self._is_valid_soft(c) for c in chunks or [records]])
-
-    def _is_valid_soft(self, records: Records) -> NDArray[np.bool_]:
+            checksums, labels = records.T
+            in_range = (labels > 0) & (labels <= self.num_classes)
+            return np.asarray(in_range & (checksums == _compute_hard_checksums(labels)))
         # Indices and probabilities are checked besides the checksum, because a cache may be
         # crafted.
         body = records[:, 1:]
@@ -119,6 +117,15 @@ class TargetCodec:
             valid &= (body[:, : self.num_kept] < self.num_classes).all(axis=1)
             body = body[:, self.num_kept :]
         return np.asarray(valid & (body < FLOAT16_INFINITY).all(axis=1))
+
+
+def _compute_hard_checksums(labels: Records) -> Records:
+    """Return a checksum in 1..65521 for each class + 1, [B], as `_compute_checksums`.
+
+    No flipped bit, nor one in each of the two numbers, leads from a valid record to another.
+    """
+    # 40503 is 2^16 divided by the golden ratio, which scatters neighbors.
+    return np.asarray(labels.astype(np.uint32) * 40503 % 65521 + 1, dtype=np.uint16)
 
 
 def _compute_checksums(body: Records) -> Records:

@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deitctl.data import index
-from deitctl.data.arrays import MmapArray
+from deitctl.data.arrays import StoredArray
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_dataset, open_folder, open_for_training
 from deitctl.data.readers import folder as scan
 from deitctl.data.readers import tar as tars
-from deitctl.errors import DataError
+from deitctl.errors import DataChanged, DataError
 from deitctl.events import SilentReporter
 
 REST = 0.03
@@ -382,7 +382,7 @@ def full(image_folder, reporter):
     folder = image_folder({"a": 30, "b": 20})
     time.sleep(REST)
     dataset = open_folder(folder, reporter)
-    assert isinstance(dataset.labels, MmapArray)
+    assert isinstance(dataset.labels, StoredArray)
     return dataset
 
 
@@ -392,7 +392,7 @@ def test_datasets_pickle_as_the_location_of_their_index(full):
     assert content(pickle.loads(packed)) == content(full)
 
 
-def test_slices_of_mapped_arrays_pickle_by_content(full):
+def test_slices_of_stored_arrays_pickle_by_content(full):
     for values in (full.labels[3:9], full.labels[[1, 40]], full.labels + 1):
         copy = pickle.loads(pickle.dumps(values))
         assert copy.tolist() == values.tolist()
@@ -407,7 +407,7 @@ def test_datasets_pickle_by_content_without_their_index(what, full, reporter):
         path.write_bytes(b"of other images")
     assert content(full) == expected
     assert content(pickle.loads(pickle.dumps(full))) == expected
-    with pytest.raises(DataError, match="replaced|any more"):
+    with pytest.raises(DataChanged, match="replaced|any more"):
         pickle.loads(before)
 
 
@@ -415,12 +415,12 @@ def name_of(dataset, place: int) -> str:
     return dataset.name(place)
 
 
-def test_a_spawned_process_maps_the_same_file(full):
+def test_a_spawned_process_reads_the_same_file(full):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(name_of, (full, 7)) == full.name(7)
 
 
-def test_writing_to_a_mapped_array_does_not_change_the_file(full):
+def test_writing_to_a_stored_array_does_not_change_the_file(full):
     before = index.get_index_path(Path(full.paths.prefix)).read_bytes()
     full.labels[0] = 1
     assert index.get_index_path(Path(full.paths.prefix)).read_bytes() == before

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from deitctl.data import reading
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import select
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
@@ -23,7 +24,7 @@ from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.target_cache import TargetCache, open_cache
 from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
-from deitctl.errors import TeacherError
+from deitctl.errors import DataChanged
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
 
@@ -115,7 +116,7 @@ def refuse_to_load() -> Teacher:
 
 def fill(cached_teacher: CachedTeacher, dataset, reporter, **changes: int) -> int:
     options = {"num_views": VIEWS, "batch_size": 5, "workers": 0, **changes}
-    return cached_teacher.fill(dataset, AUGMENT, 7, reporter=reporter, **options)
+    return cached_teacher.fill(dataset, AUGMENT, 7, reporter=reporter, **options).num_computed
 
 
 @CODECS
@@ -218,10 +219,8 @@ def test_a_lost_target_is_reported(teacher, some, tmp_path):
     whole = next(load_batches(some, cached_teacher))
     cached_teacher(whole)
     batch = next(load_batches(some, cached_teacher))  # without views, because all are cached
-    cached_teacher.cache.write([view_key(batch.keys[1])], np.zeros((1, 1), np.uint16))
-    with pytest.raises(
-        TeacherError, match=r"lost targets while they were being read.*Run it again"
-    ):
+    cached_teacher.cache.write([view_key(batch.keys[1])], np.zeros((1, 2), np.uint16))
+    with pytest.raises(DataChanged, match="were changed while in use"):
         cached_teacher(batch)
 
 
@@ -295,7 +294,7 @@ def test_filled_targets_equal_those_of_training(teacher, some, tmp_path, reporte
         assert torch.equal(filled(batch), targets)
 
 
-def test_an_unreadable_image_is_marked_and_not_missing(image_folder, teacher, tmp_path, reporter):
+def test_a_damaged_image_is_marked_and_not_missing(image_folder, teacher, tmp_path, reporter):
     root = image_folder({"a": 3, "b": 3})
     good = (root / "a" / "1.png").read_bytes()
     (root / "a" / "1.png").write_text("no image")
@@ -317,6 +316,25 @@ def test_an_unreadable_image_is_marked_and_not_missing(image_folder, teacher, tm
         cached_teacher(batch)
     assert sum(teacher.batch_sizes) > 0
     assert without_target(cached_teacher.cache, 0) == []
+
+
+def test_an_image_that_cannot_be_read_for_a_moment_is_not_marked(
+    image_folder, teacher, tmp_path, reporter, monkeypatch
+):
+    """Its folder is away while the cache is filled, as when a mount is: the next filling computes its targets."""
+    monkeypatch.setattr(reading, "PAUSES_S", ())
+    root = image_folder({"a": 3, "b": 3})
+    dataset = open_folder(root, reporter)
+    (root / "b").rename(tmp_path / "away")
+    cached_teacher = open_cached(teacher, HARD, tmp_path / "w", num_images=6)
+    options = {"num_views": VIEWS, "batch_size": 4, "workers": 0, "reporter": reporter}
+    filling = cached_teacher.fill(dataset, AUGMENT, 7, **options)
+    assert filling == (VIEWS * 3, frozenset({3, 4, 5}))
+    assert cached_teacher.cache.count_missing(VIEWS) == VIEWS * 3
+    assert cached_teacher.cache.damaged_indices(VIEWS) == set()
+    (tmp_path / "away").rename(root / "b")
+    assert cached_teacher.fill(dataset, AUGMENT, 7, **options) == (VIEWS * 3, frozenset())
+    assert cached_teacher.cache.count_missing(VIEWS) == 0
 
 
 def test_a_batch_of_unreadable_images_computes_nothing(image_folder, teacher, tmp_path, reporter):
@@ -351,7 +369,7 @@ teacher, cache, source, augment = pickle.loads(Path(sys.argv[1]).read_bytes())
 cached_teacher = CachedTeacher(cache.codec, 3.0, cache, lambda: teacher, choose_device("cpu", "fp32"), 3, 2)
 print("ready", flush=True)
 sys.stdin.readline()
-print(cached_teacher.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=SilentReporter()))
+print(cached_teacher.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=SilentReporter()).num_computed)
 """
 
 

@@ -107,7 +107,7 @@ def test_records_that_were_read_are_copies(codec, folder):
 @CODECS
 def test_an_unreadable_image_is_not_missing_until_it_has_a_target(codec, folder):
     cache = open_example(folder, codec)
-    cache.mark_unreadable([(0, 1), (0, 4)])
+    cache.mark_damaged([(0, 1), (0, 4)])
     assert cache.missing_indices(0).tolist() == [0, 2, 3]
     assert without_target(cache, 0) == [0, 1, 2, 3, 4]
     assert not cache.has_target(0, 1)
@@ -137,7 +137,7 @@ def test_each_view_has_its_own_file(folder):
     again = open_example(folder, HARD, num_images=3)
     assert again.count_missing(60) == 0
     assert HARD.decode(again.read(places)[0]).argmax(1).tolist() == labels
-    assert {f.stat().st_size for f in folder.glob("view-*.bin")} == {3 * 2}
+    assert {f.stat().st_size for f in folder.glob("view-*.bin")} == {3 * 4}
     assert len(list(folder.glob("view-*.bin"))) == 60
 
 
@@ -185,7 +185,7 @@ def test_concurrent_users_see_the_last_write(codec, actions):
                 caches[who].write([(view, index)], codec.encode(make_targets(codec, 1, number)))
                 expected[view, index] = number
             elif action == "mark":
-                caches[who].mark_unreadable([(view, index)])
+                caches[who].mark_damaged([(view, index)])
                 expected[view, index] = None
             else:
                 file = Path(name) / f"view-{view:05d}.bin"

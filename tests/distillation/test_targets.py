@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.distillation.target_cache import UNREADABLE
+from deitctl.distillation.target_cache import DAMAGED
 from deitctl.distillation.targets import MAX_CLASSES, TargetCodec, teacher_targets
 
 HARD = TargetCodec("hard", 7)
@@ -48,7 +48,7 @@ soft_targets = st.builds(
 
 
 def test_record_width_by_mode():
-    assert (HARD.width, SOFT.width, FULL.width) == (1, 1 + 3 + 3, 1 + 7)
+    assert (HARD.width, SOFT.width, FULL.width) == (2, 1 + 3 + 3, 1 + 7)
     assert TargetCodec("soft", 7, 100).width == FULL.width  # more than all is all
     for codec in (HARD, SOFT, FULL):
         records = codec.encode(make_targets(codec, 5))
@@ -56,9 +56,12 @@ def test_record_width_by_mode():
         assert records.dtype == np.uint16
 
 
-def test_a_hard_record_is_the_class_plus_one():
+def test_a_hard_record_is_a_checksum_and_the_class_plus_one():
     targets = torch.eye(7)[[0, 6, 3]]
-    assert HARD.encode(targets).tolist() == [[1], [7], [4]]
+    checksums = [n * 40503 % 65521 + 1 for n in (1, 7, 4)]
+    assert HARD.encode(targets).tolist() == [
+        [c, n] for c, n in zip(checksums, (1, 7, 4), strict=True)
+    ]
     assert torch.equal(HARD.decode(HARD.encode(targets)), targets)
 
 
@@ -133,13 +136,31 @@ def test_a_record_of_zeros_is_missing(codec):
 @given(body=st.binary(min_size=2 * 7, max_size=2 * 7))
 def test_the_mark_of_an_unreadable_image_is_never_valid(codec, body):
     record = np.frombuffer(body, np.uint16)[None, : codec.width].copy()
-    record[0, 0] = UNREADABLE
+    record[0, 0] = DAMAGED
     assert not codec.is_valid(record).any()
 
 
-@pytest.mark.parametrize("number", [0, 8, 1000, UNREADABLE])
+@pytest.mark.parametrize("number", [0, 8, 1000, 65535])
 def test_hard_records_beyond_the_classes_are_invalid(number):
-    assert not HARD.is_valid(np.array([[number]], np.uint16)).any()
+    many = TargetCodec("hard", MAX_CLASSES).encode(torch.eye(8)[:1])
+    assert HARD.is_valid(many).all()
+    many[0, 1] = number
+    many[0, 0] = number * 40503 % 65521 + 1  # as a crafted cache would have it
+    assert not HARD.is_valid(many).any()
+
+
+def test_no_flipped_bit_of_a_hard_record_is_another_class():
+    """Any bit, and any two of which one is in the checksum, over all classes that a cache can hold."""
+    codec = TargetCodec("hard", MAX_CLASSES)
+    labels = np.arange(1, MAX_CLASSES + 1, dtype=np.uint16)
+    records = np.stack([labels.astype(np.uint32) * 40503 % 65521 + 1, labels], 1).astype(np.uint16)
+    assert codec.is_valid(records).all()
+    flips = [0, *(1 << bit for bit in range(16))]
+    for checksum_flip in flips:
+        for label_flip in flips:
+            if checksum_flip or label_flip:
+                flipped = records ^ np.array([checksum_flip, label_flip], np.uint16)
+                assert not codec.is_valid(flipped).any()
 
 
 @given(made=soft_targets, data=st.data())

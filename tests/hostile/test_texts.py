@@ -13,7 +13,7 @@ import torch
 
 from deitctl.config import TrainConfig
 from deitctl.distillation import targets
-from deitctl.distillation.target_cache import UNREADABLE, open_cache
+from deitctl.distillation.target_cache import DAMAGED, open_cache
 from deitctl.distillation.targets import TargetCodec
 from deitctl.errors import ConfigError, DeitctlError, TeacherError
 from deitctl.paths import read_json, read_regular
@@ -199,9 +199,11 @@ def test_a_stamp_that_is_a_pipe_or_nested_too_deeply_is_refused(tmp_path):
 
 
 def test_labels_beyond_the_number_of_classes_are_missing_targets(cache):
-    opened = cache(HARD, struct.pack("<4H", 6, 65534, 0, UNREADABLE))
+    labels = np.array([6, 65534, 0], np.uint16)
+    records = np.stack([targets._compute_hard_checksums(labels), labels], axis=1)
+    opened = cache(HARD, records.tobytes() + struct.pack("<2H", DAMAGED, 1))
     assert opened.missing_indices(0).tolist() == [0, 1, 2]
-    assert opened.unreadable_indices(1) == {3}
+    assert opened.damaged_indices(1) == {3}
 
 
 def record(body: list[int]) -> bytes:
@@ -232,10 +234,11 @@ def test_crafted_soft_records_are_missing_targets(cache):
     assert torch.allclose(FULL.decode(records[valid]).sum(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 9, 4096])
+@pytest.mark.parametrize("size", [0, 2, 6, 9, 4096])
 def test_a_view_of_another_size_keeps_its_complete_records(size, cache):
-    opened = cache(HARD, (b"\1\0" * 2048)[:size])
-    assert len(opened.cached_indices(0)) == min(4, size // 2)
+    record = HARD.encode(torch.eye(5)[:1]).tobytes()
+    opened = cache(HARD, (record * 1024)[:size])
+    assert len(opened.cached_indices(0)) == min(4, size // 4)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link", "dangling", "device"])
@@ -249,8 +252,10 @@ def test_a_view_that_is_no_regular_file_is_neither_read_nor_written(kind, cache,
         "dangling": lambda: path.symlink_to(tmp_path / "new"),
         "device": lambda: path.symlink_to("/dev/zero"),
     }[kind]()
-    with pytest.raises(TeacherError, match=r"view-00000\.bin"):
-        opened.write([(0, 0)], np.array([[1]], dtype=np.uint16))
+    with pytest.raises(DeitctlError, match=r"view-00000\.bin is a"):
+        opened.write([(0, 0)], HARD.encode(torch.eye(5)[:1]))
+    with pytest.raises(DeitctlError, match=r"view-00000\.bin is a"):
+        opened.read([(0, 0)])
     assert precious.read_bytes() == b"precious"
     assert not (tmp_path / "new").exists()
 

@@ -3,10 +3,8 @@
 A pack is a magic line, eight bytes with the offset of the index, the images in order, and the
 index: a block of arrays (`arrays.encode_block`) with names, labels and, of each image, its span and
 two checksums. Reading in order reads the file from end to end; any one image costs one `pread` and
-no `open`. Whatever a pack holds is validated.
-
-Images are read by `pread`, not through a map, which would count every page read as the process's
-memory.
+no `open`. Whatever a pack holds is validated. A pack that is written to while it is open is noticed at
+the next read.
 
 Letters: N images.
 """
@@ -15,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import weakref
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping
@@ -31,16 +28,17 @@ from PIL import Image
 from deitctl.data.arrays import (
     ALIGN,
     UNREADABLE,
-    MappedFile,
+    StoredBytes,
     StringArray,
     encode_block,
-    get_identity,
     read_block,
 )
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import LARGE, MAX_SIDE, get_max_pixels, require_bytes
 from deitctl.data.index import LISTING_DTYPES, Listing, decode_listing
 from deitctl.data.lazy_jpeg import LazyJpeg
+from deitctl.data.open_file import OpenFile
+from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.data.splits import SPLIT_NAMES
 from deitctl.errors import DataError
 from deitctl.paths import suggest_path
@@ -53,47 +51,6 @@ START = ALIGN
 CHECKSUM_DTYPES = {"checksums": "<u4", "digests": "<u8"}
 DTYPES = (*LISTING_DTYPES.values(), *CHECKSUM_DTYPES.values())
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
-
-
-class OpenFile:
-    """A file that stays open.
-
-    It pickles as its path, and must be unchanged where it is opened again.
-    """
-
-    def __init__(self, path: str, identity: tuple[int, int, int]) -> None:
-        """Raise OSError if it cannot be opened, `DataError` if it was replaced."""
-        self.path, self.identity = path, identity
-        self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self._close = weakref.finalize(self, os.close, self.handle)
-        if get_identity(os.fstat(self.handle)) != identity:
-            raise DataError(f"{path} was replaced while in use.", "Run the command again.")
-
-    def __reduce__(self) -> Any:
-        return OpenFile, (self.path, self.identity)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
-
-        Raises:
-            DataError: the file was written to since it was opened, so its index may no longer be
-                valid.
-        """
-        if get_identity(os.fstat(self.handle)) != self.identity:
-            raise DataError(f"{self.path} was changed while in use.", "Run the command again.")
-        if hasattr(os, "pread"):
-            # A position of its own: forked workers share the file's. POSIX_FADV_RANDOM made random
-            # reads slower (0.47 instead of 0.36 ms).
-            data = os.pread(self.handle, size, offset)
-            # A network file system may return less than was requested.
-            while len(data) < size and (
-                more := os.pread(self.handle, size - len(data), offset + len(data))
-            ):
-                data += more
-            return data
-        with open(self.path, "rb") as file:  # Windows
-            file.seek(offset)
-            return file.read(size)
 
 
 @dataclass(frozen=True)
@@ -126,9 +83,9 @@ class PackDataset(ImageDataset):
         offset, size = self.spans[index].tolist()
         require_bytes(size, self.name(index))
         try:
-            data = self.file.read(offset, size)
+            data = read_patiently(lambda: self.file.read(offset, size), self.file.path)
         except OSError as error:
-            raise DataError(f"{self.name(index)} cannot be read: {error.strerror}.") from error
+            raise_read_error(self.name(index), error)
         # At each read, which costs a hundredth of decoding the image.
         if zlib.crc32(data) != self.checksums[index]:
             raise DataError(
@@ -168,25 +125,24 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
     """
     if not path.exists():
         raise DataError(f"There is no {path}.", suggest_path(path) or "`deitctl pack` writes one.")
-    if not is_pack(path):
-        raise DataError(f"{path} is not a pack.", "`deitctl pack` writes one.")
     try:
-        with path.open("rb") as file:
-            start = file.read(START)
+        file = OpenFile(os.path.abspath(path))
+        start = file.read(0, START)
+        if not start.startswith(FAMILY):
+            raise DataError(f"{path} is not a pack.", "`deitctl pack` writes one.")
         if not start.startswith(MAGIC):
             raise DataError(
                 f"{path} is a pack of another version of deitctl.", "Pack the data again."
             )
         offset = int.from_bytes(start[len(MAGIC) : len(MAGIC) + 8], "little")
-        mapped = MappedFile(path, offset)
-        header, arrays = read_block(mapped, offset, lambda header: DTYPES * len(header["splits"]))
+        index = StoredBytes(file, offset)
+        header, arrays = read_block(index, offset, lambda header: DTYPES * len(header["splits"]))
         splits: dict[str, list[str]] = header["splits"]
         if not splits or (set(splits) != {""} and not set(splits) <= SPLIT_NAMES.keys()):
             raise ValueError("it has no splits")
-        opened = OpenFile(mapped.path, mapped.identity)
         return {
             name: _open_split(
-                opened,
+                file,
                 f"{path}:{name and name + '/'}",
                 class_names,
                 arrays[n * len(DTYPES) : (n + 1) * len(DTYPES)],
@@ -194,6 +150,8 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
             )
             for n, (name, class_names) in enumerate(splits.items())
         }
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UNREADABLE as error:
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{path} is a damaged pack: {why}.", "Pack the data again.") from error
@@ -273,7 +231,7 @@ def write_pack(
         )
         arrays += zip(DTYPES, values, strict=True)
     offset = ends[-1] + -ends[-1] % ALIGN
-    # Aligned, so that mapped arrays can be read in place.
+    # Aligned, so that arrays can be used in place.
     file.write(bytes(offset - ends[-1]))
     header = {"splits": {name: split.class_names for name, split in splits.items()}}
     for piece in encode_block(header, arrays, offset):

@@ -19,6 +19,8 @@ from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset, Labels, is_hidden
 from deitctl.data.decode import EXTENSIONS, require_bytes
 from deitctl.data.index import Listing, ScanState, load_or_scan
+from deitctl.data.open_file import OpenFile
+from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.data.splits import find_splits
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -28,7 +30,7 @@ from deitctl.events import Reporter
 class TarDataset(ImageDataset):
     """Images inside an uncompressed tar, read in place by offset."""
 
-    path: str
+    file: OpenFile
     members: Sequence[str]
     """A `StringArray` where there may be many."""
     spans: NDArray[np.int64]
@@ -37,7 +39,7 @@ class TarDataset(ImageDataset):
     class_names: tuple[str, ...]
 
     def name(self, index: int) -> str:
-        return f"{self.path}:{self.members[index]}"
+        return f"{self.file.path}:{self.members[index]}"
 
     def relative_path(self, index: int) -> str:
         return self.members[index]
@@ -49,12 +51,9 @@ class TarDataset(ImageDataset):
         offset, size = self.spans[index].tolist()
         require_bytes(size, self.name(index))
         try:
-            # Opened for each image: one handle's position would be shared by forked workers.
-            with open(self.path, "rb") as file:
-                file.seek(offset)
-                return file.read(size)
+            return read_patiently(lambda: self.file.read(offset, size), self.file.path)
         except OSError as error:
-            raise DataError(f"{self.name(index)} cannot be read: {error.strerror}.") from error
+            raise_read_error(self.name(index), error)
 
 
 def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
@@ -68,8 +67,12 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
         state.add("")
         return _scan(path, reporter)
 
+    try:
+        file = OpenFile(str(path))  # before it is scanned: offsets are those of this file
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     return {
-        name: TarDataset(str(path), split.names, split.spans, split.labels, split.class_names)
+        name: TarDataset(file, split.names, split.spans, split.labels, split.class_names)
         for name, split in load_or_scan(path, scan, reporter).items()
     }
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deitctl.data.arrays import MmapArray, StringArray
+from deitctl.data.arrays import StoredArray, StringArray
 from deitctl.data.decode import decode
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.index import Listing
@@ -27,7 +27,7 @@ from deitctl.data.open import open_dataset, open_for_training
 from deitctl.data.readers import pack
 from deitctl.data.readers.pack import MAGIC, START, open_pack, write_pack
 from deitctl.data.samplers import TrainBatches
-from deitctl.errors import DataError
+from deitctl.errors import DataChanged, DataError
 from deitctl.events import SilentReporter
 from deitctl.packing.encode import Encoding, compute_digest, encode_images
 from deitctl.recipes import RECIPES
@@ -166,7 +166,7 @@ def read_one(dataset, index: int) -> tuple[str, tuple[int, int]]:
 
 def test_a_spawned_process_opens_the_same_file(packed):
     dataset = open_pack(packed)["train"]
-    assert isinstance(dataset.labels, MmapArray)
+    assert isinstance(dataset.labels, StoredArray)
     assert b"0.png" not in pickle.dumps(dataset)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(read_one, (dataset, 7)) == read_one(dataset, 7)
@@ -180,7 +180,7 @@ def test_open_packs_stay_readable_after_replacement_and_new_readers_fail(packed)
         packed, {"": Listing(StringArray.from_strings(["a/1"]), np.array([0]), ("a",))}, [b"other"]
     )
     assert everything(dataset) == before
-    with pytest.raises(DataError, match="was replaced"):
+    with pytest.raises(DataChanged, match="was replaced"):
         pickle.loads(sent)
 
 

@@ -1,0 +1,118 @@
+"""Files that stay open while a command uses them, read and written at an offset, never through a map.
+
+A map of a file that is cut meanwhile ends the process by a bus error; a read returns fewer bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import weakref
+from typing import Any
+
+from deitctl.errors import DataChanged
+
+Identity = tuple[int, int, int]
+"""Inode, size and modification time of a file."""
+_one_position = threading.Lock()
+
+
+class OpenFile:
+    """A file that stays open for reading, and is the same as long as it is.
+
+    It pickles as its path, and must be unchanged where it is opened again.
+    """
+
+    def __init__(self, path: str, identity: Identity | None = None) -> None:
+        """Open a file.
+
+        Args:
+            path: a regular file; links are followed.
+            identity: what it must be; None: whatever it is.
+
+        Raises:
+            OSError: it cannot be opened, or is no regular file.
+            DataChanged: it is another.
+        """
+        self.path = path
+        self._open(identity)
+
+    def __reduce__(self) -> Any:
+        return OpenFile, (self.path, self.identity)
+
+    def _open(self, identity: Identity | None) -> None:
+        # O_NONBLOCK: a pipe must not be waited for.
+        flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+        self.handle = os.open(self.path, os.O_RDONLY | flags)
+        self._close = weakref.finalize(self, os.close, self.handle)
+        status = os.fstat(self.handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        self.identity = get_identity(status)
+        if identity not in (None, self.identity):
+            raise DataChanged(f"{self.path} was replaced while in use.", "Run the command again.")
+
+    def require_unchanged(self) -> None:
+        """Raise `DataChanged` if the file was written to or cut since it was opened."""
+        if get_identity(os.fstat(self.handle)) != self.identity:
+            raise DataChanged(
+                f"{self.path} was changed while in use.",
+                "Put a new file in place by a rename (mv), and run the command again.",
+            )
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
+
+        Raises:
+            OSError: they cannot be read.
+            DataChanged: the file is not what was opened, so offsets in it may no longer be valid.
+        """
+        try:
+            self.require_unchanged()
+            data = read_at(self.handle, offset, size)
+            if len(data) < size:  # cut since
+                self.require_unchanged()
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # of a server that was restarted, and stays so
+                self._close()
+                self._open(self.identity)
+            raise
+        return data
+
+
+def get_identity(status: os.stat_result) -> Identity:
+    """Return what tells a file from another of the same name, and from itself before a change."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_at(handle: int, offset: int, size: int) -> bytes:
+    """Return `size` bytes from an offset on, or what there is up to the end of the file."""
+    data = _read_once(handle, offset, size)
+    # A network file system may return less than was requested.
+    while len(data) < size and (more := _read_once(handle, offset + len(data), size - len(data))):
+        data += more
+    return data
+
+
+def _read_once(handle: int, offset: int, size: int) -> bytes:
+    if hasattr(os, "pread"):
+        # A position of its own: forked workers share the file's. POSIX_FADV_RANDOM made random
+        # reads slower (0.47 instead of 0.36 ms).
+        return os.pread(handle, size, offset)
+    with _one_position:  # Windows, which has no forks
+        os.lseek(handle, offset, os.SEEK_SET)
+        return os.read(handle, size)
+
+
+def write_at(handle: int, offset: int, data: bytes) -> None:
+    """Write bytes at an offset; raise `OSError` if not all of them can be written."""
+    while data:
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(handle, data, offset)
+        else:
+            with _one_position:
+                os.lseek(handle, offset, os.SEEK_SET)
+                written = os.write(handle, data)
+        data, offset = data[written:], offset + written
