@@ -180,6 +180,20 @@ def _describe_usage_error(error: Any) -> UsageError:
     return UsageError(message if message.endswith("?") else f"{message}.", hint)
 
 
+def _describe_limit(error: Exception) -> DeitctlError | None:
+    """Return an error of Python's about a limit of the system as one of ours, None for others."""
+    if str(error) == "can't start new thread":
+        return DeitctlError(
+            "No thread can be started: the limit of processes and threads is reached.",
+            "Raise it (`ulimit -u`, `docker run --pids-limit`), or use fewer: --workers 0, OMP_NUM_THREADS=1.",
+        )
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        return DeitctlError(
+            "There is no folder for temporary files that can be written.", "Name one with $TMPDIR."
+        )
+    return None
+
+
 def main() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
     provide_folders()
@@ -201,12 +215,14 @@ def main() -> None:
         interrupts.restore()
         if _debug:
             raise
-        print_error(error)
+        print_error(_describe_limit(error) or error)
         sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)
     except (RuntimeError, MemoryError) as error:  # RecursionError among them
         from deitctl.device import ran_out_of_memory
 
-        if _debug or not (isinstance(error, RecursionError) or ran_out_of_memory(error)):
+        limit = _describe_limit(error)
+        is_ours = isinstance(error, RecursionError) or limit or ran_out_of_memory(error)
+        if _debug or not is_ours:
             raise
         interrupts.restore()
         message = "There is not enough memory for this."
@@ -214,9 +230,6 @@ def main() -> None:
             message = "This is nested too deeply."
         elif isinstance(error, MemoryError) and str(error):
             message = str(error)
-        print_error(
-            DeitctlError(
-                message, "Use smaller batches, inputs or models; deitctl --debug shows where."
-            )
-        )
+        hint = "Use smaller batches, inputs or models; deitctl --debug shows where."
+        print_error(limit or DeitctlError(message, hint))
         sys.exit(1)

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 from deitctl.errors import Signalled
@@ -47,9 +48,11 @@ def install() -> None:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    threading.Thread(
+    watch = threading.Thread(
         target=_watch, args=(reader, writer), name="watch for signals", daemon=True
-    ).start()
+    )
+    with suppress(RuntimeError):  # no more threads are allowed; then the handlers alone end it
+        watch.start()
 
 
 def restore() -> None:
