@@ -6,6 +6,7 @@ Shapes:
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,10 +81,16 @@ def run_export(name: str, path: Path, inputs: Path) -> Outputs:
     if process.returncode:
         # A runtime that crashes leaves nothing on stderr. Of a traceback the last line is the
         # reason.
-        lines = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()
+        lines = (process.stderr.strip() or _describe_exit(process.returncode)).splitlines()
         raise ExportError(f"The export does not run in a fresh process: {lines[-1][:300]}")
     result: Outputs = np.load(output)
     return result
+
+
+def _describe_exit(code: int) -> str:
+    if code == -getattr(signal, "SIGBUS", 0):  # of a runtime that maps the export's files
+        return "a file of it was changed while in use"
+    return f"exit code {code}"
 
 
 def run_on_pixels(name: str, path: Path, pixels: Pixels) -> Outputs:

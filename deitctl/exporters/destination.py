@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from deitctl.exporters.formats import Format
 from deitctl.exporters.model_card import README, is_unedited
 from deitctl.home import expand_home
 from deitctl.models.factory import HUB_PREFIX, WEIGHT_SUFFIXES
-from deitctl.paths import DiskError
+from deitctl.paths import DiskError, refuse_links
 
 NEW_OUTPUT = "Name a new --output."
 
@@ -38,6 +39,8 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
     if not output:
         # `verify` finds the model of an export by this place, RUN/export/FILE.
         path = source / "export" / name if source.is_dir() else Path(name)
+        # A run may be a stranger's; what the user names with --output may lie below a link.
+        refuse_links(source, ["export"])
     elif not kind.is_folder and (_is_folder(path, kind) or output.endswith(("/", os.sep))):
         path = path / name
     if kind.is_folder:
@@ -90,9 +93,15 @@ def get_default_stem(model: str) -> str:
 @contextmanager
 def write_draft(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path`, or `path.rejected` after an `ExportError`."""
-    # Beside the target, because a rename is atomic only within a file system. The name ends as the
-    # target's: torch.export.load and coremltools go by the suffix.
-    draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, because a rename is atomic only within a file system. In a folder whose
+        # name nobody can guess, so that no link waits there. The name is the target's:
+        # torch.export.load and coremltools go by the suffix.
+        folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=path.parent))
+    except OSError as error:
+        raise DiskError.from_os_error(path, error) from error
+    draft = folder / path.name
     try:
         try:
             yield draft
@@ -109,21 +118,22 @@ def write_draft(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DiskError.from_os_error(path, error) from error
     finally:
-        remove(draft)
+        remove(folder)
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename a file or folder, over an earlier one if there is one."""
-    if target.is_dir():  # a folder cannot be replaced in one step
+    """Rename a file or folder, over an earlier one if there is one; of a link, over the link."""
+    # A folder cannot be replaced in one step, nor a link by a folder.
+    if target.is_dir() or (target.is_symlink() and source.is_dir()):
         remove(target)
     os.replace(source, target)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all its files, if it exists."""
-    if path.is_dir():
+    """Remove a file or a folder with all its files, if it exists; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
+    elif os.path.lexists(path):
         path.unlink()
 
 

@@ -161,9 +161,7 @@ def _describe_data(history: History) -> str:
         return UNKNOWN
     text = f"Trained on {_to_code(_hide_folders(data))}"
     seen = history.result.get("images_seen")
-    return (
-        f"{text}, {seen:,} training images seen in total." if isinstance(seen, int) else f"{text}."
-    )
+    return f"{text}, {seen:,} training images seen in total." if _is_count(seen) else f"{text}."
 
 
 def _describe_recipe(history: History) -> str:
@@ -198,12 +196,12 @@ def _describe_accuracy(history: History, head: str) -> str:
     best = _read_table(history.result, "best")
     if not best:
         return "None yet: the run has not finished." if history.run else UNKNOWN
-    epoch = f"epoch {best.get('epoch')} of {history.result.get('epochs')}"
+    epoch = f"epoch {_count(best.get('epoch'))} of {_count(history.result.get('epochs'))}"
     num_images = history.result.get("num_val_images")
-    count = f" {num_images:,}" if isinstance(num_images, int) else ""
+    count = f" {num_images:,}" if _is_count(num_images) else ""
     columns = {"": epoch, "top-1": _percent(best.get("top1"))}
     if (interval := _read_table(best, "top1_interval")) and all(
-        isinstance(interval.get(end), int | float) for end in ("lower", "upper")
+        _is_percentage(interval.get(end)) for end in ("lower", "upper")
     ):
         columns["95 % interval"] = f"{interval['lower']:.1f} to {interval['upper']:.1f} %"
     if best.get("top5") is not None:
@@ -242,7 +240,20 @@ def _hide_folders(ref: str) -> str:
 
 
 def _percent(value: Any) -> str:
-    return f"{value:.2f} %" if isinstance(value, int | float) else "unknown"
+    return f"{value:.2f} %" if _is_percentage(value) else "unknown"
+
+
+def _is_percentage(value: Any) -> bool:
+    # Of a run's record, which may be anything: Python cannot format an integer of a thousand digits.
+    return isinstance(value, int | float) and 0 <= value <= 100
+
+
+def _count(value: Any) -> str:
+    return str(value) if _is_count(value) else "unknown"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 10**15
 
 
 def _to_code(text: str) -> str:

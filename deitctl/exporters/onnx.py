@@ -76,11 +76,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     try:
         # External data of an untrusted file may name any path on this machine.
-        return read_properties(onnx.load(path, load_external_data=False))
+        properties = read_properties(onnx.load(path, load_external_data=False))
     except Exception as error:  # protobuf's own classes, which differ from version to version
         raise ExportError(
             f"{path} is not a readable ONNX file: {error}", "Export it again."
         ) from error
+    # protobuf returns bytes for what is no UTF-8
+    if not all(isinstance(text, str) for entry in properties.items() for text in entry):
+        raise ExportError(f"{path} has metadata that cannot be read.", "Export it again.")
+    return properties
 
 
 def read_properties(model: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deitctl.config import MAX_SIZE
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError, ExportError
@@ -268,7 +269,10 @@ def _find_model_folder(path: Path) -> str:
 
 def _read_img_size(metadata: Mapping[str, str], path: Path) -> int:
     try:
-        return int(json.loads(metadata["preprocessing"])["img_size"])
+        size = json.loads(metadata["preprocessing"])["img_size"]
+        if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
+            raise ValueError("no size of an image")
+        return size
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
             f"{path} has metadata that cannot be read.", "Export it again."

@@ -27,6 +27,7 @@ MODEL_INPUT = "seen"
 BARE_LAYOUT = '"layout": "NCHW float32"'
 EXPORT = "deitctl export MODEL --to onnx"
 ROUNDING = 1e-3  # of int8 and fp16 files beyond 0..1
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 FATAL = 4  # onnxruntime's log level; lesser errors are raised as exceptions anyway
 
 Scores = NDArray[np.float32]
@@ -152,9 +153,17 @@ def _open_session(path: Path) -> Any:
     options.intra_op_num_threads = _choose_num_threads()
     # Spinning threads would take the cores from decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights in other files would be mapped, and end the process when such a file is cut; ours are
+    # in the file itself. Nothing lies below a file.
+    options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(path.absolute() / "none"))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # no common base, as above
+        if "xternal data" in str(error):
+            raise ModelError(
+                f"{path} has its weights in another file, and only those in itself are read.",
+                f"Export it again: {EXPORT}.",
+            ) from error
         raise ModelError(
             f"{path} is not a readable ONNX file: {_shorten(error)[:200]}.",
             f"Export it again: {EXPORT}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter
 from deitctl.lock import locked
-from deitctl.paths import DiskError
+from deitctl.paths import DiskError, open_no_follow
 
 if TYPE_CHECKING:
     from deitctl.inference.classifier import Classifier, Prediction
@@ -52,7 +53,7 @@ class PredictionFile:
 
     def read(self) -> None:
         """Read the records; raise `DataError` if the file holds anything else."""
-        with self.path.open("rb") as file:
+        with os.fdopen(open_no_follow(self.path, os.O_RDONLY), "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return  # the last one: its writer was killed
@@ -126,7 +127,9 @@ class PredictionFile:
     def start(self) -> None:
         """Cut half a record off, and create a file that is missing."""
         with self._report_disk_errors():
-            self.file = self.path.open("ab")
+            # A link could lead to any file of the user's, which would be cut or added to.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self.file = os.fdopen(open_no_follow(self.path, flags), "ab")
             self.file.truncate(self.num_bytes)
 
     def append(self, line: str) -> None:
@@ -173,7 +176,7 @@ def open_prediction_file(path: Path, *, resume: bool) -> Iterator[PredictionFile
             # The file of the lock stays: if it were removed, two writers could lock two files of this name.
             stack.enter_context(locked(lock, what=str(path)))
         stack.callback(records.close)
-        if path.exists():
+        if os.path.lexists(path):
             if not resume:
                 raise ConfigError(
                     f"{path} exists.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -345,6 +346,19 @@ def test_a_batch_of_unreadable_images_computes_nothing(image_folder, teacher, tm
     assert fill(cached_teacher, open_folder(root, reporter), reporter) == 0
     assert teacher.batch_sizes == []
     assert cached_teacher.cache.count_missing(VIEWS) == 0
+
+
+def test_targets_that_are_cut_off_while_in_use_are_computed_again(teacher, some, tmp_path):
+    """As by `truncate -s 0` or `cp` over a view's file; without loaders no batch is under way."""
+    cached_teacher = open_cached(teacher, HARD, tmp_path / "w")
+    before = [cached_teacher(batch) for batch in load_batches(some, cached_teacher)]
+    num_missing = cached_teacher.cache.count_missing(VIEWS)
+    for file in (tmp_path / "w").glob("view-*.bin"):
+        os.truncate(file, 6)  # one record and a half
+    assert cached_teacher.cache.count_missing(VIEWS) > num_missing
+    again = [cached_teacher(batch) for batch in load_batches(some, cached_teacher)]
+    assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
+    assert cached_teacher.cache.count_missing(VIEWS) == num_missing
 
 
 def test_soft_targets_have_the_configured_temperature(teacher, some):

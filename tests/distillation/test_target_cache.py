@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -336,6 +337,63 @@ def test_a_full_disk_is_reported_when_a_view_is_created(folder, monkeypatch):
     monkeypatch.setattr(target_cache, "_reserve", full)
     with pytest.raises(DeitctlError, match=r"view-00003\.bin: No space left"):
         cache.write([(3, 0)], SOFT.encode(make_targets(SOFT)))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EROFS, "Name another --teacher-cache"),
+        (errno.EIO, "disk or mount"),
+    ],
+    ids=["full", "open files", "read-only", "broken"],
+)
+def test_what_fails_is_said_with_what_helps(number, advice, folder, monkeypatch):
+    cache = open_example(folder)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(target_cache, "open_no_follow", fail)
+    for act in (
+        lambda: cache.write([(0, 0)], SOFT.encode(make_targets(SOFT))),
+        lambda: cache.count_missing(1),
+    ):
+        with pytest.raises(TeacherError, match=r"Cannot (read|write) .*view-00000\.bin") as failed:
+            act()
+        assert advice in failed.value.hint
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux counts open files there")
+def test_more_views_than_files_may_be_open_are_read(folder):
+    """The limit of open files is met: the views that are open are closed, and the next one is opened."""
+    resource = pytest.importorskip("resource")
+    cache = open_example(folder)
+    cache.write([(view, 0) for view in range(8)], SOFT.encode(make_targets(SOFT, 8)))
+    cache = open_example(folder)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 4, limits[1]))
+    try:
+        assert [cache.has_target(view, 0) for view in range(8)] == [True] * 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for filler in fillers:
+            os.close(filler)
+
+
+@CODECS
+def test_a_view_of_several_names_is_not_written(codec, folder, tmp_path):
+    """A hard link to a file of the user's, as an archive can hold one."""
+    cache = open_example(folder, codec)
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    os.link(precious, folder / "view-00000.bin")
+    with pytest.raises(DeitctlError, match="hard links"):
+        cache.write([(0, 0)], codec.encode(make_targets(codec)))
+    assert precious.read_bytes() == b"precious"
 
 
 def test_too_many_classes_are_refused(folder):

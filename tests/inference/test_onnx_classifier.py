@@ -260,31 +260,41 @@ def test_a_foreign_network_is_refused_with_what_is_expected(dtype, shape, tmp_pa
         predict(["x.png"], model=str(foreign(tmp_path / "m.onnx", dtype, shape)))
 
 
-def test_custom_operators_and_external_data_are_refused(tmp_path):
-    """What onnxruntime promises, held here because `docs/security.md` does: no code and no file from outside."""
+def write_foreign_graph(path, node, weights=()):
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("b", 32, 32, 3))
+    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "g", [pixels], [out], weights)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("else", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_custom_operators_are_refused(tmp_path):
+    """What onnxruntime promises, held here because `docs/security.md` does: no code from outside."""
+    unknown = helper.make_node("Nope", ["pixels"], ["probabilities"], domain="else")
+    write_foreign_graph(tmp_path / "m.onnx", unknown)
+    with pytest.raises(ModelError, match="not a registered"):
+        predict(["x.png"], model=str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("location", ["beside", "missing", "../secret", "/etc/hostname", "link"])
+def test_weights_in_other_files_are_not_read(location, tmp_path):
+    """Neither outside of the model's folder nor in it, where they would be mapped: one line."""
     (tmp_path / "secret").write_bytes(bytes(16))
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "beside").write_bytes(bytes(16))
+    (tmp_path / "model" / "link").symlink_to(tmp_path / "secret")
     weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4)
     weight.ClearField("float_data")
     weight.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": "../secret", "offset": "0", "length": "16"}.items():
+    for key, value in {"location": location, "offset": "0", "length": "16"}.items():
         weight.external_data.add(key=key, value=value)
     other = helper.make_node("Identity", ["w"], ["probabilities"])
-    unknown = helper.make_node("Nope", ["pixels"], ["probabilities"], domain="else")
-    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, None)
-    for node, weights, says in (
-        (other, [weight], "escapes model directory"),
-        (unknown, [], "not a registered"),
-    ):
-        graph = helper.make_graph([node], "g", [pixels], [out], weights)
-        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("else", 1)]
-        path = tmp_path / "model" / "m.onnx"
-        path.write_bytes(
-            helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-        )
-        with pytest.raises(ModelError, match=says):
-            predict(["x.png"], model=str(path))
+    write_foreign_graph(tmp_path / "model" / "m.onnx", other, [weight])
+    with pytest.raises(ModelError, match=r"m\.onnx has its weights in another file") as refused:
+        predict(["x.png"], model=str(tmp_path / "model" / "m.onnx"))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from deitctl.lock import Busy
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
+from deitctl.paths import DiskError
 from deitctl.records import to_object
 
 
@@ -195,3 +196,22 @@ def test_a_new_file_replaces_none(tmp_path):
         open_prediction_file(tmp_path / "x.csv", resume=True),
     ):
         pass
+
+
+def test_a_link_in_place_of_the_file_is_neither_written_nor_read(tmp_path, classifier, names):
+    """In a folder of somebody else's, where it could lead to any file of the user's, or make one."""
+    precious, out = tmp_path / "precious", tmp_path / "out.jsonl"
+    write(precious, classifier, names[:2])
+    before = precious.read_bytes()
+    for target in (precious, tmp_path / "new"):
+        out.symlink_to(target)
+        with pytest.raises(ConfigError, match="exists"), open_prediction_file(out, resume=False):
+            pass
+        with (
+            pytest.raises(DiskError, match="symbolic link"),
+            open_prediction_file(out, resume=True),
+        ):
+            pass
+        out.unlink()
+    assert precious.read_bytes() == before
+    assert not (tmp_path / "new").exists()
