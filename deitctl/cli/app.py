@@ -195,11 +195,16 @@ def _describe_limit(error: Exception) -> DeitctlError | None:
 
 
 def main() -> None:
-    """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
+    """Prepare the process, its streams, signals and folders, and run the command line."""
     provide_folders()
     if prepare_streams():
         sys.stderr.write("warning: standard output is closed: what this prints is lost.\n")
     interrupts.install()
+    run_commands()
+
+
+def run_commands() -> None:
+    """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
     try:
         sys.exit(app(prog_name="deitctl", standalone_mode=False))
     except TyperUsageError as error:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import deitctl
 from deitctl import settings as settings_module
 from deitctl.cli import completion
-from deitctl.cli.app import app, main
+from deitctl.cli.app import app, run_commands
 from deitctl.cli.options import take_options
 from deitctl.settings import list_settings
 
@@ -300,7 +300,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["deitctl", *arguments])
     with pytest.raises(SystemExit) as stop:
-        main()
+        run_commands()
     return int(stop.value.code or 0)
 
 

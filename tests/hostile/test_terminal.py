@@ -130,7 +130,7 @@ def test_a_file_name_that_is_no_text_is_kept_in_a_record(tmp_path):
 
 
 def test_the_command_line_sends_no_command_of_a_name_to_the_terminal(monkeypatch, capsys, tmp_path):
-    from deitctl.cli.app import main
+    from deitctl.cli.app import run_commands
 
     monkeypatch.setattr("signal.signal", lambda *_: None)
     for arguments in (
@@ -140,7 +140,7 @@ def test_the_command_line_sends_no_command_of_a_name_to_the_terminal(monkeypatch
     ):
         monkeypatch.setattr(sys, "argv", ["deitctl", *arguments])
         with pytest.raises(SystemExit) as stop:
-            main()
+            run_commands()
         assert stop.value.code == 1
         captured = capsys.readouterr()
         assert captured.out == ""
