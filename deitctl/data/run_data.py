@@ -140,7 +140,8 @@ def _read_rows(file: Path) -> SplitRows | None:
         return None
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{file} cannot be read: {error}.", "Restore it, or start a new run."
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            "Restore it, or start a new run.",
         ) from error
 
 
