@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import deitctl
 from deitctl.data import decode as decoding
 from deitctl.data.decode import decode
 from deitctl.data.eval_transform import eval_transform
@@ -210,3 +212,40 @@ def test_the_largest_images_stay_below_the_stated_memory():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 17
+
+
+def test_want_of_memory_is_no_damage():
+    """A sound image of 243 MB of pixels with room for 100 MB."""
+    code = (
+        "import io, resource; from PIL import Image; from deitctl.data.decode import decode\n"
+        "b = io.BytesIO(); Image.new('RGB', (9, 9)).save(b, 'PNG'); decode(b.getvalue(), 'y')\n"
+        "b = io.BytesIO(); Image.new('RGB', (9000, 9000)).save(b, 'PNG', compress_level=1)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)\n"
+        "try: decode(b.getvalue(), 'x')\n"
+        "except MemoryError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "x: there is not enough memory to decode it.\n"
+
+
+@pytest.mark.parametrize(
+    "message", ["out of memory when reading image file", "Cannot allocate memory"]
+)
+def test_what_libraries_say_of_memory_is_no_damage_either(message, monkeypatch):
+    def load(_: object) -> None:
+        raise OSError(message)
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MemoryError, match="x: there is not enough memory to decode it"):
+        decode(encode(Image.new("RGB", (4, 4)), "PNG"), "x")
+
+
+@pytest.mark.parametrize("name", ["p.jpg", "p.dat", "p"])
+def test_pipes_among_images_hold_nothing_up(name, image_folder):
+    """A pipe is opened by none of them: opening one waits for a writer."""
+    root = image_folder({"a": 3, "b": 3})
+    os.mkfifo(root / "a" / name)
+    result = deitctl.check(str(root), workers=0)
+    unreadable = [issue for issue in result.issues if issue.code == "unreadable"]
+    assert len(unreadable) == (name == "p.jpg")
