@@ -221,7 +221,7 @@ def run_commands() -> None:
         if _debug:
             raise
         print_error(_describe_limit(error) or error)
-        sys.exit(error.exit_code if isinstance(error, DeitctlError) else 1)
+        _exit(error.exit_code if isinstance(error, DeitctlError) else 1)
     except (RuntimeError, MemoryError) as error:  # RecursionError among them
         from deitctl.device import ran_out_of_memory
 
@@ -237,4 +237,14 @@ def run_commands() -> None:
             message = str(error)
         hint = "Use smaller batches, inputs or models; deitctl --debug shows where."
         print_error(limit or DeitctlError(message, hint))
-        sys.exit(1)
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """End the process after an error, without waiting for loader processes that a dead mount keeps."""
+    processes = sys.modules.get("multiprocessing")
+    if processes is not None and processes.active_children():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
