@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ class Outcome:
     out: str
     err: str
     seconds: float
+    cpu_seconds: float = 0.0
 
     @property
     def lines(self) -> list[str]:
@@ -68,7 +70,7 @@ class Process:
     popen: subprocess.Popen[bytes]
     stdout: Path
     stderr: Path
-    begun: float = field(default_factory=time.monotonic)
+    cpu_before: float = field(default_factory=lambda: read_cpu_seconds())
 
     @property
     def pid(self) -> int:
@@ -123,7 +125,8 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.popen.wait()
-        return Outcome(code, _read(self.stdout), _read(self.stderr), seconds)
+        cpu_seconds = read_cpu_seconds() - self.cpu_before
+        return Outcome(code, _read(self.stdout), _read(self.stderr), seconds, cpu_seconds)
 
 
 class Rig:
@@ -131,11 +134,16 @@ class Rig:
 
     def __init__(self, root: Path, images: Path, patience: float) -> None:
         """Work in `root` with a folder of class folders; a command hangs after `patience` seconds."""
-        self.scratch, self.images, self.patience = root, images.resolve(), patience
+        self.scratch, self.images, self._patience = root, images.resolve(), patience
         self.root = root
         self.prepared = root / "prepared"
         self.prepared.mkdir(parents=True, exist_ok=True)
         self.count = 0
+
+    @property
+    def patience(self) -> float:
+        """Return the seconds after which a command hangs, more of them on a busy machine."""
+        return self._patience * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
     def enter(self, name: str) -> None:
         """Work in a new folder of a case's own."""
@@ -260,6 +268,12 @@ class Rig:
                 rows.append(f"{image},{image.parent.name},{split}")
         table.write_text("\n".join(rows) + "\n")
         return table
+
+
+def read_cpu_seconds() -> float:
+    """Return the processor time of all commands that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def list_family(pid: int) -> list[int]:

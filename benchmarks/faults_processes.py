@@ -168,9 +168,9 @@ def limit_descriptors_and_files(rig: Rig) -> Iterator[Trial]:
         ("24 descriptors: eval, 2 loaders", "ulimit -n 24;", ("eval", rig.images, "--model", base, "--workers", "2")),
         ("40 descriptors: predict a folder", "ulimit -n 40;", ("predict", rig.images, "--model", base, "--quiet")),
         ("64 descriptors: cache-teacher, 100 views", "ulimit -n 64;",
-         ("cache-teacher", few, *teacher, "--views", "100", "--workers", "0")),
+         ("cache-teacher", few, *teacher, "--quiet", "--views", "100", "--workers", "0")),
         ("64 descriptors: cache-teacher, 100 views, 2 loaders", "ulimit -n 64;",
-         ("cache-teacher", few, *teacher, "--views", "100", "--view-seed", "3", "--workers", "2")),
+         ("cache-teacher", few, *teacher, "--quiet", "--views", "100", "--view-seed", "3", "--workers", "2")),
         ("files of at most 20 MiB: train", "ulimit -f 20480;", (*train, "--workers", "0", "--output", "c")),
         ("files of at most 40 MiB: train", "ulimit -f 40960;", (*train, "--workers", "0", "--output", "d")),
     ]  # fmt: skip

@@ -142,14 +142,21 @@ def test_benchmarks_have_the_options_that_pages_name(page: Path) -> None:
                 assert not option.startswith("--") or f'"{option}"' in source or "{name}" in source
 
 
-def test_tests_that_the_security_page_names_exist() -> None:
-    """`file::part of the name`, and `::part` of the same file."""
+@pytest.mark.parametrize("name", ["security", "reliability"])
+def test_every_promise_has_a_test_that_exists(name: str) -> None:
+    """`file::part of the name`, `::part` of the same file, or a benchmark."""
     folders = (ROOT / "tests" / "hostile", ROOT / "tests")
-    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    for row in re.findall(r"^\|.*\| (`.*`.*) \|$", text, re.M):
-        source = ""
-        for code in INLINE.findall(row):
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    tables = [t for t in re.split(r"\n\n+", text) if re.match(r"^\|.*\| Test \|$", t, re.M)]
+    assert tables
+    for row in (row for table in tables for row in table.splitlines()[2:]):
+        source, cell = "", row.rpartition(" | ")[2]
+        assert "`" in cell, row
+        for code in INLINE.findall(cell):
             file, _, part = code.partition("::")
+            if file.startswith("benchmarks/"):
+                assert (ROOT / file).exists(), code
+                continue
             if file:
                 name = file if file.endswith(".py") else f"test_{file}.py"
                 paths = [path for folder in folders for path in folder.rglob(name)]
