@@ -105,7 +105,9 @@ def provide_folders() -> None:
     they are imported, because they look at the environment then.
     """
     caches = find_home() / ".cache"
-    if can_write(caches) or (private := find_private_folder()) is None:
+    # They do not take the root of the file system for the home, even if the user is root.
+    is_known = os.path.isabs(os.path.expanduser("~"))
+    if (is_known and can_write(caches)) or (private := find_private_folder()) is None:
         return
     for variable in VARIABLES:
         # Weights that an image has in a home that cannot be written are found all the same.
