@@ -86,7 +86,7 @@ def decode_slow_images(rig: Rig) -> Iterator[Trial]:
         size = path.stat().st_size / 1e6
         yield Trial(
             f"{name}, {size:.0f} MB: predict",
-            str(end),
+            f"{end.cpu_seconds:.1f} s of CPU, {end}",
             end.is_plain(0, 1, 3) and end.cpu_seconds < 6,
         )
         if name not in sizes:
