@@ -36,7 +36,7 @@ DAMAGED = 65534
 """First number of the record of an image that was read and cannot be decoded. 65535 marked those that
 could not be read as well, and counts as missing."""
 MAX_OPEN_VIEWS = 64  # each holds a file descriptor, of which a process has some thousand
-BLOCK = 2**20
+BLOCK = 2**18
 """Bytes of a view that are read at a time."""
 
 
@@ -135,8 +135,9 @@ class TargetCache:
                 data = read_at(file.handle, start * self.record_bytes, size)
         except OSError as error:
             raise self._explain("read", view, error) from error
-        records = np.frombuffer(bytearray(data.ljust(size, b"\0")), dtype=np.uint16)
-        return records.reshape(stop - start, self.codec.width)
+        if len(data) < size:
+            data = data.ljust(size, b"\0")
+        return np.frombuffer(data, dtype=np.uint16).reshape(stop - start, self.codec.width)
 
     def _write(self, view: int, index: int, numbers: NDArray[np.uint16]) -> None:
         """Write the first numbers of a record, or all, creating the view's file if there is none."""
