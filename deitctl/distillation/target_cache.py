@@ -155,20 +155,27 @@ class TargetCache:
             return file
         while len(self._views) >= MAX_OPEN_VIEWS:
             del self._views[next(iter(self._views))]  # the oldest
-        path = self._path(view)
         try:
-            file = ViewFile(path, flags)
+            file = self._try_to_open(view, flags)
         except OSError as error:
-            if error.errno == errno.ENOENT and not flags & os.O_CREAT:
-                return None
             if error.errno != errno.EMFILE or not self._views:
                 raise
             self._views.clear()
-            file = ViewFile(path, flags)
+            file = self._try_to_open(view, flags)
+        if file is None:
+            return None
         if file.is_writable:
             _reserve(file.handle, self.num_images * self.record_bytes)
         self._views[view] = file
         return file
+
+    def _try_to_open(self, view: int, flags: int) -> ViewFile | None:
+        try:
+            return ViewFile(self._path(view), flags)
+        except FileNotFoundError:
+            if flags & os.O_CREAT:  # the folder is gone
+                raise
+            return None
 
     def _explain(self, verb: str, view: int, error: OSError) -> TeacherError:
         hint = "Name another --teacher-cache."

@@ -115,6 +115,9 @@ def write_draft(path: Path) -> Iterator[Path]:
                 error.message, f"{error.hint} The rejected export is kept as {rejected}.".strip()
             ) from error
         _move(draft, path)
+    except DiskError as error:
+        error.message = error.message.replace(str(draft), str(path))  # as the user named it
+        raise
     except OSError as error:
         raise DiskError.from_os_error(path, error) from error
     finally:

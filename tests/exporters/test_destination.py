@@ -98,5 +98,10 @@ def test_a_full_disk_leaves_no_draft(tmp_path):
 
     with pytest.raises(DiskError, match="No space left"), write_draft(tmp_path / "m") as draft:
         fill(draft)
+    with (
+        pytest.raises(DiskError, match=r"Cannot write \S+/m/x: "),
+        write_draft(tmp_path / "m") as draft,
+    ):
+        raise DiskError.from_os_error(draft / "x", OSError(28, "No space left on device"))
     assert os.listdir(tmp_path) == ["m"]
     assert (tmp_path / "m" / "old").read_text() == "old"
