@@ -180,8 +180,17 @@ def _describe_usage_error(error: Any) -> UsageError:
     return UsageError(message if message.endswith("?") else f"{message}.", hint)
 
 
+NO_ROOM_FOR_LIBRARY = ("failed to map segment", "annot allocate memory")
+"""What the dynamic linker says."""
+
+
 def _describe_limit(error: Exception) -> DeitctlError | None:
     """Return an error of Python's about a limit of the system as one of ours, None for others."""
+    if isinstance(error, ImportError) and any(text in str(error) for text in NO_ROOM_FOR_LIBRARY):
+        return DeitctlError(
+            "There is not enough memory to load PyTorch.",
+            "Raise the limit (`ulimit -v`, `docker run --memory`).",
+        )
     if str(error) == "can't start new thread":
         return DeitctlError(
             "No thread can be started: the limit of processes and threads is reached.",
@@ -192,6 +201,25 @@ def _describe_limit(error: Exception) -> DeitctlError | None:
             "There is no folder for temporary files that can be written.", "Name one with $TMPDIR."
         )
     return None
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, ImportError):  # perhaps of torch, which the look at others imports
+        return False
+    from deitctl.device import ran_out_of_memory
+
+    return ran_out_of_memory(error)
+
+
+def _require_current_folder() -> None:
+    """Raise `DeitctlError` if the current folder was deleted: libraries that torch loads would abort."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise DeitctlError(
+            f"The current folder cannot be read: {error.strerror}. It may have been deleted.",
+            "Change to another: cd",
+        ) from error
 
 
 def main() -> None:
@@ -206,6 +234,7 @@ def main() -> None:
 def run_commands() -> None:
     """Run the command line; never show a traceback for a user's mistake, unless --debug asks for it."""
     try:
+        _require_current_folder()
         sys.exit(app(prog_name="deitctl", standalone_mode=False))
     except TyperUsageError as error:
         interrupts.restore()
@@ -222,11 +251,9 @@ def run_commands() -> None:
             raise
         print_error(_describe_limit(error) or error)
         _exit(error.exit_code if isinstance(error, DeitctlError) else 1)
-    except (RuntimeError, MemoryError) as error:  # RecursionError among them
-        from deitctl.device import ran_out_of_memory
-
+    except (RuntimeError, MemoryError, ImportError) as error:  # RecursionError among them
         limit = _describe_limit(error)
-        is_ours = isinstance(error, RecursionError) or limit or ran_out_of_memory(error)
+        is_ours = isinstance(error, RecursionError) or limit or _ran_out_of_memory(error)
         if _debug or not is_ours:
             raise
         interrupts.restore()

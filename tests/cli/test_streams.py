@@ -13,9 +13,12 @@ from deitctl.cli.streams import MessageFile
 UNIX = pytest.mark.skipif(os.name == "nt", reason="closes descriptors by the shell")
 
 
-def shell(command: str) -> subprocess.CompletedProcess[str]:
+DEITCTL = (sys.executable, "-m", "deitctl")
+
+
+def shell(command: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m deitctl {command}"],
+        ["sh", "-c", f"{before}{' '.join(DEITCTL)} {command}"],
         capture_output=True,
         text=True,
         check=False,
@@ -61,3 +64,33 @@ def test_messages_without_a_reader_are_dropped() -> None:
         assert os.read(reader, 100) == b"read"
         os.close(reader)
         assert file.write(memoryview(b"unread")) == 6
+
+
+@UNIX
+def test_a_current_folder_that_was_deleted_is_one_line() -> None:
+    """Libraries that torch loads would abort."""
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            'cd "$(mktemp -d)" && rmdir "$PWD" && "$@"',
+            "sh",
+            *DEITCTL,
+            "predict",
+            "x.jpg",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The current folder cannot be read")
+
+
+@UNIX
+def test_no_room_for_the_libraries_is_want_of_memory() -> None:
+    done = shell("predict x.jpg", "ulimit -v 900000; ")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: There is not enough memory to load PyTorch.")
+    assert done.stderr.count("\n") == 1
