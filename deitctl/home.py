@@ -20,7 +20,7 @@ VARIABLES = ("HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_HOME", 
 _told: set[Path] = set()
 
 
-def expand_home(path: str | Path) -> Path:
+def expand_home(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home in the place of `~`, unchanged where there is none."""
     # Path.expanduser raises an error where there is no home, and for a file named `~x`.
     return Path(os.path.expanduser(path))
