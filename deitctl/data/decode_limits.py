@@ -2,8 +2,8 @@
 
 Pillow adds up comments and EXIF segments by copying, reads the value of every tag whether or not another tag
 has the same bytes, and calls Python for every block. Its decoders give Python control back only where they
-read, so a count comes first, and a limit on CPU time at each read is for what no count foresees. Measured
-in docs/results/reliability.md.
+read, so a count comes first, and a limit on CPU time at each read is for what no count foresees. Figures are
+those of Pillow 12.3.
 """
 
 from __future__ import annotations
