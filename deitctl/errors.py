@@ -74,7 +74,7 @@ class DataChanged(DeitctlError):
 
 
 class LoaderLost(DeitctlError):
-    """A loader process ended, or cannot hand its batches over; what was computed before is sound."""
+    """A loader process ended, or cannot hand its batches over; what was computed before is right."""
 
 
 class Interrupted(DeitctlError):

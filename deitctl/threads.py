@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 16
-"""Items that `map` submits before they are asked for, a thread."""
+"""Items that `map` submits before they are needed, a thread."""
 
 
 class DaemonThreads:
@@ -70,6 +70,6 @@ def _work(tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
             continue
         try:
             future.set_result(apply())
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # raised again where the result is read
             future.set_exception(error)
         del future, apply, task  # the result is not kept until the next one

@@ -29,7 +29,7 @@ from deitctl.models.model_config import Preprocessing
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
 
 AHEAD = 4
-"""Training batches that a loader prepares before they are asked for."""
+"""Training batches that a loader prepares before they are needed."""
 
 
 class Sample(NamedTuple):

@@ -37,7 +37,7 @@ Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
 
 WARN_AFTER_S = 60.0
-"""Without a batch, after which that is said."""
+"""Without a batch, after which there is a warning."""
 MAX_WAIT_S = 600.0
 """Without an image, after which the loaders count as lost."""
 
@@ -60,7 +60,7 @@ def stream_batches(
         collate: joins samples; like `load` it is picklable where processes are spawned.
         batches: keys of each batch, read as far ahead as batches are prepared.
         workers: loader processes, which start at the first batch and end with the generator; 0: none.
-        ahead: batches that each of them prepares before they are asked for.
+        ahead: batches that each of them prepares before they are needed.
         pin: copies a batch into memory from which an accelerator reads, in a thread.
         pause: called about once a second while no batch comes; may raise to stop.
         reporter: gets a warning when nothing comes for a minute.

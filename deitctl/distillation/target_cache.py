@@ -88,19 +88,19 @@ class TargetCache:
     ) -> NDArray[np.int64]:
         """Return the readable images in start..stop of a view that have no target."""
         blocks = self._iter_blocks(view, start, stop)
-        found = [
+        parts = [
             first + np.flatnonzero(~self.codec.is_valid(records) & (records[:, 0] != DAMAGED))
             for first, records in blocks
         ]
-        return np.concatenate([np.arange(0), *found])
+        return np.concatenate([np.arange(0), *parts])
 
     def cached_indices(self, view: int) -> NDArray[np.int64]:
         """Return the images of a view that have a target."""
-        found = [
+        parts = [
             first + np.flatnonzero(self.codec.is_valid(records))
             for first, records in self._iter_blocks(view)
         ]
-        return np.concatenate([np.arange(0), *found])
+        return np.concatenate([np.arange(0), *parts])
 
     def damaged_indices(self, views: int) -> set[int]:
         """Return the images that could not be decoded in one of the first `views` views."""

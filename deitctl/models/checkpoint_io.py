@@ -60,7 +60,8 @@ def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     for name, value in sorted(tensors.items()):
         entry = json.dumps([name, str(value.dtype), list(value.shape)])
         checksum = zlib.crc32(entry.encode(), checksum)
-        checksum = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy(), checksum)
+        data = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+        checksum = zlib.crc32(memoryview(data), checksum)
     return f"{checksum:08x}"
 
 

@@ -52,7 +52,7 @@ def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
     trainer.state.optimizer.zero_grad(set_to_none=True)
     try:
         save_if_good(trainer)
-    except Exception as other:  # the first failure is the one to be told
+    except Exception as other:  # the first failure is the one to report
         error.add_note(f"The state could not be saved either: {other}")
     run, config = trainer.run, trainer.config
     resume = f"deitctl train --resume {run.quoted}"

@@ -107,8 +107,7 @@ class Run:
         """Return the accuracy of the finished run's teacher, percent; None without one."""
         teacher = (self.result() or {}).get("teacher")
         top1 = teacher.get("top1") if isinstance(teacher, dict) else None
-        is_percent = isinstance(top1, int | float) and 0 <= top1 <= 100
-        return float(top1) if is_percent else None
+        return float(top1) if isinstance(top1, int | float) and 0 <= top1 <= 100 else None
 
     def saved_position(self) -> tuple[int, int] | None:
         """Return the epochs and steps done at the last checkpoint, None if there is none."""

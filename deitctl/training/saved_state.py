@@ -130,7 +130,7 @@ def require_numbers(progress: Progress, sums: Any, scaler: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    # Compared, not asked whether it is finite: an integer may be too large for a float.
+    # Compared, not tested by isfinite(): an integer may be too large for a float.
     return isinstance(value, int | float) and abs(value) <= MAX_NUMBER
 
 

@@ -102,9 +102,9 @@ class Trainer:
                     # The loader spans all epochs, so that its processes work ahead.
                     for batch in self.read_batches(batches, steps - steps_done):
                         stats = self.train_step(batch)
-                        shown = self.log_step(stats)
+                        fields = self.log_step(stats)
                         self.is_between_steps = True
-                        task.advance(stats.num_images, **shown)
+                        task.advance(stats.num_images, **fields)
                         self.handle_signals(stats)
                         self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
                 images_per_second = (num_images - num_done) / (time.monotonic() - start_time)
