@@ -61,7 +61,7 @@ def compute_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
         entry = json.dumps([name, str(value.dtype), list(value.shape)])
         checksum = zlib.crc32(entry.encode(), checksum)
         data = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-        checksum = zlib.crc32(memoryview(data), checksum)
+        checksum = zlib.crc32(data.data, checksum)
     return f"{checksum:08x}"
 
 
