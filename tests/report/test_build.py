@@ -156,12 +156,9 @@ def test_the_curves_are_those_of_the_run_that_the_model_is(model_folder, images)
     (model / "metrics.jsonl").write_text(json.dumps(step) + "\n" + json.dumps(epoch) + "\n")
     (model / "result.json").write_text(json.dumps({"teacher": {"top1": 90.0}}))
     curves = build(evaluate_models(str(images), models=[str(model)], workers=0)).curves
-    assert (curves.steps, curves.epochs, curves.teacher_top1, curves.run) == (
-        [step],
-        [epoch],
-        90.0,
-        "deit_tiny",
-    )
+    assert (curves.steps, curves.teacher_top1, curves.run) == ([step], 90.0, "deit_tiny")
+    (drawn,) = curves.epochs
+    assert drawn.items() >= epoch.items()
 
 
 def test_the_page_and_the_figures_are_written_and_the_page_holds_its_command(
