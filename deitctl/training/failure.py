@@ -48,14 +48,16 @@ def save_if_good(trainer: Trainer) -> None:
 
 def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
     """Save the state after a failure that has not touched it; return the error with the way on."""
+    run, config = trainer.run, trainer.config
+    resume = f"deitctl train --resume {run.quoted}"
+    if isinstance(error, DeitctlError) and resume in error.hint:
+        return error  # of a checkpoint that could not be written, and is not tried again
     # Where memory ran out, the gradients' is what a saving needs.
     trainer.state.optimizer.zero_grad(set_to_none=True)
     try:
         save_if_good(trainer)
     except Exception as other:  # the first failure is the one to report
         error.add_note(f"The state could not be saved either: {other}")
-    run, config = trainer.run, trainer.config
-    resume = f"deitctl train --resume {run.quoted}"
     # Of several processes the main one saves, perhaps at this moment.
     saved = run.describe_saved() if run.writes else ""
     if isinstance(error, DiskError):

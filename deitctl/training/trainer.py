@@ -57,7 +57,7 @@ class Trainer:
         self.start_time = time.monotonic()
         """When the run would have begun if all its sessions had followed each other."""
         self.is_between_steps = True
-        """Whether the state is that after a step or an epoch that is logged: it may be saved."""
+        """Whether the state is that after a whole step, or an epoch that is logged: it may be saved."""
         self.has_batch_stats = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.state.model.modules()
         )
@@ -102,9 +102,7 @@ class Trainer:
                     # The loader spans all epochs, so that its processes work ahead.
                     for batch in self.read_batches(batches, steps - steps_done):
                         stats = self.train_step(batch)
-                        fields = self.log_step(stats)
-                        self.is_between_steps = True
-                        task.advance(stats.num_images, **fields)
+                        task.advance(stats.num_images, **self.log_step(stats))
                         self.handle_signals(stats)
                         self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
                 images_per_second = (num_images - num_done) / (time.monotonic() - start_time)
@@ -182,6 +180,7 @@ class Trainer:
         progress.images_seen += stats.num_images
         progress.images_in_epoch += stats.num_images
         progress.seconds = time.monotonic() - self.start_time
+        self.is_between_steps = True
         return stats
 
     def log_step(self, stats: StepStats) -> dict[str, str]:

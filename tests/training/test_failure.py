@@ -18,8 +18,10 @@ from deitctl.data.readers.digits import ArrayDataset
 from deitctl.errors import DataError, DeitctlError, LoaderLost, ModelError
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import WEIGHTS
+from deitctl.paths import DiskError
 from deitctl.training import trainer as module
 from deitctl.training.launch import resume, run_training
+from deitctl.training.run_dir import Run
 from deitctl.training.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
@@ -95,24 +97,45 @@ def test_an_error_of_the_caller_keeps_its_type_and_gets_a_note(
     assert resumed.read_bytes() == unbroken.read_bytes()
 
 
-@pytest.mark.parametrize("place", ["optimizer_step", "log"])
-def test_a_failure_within_a_step_saves_nothing_and_says_so(
+@pytest.mark.parametrize("place", ["optimizer_step", "log_epoch"])
+def test_a_failure_within_a_step_or_an_epochs_end_saves_nothing_and_says_so(
     place: str, little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of half a step would be another run's."""
+    """Weights of half a step would be another run's, and an epoch without a record no epoch."""
     config = little_config("run", save_every="1h")
 
     def fail(*_: object) -> None:
         raise ValueError("mine")
 
-    if place == "log":
-        monkeypatch.setattr(Trainer, "log_step", fail)
+    if place == "log_epoch":
+        monkeypatch.setattr(Trainer, "log_epoch", fail)
     else:
         monkeypatch.setattr(module, "optimizer_step", fail)
     with pytest.raises(ValueError, match="mine") as failure:
         run_training(config, datasets=little)
-    assert failure.value.__notes__[0].startswith("Nothing was saved.")
+    saved = "Of the training nothing" if place == "log_epoch" else "Nothing was saved."
+    assert failure.value.__notes__[0].startswith(saved)
     assert not (Path(config.output_dir) / "checkpoint").exists()
+
+
+def test_a_log_that_cannot_be_written_does_not_lose_the_step(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = little_config("run", save_every="1h")
+    log = Run.log
+
+    def fail(run: Run, record: dict[str, Any]) -> None:
+        if record["kind"] == "step" and record["step"] == 3:
+            raise DiskError.from_os_error(
+                run.metrics_file, PermissionError(13, "Permission denied")
+            )
+        log(run, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", fail)
+        with pytest.raises(DeitctlError, match="Permission denied. The last checkpoint, of step 4"):
+            run_training(config, datasets=little)
+    assert resume(Path(config.output_dir), datasets=little).epochs == 3
 
 
 def test_a_convnet_is_not_saved_after_half_a_step(
