@@ -15,10 +15,10 @@ import pickle
 import socket
 import struct
 from collections import ChainMap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +29,20 @@ ALIVE, INLINE, FILE = range(3)
 """Kinds of messages: no object, one whose bytes follow, one in a file whose descriptor comes along."""
 MIN_FILE_BYTES = 2**15
 """Smaller objects fit into a socket's buffer, several of them, so that sending does not wait."""
+MAX_COPIED_BYTES = 2**16
+"""Tensors and arrays up to this size are copied out of a message, so that one which is kept does not keep the message,
+which has a file descriptor, and all of its images."""
 ALIGNMENT = 64
 """Of blocks, in bytes: tensors lie in the received bytes themselves."""
+
+
+class Message(NamedTuple):
+    """An object in the form in which it is sent."""
+
+    parts: list[bytes | memoryview]
+    size: int
+    """Of the parts together, in bytes."""
+    num_blocks: int
 
 
 class Channel:
@@ -47,18 +59,21 @@ class Channel:
         self.wait = wait or (lambda: None)
 
     def send(self, value: object) -> None:
-        """Send a picklable object; its tensors and arrays are not copied into the pickle."""
-        buffers: list[pickle.PickleBuffer] = []
-        pickled = _pickle(value, buffers)
-        blocks: list[bytes | memoryview] = [pickled, *(buffer.raw() for buffer in buffers)]
-        count = len(blocks)
-        blocks.insert(0, struct.pack(f"<{count}Q", *map(len, blocks)))
-        parts = [part for block in blocks for part in (block, bytes(_pad(len(block))))]
-        size = sum(map(len, parts))
-        if size >= MIN_FILE_BYTES and self._send_in_file(parts, size, count):
+        """Send a picklable object; its large tensors and arrays are not copied into the pickle."""
+        self.send_message(encode(value))
+
+    def send_message(self, message: Message, *, may_use_file: bool = True) -> None:
+        """Send an encoded object; after any exception but `EOFError` the other end cannot read on.
+
+        Args:
+            message: the object.
+            may_use_file: whether the other end may need a file descriptor to receive it.
+        """
+        is_large = message.size >= MIN_FILE_BYTES
+        if may_use_file and is_large and self._send_in_file(message):
             return
-        self._send_bytes(HEADER.pack(INLINE, size, count))
-        for part in parts:
+        self._send_bytes(HEADER.pack(INLINE, message.size, message.num_blocks))
+        for part in message.parts:
             self._send_bytes(part)
 
     def send_alive(self) -> None:
@@ -88,10 +103,8 @@ class Channel:
                     os.close(descriptors[0])
             note_alive()
 
-    def _send_in_file(
-        self, parts: Iterable[bytes | memoryview], size: int, num_blocks: int
-    ) -> bool:
-        """Send bytes in a file in memory; return whether the system has one for them."""
+    def _send_in_file(self, message: Message) -> bool:
+        """Send an object in a file in memory; return whether the system has one for it."""
         if not hasattr(os, "memfd_create"):
             return False
         try:
@@ -100,9 +113,10 @@ class Channel:
             return False
         try:
             with open(descriptor, "wb") as file:
-                file.writelines(parts)
+                file.writelines(message.parts)
                 file.flush()
-                socket.send_fds(self.end, [HEADER.pack(FILE, size, num_blocks)], [descriptor])
+                header = HEADER.pack(FILE, message.size, message.num_blocks)
+                socket.send_fds(self.end, [header], [descriptor])
         except BrokenPipeError:
             raise EOFError from None
         except OSError:  # a limit on files' sizes or on descriptors under way
@@ -152,14 +166,32 @@ class Channel:
             view = view[count:]
 
 
+def encode(value: object) -> Message:
+    """Return a picklable object as a message, which has the memory of its large tensors and arrays."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = _pickle(value, buffers)
+    blocks: list[bytes | memoryview] = [pickled, *(buffer.raw() for buffer in buffers)]
+    count = len(blocks)
+    blocks.insert(0, struct.pack(f"<{count}Q", *map(len, blocks)))
+    parts = [part for block in blocks for part in (block, bytes(_pad(len(block))))]
+    return Message(parts, sum(map(len, parts)), count)
+
+
 def _pad(size: int) -> int:
     return -size % ALIGNMENT
 
 
 def _pickle(value: object, buffers: list[pickle.PickleBuffer]) -> bytes:
-    """Return the pickle of an object without the contents of its tensors and arrays, which go to `buffers`."""
+    """Return the pickle of an object without its large tensors and arrays, whose contents go to `buffers`."""
+
+    def belongs_to_pickle(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes <= MAX_COPIED_BYTES:
+            return True
+        buffers.append(buffer)
+        return False
+
     with closing(io.BytesIO()) as file:
-        pickler = pickle.Pickler(file, protocol=5, buffer_callback=buffers.append)
+        pickler = pickle.Pickler(file, protocol=5, buffer_callback=belongs_to_pickle)
         reducers: dict[type, Any] = {Tensor: _reduce_tensor}
         pickler.dispatch_table = ChainMap[type, Any](reducers, copyreg.dispatch_table)
         pickler.dump(value)
@@ -171,7 +203,7 @@ def _reduce_tensor(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[object,
 
 
 def _unpickle(data: memoryview, num_blocks: int) -> Any:
-    """Return the object of a message; its tensors and arrays keep `data`."""
+    """Return the object of a message; its large tensors and arrays keep `data`."""
     sizes = struct.unpack_from(f"<{num_blocks}Q", data)
     start, blocks = struct.calcsize(f"<{num_blocks}Q"), []
     start += _pad(start)

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,3 +181,20 @@ def test_a_receiver_without_descriptors_says_so(ends):
             ours.receive()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="macOS and Windows have no such files")
+def test_labels_that_are_kept_keep_no_images_and_no_descriptors(ends):
+    """As an evaluation does, of every batch."""
+    kept: list[Any] = []
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        batch = pass_on(ends, make_batch())
+        assert "memfd:deitctl" in Path("/proc/self/maps").read_text()  # the images'
+        kept.append((batch.labels, batch.keys, batch.images[0, 0, 0, 0].item()))
+    del batch
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert Path("/proc/self/maps").read_text().count("memfd:deitctl") == 0
+    assert all(torch.equal(labels, torch.arange(40)) for labels, *_ in kept)
+    kept[0][0].add_(1)  # memory of its own, which may be written
+    assert torch.equal(kept[1][0], torch.arange(40))
