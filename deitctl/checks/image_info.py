@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode, open_header, read_bytes
+from deitctl.data.decode_limits import limit_tags
 from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
 from deitctl.data.readers.pack import PackDataset
 from deitctl.data.stream import batched_range, stream_batches
@@ -108,7 +109,7 @@ def is_image(path: str) -> bool:
 def _read_header(data: bytes, name: str) -> ImageInfo | None:
     """Describe an image as stored, without decoding it; None if it does not even begin like one."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), limit_tags():
             warnings.simplefilter("ignore")
             image = open_header(data, name)
             # MPO is a camera's JPEG with a preview behind it

@@ -17,6 +17,7 @@ from deitctl.data.decode_limits import (
     MAX_DECODE_S,
     MAX_OPEN_S,
     STRIP,
+    limit_tags,
     open_bounded,
     require_few_scans,
 )
@@ -113,7 +114,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
 @contextmanager
 def _named_errors(data: bytes, name: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), limit_tags():
             warnings.simplefilter("ignore")  # Pillow's, on unusual EXIF, palettes and large images
             yield
     except Image.DecompressionBombError as error:

@@ -9,13 +9,15 @@ those of Pillow 12.3.
 from __future__ import annotations
 
 import io
+import re
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import IO, Any
 
-import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from deitctl.errors import DataError
@@ -26,6 +28,13 @@ MAX_SCANNED_IMAGES = 20
 """Scans times pixels, in images of the pixel limit: 200 scans of an image of that size take 7 s."""
 MAX_EXIF_SEGMENTS = 200
 """Of a JPEG. One is usual; 1,600, which are 105 MB, took 48 s."""
+MAX_SEGMENTS = 2**16
+"""Of a JPEG of several scans: one has about three for each scan, and one for each 64 kB of metadata."""
+SEGMENT = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")
+"""The markers of a JPEG that a length follows, and its end. The others end the decoding, or are passed over."""
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = frozenset((0xC0, 0xC1, 0xC3, 0xC9))
+"""Of the frames of a JPEG: one scan suffices for a sequential one, if all colors are in it."""
 MAX_PROFILES = 20
 """Color profiles of a PNG, of which it may have one. Each can inflate to 1 MB from 1 kB."""
 MAX_COMMENTS = 1000
@@ -50,6 +59,7 @@ STRIP = 2**20
 WITHOUT_LENGTH = frozenset((0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
 """Second bytes of JPEG markers that no length follows."""
 STRIP_OFFSETS, TILE_OFFSETS = 273, 324
+_thread = threading.local()
 
 
 class TimedBytes(io.BytesIO):
@@ -93,7 +103,7 @@ class TimedBytes(io.BytesIO):
 def open_bounded(
     data: bytes, name: str, formats: tuple[str, ...], seconds: float = MAX_DECODE_S
 ) -> Image.Image:
-    """Open an image with Pillow, unless it repeats what makes a small file slow.
+    """Open an image with Pillow, unless it repeats what makes a small file slow; within `limit_tags`.
 
     Args:
         data: the file.
@@ -105,7 +115,6 @@ def open_bounded(
         DataError: a limit is passed.
         Exception: whatever Pillow raises for damaged files.
     """
-    _limit_tags()
     require_few_parts(data, name)
     if len(data) <= SMALL_BYTES:
         return Image.open(io.BytesIO(data), formats=formats)
@@ -151,7 +160,7 @@ def require_few_scans(data: bytes, pixels: int, max_pixels: int, name: str) -> N
         max_pixels: the limit on them.
         name: for messages.
     """
-    scans = count_scans(data)
+    scans = count_scans(data, name)
     most = min(
         MAX_SCANS, max(MAX_SCANNED_IMAGES, MAX_SCANNED_IMAGES * max_pixels // max(pixels, 1))
     )
@@ -159,14 +168,39 @@ def require_few_scans(data: bytes, pixels: int, max_pixels: int, name: str) -> N
         raise DataError(f"{name} has {scans:,} scans, more than {most:,}.")
 
 
-def count_scans(data: bytes) -> int:
-    """Count the start-of-scan markers, FF DA; NumPy takes a sixth of the time of `data.count`."""
-    values = np.frombuffer(data, np.uint8)
-    # One byte more than a strip: a marker may lie across two.
-    strips = (values[start : start + STRIP + 1] for start in range(0, len(values), STRIP))
-    return sum(
-        int(np.count_nonzero((strip[:-1] == 0xFF) & (strip[1:] == 0xDA))) for strip in strips
-    )
+def count_scans(data: bytes, name: str) -> int:
+    """Count the scans of a JPEG that libjpeg would decode, from marker to marker as it goes.
+
+    What only looks like a marker does not count: in an APP segment, or behind the end of the image, where cameras
+    put a film (Motion Photo) or a second image (MPO).
+
+    Raises:
+        DataError: there are more segments than a loop in Python should see.
+    """
+    scans, num_components, sequential = 0, 0, False
+    for number, (marker, at) in enumerate(_iterate_segments(data)):
+        if number == MAX_SEGMENTS:
+            raise DataError(f"{name} has more than {MAX_SEGMENTS:,} segments.")
+        if marker in FRAMES and at + 10 <= len(data):
+            num_components, sequential = data[at + 9], marker in SEQUENTIAL
+        if marker == 0xDA:
+            scans += 1
+            # All colors in a sequential scan: it is the only one that is read.
+            if sequential and scans == 1 and data[at + 4 : at + 5] == bytes((num_components,)):
+                break
+    return scans
+
+
+def _iterate_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and place of the segments of a JPEG until its end."""
+    at = 2
+    while (found := SEGMENT.search(data, at)) is not None:
+        at = found.start()
+        marker = data[at + 1]
+        if marker == 0xD9:
+            return
+        yield marker, at
+        at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
 
 
 def _count_exif_segments(data: bytes) -> int:
@@ -225,18 +259,35 @@ def _iterate_boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, i
         start += size
 
 
-@lru_cache(maxsize=1)
-def _limit_tags() -> None:
-    """Let Pillow refuse directories of tags whose values lie upon each other.
+@contextmanager
+def limit_tags() -> Iterator[None]:
+    """Let Pillow refuse directories of tags whose values lie upon each other, in this thread and block.
 
     It copies every value: 40,000 tags of the same half megabyte make 20 GB of a file of 1 MB. One class reads
-    those of TIFF, and of EXIF in all formats, while it opens a file; it has no setting for this.
+    those of TIFF, and of EXIF in all formats, while it opens a file; it has no setting for this, and the
+    program around deitctl may open files of its own with it.
     """
+    _wrap_load()
+    was_limited = _is_limited()
+    _thread.is_limited = True
+    try:
+        yield
+    finally:
+        _thread.is_limited = was_limited
+
+
+def _is_limited() -> bool:
+    return getattr(_thread, "is_limited", False)
+
+
+@lru_cache(maxsize=1)
+def _wrap_load() -> None:
     directory = TiffImagePlugin.ImageFileDirectory_v2
     load = directory.load
 
     def load_bounded(self: Any, fp: IO[bytes]) -> None:
-        _require_few_values(self, fp)
+        if _is_limited():
+            _require_few_values(self, fp)
         load(self, fp)
 
     directory.load = load_bounded  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ import io
 import struct
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -21,6 +22,8 @@ from deitctl.data.decode_limits import (
     MAX_TILES,
     SMALL_BYTES,
     TimedBytes,
+    count_scans,
+    limit_tags,
     open_bounded,
     require_few_scans,
 )
@@ -118,13 +121,80 @@ def test_a_real_avif_is_far_below_the_limit():
     assert decode(data, "x").size == (64, 64)
 
 
+def jpeg_of_scans(count: int, frame: int = 0xC2) -> bytes:
+    """Three components, scans of one."""
+    sof = segment(frame, struct.pack(">BHHB", 8, 64, 64, 3) + bytes((1, 17, 0, 2, 17, 1, 3, 17, 1)))
+    return (
+        b"\xff\xd8" + sof + (segment(0xDA, b"\1\1\0\0\0\0") + b"\x12\xff\0") * count + b"\xff\xd9"
+    )
+
+
 def test_scans_are_limited_by_the_pixels_that_they_run_over():
-    scans = b"\xff\xda" * 100
+    scans = jpeg_of_scans(100)
     require_few_scans(scans, 10**6, 10**8, "x")
     with pytest.raises(DataError, match="x has 100 scans, more than 20"):
         require_few_scans(scans, 10**8, 10**8, "x")
+    with pytest.raises(DataError, match="x has 198 scans, more than 20"):
+        require_few_scans(jpeg_of_scans(198), 10**8, 10**8, "x")
     with pytest.raises(DataError, match="x has 300 scans, more than 200"):
-        require_few_scans(scans * 3, 1, 10**8, "x")
+        require_few_scans(jpeg_of_scans(300), 1, 10**8, "x")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_only_looks_like_a_scan_is_not_counted(progressive):
+    """In the metadata of a camera and in what it puts behind the image: films, and further images."""
+    data = encode("JPEG", progressive=progressive)
+    real = data.count(b"\xff\xda") if progressive else 1
+    assert count_scans(data, "x") == real
+    marks = b"\xff\xda" * 5000
+    metadata = segment(0xE4, marks) + segment(0xFE, marks)
+    for changed in (
+        data + marks,
+        data[:2] + metadata * 50 + data[2:],
+        data[:2] + b"\xff\xff" + metadata + b"junk\xff\0\xff\xd0" + data[2:],
+        data + data * 300,
+    ):
+        assert count_scans(changed, "x") == real
+        assert decode(changed, "x").size == (64, 64)
+        require_few_scans(changed, 10**8, 10**8, "x")
+
+
+def test_a_second_image_of_an_mpo_is_not_counted():
+    buffer = io.BytesIO()
+    others = [Image.new("RGB", (64, 64), "blue")] * 50
+    Image.new("RGB", (64, 64), "red").save(buffer, "MPO", save_all=True, append_images=others)
+    data = buffer.getvalue()
+    assert data.count(b"\xff\xda") >= 51
+    assert count_scans(data, "x") == 1
+    assert decode(data, "x").getpixel((5, 5))[0] > 200
+
+
+def test_a_single_scan_needs_no_end():
+    """libjpeg reads no further than it: a camera's file without an end, but with a film behind it."""
+    data = encode("JPEG")[:-2]
+    assert count_scans(data + b"\xff\xda\0\2" * 300, "x") == 1
+
+
+@pytest.mark.parametrize("frame", [0xC0, 0xC1, 0xC2, 0xC9, 0xCA])
+def test_scans_of_one_color_are_counted_in_every_frame(frame):
+    assert count_scans(jpeg_of_scans(7, frame), "x") == 7
+
+
+def test_scans_behind_fill_bytes_and_restarts_are_counted():
+    data = jpeg_of_scans(3)
+    for at in (b"\xff\xff\xff\xda", b"\xff\xd3\xff\xda", b"\xff\0\xff\xda", b"\xff\1\xff\xda"):
+        assert count_scans(data.replace(b"\xff\xda", at), "x") == 3
+
+
+def test_scans_are_counted_in_linear_time():
+    """A second for the largest file: neither bytes that are no marker nor empty segments take longer."""
+    head = jpeg_of_scans(1)[:-2]
+    begun = time.thread_time()
+    for rest in (b"\xff" * 2**24, b"\xff\0" * 2**23, b"\xff\xd0" * 2**23):
+        assert count_scans(head + rest, "x") == 1
+    with pytest.raises(DataError, match="x has more than 65,536 segments"):
+        count_scans(head + b"\xff\xfe\0\2" * 2**22, "x")
+    assert time.thread_time() - begun < 2
 
 
 def tiff(entries: list[tuple[int, int, int, int]], values: bytes) -> bytes:
@@ -173,6 +243,38 @@ def test_exif_whose_tags_share_their_values_is_refused_in_every_format(kind):
         data = data[:end] + struct.pack(">I", zlib.crc32(data[at:end])) + data[end + 4 :]
     with pytest.raises(DataError, match="its tags have 85,196,800 bytes"):
         decode(data, "x")
+
+
+def test_files_that_others_open_are_read_as_before():
+    """The limit is on what deitctl opens, not on the program around it."""
+    values = b"\1" * 2**19
+    many = tiff([*GRAY, *((1000 + n, 7, len(values), 8) for n in range(20))], values)
+    with pytest.raises(DataError, match="its tags have"):
+        decode(many, "x")
+    with Image.open(io.BytesIO(many)) as image:
+        assert image.tag_v2[1019] == values
+    exif = Image.Exif()
+    exif.load(b"Exif\0\0" + many)
+    assert exif[1019] == values
+    with pytest.raises(DataError, match="its tags have"):  # and after it as well
+        decode(many, "x")
+
+
+def test_tags_are_limited_in_the_thread_that_decodes():
+    values = b"\1" * 2**19
+    many = tiff([*GRAY, *((1000 + n, 7, len(values), 8) for n in range(20))], values)
+
+    def read_tag() -> bytes:
+        with Image.open(io.BytesIO(many)) as image:
+            return image.tag_v2[1019]
+
+    with limit_tags(), ThreadPoolExecutor(1) as other:
+        assert other.submit(read_tag).result() == values
+        with limit_tags():
+            pass
+        with pytest.raises(OSError, match="its tags have"):
+            read_tag()
+    assert read_tag() == values
 
 
 def test_tags_beyond_the_file_are_passed_over_as_before():
