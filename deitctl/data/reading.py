@@ -10,10 +10,11 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from deitctl.errors import DataError, ReadError
 
+T = TypeVar("T")
 PAUSES_S = (0.1, 0.3, 0.6, 1.0, 1.5, 2.5)
 """Before a failed read is tried again, six seconds in all: a mount that reconnects takes one to five."""
 RENEWAL_S = 60.0
@@ -35,13 +36,13 @@ _patient_from_s = 0.0
 """Time of the monotonic clock before which a failed read is not waited for."""
 
 
-def read_patiently(read: Callable[[], bytes], path: str, *, was_there: bool = False) -> bytes:
+def read_patiently(read: Callable[[], T], path: str, *, was_there: bool = False) -> T:
     """Return what `read` returns; where the disk or mount is away, try again for six seconds.
 
     Waits at most once in `RENEWAL_S`, a process.
 
     Args:
-        read: opens the file anew; a stale handle stays stale.
+        read: opens the file anew; a stale handle stays stale. It may write, if that can be repeated.
         path: the file that it reads.
         was_there: the file has been listed, so that its folder cannot have been misspelled: if it is
             gone or empty, its mount may be away.

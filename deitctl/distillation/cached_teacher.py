@@ -6,6 +6,7 @@ Letters: B images, K classes, M of the images without a cached target, T the tea
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,9 @@ from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataChanged, DataError, ReadError, TeacherError
 from deitctl.events import Reporter
+
+REWRITE_S = 0.05
+"""Until a record that another program writes is whole, which takes microseconds on a disk."""
 
 
 class Filling(NamedTuple):
@@ -73,15 +77,33 @@ class CachedTeacher:
         if not cached.all():
             rendered = [(n, row) for n, row in enumerate(batch.teacher_rows) if not cached[row]]
             rows = [row for _, row in rendered]
-            if len(rows) < len(cached) - cached.sum():
-                raise DataChanged(
-                    f"The teacher targets in {self.cache.root} were changed while in use.",
-                    "Targets that are gone are computed again.",
-                )
-            images = batch.teacher_images[[n for n, _ in rendered]]
-            records[rows] = self.compute(_pad_batch(images, rows, len(cached)))[rows]
-            self.cache.write([keys[row] for row in rows], records[rows])
+            self._read_again(keys, sorted(set(np.flatnonzero(~cached)) - set(rows)), records)
+            if rows:
+                images = batch.teacher_images[[n for n, _ in rendered]]
+                records[rows] = self.compute(_pad_batch(images, rows, len(cached)))[rows]
+                self.cache.write([keys[row] for row in rows], records[rows])
         return self.codec.decode(records)
+
+    def _read_again(
+        self, keys: Sequence[tuple[int, int]], rows: Sequence[int], records: Records
+    ) -> None:
+        """Read the records of `rows` once more, whose views were not rendered because they had targets.
+
+        Another program that fills the same cache may just be writing them.
+
+        Raises:
+            DataChanged: they are gone.
+        """
+        if not rows:
+            return
+        assert self.cache is not None
+        time.sleep(REWRITE_S)
+        records[rows], cached = self.cache.read([keys[row] for row in rows])
+        if not cached.all():
+            raise DataChanged(
+                f"The teacher targets in {self.cache.root} were changed while in use.",
+                "Targets that are gone are computed again.",
+            )
 
     def compute(self, pixels: Tensor) -> Records:
         """Compute the target records of views, uint8 [B,3,T,T]; raise if logits are not finite."""

@@ -15,20 +15,23 @@ import errno
 import json
 import os
 import reprlib
+import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.open_file import read_at, write_at
+from deitctl.data.reading import OUTAGES, read_patiently
 from deitctl.distillation.targets import Records, TargetCodec
 from deitctl.errors import TeacherError
 from deitctl.paths import open_no_follow, read_json, write_json
 from deitctl.records import to_json, to_object
 
+T = TypeVar("T")
 STAMP = "cache.json"
 TARGETS_VERSIONS = {"hard": 2, "soft": 1}
 """By mode; goes up when records mean something else. Hard ones of version 1 had no checksum."""
@@ -58,10 +61,16 @@ class TargetCache:
         self.root, self.codec, self.num_images = root, codec, num_images
         self.record_bytes = 2 * codec.width
         self._views: dict[int, ViewFile] = {}
+        self._lock = threading.Lock()  # a stream may read what is missing in its thread
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the files, which a loader process opens for itself."""
-        return {**self.__dict__, "_views": {}}
+        return {name: x for name, x in self.__dict__.items() if name not in ("_views", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without open files."""
+        self.__dict__.update(state)
+        self._views, self._lock = {}, threading.Lock()
 
     def has_target(self, view: int, index: int) -> bool:
         """Return whether the target of a view of an image is cached."""
@@ -79,9 +88,13 @@ class TargetCache:
             self._write(view, index, record)
 
     def mark_damaged(self, keys: Sequence[tuple[int, int]]) -> None:
-        """Mark images that cannot be decoded, so that they do not count as missing."""
+        """Mark images that cannot be decoded, so that they do not count as missing.
+
+        A target that another program could compute meanwhile stays.
+        """
         for view, index in keys:
-            self._write(view, index, np.array([DAMAGED], np.uint16))
+            if not self.has_target(view, index):
+                self._write(view, index, np.array([DAMAGED], np.uint16))
 
     def missing_indices(
         self, view: int, start: int = 0, stop: int | None = None
@@ -129,27 +142,46 @@ class TargetCache:
 
     def _read_records(self, view: int, start: int, stop: int) -> Records:
         """Return the records start..stop of a view; zeros where its file has none or is not there."""
-        size, data = (stop - start) * self.record_bytes, b""
-        try:
-            if (file := self._open(view, os.O_RDONLY)) is not None:
-                data = read_at(file.handle, start * self.record_bytes, size)
-        except OSError as error:
-            raise self._explain("read", view, error) from error
+        size = (stop - start) * self.record_bytes
+
+        def read(file: ViewFile | None) -> bytes:
+            return b"" if file is None else read_at(file.handle, start * self.record_bytes, size)
+
+        data = self._use("read", view, os.O_RDONLY, read)
         if len(data) < size:
             data = data.ljust(size, b"\0")
         return np.frombuffer(data, dtype=np.uint16).reshape(stop - start, self.codec.width)
 
     def _write(self, view: int, index: int, numbers: NDArray[np.uint16]) -> None:
         """Write the first numbers of a record, or all, creating the view's file if there is none."""
-        try:
-            file = self._open(view, os.O_RDWR | os.O_CREAT)
+
+        def write(file: ViewFile | None) -> None:
             assert file is not None
             write_at(file.handle, index * self.record_bytes, numbers.tobytes())
+
+        self._use("write", view, os.O_RDWR | os.O_CREAT, write)
+
+    def _use(self, verb: str, view: int, flags: int, act: Callable[[ViewFile | None], T]) -> T:
+        """Return what `act` returns for a view's file; where its disk or mount is away, wait for it."""
+
+        def act_once() -> T:
+            try:
+                return act(self._open(view, flags))
+            except OSError:
+                self._views.pop(view, None)  # a stale handle stays stale
+                raise
+
+        try:
+            return read_patiently(act_once, str(self._path(view)))
         except OSError as error:
-            raise self._explain("write", view, error) from error
+            raise self._explain(verb, view, error) from error
 
     def _open(self, view: int, flags: int) -> ViewFile | None:
         """Return the open file of a view, None if there is none; a new one gets its full size."""
+        with self._lock:
+            return self._open_locked(view, flags)
+
+    def _open_locked(self, view: int, flags: int) -> ViewFile | None:
         file = self._views.get(view)
         if file is not None and (file.is_writable or not flags & os.O_RDWR):
             return file
@@ -183,7 +215,7 @@ class TargetCache:
             hint = "Free some space, or name another --teacher-cache."
         if error.errno in (errno.EMFILE, errno.ENFILE):
             hint = "Allow more open files: ulimit -n 4096"
-        if error.errno == errno.EIO:
+        if error.errno in OUTAGES:
             hint = "See whether its disk or mount is in order, then run it again."
         return TeacherError(f"Cannot {verb} {self._path(view)}: {error.strerror}.", hint)
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,6 +214,25 @@ def test_training_computes_each_target_once(workers, teacher, some, tmp_path):
         shown |= {view_key(key) for key in batch.keys}
     assert sum(teacher.batch_sizes) == len(shown)
     assert VIEWS * IMAGES - cached_teacher.cache.count_missing(VIEWS) == len(shown)
+
+
+def test_a_target_that_is_just_being_written_is_read_once_more(
+    teacher, some, tmp_path, monkeypatch
+):
+    """By another program that fills the same cache: half of a record has no fitting checksum."""
+    cached_teacher = open_cached(teacher, HARD, tmp_path / "w")
+    targets = cached_teacher(next(load_batches(some, cached_teacher)))
+    batch = next(load_batches(some, cached_teacher))
+    keys = [view_key(key) for key in batch.keys]
+    cache = cached_teacher.cache
+    records, _ = cache.read(keys)
+    torn = records[1:2] * np.array([[1, 0]], np.uint16)
+    cache.write(keys[1:2], torn)
+    assert not cache.has_target(*keys[1])
+    monkeypatch.setattr(time, "sleep", lambda _: cache.write(keys[1:2], records[1:2]))
+    teacher.batch_sizes.clear()
+    assert torch.equal(cached_teacher(batch), targets)
+    assert teacher.batch_sizes == []
 
 
 def test_a_lost_target_is_reported(teacher, some, tmp_path):

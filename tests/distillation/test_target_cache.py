@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deitctl.data import reading
 from deitctl.distillation import target_cache
 from deitctl.distillation.target_cache import STAMP, TargetCache, open_cache, read_stamp
 from deitctl.distillation.targets import MAX_CLASSES, TargetCodec
@@ -187,7 +188,7 @@ def test_concurrent_users_see_the_last_write(codec, actions):
                 expected[view, index] = number
             elif action == "mark":
                 caches[who].mark_damaged([(view, index)])
-                expected[view, index] = None
+                expected.setdefault((view, index), None)  # a target stays
             else:
                 file = Path(name) / f"view-{view:05d}.bin"
                 file.write_bytes(
@@ -346,8 +347,9 @@ def test_a_full_disk_is_reported_when_a_view_is_created(folder, monkeypatch):
         (errno.EMFILE, "ulimit -n"),
         (errno.EROFS, "Name another --teacher-cache"),
         (errno.EIO, "disk or mount"),
+        (errno.ESTALE, "disk or mount"),
     ],
-    ids=["full", "open files", "read-only", "broken"],
+    ids=["full", "open files", "read-only", "broken", "away"],
 )
 def test_what_fails_is_said_with_what_helps(number, advice, folder, monkeypatch):
     cache = open_example(folder)
@@ -355,6 +357,7 @@ def test_what_fails_is_said_with_what_helps(number, advice, folder, monkeypatch)
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
+    monkeypatch.setattr(reading, "PAUSES_S", ())
     monkeypatch.setattr(target_cache, "open_no_follow", fail)
     for act in (
         lambda: cache.write([(0, 0)], SOFT.encode(make_targets(SOFT))),
@@ -363,6 +366,49 @@ def test_what_fails_is_said_with_what_helps(number, advice, folder, monkeypatch)
         with pytest.raises(TeacherError, match=r"Cannot (read|write) .*view-00000\.bin") as failed:
             act()
         assert advice in failed.value.hint
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+@pytest.mark.parametrize("name", ["open_no_follow", "read_at", "write_at"])
+def test_a_mount_that_is_away_for_a_moment_is_waited_for(name, number, folder, monkeypatch):
+    """The handle that it made stale is not used again."""
+    monkeypatch.setattr(reading, "PAUSES_S", (0.001,) * 6)
+    monkeypatch.setattr(reading, "_patient_from_s", 0.0)
+    records = SOFT.encode(make_targets(SOFT, 2))
+    cache = open_example(folder)
+    cache.write([(0, 0)], records[:1])
+    stale = cache._views[0].handle
+    if name == "open_no_follow":
+        cache = open_example(folder)
+    act, failures = getattr(target_cache, name), []
+
+    def fail_at_first(*args: object) -> object:
+        if len(failures) < 3 or (args[0] == stale and name != "open_no_follow"):
+            failures.append(number)
+            raise OSError(number, os.strerror(number))
+        return act(*args)
+
+    # So that the number of the stale handle is not given to another file.
+    kept = cache._views.get(0)
+    monkeypatch.setattr(target_cache, name, fail_at_first)
+    if name == "write_at":
+        cache.write([(0, 1)], records[1:])
+    read, valid = cache.read([(0, 0)])
+    assert valid.all()
+    assert np.array_equal(read, records[:1])
+    assert failures == [number] * 3
+    assert cache._views[0] is not kept
+    assert cache.has_target(0, 1) == (name == "write_at")
+
+
+@CODECS
+def test_a_target_that_was_computed_meanwhile_is_not_marked_as_damaged(codec, folder):
+    records = codec.encode(make_targets(codec))
+    cache, other = open_example(folder, codec), open_example(folder, codec)
+    other.write([(0, 1)], records)
+    cache.mark_damaged([(0, 1), (0, 2)])
+    assert cache.has_target(0, 1)
+    assert cache.damaged_indices(1) == {2}
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux counts open files there")
