@@ -7,6 +7,7 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -21,9 +22,10 @@ from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
-from deitctl.data.channel import Channel
+from deitctl.data.channel import Channel, encode
 from deitctl.errors import DeitctlError, LoaderLost
 
 Key = TypeVar("Key")
@@ -34,6 +36,8 @@ POLL_S = 1.0
 """Between two looks at signals while nothing comes, and between two signs of life of a loader."""
 END_S = 2.0
 """For killed processes to end."""
+CANNOT_SEND = 74
+"""Exit code of a loader that cannot send (EX_IOERR of sysexits.h)."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GROUP_SIGNALS = [
     getattr(signal, name)
@@ -48,7 +52,7 @@ MORE_FILES = "Allow more (ulimit -n 4096), or use no loader processes (--workers
 
 
 class Failure(NamedTuple):
-    """What a loader sends instead of a batch."""
+    """What stands for a batch that cannot be made."""
 
     error: BaseException
 
@@ -79,7 +83,8 @@ class Loader:
     def send(self, keys: Sequence[Any]) -> None:
         """Send the keys of a batch to come."""
         with self._explain_end():
-            self.channel.send(keys)
+            # in the socket: the loader may have no descriptor left for a file
+            self.channel.send_message(encode(keys), may_use_file=False)
 
     def receive(self, note_alive: Callable[[], None]) -> Any:
         """Return the next batch; `note_alive` is called at every sign of life before it.
@@ -123,7 +128,9 @@ def start_loaders(
     try:
         with _hold_signals():
             while len(loaders) < count:
-                loaders.append(_start_loader(loading, wait))
+                # Each has draws of its own, like torch's; the program itself draws by seed and index.
+                seed = torch.initial_seed() + len(loaders)
+                loaders.append(_start_loader(loading, seed, wait))
         # After a process was started: functions that are registered later are called earlier, and
         # starting the first one registered multiprocessing's.
         atexit.register(kill)
@@ -137,7 +144,7 @@ def start_loaders(
             loader.channel.end.close()
 
 
-def _start_loader(loading: Loading[Any, Any, Any], wait: Callable[[], None]) -> Loader:
+def _start_loader(loading: Loading[Any, Any, Any], seed: int, wait: Callable[[], None]) -> Loader:
     try:
         ours, theirs = socket.socketpair()
     except OSError as error:
@@ -145,8 +152,11 @@ def _start_loader(loading: Loading[Any, Any, Any], wait: Callable[[], None]) -> 
     try:
         context = _choose_context()
         parent = 0 if context.get_start_method() == "forkserver" else os.getpid()
+        # Another thread may end before the program does, and the system would take that for its end.
+        watches = threading.current_thread() is threading.main_thread()
+        arguments = (loading, seed, ours, theirs, parent if watches else None)
         # daemon: its parent's exit does not wait for it without ending it
-        process = context.Process(target=_work, args=(loading, ours, theirs, parent), daemon=True)
+        process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
     except OSError as error:
         ours.close()
@@ -178,33 +188,63 @@ def _hold_signals() -> Iterator[None]:
 
 
 def _work(
-    loading: Loading[Any, Any, Any], parents: socket.socket, end: socket.socket, parent: int
+    loading: Loading[Any, Any, Any],
+    seed: int,
+    parents: socket.socket,
+    end: socket.socket,
+    parent: int | None,
 ) -> None:
     """Make the batches of a loader, until its parent closes the socket or ends."""
-    _ignore_group_signals()
-    _die_with_parent(parent)
+    _forget_handlers()
+    if parent is not None:
+        _die_with_parent(parent)
     parents.close()  # with a copy of the parent's end, this process would wait for itself
     channel, tasks, last_sent = Channel(end), SimpleQueue[Any](), time.monotonic()
 
     def report() -> None:
         nonlocal last_sent
         if time.monotonic() - last_sent > POLL_S:
-            channel.send_alive()
+            _send_or_end(channel.send_alive)
             last_sent = time.monotonic()
+
+    def answer(keys: Any) -> None:
+        try:
+            if isinstance(keys, Failure):
+                raise keys.error
+            message = encode(loading(keys, report))
+        except BaseException as error:
+            message = encode(Failure(_make_portable(error)))
+        _send_or_end(lambda: channel.send_message(message))
 
     try:
         torch.set_num_threads(1)
+        _seed(seed)
         # Else parent and loader could wait for each other, each with a full socket.
         threading.Thread(target=_read_tasks, args=(channel, tasks), daemon=True).start()
     except BaseException as error:
-        channel.send(Failure(_make_portable(error)))
-        threading.Event().wait()  # for the parent, which ends this process
+        tasks.put(Failure(error))
     while True:
-        try:
-            channel.send(loading(tasks.get(), report))
-        except BaseException as error:
-            channel.send(Failure(_make_portable(error)))
+        keys = tasks.get()
+        answer(keys)
+        if isinstance(keys, Failure):
+            break
         last_sent = time.monotonic()
+    _wait_for_parent()
+
+
+def _send_or_end(send: Callable[[], None]) -> None:
+    """Send; end the process where that fails, because half a message would be read as something else."""
+    try:
+        send()
+    except BaseException:
+        os._exit(CANNOT_SEND)
+
+
+def _wait_for_parent() -> None:
+    """Wait until the parent, which has been told that there is nothing more to come, ends this process."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
 
 
 def _read_tasks(channel: Channel, tasks: SimpleQueue[Any]) -> None:
@@ -214,13 +254,27 @@ def _read_tasks(channel: Channel, tasks: SimpleQueue[Any]) -> None:
             tasks.put(channel.receive())
     except EOFError:
         os.kill(os.getpid(), SIGKILL)
+    except BaseException as error:
+        tasks.put(Failure(error))  # the main thread sends it, after the batches before
 
 
-def _ignore_group_signals() -> None:
+def _forget_handlers() -> None:
+    """Let no function of the parent's handle signals, nor its socket hear of them; ignore those of a group."""
+    signal.set_wakeup_fd(-1)
+    for signum in signal.valid_signals():
+        if callable(signal.getsignal(signum)):
+            signal.signal(signum, signal.SIG_DFL)
     for signum in GROUP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators that a data set or transform of the user's may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (that generator is meant)
+    torch.manual_seed(seed % 2**63)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -238,20 +292,29 @@ def _die_with_parent(parent: int) -> None:
 
 def _make_portable(error: BaseException) -> BaseException:
     """Return an exception as it can be sent: with its traceback as text, unless it is one line anyway."""
+    name = f"{type(error).__name__} in a loader process: {error}"
     if isinstance(error, DeitctlError | MemoryError):
-        error = error.with_traceback(None)
+        portable = error.with_traceback(None)
     else:
-        error.add_note("".join(["In a loader process:\n", *traceback.format_exception(error)]))
-    error.__cause__ = error.__context__ = None
+        note = "".join(["In a loader process:\n", *traceback.format_exception(error)])
+        # SystemExit and the like are of this process, and would end the parent without a word
+        portable = error if isinstance(error, Exception) else RuntimeError(name)
+        portable.add_note(note)
+    portable.__cause__ = portable.__context__ = None
     try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))
+        ForkingPickler.loads(ForkingPickler.dumps(portable))
     except Exception:  # of its own arguments, or of a class that the parent has not
-        return RuntimeError(f"{type(error).__name__} in a loader process: {error}")
-    return error
+        notes = getattr(portable, "__notes__", [])
+        portable = RuntimeError(name)
+        for note in notes:
+            portable.add_note(note)
+    return portable
 
 
 def explain_end(exit_code: int | None) -> LoaderLost:
     """Return the error for a loader process that ended before its parent ended it."""
+    if exit_code == CANNOT_SEND:
+        return LoaderLost("A loader process ended: it could not send a batch.", NO_LOADERS)
     if exit_code is None or exit_code >= 0:
         return LoaderLost(f"A loader process ended (exit code {exit_code}).", NO_LOADERS)
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else -exit_code

@@ -11,14 +11,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import cycle, islice
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 
 from deitctl.data.loader_process import (
+    END_S,
     MORE_FILES,
     NO_LOADERS,
     POLL_S,
@@ -146,7 +147,9 @@ def _pin_in_thread(
     patience: Patience,
 ) -> Iterator[Any]:
     """Receive and pin a batch in a thread while the one before is used."""
-    pinned: Queue[Any] = Queue(maxsize=1)
+    # A place is for a batch that waits. Simple queues, whose locks no signal's exception leaves held.
+    pinned, places = SimpleQueue[Any](), SimpleQueue[bool]()
+    places.put(True)
     closed, end = threading.Event(), object()
     device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
 
@@ -156,8 +159,8 @@ def _pin_in_thread(
 
     def put(item: object) -> None:
         while not closed.is_set():
-            with suppress(Full):
-                pinned.put(item, timeout=POLL_S)
+            if _get(places):
+                pinned.put(item)
                 return
 
     def run() -> None:
@@ -165,7 +168,7 @@ def _pin_in_thread(
             if device is not None:  # a thread begins with the first one
                 torch.accelerator.set_device_index(device)
             for batch in batches:
-                put(pin(batch))
+                put(_pin(batch, pin))
             put(end)
         except BaseException as error:
             put(Failure(error))
@@ -179,6 +182,7 @@ def _pin_in_thread(
             patience.renew()
             while (batch := _get(pinned)) is None:
                 patience.check()
+            places.put(True)
             if batch is end:
                 return
             if isinstance(batch, Failure):
@@ -186,10 +190,19 @@ def _pin_in_thread(
             yield batch
     finally:
         closed.set()
-        thread.join()
+        thread.join(END_S)  # a driver that hangs may keep it
 
 
-def _get(queue: Queue[Any]) -> Any:
+def _pin(batch: Batch, pin: Callable[[Batch], Batch]) -> Batch:
+    try:
+        return pin(batch)
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise LoaderLost("Memory ran out while a batch was pinned.", NO_LOADERS) from error
+        raise
+
+
+def _get(queue: SimpleQueue[Any]) -> Any:
     """Return the next item, None if there is none for a second."""
     try:
         return queue.get(timeout=POLL_S)
