@@ -273,7 +273,7 @@ def _forget_handlers() -> None:
 def _seed(seed: int) -> None:
     """Seed the generators that a data set or transform of the user's may draw from."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (that generator is meant)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
 
 

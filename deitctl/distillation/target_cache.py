@@ -186,7 +186,7 @@ class TargetCache:
         if file is not None and (file.is_writable or not flags & os.O_RDWR):
             return file
         while len(self._views) >= MAX_OPEN_VIEWS:
-            del self._views[next(iter(self._views))]  # the oldest
+            self._views.pop(next(iter(self._views), 0), None)  # the oldest
         try:
             file = self._try_to_open(view, flags)
         except OSError as error:
