@@ -23,7 +23,7 @@ from deitctl.paths import DiskError, atomic_path, read_json, suggest_path, write
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-CHECKSUM = "crc32"
+CHECKSUM = "deitctl.crc32"
 """Key of the checksum in the metadata of a safetensors file, see `compute_checksum`."""
 MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header; a model with a thousand tensors has a hundred thousand."""
@@ -138,7 +138,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if CHECKSUM in metadata and compute_checksum(loaded, metadata) != metadata[CHECKSUM]:
         raise ModelError(
             f"{path} is damaged: its checksum does not match.",
-            "Restore it from where it was copied.",
+            "Restore it from where it was copied. If another tool wrote it again, "
+            f"write it there without {CHECKSUM!r} in its metadata.",
         )
     # DistributedDataParallel and torch.compile prefix every name
     return {re.sub(r"^((module|_orig_mod)\.)+", "", k): v for k, v in loaded.items()}

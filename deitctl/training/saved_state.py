@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from deitctl.training.state import Progress
 
 RECORD = "state.json"
+RECORD_CHECKSUM = "crc32"
+"""Key in state.json of its own checksum."""
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 FILES = (MODEL, EMA, OPTIMIZER, RECORD)
 """Names of a state's files."""
@@ -62,7 +64,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if record.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise ModelError(f"{folder} was written by another version of deitctl.")
     # An older deitctl wrote none.
-    if CHECKSUM in record and record.pop(CHECKSUM) != checksum_record(record):
+    if RECORD_CHECKSUM in record and record.pop(RECORD_CHECKSUM) != checksum_record(record):
         raise refuse(path, "is damaged: its checksum does not match", folder)
     return record
 

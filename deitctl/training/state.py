@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deitctl.models.checkpoint_io import CHECKSUM, save_tensors
+from deitctl.models.checkpoint_io import save_tensors
 from deitctl.paths import DiskError, refuse_links, sync_folder, write_json
 from deitctl.records import SCHEMA_VERSION
 from deitctl.training.optim import ExponentialMovingAverage
@@ -29,6 +29,7 @@ from deitctl.training.saved_state import (
     MODEL,
     OPTIMIZER,
     RECORD,
+    RECORD_CHECKSUM,
     checksum_record,
     list_moments,
     list_tensors,
@@ -129,7 +130,7 @@ def _add_checksums(record: Mapping[str, Any], checksums: Mapping[str, str]) -> d
     """Return the contents of state.json: the record, the checksums of the other files, its own."""
     # As it will be read.
     written = json.loads(json.dumps({**record, "checksums": checksums}))
-    return {**written, CHECKSUM: checksum_record(written)}
+    return {**written, RECORD_CHECKSUM: checksum_record(written)}
 
 
 @dataclass

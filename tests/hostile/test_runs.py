@@ -17,11 +17,11 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.run_data import read_run_data
 from deitctl.errors import DataError, DeitctlError, Interrupted, Signalled
-from deitctl.models.checkpoint_io import CHECKSUM
 from deitctl.training.incident import read_incident, write_incident
 from deitctl.training.launch import resume, run_training, train_or_find
 from deitctl.training.monitor import NON_FINITE, Incident
 from deitctl.training.run_dir import Run
+from deitctl.training.saved_state import RECORD_CHECKSUM
 from deitctl.training.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
@@ -216,7 +216,7 @@ def test_a_position_that_contradicts_the_losses_is_one_line(changes, stopped, li
     """A sum of losses that is missing was found after the epoch, as KeyError."""
     file = stopped / "checkpoint" / "state.json"
     record = json.loads(file.read_text()) | changes
-    del record[CHECKSUM]
+    del record[RECORD_CHECKSUM]
     file.write_text(json.dumps(record))
     with pytest.raises(DeitctlError) as error:
         resume(stopped, datasets=little)

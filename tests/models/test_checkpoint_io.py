@@ -332,6 +332,22 @@ def test_a_file_of_another_tool_has_no_checksum_and_is_read(tmp_path, noise):
     assert torch.equal(load_tensors(tmp_path / "x.safetensors")["a"], value)
 
 
+def test_a_file_that_another_tool_wrote_again_is_refused_with_the_way_on(tmp_path, tensors):
+    """It kept the metadata of another file: of the same key, if that had a common name, it might as well."""
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, tensors)
+    metadata = read_metadata(path)
+    assert CHECKSUM == "deitctl.crc32"
+    half = {name: value * 0.5 for name, value in load_tensors(path).items()}
+    save_file(half, path, metadata=metadata)
+    with pytest.raises(ModelError, match="If another tool wrote it again") as caught:
+        load_tensors(path)
+    assert "without 'deitctl.crc32' in its metadata" in caught.value.hint
+    del metadata[CHECKSUM]
+    save_file(half, path, metadata=metadata | {"crc32": "00000000"})  # somebody else's
+    assert load_tensors(path).keys() == half.keys()
+
+
 def test_want_of_memory_and_an_error_of_the_disk_are_no_damage(tmp_path, tensors, monkeypatch):
     save_tensors(tmp_path / "x.safetensors", tensors)
     for error, expected, text in (

@@ -15,9 +15,10 @@ from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import open_for_training
 from deitctl.errors import ConfigError, DataError, Interrupted, ModelError, Signalled
 from deitctl.events import SilentReporter
-from deitctl.models.checkpoint_io import CHECKSUM, CONFIG, WEIGHTS
+from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
+from deitctl.training.saved_state import RECORD_CHECKSUM
 from deitctl.training.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
@@ -105,7 +106,7 @@ def test_a_checkpoint_without_settings_is_one_of_an_earlier_version(
 ) -> None:
     file = stopped / "checkpoint" / "state.json"
     state = json.loads(file.read_text())
-    for name in ("settings", "data_fingerprint", "best_num_images", CHECKSUM):
+    for name in ("settings", "data_fingerprint", "best_num_images", RECORD_CHECKSUM):
         state.pop(name)
     file.write_text(json.dumps(state))
     assert resume(stopped, datasets=little).epochs == 3
@@ -164,6 +165,35 @@ def test_without_its_list_of_images_a_run_still_refuses_other_ones(
     image.rename(image.with_name("renamed.png"))
     with pytest.raises(DataError, match="is not the data that .* began with"):
         resume(run)
+
+
+def test_images_and_classes_that_are_new_are_left_out_with_a_note(
+    little_config: Make,
+    image_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    reporter: SilentReporter,
+) -> None:
+    """Of data that the run has split itself: when it goes on, and when it is made longer."""
+    data = image_folder({"ant": 8, "bee": 8})
+    config = replace(little_config("run"), data=str(data))
+    config = replace(config, recipe=replace(config.recipe, batch_size=6))
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(Interrupted):
+            run_training(config)
+    folder = Path(config.output_dir)
+    image = sorted((data / "ant").iterdir())[0]
+    for name in ("ant/new.png", "zebra/1.png", "zebra/2.png"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_bytes(image.read_bytes())
+    note = f"Images of {data} that are new since {folder} began are left out: 3."
+    assert resume(folder, reporter=reporter).epochs == 3
+    assert reporter.notes.count(note) == 1  # type: ignore[attr-defined]
+    run, config = Run.open(folder)
+    recipe = replace(config.recipe, epochs=4, restart_epochs=(3,))
+    run.extend(replace(config, recipe=recipe), "")
+    assert resume(folder, reporter=reporter).epochs == 4
+    assert reporter.notes.count(note) == 2  # type: ignore[attr-defined]
 
 
 def test_an_image_that_was_repaired_is_taken_as_it_is_now_and_counted(

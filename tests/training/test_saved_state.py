@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deitctl.errors import ModelError
-from deitctl.models.checkpoint_io import CHECKSUM, load_tensors, save_tensors
+from deitctl.models.checkpoint_io import load_tensors, save_tensors
 from deitctl.models.introspect import freeze_backbone
-from deitctl.training.saved_state import FILES, MODEL, OPTIMIZER, read_record
+from deitctl.training.saved_state import FILES, MODEL, OPTIMIZER, RECORD_CHECKSUM, read_record
 from deitctl.training.state import TrainState
 from tests.training.test_state import everything, new_state, step
 
@@ -47,7 +47,7 @@ def forge(folder: Path, changes: dict[str, Any]) -> None:
     """Change state.json, and leave its checksums out."""
     file = folder / "state.json"
     record = json.loads(file.read_text())
-    for name in (CHECKSUM, "checksums", "without_moments"):
+    for name in (RECORD_CHECKSUM, "checksums", "without_moments"):
         record.pop(name, None)
     file.write_text(json.dumps(record | changes))
 

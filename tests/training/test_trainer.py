@@ -27,7 +27,6 @@ from deitctl.data.loader import Batch
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import (
-    CHECKSUM,
     WEIGHTS,
     load_tensors,
     read_metadata,
@@ -42,6 +41,7 @@ from deitctl.training.launch import resume, run_training
 from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.resumption import SCORE_KEY, load_best
 from deitctl.training.run_dir import Run
+from deitctl.training.saved_state import RECORD_CHECKSUM
 from deitctl.training.state import Progress, TrainState
 
 Make = Callable[..., TrainConfig]
@@ -477,7 +477,7 @@ def test_a_run_whose_epochs_were_divided_otherwise_is_not_resumed(
     (run / "run.toml").write_text(text.replace("batch_size = 16", "batch_size = 8"))
     state = state_of(run)
     state["settings"] = {}  # of an earlier version, which kept none, and had no checksums
-    del state[CHECKSUM]
+    del state[RECORD_CHECKSUM]
     (run / "checkpoint" / "state.json").write_text(json.dumps(state))
     with pytest.raises(ConfigError, match=r"it is at step 4 in epoch 2, and an epoch has 8 now"):
         resume(run, datasets=little)
