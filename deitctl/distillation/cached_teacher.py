@@ -77,7 +77,7 @@ class CachedTeacher:
         if not cached.all():
             rendered = [(n, row) for n, row in enumerate(batch.teacher_rows) if not cached[row]]
             rows = [row for _, row in rendered]
-            self._read_again(keys, sorted(set(np.flatnonzero(~cached)) - set(rows)), records)
+            self._read_again(keys, sorted({*np.flatnonzero(~cached).tolist()} - {*rows}), records)
             if rows:
                 images = batch.teacher_images[[n for n, _ in rendered]]
                 records[rows] = self.compute(_pad_batch(images, rows, len(cached)))[rows]
