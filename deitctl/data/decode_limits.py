@@ -194,8 +194,8 @@ def count_scans(data: bytes, name: str) -> int:
 def _iterate_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield marker and place of the segments of a JPEG until its end."""
     at = 2
-    while (found := SEGMENT.search(data, at)) is not None:
-        at = found.start()
+    while (match := SEGMENT.search(data, at)) is not None:
+        at = match.start()
         marker = data[at + 1]
         if marker == 0xD9:
             return
