@@ -219,10 +219,10 @@ def process_group(device: torch.device) -> Iterator[World]:
             world_size=size,
             timeout=COLLECTIVE_TIMEOUT,
         )
-    try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    yield World(dist.get_rank(), dist.get_world_size())
+    # Not after an exception: it would wait for a collective that waits for a process that hangs. The
+    # end of this process closes the connections.
+    dist.destroy_process_group()
 
 
 @cache

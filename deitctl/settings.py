@@ -154,7 +154,10 @@ def list_learning(config: TrainConfig) -> dict[str, Any]:
 
     Not the place of the data, which may be moved.
     """
-    return flatten({k: v for k, v in _leave_machine_out(config).items() if k != "data"})
+    settings = _leave_machine_out(config)
+    del settings["data"]
+    settings.setdefault("distill", None)  # so that a run without a teacher is known to have none
+    return flatten(settings)
 
 
 def _leave_machine_out(config: TrainConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -265,12 +266,21 @@ def run_commands() -> None:
         hint = "Use smaller batches, inputs or models; deitctl --debug shows where."
         print_error(limit or DeitctlError(message, hint))
         _exit(1)
+    except Exception:  # a fault of ours
+        interrupts.restore()
+        traceback.print_exc()
+        _exit(1)
 
 
 def _exit(code: int) -> None:
-    """End the process after an error, without waiting for loader processes that a dead mount keeps."""
+    """End the process after an error, without waiting for what may never end.
+
+    That is a loader process in a read of a dead mount, or a collective of processes of which one hangs.
+    """
     processes = sys.modules.get("multiprocessing")
-    if processes is not None and processes.active_children():
+    collectives = sys.modules.get("torch.distributed")
+    has_loaders = processes is not None and processes.active_children()
+    if has_loaders or getattr(collectives, "is_initialized", bool)():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

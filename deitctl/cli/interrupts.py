@@ -17,17 +17,12 @@ from contextlib import suppress
 from types import FrameType
 
 from deitctl.errors import Signalled
+from deitctl.training.signals import ENDING, REPEAT_WINDOW_S
 
-ENDING = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
-    if hasattr(signal, name)
-)
-"""Signals that ask for the end: SIGHUP when the terminal is closed, SIGXCPU when a limit on CPU time is reached."""
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ENDING if hasattr(signal, name))
 PATIENCE_S = 2.0
 """From a signal to the end of a command whose main thread does not obey it."""
-REPEAT_WINDOW_S = 1.0
-"""Within it two signals are one: a terminal signals the whole group, and a launcher passes it on."""
+POLL_S = 0.1
 
 
 def raise_signalled(signum: int, _: FrameType | None) -> None:
@@ -37,8 +32,9 @@ def raise_signalled(signum: int, _: FrameType | None) -> None:
 
 def install() -> None:
     """Let signals raise `Signalled`, and start the thread that ends what does not obey."""
-    for signum in ENDING:
-        if signal.getsignal(signum) is not signal.SIG_IGN or signum == signal.SIGINT:  # nohup
+    for signum in ENDING_SIGNALS:
+        # Ignored: under nohup, or SIGINT in the background of a script.
+        if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, raise_signalled)
     if hasattr(signal, "SIGUSR1"):
         # Slurm warns of the end with it; before a run has installed its handler it would end the process
@@ -57,30 +53,41 @@ def install() -> None:
 
 def restore() -> None:
     """Let the next signal end the process: during the last message it would be a traceback."""
-    for signum in ENDING:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
+    for signum in ENDING_SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL)
 
 
 def _watch(reader: socket.socket, _writer: socket.socket) -> None:
-    first_s = 0.0
+    first_s, is_ending = 0.0, False
     while signums := reader.recv(1):
         signum = signums[0]
-        if signum not in ENDING or signal.getsignal(signum) is signal.SIG_IGN:
+        if signum not in ENDING_SIGNALS or signal.getsignal(signum) == signal.SIG_IGN:
             continue
         now = time.monotonic()
-        # the kernel repeats this one every second
+        # the kernel repeats SIGXCPU every second
         is_repeated = bool(first_s) and signum != getattr(signal, "SIGXCPU", 0)
         insists = is_repeated and now - first_s > REPEAT_WINDOW_S
         first_s = first_s or now
-        timer = threading.Timer(PATIENCE_S, _end_if_running, (signum, insists))
-        timer.daemon = True  # a command that ends by itself does not wait for it
-        timer.start()
+        if insists or not is_ending:
+            is_ending = True
+            threading.Thread(target=_end_if_running, args=(signum, insists), daemon=True).start()
 
 
 def _end_if_running(signum: int, insists: bool) -> None:
-    # A training holds signals, and saves; one that comes again ends it all the same.
-    if insists or signal.getsignal(signum) is raise_signalled:
-        sys.stderr.write("interrupted\n")
-        sys.stderr.flush()
-        os._exit(128 + signum)
+    """End the process when its main thread has had `PATIENCE_S` to do so, unless it prints its last lines.
+
+    A training holds signals until it has saved, and has that time afterwards; one that comes again, and
+    insists, does not wait for it.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        handler = signal.getsignal(signum)
+        if handler == signal.SIG_DFL:  # `restore`
+            return
+        if handler is not raise_signalled and not insists:
+            deadline = time.monotonic() + PATIENCE_S
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(128 + signum)

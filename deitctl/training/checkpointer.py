@@ -82,10 +82,11 @@ class AsyncCheckpointer:
             return
         self.finish()
         snapshot, self._staged = self._staged, None
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._write_snapshot, args=(snapshot,), name="write the checkpoint"
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
 
     def save(self, state: TrainState) -> None:
         """Stage the state, write it and wait until it is on the disk; raise as `finish`."""
@@ -143,7 +144,8 @@ class SaveOrStop:
         """Save if SIGUSR1 came; raise `Signalled` if SIGINT or SIGTERM did."""
         if self.signals.save_requested:
             self.signals.save_requested = False
-            self.checkpointer.save(self.state)
+            with self.signals.hold():  # a save that is interrupted would leave the next one nothing
+                self.checkpointer.save(self.state)
         self.signals.raise_if_set()
 
 

@@ -36,7 +36,13 @@ def leave_resumable(trainer: Trainer) -> Iterator[None]:
     except TrainingDiverged as diverged:
         raise record_incident(trainer, diverged.incident) from None
     except Exception as error:
-        raise _save_and_explain(trainer, error) from error
+        explained = _save_and_explain(trainer, error)
+        if explained is error:
+            raise
+        raise explained from error
+    except BaseException:  # SystemExit of a reporter, and its kind
+        save_if_good(trainer)
+        raise
 
 
 def save_if_good(trainer: Trainer) -> None:

@@ -19,6 +19,7 @@ from deitctl.training.configure import name_command
 
 if TYPE_CHECKING:
     from deitctl.data.dataset import ImageDataset
+    from deitctl.training.state import Progress
     from deitctl.training.trainer import Trainer
 
 SCORE_KEY = "deitctl"
@@ -39,9 +40,13 @@ def load_checkpoint(trainer: Trainer) -> None:
     progress, folder = trainer.state.progress, trainer.run.checkpoint
     settings, data_fingerprint = progress.settings, progress.data_fingerprint
     if folder.exists() or folder.with_name(f"{folder.name}.old").exists():
-        trainer.state.load(folder)
-        require_same_settings(trainer, progress.settings, settings)
-        require_same_data(trainer, progress.data_fingerprint, data_fingerprint)
+
+        def require(began: Progress) -> None:
+            # Before the tensors, which would not fit for another reason than theirs.
+            require_same_settings(trainer, began.settings, settings)
+            require_same_data(trainer, began, data_fingerprint)
+
+        trainer.state.load(folder, require)
         progress.settings, progress.data_fingerprint = settings, data_fingerprint
     steps = trainer.context.steps_per_epoch
     if not 0 <= progress.step - progress.epoch * steps <= steps:
@@ -96,9 +101,9 @@ def require_same_settings(
     if phases[: len(phases_then)] == phases_then and phases == sorted(phases):
         began = {**began, EPOCHS: now[EPOCHS], RESTARTS: now[RESTARTS]}
     changes = [
-        f"{name.removeprefix('recipe.')} is {now.get(name, 'not set')}, was {began.get(name, 'not set')!s:.100}"
-        for name in {**began, **now}
-        if began and began.get(name) != now.get(name)
+        f"{name.removeprefix('recipe.')} is {now.get(name, 'not set')}, was {value!s:.100}"
+        for name, value in began.items()  # one that it lacks is a later version's, at its default
+        if value != now.get(name)
     ]
     if changes:
         run = trainer.run
@@ -110,21 +115,21 @@ def require_same_settings(
         )
 
 
-def require_same_data(trainer: Trainer, began: str, now: str) -> None:
+def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
     """Raise `DataError` if images, labels or the split are others than the checkpoint's.
 
     Images that have other contents under the same names are counted in a warning.
 
     Args:
         trainer: of the run.
-        began: fingerprint of the checkpoint's data; empty in those of earlier versions.
-        now: of the data as it is.
+        began: of the checkpoint; those of earlier versions have no fingerprint.
+        now: fingerprint of the data as it is.
     """
     run, setup = trainer.run, trainer.setup
-    num_train, num_before = len(setup.train.labels), trainer.state.progress.num_train_images
+    num_train, num_before = len(setup.train.labels), began.num_train_images
     run_data = read_run_data(run.root)
     rows = None if run_data is None else run_data.rows
-    if num_train != num_before or (began and began != now):
+    if num_train != num_before or began.data_fingerprint not in ("", now):
         change = (
             f"{num_train} training images, before {num_before}"
             if rows is None

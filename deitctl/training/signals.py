@@ -11,9 +11,12 @@ from types import FrameType
 
 from deitctl.errors import Signalled
 
-# A terminal signals the whole process group and a launcher passes the signal on: within a second
-# both are one request.
-REPEAT_WINDOW_S = 1.0
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
+"""Names of the signals that ask for the end: SIGHUP when the terminal is closed, SIGXCPU when a limit on CPU time is
+reached. Windows has the first two."""
+REPEAT_WINDOW_S = 3.0
+"""Within it signals are one request: a terminal signals the whole process group, and a launcher passes the
+signal on, late on a busy machine."""
 
 
 class StopRequest:
@@ -55,6 +58,15 @@ class StopRequest:
         finally:
             self._may_interrupt = False
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Only remember signals in a block, also within `interrupt`."""
+        previous, self._may_interrupt = self._may_interrupt, False
+        try:
+            yield
+        finally:
+            self._may_interrupt = previous
+
     def request_save(self, _: int, __: FrameType | None = None) -> None:
         """Handle SIGUSR1, after which the training goes on."""
         self.save_requested = True
@@ -71,16 +83,13 @@ def hold_signals(stop: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only, and only it may set handlers
         return
-    handlers: dict[int, Callable[[int, FrameType | None], None]] = {
-        signal.SIGINT: stop.request_stop,
-        signal.SIGTERM: stop.request_stop,
-    }
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {}
+    for name in ENDING:
+        # Ignored: under nohup, or SIGINT in the background of a script.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            handlers[getattr(signal, name)] = stop.request_stop
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         handlers[signal.SIGUSR1] = stop.request_save
-        # The terminal is closed, or the ssh connection has ended; a limit on CPU time is reached.
-        for ending in (signal.SIGHUP, signal.SIGXCPU):
-            if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup
-                handlers[ending] = stop.request_stop
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -152,11 +152,10 @@ class TrainState:
         )
 
     @contextmanager
-    def swap_ema(self) -> Iterator[None]:
-        """Let the model have its EMA weights for a block. No snapshot may be taken meanwhile."""
-        assert self.ema is not None
+    def swap_weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the model have other weights for a block. No snapshot may be taken meanwhile."""
         weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema.values)
+        self.model.load_state_dict(values)
         try:
             yield
         finally:
@@ -181,8 +180,14 @@ class TrainState:
         """Write the state now; see `Snapshot.write`."""
         self.snapshot().write(folder)
 
-    def load(self, folder: Path) -> None:
+    def load(
+        self, folder: Path, require: Callable[[Progress], None] = lambda progress: None
+    ) -> None:
         """Read a saved state into this one, once all of it has been found to fit.
+
+        Args:
+            folder: of the state.
+            require: called with its progress before any tensor is read; may refuse it.
 
         Raises:
             ModelError: it is incomplete, damaged, of two saves, or of another model.
@@ -201,6 +206,7 @@ class TrainState:
         except (KeyError, TypeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise refuse(folder, f"holds no readable training state: {RECORD}: {reason}") from error
+        require(loaded)
         model = self._read(folder, MODEL, checksums, self.model.state_dict())
         ema = {} if self.ema is None else self._read(folder, EMA, checksums, self.ema.values)
         moments = read_file(folder, OPTIMIZER, checksums)

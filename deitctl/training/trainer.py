@@ -7,16 +7,15 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 
-from torch import nn
-
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
 from deitctl.device import Device
+from deitctl.errors import ModelError
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.checkpoint_io import save_model
+from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, save_model
 from deitctl.models.introspect import describe_layers
 from deitctl.paths import DiskError
 from deitctl.training.build import TrainSetup
@@ -34,6 +33,8 @@ from deitctl.training.step import StepStats, forward_backward, optimizer_step, s
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
+MIN_COMPARABLE = 0.9
+"""Of the validation images of the best epoch, that another must have read to be a better one."""
 
 
 class Trainer:
@@ -59,7 +60,7 @@ class Trainer:
         self.is_between_steps = True
         """Whether the state is that after a whole step, or an epoch that is logged: it may be saved."""
         self.has_batch_stats = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.state.model.modules()
+            "running_" in name for name, _ in self.state.model.named_buffers()
         )
 
     def fit(self) -> TrainResult:
@@ -75,6 +76,7 @@ class Trainer:
             self.fit_new_head()
             self.fit_epochs()
             self.checkpointer.save(self.state)
+            self.signals.raise_if_set()
         try:
             return finish_run(self)
         except DiskError as error:
@@ -211,7 +213,8 @@ class Trainer:
         label = f"{label}, validate"
         metrics = {"model": self.evaluate(self.device, label, self.save_or_stop)}
         if self.state.ema is not None:
-            with self.state.swap_ema():  # the state must not be saved now, so SIGUSR1 waits
+            # The state must not be saved now, so SIGUSR1 waits.
+            with self.state.swap_weights(self.state.ema.values):
                 metrics["ema"] = self.evaluate(self.device, f"{label} EMA", self.signals)
         return metrics
 
@@ -257,15 +260,10 @@ class Trainer:
         """Save the weights of this epoch, in the model's format, if none before were better."""
         progress, kind = self.state.progress, best_weights(metrics)
         top1, num_images = metrics[kind].top1, metrics[kind].num_images
-        if 0 < progress.best_num_images != num_images:
-            self.reporter.warn(
-                f"{num_images} of {len(self.setup.val.labels)} validation images could be read, "
-                f"{progress.best_num_images} in epoch {progress.best_epoch}, the best so far: scores of other "
-                "images are not compared, and the one of more images counts as better."
-            )
+        if 0 < progress.best_num_images != num_images and not self.rescore_best(num_images):
+            return
         # Of equals the later epoch, which has seen more.
-        best_num_images = progress.best_num_images or num_images  # earlier versions kept no number
-        if (num_images, top1) < (best_num_images, progress.best_top1):
+        if top1 < progress.best_top1:
             return
         progress.best_top1, progress.best_epoch = top1, progress.epoch
         progress.best_weights, progress.best_num_images = kind, num_images
@@ -278,6 +276,31 @@ class Trainer:
                 describe_layers(self.state.model),
                 {SCORE_KEY: json.dumps(score)},
             )
+
+    def rescore_best(self, num_images: int) -> bool:
+        """Score the best weights so far on the validation images that can be read now, `num_images` of them.
+
+        Scores of other images are not compared. Return whether there are enough to choose by.
+        """
+        progress = self.state.progress
+        change = (
+            f"{num_images} of {len(self.setup.val.labels)} validation images could be read, "
+            f"{progress.best_num_images} in epoch {progress.best_epoch}, the best so far"
+        )
+        if num_images < MIN_COMPARABLE * progress.best_num_images:
+            self.reporter.warn(f"{change}: too few to choose a better one by.")
+            return False
+        self.reporter.warn(f"{change}, which is scored again on these.")
+        try:
+            weights = load_tensors(self.run.root / WEIGHTS)
+        except ModelError as error:  # damaged or deleted meanwhile: this epoch takes its place
+            self.reporter.warn(str(error))
+            progress.best_top1 = -1.0
+            return True
+        with self.state.swap_weights(weights):
+            best = self.evaluate(self.device, f"epoch {progress.best_epoch}, score again")
+        progress.best_top1, progress.best_num_images = best.top1, best.num_images
+        return True
 
     def log_epoch(
         self, losses: dict[str, float], metrics: dict[str, EvalResult], images_per_second: float
@@ -335,7 +358,7 @@ class Trainer:
 
     def evaluate_last(self, device: Device, kind: str) -> EvalResult:
         """Evaluate the weights that the run ended with, the `model` or the `ema`."""
-        with self.state.swap_ema() if kind == "ema" else nullcontext():
+        with self.state.swap_weights(self.state.weights(kind)):
             return self.evaluate(device, "evaluate the last weights")
 
 

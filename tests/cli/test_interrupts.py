@@ -61,7 +61,7 @@ def test_what_holds_signals_is_ended_by_the_second_one() -> None:
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.1)
-        time.sleep(2.5)
+        time.sleep(3.2)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 128 + signal.SIGTERM

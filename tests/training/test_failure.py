@@ -186,13 +186,15 @@ class Vanishing(ArrayDataset):
         return super().read(index)
 
 
-class During(SilentReporter):
+class Recording(SilentReporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
 
+
+class During(Recording):
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "images") -> Any:
         if label.startswith("epoch"):
@@ -223,5 +225,37 @@ def test_scores_of_fewer_validation_images_do_not_choose_the_best_epoch(
     assert counts == [30, 4, 30]
     assert result.best.epoch in (1, 3)
     assert result.best.top1 < 100
-    (warning,) = [w for w in reporter.warnings if "not compared" in w]
+    (warning,) = [w for w in reporter.warnings if "validation images could be read" in w]
     assert warning.startswith("4 of 30 validation images could be read, 30 in epoch 1")
+    assert "too few" in warning
+
+
+def test_the_best_epoch_is_scored_again_on_the_images_that_are_left(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image that is gone for good does not make the first epoch the best for ever."""
+    train, val = little
+    images = np.stack([np.asarray(val.read(i).convert("L")) for i in range(len(val.labels))])
+    vanishing = Vanishing(images, val.labels, val.class_names, "digits")
+    keep_best, scores = Trainer.keep_best, []
+
+    def keep(self: Trainer, metrics: Any) -> None:
+        first = self.state.progress.epoch == 1
+        # as if the image that vanishes had made the first epoch look perfect
+        kept = {k: replace(v, top1=100.0) if first else v for k, v in metrics.items()}
+        keep_best(self, kept)
+        LIMIT[:] = [29]
+        progress = self.state.progress
+        scores.append((progress.best_num_images, progress.best_epoch, progress.best_top1))
+
+    monkeypatch.setattr(Trainer, "keep_best", keep)
+    reporter = Recording()
+    try:
+        run_training(little_config("run"), datasets=(train, vanishing), reporter=reporter)
+    finally:
+        LIMIT.clear()
+    assert scores[0] == (30, 1, 100.0)
+    assert scores[1][0] == scores[2][0] == 29
+    assert scores[2][2] < 100
+    (warning,) = [w for w in reporter.warnings if "scored again" in w]
+    assert warning.startswith("29 of 30 validation images could be read, 30 in epoch 1")

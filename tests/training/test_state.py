@@ -280,7 +280,7 @@ def test_the_model_has_its_ema_weights_for_a_block_only(kind, deit):
         step(state, number)
     own = {k: v.clone() for k, v in state.model.state_dict().items()}
     ema = {k: v.clone() for k, v in state.ema.values.items()}
-    with state.swap_ema():
+    with state.swap_weights(state.ema.values):
         assert all(torch.equal(v, ema[k]) for k, v in state.model.state_dict().items())
     assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
     assert all(torch.equal(v, ema[k]) for k, v in state.ema.values.items())
@@ -293,7 +293,7 @@ def test_the_models_weights_come_back_if_the_block_fails(deit):
     state = new_state(deit())
     step(state, 0)
     own = {k: v.clone() for k, v in state.model.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), state.swap_ema():
+    with pytest.raises(KeyboardInterrupt), state.swap_weights(state.ema.values):
         raise KeyboardInterrupt
     assert all(torch.equal(v, own[k]) for k, v in state.model.state_dict().items())
 
