@@ -48,15 +48,20 @@ def prepare_streams() -> bool:
         sys.stdout = open(STDOUT, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+            stream.reconfigure(errors=_choose_errors(stream.encoding))
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(MessageFile(STDERR, "w", closefd=False)),
         encoding=encoding,
-        errors="backslashreplace" if encoding.lower() != "utf-8" else "surrogateescape",
+        errors=_choose_errors(encoding),
         line_buffering=True,
     )
     return is_closed[STDOUT]
+
+
+def _choose_errors(encoding: str) -> str:
+    # Of ASCII and its like, most names have characters that it lacks: in escapes.
+    return "surrogateescape" if encoding.lower() in ("utf-8", "utf8") else "backslashreplace"
 
 
 def _is_closed(number: int) -> bool:
