@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,7 +111,10 @@ def run_training(
             reporter.note(idle)
         result = function(**arguments)
     if is_main_process():
-        print_json(to_object(result)) if shape == "json" else _print_result(result)
+        try:
+            print_json(to_object(result)) if shape == "json" else _print_result(result)
+        except BrokenPipeError:  # nobody reads it; the training is complete
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reporter.note(describe_trend(result))
         print_next(["predict", "IMAGE", "--model", str(result.run)], shape=shape, quiet=quiet)
     raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))

@@ -19,8 +19,14 @@ EPOCHS = "recipe.epochs"
 
 
 def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for settings that differ from the run's and are not the machine's."""
-    requested = override(config, {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS})
+    """Raise `ConfigError` for settings that differ from the run's and are not the machine's.
+
+    The data of a run with a checkpoint may be named elsewhere: whether it is the same is seen when it is open.
+    """
+    fixed = {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS}
+    if Run(root).saved_position() is not None:
+        fixed.pop("data", None)
+    requested = override(config, fixed)
     if changed := list_differences(add_tags(config), add_tags(requested)):
         longer = suggest_more_epochs(Run(root), config, requested)
         raise ConfigError(
@@ -124,7 +130,8 @@ def add_epochs(run: Run, config: TrainConfig, more_epochs: int, *, launch: str) 
         if launch and run.read_launch_id() == launch:
             return config
         raise ConfigError(
-            f"{run.root} is not finished: it has {config.recipe.epochs} epochs to do.",
+            f"{run.root} is not finished: of its {config.recipe.epochs} epochs {(run.saved_position() or (0,))[0]} "
+            "are done, by its last checkpoint.",
             f"Finish it: {command}. Then --more-epochs {more_epochs} trains on.",
         )
     if run.saved_position() is None:

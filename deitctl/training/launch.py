@@ -33,7 +33,7 @@ from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
 from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
-from deitctl.settings import list_differences, list_learning, override
+from deitctl.settings import list_differences, list_learning, override, write_toml
 from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.configure import add_tags, check, name_command
 from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
@@ -87,7 +87,7 @@ def resume(
     Args:
         root: the run folder.
         settings: by dotted name. Those of the machine (`MACHINE_SETTINGS`) may differ from the
-            run's.
+            run's, and so may the place of the data.
         more_epochs: of a finished run, which is trained that many epochs longer.
         datasets: training and validation images, if they are open already.
         reporter: shows progress; silent if None.
@@ -100,7 +100,9 @@ def resume(
     run, config = Run.open(root)
     changes = {k: v for k, v in (settings or {}).items() if v is not None}
     require_same(root, config, changes)
-    config = override(config, {k: v for k, v in changes.items() if k in MACHINE_SETTINGS})
+    # The data may have been moved.
+    may_change = (*MACHINE_SETTINGS, "data")
+    config = override(config, {k: v for k, v in changes.items() if k in may_change})
     check(config)
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
@@ -118,6 +120,9 @@ def resume(
             if config.recipe.epochs > epochs and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
+            if changes.get("data") and world.is_main:  # seen to be the run's
+                moved = override(Run.open(root)[1], {"data": changes["data"]})
+                write_bytes(run.config_file, write_toml(moved).encode())
             return trainer.fit()
 
 
@@ -158,7 +163,9 @@ def open_run(
                 except OSError as error:
                     raise DiskError.from_os_error(run.root, error) from error
             if resume:
-                reporter.note(f"Resuming {run.root}.")
+                has_saved = run.saved_position() is not None
+                again = "" if has_saved else " It has no checkpoint, so that it begins again."
+                reporter.note(f"Resuming {run.root}.{again}")
             elif world.is_main:
                 # Before the teacher is fine-tuned, because the folder may not be writable.
                 Run.create(run.root, config)

@@ -113,7 +113,6 @@ class Trainer:
                 losses = self.finish_epoch()
                 self.keep_best(metrics)
                 self.log_epoch(losses, metrics, images_per_second)
-                self.is_between_steps = True
                 self.checkpointer.maybe_save(self.state, verified=True)
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
@@ -327,6 +326,7 @@ class Trainer:
                 "seconds": round(progress.seconds, 3),
             }
         )
+        self.is_between_steps = True
         heads = best.heads and f" (cls {best.heads['cls']:.2f}, dist {best.heads['dist']:.2f})"
         self.reporter.note(
             f"epoch {progress.epoch}/{self.context.recipe.epochs}: loss {losses['loss']:.3f}, "

@@ -138,6 +138,21 @@ def test_a_log_that_cannot_be_written_does_not_lose_the_step(
     assert resume(Path(config.output_dir), datasets=little).epochs == 3
 
 
+def test_a_reporter_that_fails_at_an_epochs_line_does_not_lose_the_epoch(
+    little_config: Make, little: Pair
+) -> None:
+    class Fails(SilentReporter):
+        def note(self, message: str) -> None:
+            if message.startswith("epoch 2/3"):
+                raise ValueError("mine")
+
+    config = little_config("run", save_every="1h")
+    with pytest.raises(ValueError, match="mine") as failure:
+        run_training(config, datasets=little, reporter=Fails())
+    assert failure.value.__notes__[0].startswith("The last checkpoint, of step 8 (epochs done: 2)")
+    assert resume(Path(config.output_dir), datasets=little).epochs == 3
+
+
 def test_a_convnet_is_not_saved_after_half_a_step(
     little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

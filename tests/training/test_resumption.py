@@ -156,6 +156,21 @@ def test_an_image_that_moved_to_another_class_or_part_is_refused(
         place.rename(image)
 
 
+def test_data_that_was_moved_is_named_where_it_is_now(
+    folder_run: tuple[Path, Path], image_folder: Callable[..., Path]
+) -> None:
+    data, run = folder_run
+    moved = data.rename(data.with_name("moved"))
+    with pytest.raises(DataError, match="There is no dataset"):
+        resume(run)
+    other = image_folder({"train/ant": 6, "train/cow": 6, "val/ant": 3}, root="other")
+    with pytest.raises(DataError, match="is not the data that"):
+        resume(run, settings={"data": str(other)})
+    assert resume(run, settings={"data": str(moved)}).epochs == 3
+    assert Run.open(run)[1].data == str(moved)
+    assert resume(run).epochs == 3
+
+
 def test_without_its_list_of_images_a_run_still_refuses_other_ones(
     folder_run: tuple[Path, Path],
 ) -> None:
