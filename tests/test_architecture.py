@@ -49,7 +49,8 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 # run on their own, talk by stdout
-CHILD_PROGRAMS = {name for name in FILES if name == "deitctl.exporters.runner"}
+CHILD_PROGRAMS = {"deitctl.exporters.runner", "deitctl.data.loader_process"} & set(FILES)
+"""Modules of processes that end themselves."""
 
 
 def rank_of(module: str) -> int | None:

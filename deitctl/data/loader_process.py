@@ -241,7 +241,7 @@ def _send_or_end(send: Callable[[], None]) -> None:
 
 
 def _wait_for_parent() -> None:
-    """Wait until the parent, which has been told that there is nothing more to come, ends this process."""
+    """Wait until the parent, which expects nothing more from it, ends this process."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(POLL_S)
@@ -259,7 +259,7 @@ def _read_tasks(channel: Channel, tasks: SimpleQueue[Any]) -> None:
 
 
 def _forget_handlers() -> None:
-    """Let no function of the parent's handle signals, nor its socket hear of them; ignore those of a group."""
+    """Let no function of the parent's handle signals, nor its socket receive them; ignore those of a group."""
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
         if callable(signal.getsignal(signum)):
@@ -293,6 +293,7 @@ def _die_with_parent(parent: int) -> None:
 def _make_portable(error: BaseException) -> BaseException:
     """Return an exception as it can be sent: with its traceback as text, unless it is one line anyway."""
     name = f"{type(error).__name__} in a loader process: {error}"
+    portable: BaseException
     if isinstance(error, DeitctlError | MemoryError):
         portable = error.with_traceback(None)
     else:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -111,6 +112,17 @@ def test_elsewhere_than_on_linux_loaders_end_when_their_parents_socket_does(
 ):
     monkeypatch.setattr(loader_process, "_die_with_parent", lambda parent: None)
     kill_and_wait(*start_in_child())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what watches a parent is Linux's")
+def test_loaders_outlive_the_thread_that_started_them():
+    streams: list[Generator[list[int]]] = []
+    thread = threading.Thread(target=lambda: streams.append(start()))
+    thread.start()
+    thread.join()
+    with closing(streams[0]) as batches:
+        time.sleep(0.1)
+        assert len(list(batches)) == 999
 
 
 def test_signals_of_the_whole_group_are_the_parents():

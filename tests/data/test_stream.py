@@ -8,16 +8,21 @@ import gc
 import itertools
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from deitctl.data import loader_process, stream
+from deitctl.data.channel import Channel
 from deitctl.data.stream import batched_range, stream_batches
 from deitctl.errors import DataError, LoaderLost
 
@@ -160,8 +165,109 @@ def test_batches_before_an_exception_come_first():
     "error", [Picky("a", "b"), KeyError(threading.Lock())], ids=["arguments", "contents"]
 )
 def test_exceptions_that_cannot_be_sent_are_named(error):
+    with pytest.raises(RuntimeError, match=f"{type(error).__name__} in a loader process") as caught:
+        list(load(raise_it(error)))
+    assert "in load_or_raise" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_an_exit_in_a_loader_is_an_error_of_the_parents(error):
     with pytest.raises(RuntimeError, match=f"{type(error).__name__} in a loader process"):
         list(load(raise_it(error)))
+
+
+def test_a_message_that_breaks_off_ends_the_loader_and_not_the_next_batch(monkeypatch):
+    send, parent, sent = Channel._send_bytes, os.getpid(), []
+
+    def send_half(self: Channel, data: bytes | memoryview) -> None:
+        if os.getpid() != parent and len(data) == 100_000:
+            sent.append(data)
+            if len(sent) == 2:
+                send(self, data[:50_000])
+                raise OSError(errno.ENOBUFS, "No buffer space available")
+        send(self, data)
+
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(Channel, "_send_bytes", send_half)
+    make = partial(torch.full, (100_000,), dtype=torch.uint8)
+    with closing(stream_batches(make, list, ([n] for n in range(6)), workers=1)) as batches:
+        assert next(batches)[0].unique().tolist() == [0]
+        with pytest.raises(LoaderLost, match="could not send a batch"):
+            next(batches)
+
+
+class Unreadable:
+    """Keys that can be pickled, and not be read again."""
+
+    def __reduce__(self) -> Any:
+        return refuse_to_load, ()
+
+
+def refuse_to_load() -> None:
+    raise LookupError("no such class")
+
+
+def test_keys_that_a_loader_cannot_read_are_an_exception():
+    keys = [[0], [1], [Unreadable()], [3]]
+    batches: Any = stream_batches(double, list, keys, workers=1, ahead=4)  # type: ignore[arg-type,type-var]
+    assert [next(batches), next(batches)] == [[0], [2]]
+    with pytest.raises(LookupError, match="no such class"):
+        next(batches)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="macOS has no limit that is as simple")
+def test_a_data_set_that_holds_every_descriptor_still_gets_keys():
+    """Keys come in the socket: a file would need a descriptor."""
+
+    def hold_all(text: str) -> int:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        return len(text)
+
+    import resource
+
+    held: list[int] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        keys = ([text] for text in ["x" * 100_000] * 4)
+        assert list(stream_batches(hold_all, list, keys, workers=1)) == [[100_000]] * 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_loaders_draw_their_own_numbers_and_the_same_ones_again():
+    def draw(_: int) -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        batches = list(load(draw, count=8))
+        drawn = [x for batch in batches for sample in batch for x in sample]
+        assert len(set(drawn)) == 2 * 4 * 3
+        assert list(load(draw, count=8)) == batches
+        torch.manual_seed(6)
+        assert list(load(draw, count=8)) != batches
+
+
+def test_no_handler_of_the_parents_is_left_in_a_loader():
+    def list_handlers(_: int) -> list[str]:
+        signums = signal.valid_signals()
+        handled = [signal.Signals(n).name for n in signums if callable(signal.getsignal(n))]
+        return [*handled, str(signal.set_wakeup_fd(-1))]
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.signal(signal.SIGXCPU, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(writer)
+    try:
+        assert list(load(list_handlers, count=2, workers=1)) == [[["-1"], ["-1"]]]
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGXCPU, previous)
+        os.close(reader)
+        os.close(writer)
 
 
 def test_samples_that_cannot_be_sent_are_an_exception():
@@ -306,6 +412,31 @@ def test_exceptions_of_pinning_and_of_loaders_pass_the_thread():
         kill_after_first(batches, signal.SIGKILL)
         with pytest.raises(LoaderLost, match="SIGKILL"):
             list(batches)
+
+
+def test_a_want_of_memory_for_pinning_is_not_the_loaders():
+    def refuse(_: Sequence[int]) -> list[int]:
+        raise MemoryError
+
+    with pytest.raises(LoaderLost, match="^Memory ran out while a batch was pinned"):
+        list(load(pin=refuse))
+
+
+def test_a_pin_that_hangs_does_not_keep_the_end_of_a_stream(monkeypatch):
+    monkeypatch.setattr(stream, "END_S", 0.1)
+    release = threading.Event()
+
+    def hang(batch: list[int]) -> list[int]:
+        if batch[0]:
+            release.wait(20)
+        return batch
+
+    batches = load(count=400, pin=hang)
+    next(batches)
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 5
+    release.set()
 
 
 def test_closing_a_pinned_stream_ends_its_thread():

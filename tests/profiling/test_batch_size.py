@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deitctl.cli.app import app, main
+from deitctl.cli.app import app, run_commands
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.device import choose_device
@@ -300,5 +300,5 @@ def test_an_invalid_size_is_a_usage_error(text: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["deitctl", "train", "--batch-size", text])
     with pytest.raises(SystemExit) as stop:
-        main()
+        run_commands()  # not `main`, whose thread would end this process at the signals of other tests
     assert stop.value.code == 2
