@@ -274,7 +274,7 @@ def _seed(seed: int) -> None:
     """Seed the generators that a data set or transform of the user's may draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed % 2**63)
+    torch.default_generator.manual_seed(seed % 2**63)  # those of accelerators are not for a fork
 
 
 def _die_with_parent(parent: int) -> None:

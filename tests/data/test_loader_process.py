@@ -27,9 +27,10 @@ def load(number: int) -> int:
 
 
 def start(workers: int = 2) -> Generator[list[int]]:
-    """Return a stream of 999 further batches whose loaders are at work."""
-    batches = stream_batches(load, list, batched_range(4000, 4), workers=workers)
-    next(batches)
+    """Return a stream of 999 further batches whose loaders are all at work."""
+    batches = stream_batches(load, list, batched_range(4 * (999 + workers), 4), workers=workers)
+    for _ in range(workers):
+        next(batches)
     return batches
 
 
@@ -63,6 +64,7 @@ def is_alive(pid: int) -> bool:
 def start_in_child() -> Iterator[Callable[[], tuple[int, list[int]]]]:
     """Start a process with two loaders; return its number and theirs."""
     parents: list[int] = []
+    loaders: list[int] = []
 
     def start_child() -> tuple[int, list[int]]:
         receiver, sender = os.pipe()
@@ -79,12 +81,15 @@ def start_in_child() -> Iterator[Callable[[], tuple[int, list[int]]]]:
         parents.append(pid)
         pids = [int(word) for word in os.read(receiver, 100).split()]
         os.close(receiver)
+        loaders.extend(pids)
         assert len(pids) == 2
         return pid, pids
 
     yield start_child
     for pid in parents:
         os.waitpid(pid, 0)
+    for pid in filter(is_alive, loaders):  # one that is stopped would keep pytest's output open
+        os.kill(pid, signal.SIGKILL)
 
 
 def kill_and_wait(parent: int, loaders: list[int]) -> None:
