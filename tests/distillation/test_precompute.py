@@ -26,6 +26,7 @@ from deitctl.distillation.precompute import (
     verify_teacher_cache,
 )
 from deitctl.distillation.target_cache import TargetCache
+from deitctl.distillation.targets import TargetCodec
 from deitctl.distillation.teacher import Teacher
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.events import SilentReporter
@@ -93,7 +94,7 @@ def test_the_second_student_computes_nothing(
         120,
         60,
         2,
-        240,
+        480,
     )
     assert 120 <= sum(batch_sizes) <= WITH_PADDING
     batch_sizes.clear()
@@ -195,8 +196,9 @@ def test_verify_finds_changed_targets(distilled: Make, little: Pair, tmp_path: P
     verified = verify_cache(config, little, num_images=50)
     assert (verified.num_verified, verified.num_different, verified.max_abs_diff) == (50, 0, 0.0)
     file = result.cache / "view-00000.bin"
-    labels = np.fromfile(file, dtype=np.uint16)
-    ((labels % 10) + 1).tofile(file)
+    codec = TargetCodec("hard", 10)
+    targets = codec.decode(np.fromfile(file, dtype=np.uint16).reshape(-1, codec.width))
+    codec.encode(targets.roll(1, dims=1)).tofile(file)
     with pytest.raises(TeacherError, match="are not those of the teacher"):
         verify_cache(config, little)
 
@@ -330,8 +332,6 @@ def test_pickled_caches_open_their_own_maps(distilled: Make, little: Pair) -> No
     import pickle
 
     result = precompute(distilled("a"), little)
-    from deitctl.distillation.targets import TargetCodec
-
     cache = TargetCache(result.cache, TargetCodec("hard", 10), 60)
     assert cache.has_target(0, 0)
     again = pickle.loads(pickle.dumps(cache))
