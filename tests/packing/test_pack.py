@@ -487,5 +487,5 @@ def test_a_pack_overwritten_in_place_is_an_error_at_the_next_image(root, out, tm
         file.seek(-1, os.SEEK_END)
         file.write(b"\0")
     os.utime(out, ns=(1, 1))
-    with pytest.raises(DataError, match="changed while in use"):
+    with pytest.raises(DataChanged, match="changed while in use"):
         train.read(1)
