@@ -24,7 +24,7 @@ from deitctl.checks.check import SplitSize, check
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_dataset, open_for_training
-from deitctl.errors import ConfigError, DataError, LoaderLost, Signalled
+from deitctl.errors import ConfigError, DataChanged, DataError, LoaderLost, Signalled
 from deitctl.events import SilentReporter, Task
 from deitctl.packing import pack as packing
 from deitctl.packing.pack import pack, verify_pack
