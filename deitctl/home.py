@@ -110,7 +110,7 @@ def provide_folders() -> None:
     if (is_known and can_write(caches)) or (private := find_private_folder()) is None:
         return
     for variable in VARIABLES:
-        # Weights that an image has in a home that cannot be written are found all the same.
+        # Weights that an image has in a home that cannot be written are read there.
         is_baked = variable == "HF_HOME" and (caches / "huggingface").is_dir()
         folder = caches / "huggingface" if is_baked else private / variable.lower()
         os.environ.setdefault(variable, str(folder))

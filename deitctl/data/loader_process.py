@@ -176,15 +176,27 @@ def _choose_context() -> Any:
 
 @contextmanager
 def _hold_signals() -> Iterator[None]:
-    """Hold signals while processes start, which have the parent's handlers until they ignore them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    """Hold signals while processes start: one that raises would leave a process that nobody ends.
+
+    By handlers, not by the mask: another thread would take the signal, and Python runs its handler in the
+    main thread all the same. A forked process holds them too, until it ignores them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # whose handlers no signal interrupts
         return
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    received: list[int] = []
+    previous = {
+        signum: signal.signal(signum, lambda number, _: received.append(number))
+        for signum in GROUP_SIGNALS
+        if signal.getsignal(signum) not in (signal.SIG_IGN, None)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        for signum in dict.fromkeys(received):
+            signal.raise_signal(signum)
 
 
 def _work(
@@ -266,8 +278,6 @@ def _forget_handlers() -> None:
             signal.signal(signum, signal.SIG_DFL)
     for signum in GROUP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def _seed(seed: int) -> None:

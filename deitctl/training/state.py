@@ -183,7 +183,7 @@ class TrainState:
     def load(
         self, folder: Path, require: Callable[[Progress], None] = lambda progress: None
     ) -> None:
-        """Read a saved state into this one, once all of it has been found to fit.
+        """Read a saved state into this one, once all of it is known to fit.
 
         Args:
             folder: of the state.
