@@ -7,10 +7,8 @@ import json
 import os
 import shlex
 import stat
-import sys
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -30,8 +28,6 @@ MIN_SIMILARITY = 0.7
 """Of a name to the one that was meant, 0..1, as difflib counts it."""
 MIN_SIMILARITY_OF_NUMBERS = 0.9
 """Of names with other digits."""
-CHECKSUM_BLOCK = 2**20
-"""Bytes of a file that are read at once."""
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -235,21 +231,6 @@ def _refuse(path: Path, kind: str) -> DiskError:
         f"{path} is {kind}, and deitctl writes only files of its own.",
         f"Look what it is, then delete it, or name another {OUTPUT}.",
     )
-
-
-def checksum_file(path: Path) -> str:
-    """Return the CRC-32 of a regular file in hexadecimal: 0.15 CPU seconds a GB.
-
-    It tells accidents (a flipped bit, a file that was cut or exchanged), not intent.
-
-    Raises:
-        OSError: missing, not a regular file, or not readable.
-    """
-    checksum = 0
-    with open_regular(path, sys.maxsize) as file:
-        while block := file.read(CHECKSUM_BLOCK):
-            checksum = zlib.crc32(block, checksum)
-    return f"{checksum:08x}"
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:

@@ -14,7 +14,6 @@ from deitctl.errors import DeitctlError
 from deitctl.paths import (
     DiskError,
     atomic_path,
-    checksum_file,
     open_atomic,
     open_no_follow,
     refuse_links,
@@ -228,15 +227,3 @@ def test_links_among_our_names_are_refused_and_one_above_them_is_not(tmp_path):
     (run / "figures").symlink_to("nowhere")
     with pytest.raises(DiskError, match=r"run/figures is a symbolic link"):
         refuse_links(run, names)
-
-
-def test_a_checksum_is_the_crc_of_all_blocks(tmp_path, monkeypatch):
-    (tmp_path / "x").write_bytes(b"123456789")
-    assert checksum_file(tmp_path / "x") == "cbf43926"  # the check value of CRC-32/ISO-HDLC
-    monkeypatch.setattr("deitctl.paths.CHECKSUM_BLOCK", 4)
-    assert checksum_file(tmp_path / "x") == "cbf43926"
-    (tmp_path / "x").write_bytes(b"")
-    assert checksum_file(tmp_path / "x") == "00000000"
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="a pipe"):
-        checksum_file(tmp_path / "pipe")
