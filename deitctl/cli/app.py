@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -249,15 +249,15 @@ def run_commands() -> None:
     except (DeitctlError, OSError) as error:
         interrupts.restore()
         if _debug:
-            raise
+            _exit_with_traceback()
         print_error(_describe_limit(error) or error)
         _exit(error.exit_code if isinstance(error, DeitctlError) else 1)
     except (RuntimeError, MemoryError, ImportError) as error:  # RecursionError among them
         limit = _describe_limit(error)
         is_ours = isinstance(error, RecursionError) or limit or _ran_out_of_memory(error)
-        if _debug or not is_ours:
-            raise
         interrupts.restore()
+        if _debug or not is_ours:
+            _exit_with_traceback()
         message = "There is not enough memory for this."
         if isinstance(error, RecursionError):
             message = "This is nested too deeply."
@@ -268,11 +268,15 @@ def run_commands() -> None:
         _exit(1)
     except Exception:  # a fault of ours
         interrupts.restore()
-        traceback.print_exc()
-        _exit(1)
+        _exit_with_traceback()
 
 
-def _exit(code: int) -> None:
+def _exit_with_traceback() -> NoReturn:
+    traceback.print_exc()
+    _exit(1)
+
+
+def _exit(code: int) -> NoReturn:
     """End the process after an error, without waiting for what may never end.
 
     That is a loader process in a read of a dead mount, or a collective of processes of which one hangs.
