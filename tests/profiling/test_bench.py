@@ -106,7 +106,8 @@ def test_the_teacher_is_a_stage_with_operations_of_its_own(distillation: BenchRe
     )
     assert distillation.flops_per_image.teacher > 0
     assert find(distillation, "teacher").peak_share > 0
-    assert distillation.step_time_s["teacher"] == find(distillation, "teacher").seconds
+    # scaled down where noise makes the parts longer than the whole step
+    assert 0 < distillation.step_time_s["teacher"] <= find(distillation, "teacher").seconds
 
 
 def test_peak_shares_are_operations_times_speed_over_the_peak(distillation: BenchResult) -> None:
