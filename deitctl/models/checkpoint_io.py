@@ -151,7 +151,10 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _unreadable(path: Path, reason: str) -> ModelError:
-    return ModelError(f"{path} is not a readable checkpoint: {reason}")
+    return ModelError(
+        f"{path} is not a readable checkpoint: {reason.rstrip('.')}.",
+        "Copy or download it again, or name another.",
+    )
 
 
 def _first_line(error: Exception) -> str:

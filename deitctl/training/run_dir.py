@@ -72,7 +72,9 @@ class Run:
         if not run.config_file.is_file():
             raise ConfigError(
                 f"{root} is not a run: it has no run.toml.",
-                suggest_path(root) or "A run is a folder that `deitctl train` made.",
+                f"Did you mean {str(root.parent)!r}?"
+                if (root.parent / "run.toml").is_file()  # of one of its folders
+                else suggest_path(root) or "A run is a folder that `deitctl train` made.",
             )
         return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
 

@@ -213,3 +213,11 @@ def test_a_run_is_named_by_model_teacher_data_and_a_seed_that_is_not_the_default
     distill = build_distill_config({"distill.teacher": "/t/regnet"}, False, CONFIG.recipe)
     taught = replace(flowers, seed=2, distill=distill)
     assert name_run(taught) == ["deit_tiny", "from", "regnet", "flowers", "s2"]
+
+
+def test_a_folder_of_a_run_leads_to_the_run(tmp_path):
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "run.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"is not a run: it has no run.toml.") as error:
+        Run.open(tmp_path / "run" / "checkpoint")
+    assert error.value.hint == f"Did you mean '{tmp_path}/run'?"
