@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deitctl.data.names import canonicalize_name, find_names
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.model_config import ModelConfig
@@ -38,17 +39,17 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
 
     Returns None unless all are found.
 
-    Names are compared without case, underscores and hyphens. Each synonym of an ImageNet class
+    Names are compared in canonical form, then without case, underscores and hyphens. Each synonym of an ImageNet class
     counts, unless two classes share it. Folders 0 to 999 are ImageNet's classes in the order of
     their WordNet ids, as in ImageNetV2.
     """
-    exact = {name: row for row, name in enumerate(model_config.class_names or ())}
-    rows: list[int | None] = [exact.get(name) for name in data_names]
+    rows = find_names(data_names, model_config.class_names or ())
     if None in rows:
         index = _index_spellings(model_config)
         rows = [index.get(_normalize_name(name)) for name in data_names]
     # By number only if all thousand are there and the model's classes are ImageNet's.
     if set(data_names) == NUMBERS and is_imagenet(model_config.class_names or ()):
+        exact = {name: row for row, name in enumerate(model_config.class_names or ())}
         wordnet_ids = load_imagenet_classes()[0]
         return ClassMatch(tuple(exact[wordnet_ids[int(name)]] for name in data_names), "numbers")
     matched = tuple(row for row in rows if row is not None)
@@ -121,7 +122,8 @@ def _index_spellings(model_config: ModelConfig) -> dict[str, int]:
 
 
 def _normalize_name(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+    name = canonicalize_name(name).replace("_", " ").replace("-", " ")
+    return " ".join(name.lower().split())
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:

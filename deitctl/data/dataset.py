@@ -15,6 +15,7 @@ from PIL import Image
 
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
+from deitctl.data.names import canonicalize_name, find_names
 from deitctl.errors import DataError
 
 Labels = NDArray[np.int64]
@@ -198,7 +199,9 @@ def join(datasets: Sequence[ImageDataset]) -> ImageDataset:
     """Return the images of several datasets as one, with the classes of all."""
     if len(datasets) == 1:
         return datasets[0]
-    class_names = tuple(sorted({name for dataset in datasets for name in dataset.class_names}))
+    class_names = tuple(
+        sorted({canonicalize_name(name) for dataset in datasets for name in dataset.class_names})
+    )
     labels = np.concatenate([number_labels(dataset, class_names) for dataset in datasets])
     ends = np.cumsum([len(dataset.labels) for dataset in datasets])
     return JoinedDataset(tuple(datasets), labels, class_names, ends)
@@ -217,9 +220,12 @@ def find_used_classes(dataset: ImageDataset) -> set[str]:
 
 
 def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
-    """Return a dataset's labels as indices into other class names; -1 for a missing class."""
-    index = {name: i for i, name in enumerate(class_names)}
-    mapping = np.array([index.get(name, -1) for name in dataset.class_names], dtype=np.int64)
+    """Return a dataset's labels as indices into other class names; -1 for a missing class.
+
+    Names are compared in canonical form.
+    """
+    places = find_names(dataset.class_names, class_names)
+    mapping = np.array([-1 if place is None else place for place in places], dtype=np.int64)
     return mapping[dataset.labels]
 
 

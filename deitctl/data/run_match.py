@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset, Subset, number_labels
+from deitctl.data.names import canonicalize_name
 from deitctl.data.run_data import RunData, SplitRows
 from deitctl.data.splits import ALL, list_relative_paths
 
@@ -113,10 +114,11 @@ def _find_rows(
     numbers_of: dict[str, list[int]] = {}
     for number, path in enumerate(rows.paths):
         numbers_of.setdefault(path, []).append(number)
+    row_labels = list(map(canonicalize_name, rows.labels))
     taken: set[int] = set()
     row_of = {}
     for part, dataset in parts.items():
-        labels = dataset.labels.tolist()
+        labels, names = dataset.labels.tolist(), list(map(canonicalize_name, dataset.class_names))
         row_of[part] = np.full(len(labels), -1, np.int64)
         for index, path in enumerate(list_relative_paths(dataset)):
             numbers = numbers_of.get(path, [])
@@ -128,8 +130,8 @@ def _find_rows(
             else:
                 equal = _find_equal(dataset, index, rows, numbers)
             if equal:
-                label = dataset.class_names[labels[index]]
-                number = min(equal, key=lambda n: (n in taken, rows.labels[n] != label, n))
+                label = names[labels[index]]
+                number = min(equal, key=lambda n: (n in taken, row_labels[n] != label, n))
                 row_of[part][index] = number
                 taken.add(number)
     return row_of
@@ -152,9 +154,13 @@ def _apply_rows(dataset: ImageDataset, row_of: NDArray[np.int64], rows: SplitRow
     index_of = dict(zip(row_of.tolist(), range(len(row_of)), strict=True))
     order = [n for n in range(len(rows.paths)) if n in index_of]
     indices = np.array([index_of[n] for n in order], np.int64)
-    labels_now = [dataset.class_names[label] for label in dataset.labels[indices].tolist()]
-    used = {*rows.labels, *labels_now}
-    class_names = tuple(name for name in dataset.class_names if name in used)
+    row_labels = list(map(canonicalize_name, rows.labels))
+    names = list(map(canonicalize_name, dataset.class_names))
+    labels_now = [names[label] for label in dataset.labels[indices].tolist()]
+    used = {*row_labels, *labels_now}
+    class_names = tuple(
+        spelled for spelled, name in zip(dataset.class_names, names, strict=True) if name in used
+    )
     labels = number_labels(dataset, class_names)
     is_train = np.array([rows.splits[n] == "train" for n in order], np.bool_)
     train, val = indices[is_train], indices[~is_train]
@@ -166,6 +172,6 @@ def _apply_rows(dataset: ImageDataset, row_of: NDArray[np.int64], rows: SplitRow
         tuple(
             rows.paths[n]
             for n, label in zip(order, labels_now, strict=True)
-            if rows.labels[n] != label
+            if row_labels[n] != label
         ),
     )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from deitctl.data.dataset import (
     ImageDataset,
     Subset,
-    find_used_classes,
     number_labels,
 )
 from deitctl.errors import DataError
@@ -166,11 +165,13 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
     Raises:
         DataError: a class that has images is not among `class_names`.
     """
-    if missing := sorted(find_used_classes(dataset).difference(class_names)):
+    labels = number_labels(dataset, class_names)
+    if missing := sorted(
+        dataset.class_names[n] for n in np.unique(dataset.labels[labels < 0]).tolist()
+    ):
         raise DataError(
             f"Class {missing[0]!r} is in the validation set but not in the training set"
             + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
             "Give both the same class folders, or remove the extra ones from the validation set.",
         )
-    labels = number_labels(dataset, class_names)
     return Subset(dataset, np.arange(len(labels)), labels, class_names)

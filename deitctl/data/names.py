@@ -1,0 +1,32 @@
+"""Names as people write them: class names, labels of tables and splits, compared in one form."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def canonicalize_name(name: str) -> str:
+    """Return a name in Unicode's composed form, without white space at its ends.
+
+    macOS decomposes letters with accents in file names, and spreadsheets leave spaces behind a
+    label: neither makes another class. A name in canonical form is its own canonical form.
+    """
+    if name.isascii():
+        return name.strip()
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def find_names(names: Sequence[str], choices: Sequence[str]) -> list[int | None]:
+    """Return the place of each name among others: the same name, else one of the same canonical form.
+
+    Args:
+        names: what is looked for.
+        choices: where; the first of several of one canonical form is taken.
+    """
+    exact: dict[str, int] = {}
+    canonical: dict[str, int] = {}
+    for place, choice in enumerate(choices):
+        exact.setdefault(choice, place)
+        canonical.setdefault(canonicalize_name(choice), place)
+    return [exact.get(name, canonical.get(canonicalize_name(name))) for name in names]
