@@ -21,12 +21,11 @@ from deitctl.data.decode_limits import (
     open_bounded,
     require_few_scans,
 )
+from deitctl.data.file_types import EXTENSIONS as EXTENSIONS  # get_extensions() has those of extras
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.errors import DataError
 from deitctl.paths import read_regular
 
-_COMMON = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-EXTENSIONS = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".jp2", ".avif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """By content, whatever the extension. Pillow's other readers run programs (EPS) or are little
 tested."""

@@ -1,0 +1,366 @@
+"""What a file is by its first bytes, so that what is not read can be named, with the way on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from deitctl.data.text_types import identify_text
+from deitctl.data.tiff_tags import read_tags
+
+START_BYTES = 1024
+"""Of a file, which tell what it is. A PDF may have its mark anywhere in them."""
+_COMMON = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".jp2", ".avif"))
+"""Of files that are always read."""
+HEIC_EXTENSIONS = frozenset((".heic", ".heif", ".hif"))
+HEIC = "a HEIC image"
+AVIF = "an AVIF image"
+RAW = "a camera raw file"
+ZEROS = "a file of zeros"
+EMPTY = "empty"
+INSTALL_HEIF = "pip install 'deitctl[heif]'"
+_EXPORT = "export {} as PNG or JPEG"
+_CONVERT = "convert {} to PNG or JPEG"
+_DEVELOP = "develop {} to JPEG or PNG, by darktable for example"
+_UNPACK = "unpack {}"
+_FRAMES = "extract the frames of {} by ffmpeg"
+_AGAIN = "copy or download {} again"
+_ARRAY = "save each image of {} as PNG"
+
+
+class _Type(NamedTuple):
+    name: str
+    """With its article, as it follows `FILE is`."""
+    way_on: str
+    """What to do about it; `{}` stands for it or them."""
+    is_image: bool = False
+
+
+READ = tuple(
+    _Type(name, _AGAIN, True)
+    for name in (
+        *("a JPEG image", "a PNG image", "a WebP image", "a BMP image", "a GIF image"),
+        *("a TIFF image", "a PPM image", "a JPEG 2000 image", AVIF),
+    )
+)
+"""Of `deitctl.data.decode.FORMATS`, in their order. One that is not read is damaged."""
+_KINDS = (
+    *READ,
+    _Type(HEIC, INSTALL_HEIF + " reads {}", True),
+    _Type("a HEIF image of another codec than HEVC", _CONVERT, True),
+    _Type(RAW, _DEVELOP, True),
+    *(
+        _Type(name, _CONVERT, True)
+        for name in (
+            *("a JPEG XL image", "a JPEG-LS image", "a JPEG XR image", "an OpenEXR image"),
+            *("a Radiance HDR image", "a FITS image", "a BPG image", "a QOI image", "a PAM image"),
+            *("a DjVu document", "a PCX image", "an SGI image", "a Windows icon", "a macOS icon"),
+            *("a DDS texture", "a KTX texture", "a DPX image", "a TGA image", "a VVC image"),
+        )
+    ),
+    *(
+        _Type(name, _EXPORT, True)
+        for name in (
+            *("a Photoshop document", "a GIMP document", "a PostScript drawing", "a PDF"),
+            *("an SVG drawing", "a Windows metafile", "a microscope image (CZI)"),
+        )
+    ),
+    _Type("a DICOM file", "export {} as PNG with a window applied, by pydicom for example", True),
+    *(
+        _Type(name, "save the slices of {} as PNG", True)
+        for name in ("a NIfTI volume", "an NRRD volume")
+    ),
+    *(
+        _Type(name, _ARRAY)
+        for name in (
+            *("a NumPy array", "an HDF5 file", "a MATLAB file", "a Python pickle"),
+            *("a Parquet table", "a database (SQLite)"),
+        )
+    ),
+    *(
+        _Type(name, _UNPACK)
+        for name in (
+            *("a ZIP archive", "a GZIP archive", "a BZIP2 archive", "an XZ archive"),
+            *("a Zstandard archive", "a 7z archive", "a RAR archive", "a tar archive"),
+        )
+    ),
+    *(_Type(name, _FRAMES) for name in ("a video", "an MP4 video", "a QuickTime video")),
+    _Type("a sound file", "remove {}"),
+    _Type("a program", "remove {}"),
+    _Type("an AppleDouble file, metadata of macOS", "remove {}"),
+    _Type("a Git LFS pointer", "`git lfs pull` fetches what {} stands for"),
+    _Type("a git-annex pointer", "`git annex get` fetches what {} stands for"),
+    _Type("an HTML page", "download the image instead of {}, perhaps an error or a login page"),
+    _Type("a text file with an image in Base64", "decode {}: base64 -d"),
+    *(_Type(name, "remove {}") for name in ("an XML file", "a JSON file", "a text file")),
+    _Type(ZEROS, _AGAIN),
+    _Type(EMPTY, _AGAIN),
+)
+_BY_NAME = {kind.name: kind for kind in _KINDS}
+_READ_NAMES = frozenset(kind.name for kind in READ)
+
+MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    # offset, bytes, name; the first that fits
+    (0, b"\xff\xd8\xff\xf7", "a JPEG-LS image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (0, b"GIF87a", "a GIF image"),
+    (0, b"GIF89a", "a GIF image"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+    (0, b"\xff\x0a", "a JPEG XL image"),
+    (0, b"II\xbc\x01", "a JPEG XR image"),
+    (128, b"DICM", "a DICOM file"),
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"gimp xcf", "a GIMP document"),
+    (0, b"%!PS", "a PostScript drawing"),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"IIRO", RAW),  # Olympus
+    (0, b"IIRS", RAW),
+    (0, b"MMOR", RAW),
+    (0, b"IIU\0", RAW),  # Panasonic
+    (0, b"FUJIFILMCCD-RAW", RAW),
+    (0, b"FOVb", RAW),  # Sigma
+    (0, b"\x76\x2f\x31\x01", "an OpenEXR image"),
+    (0, b"#?RADIANCE", "a Radiance HDR image"),
+    (0, b"#?RGBE", "a Radiance HDR image"),
+    (0, b"SIMPLE  =", "a FITS image"),
+    (0, b"BPG\xfb", "a BPG image"),
+    (0, b"qoif", "a QOI image"),
+    (0, b"P7\n", "a PAM image"),
+    (0, b"AT&TFORM", "a DjVu document"),
+    (0, b"\0\0\1\0", "a Windows icon"),
+    (0, b"\0\0\2\0", "a Windows icon"),
+    (0, b"icns", "a macOS icon"),
+    (0, b"DDS ", "a DDS texture"),
+    (0, b"\xabKTX ", "a KTX texture"),
+    (0, b"SDPX", "a DPX image"),
+    (0, b"XPDS", "a DPX image"),
+    (0, b"\xd7\xcd\xc6\x9a", "a Windows metafile"),
+    (40, b" EMF", "a Windows metafile"),
+    (0, b"ZISRAWFILE", "a microscope image (CZI)"),
+    (344, b"n+1\0", "a NIfTI volume"),
+    (344, b"ni1\0", "a NIfTI volume"),
+    (4, b"n+2\0", "a NIfTI volume"),
+    (0, b"NRRD0", "an NRRD volume"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"MATLAB 5.0 MAT-file", "a MATLAB file"),
+    (0, b"PAR1", "a Parquet table"),
+    (0, b"SQLite format 3\0", "a database (SQLite)"),
+    (0, b"PK\3\4", "a ZIP archive"),
+    (0, b"PK\5\6", "a ZIP archive"),
+    (0, b"\x1f\x8b", "a GZIP archive"),
+    (0, b"BZh", "a BZIP2 archive"),
+    (0, b"\xfd7zXZ\0", "an XZ archive"),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!\x1a\7", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"\x1a\x45\xdf\xa3", "a video"),
+    (0, b"\0\0\1\xba", "a video"),
+    (0, b"FLV\1", "a video"),
+    (4, b"moov", "a QuickTime video"),
+    (4, b"mdat", "a QuickTime video"),
+    (0, b"OggS", "a sound file"),
+    (0, b"ID3", "a sound file"),
+    (0, b"fLaC", "a sound file"),
+    (0, b"\x7fELF", "a program"),
+    (0, b"\0\5\x16\7", "an AppleDouble file, metadata of macOS"),
+    (0, b"\0\5\x16\0", "an AppleDouble file, metadata of macOS"),
+)
+HEVC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+AVIF_BRANDS = frozenset((b"avif", b"avis"))
+OTHER_HEIF_BRANDS = frozenset((b"jpeg", b"jpgs", b"j2ki", b"j2is", b"avci", b"avcs", b"unci"))
+CONTAINERS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
+"""Brands that say HEIF, and not what is in it."""
+DICOM_TYPES = frozenset((b"UL", b"UI", b"CS", b"DA", b"TM", b"OB", b"SH", b"LO"))
+
+
+def identify(start: bytes, size: int | None = None) -> str:
+    """Return what a file is: `a HEIC image`, `a PDF`, `empty`; empty for what is not known.
+
+    Args:
+        start: its first `START_BYTES`, or all of it.
+        size: of the file in bytes; None: `start` is all of it.
+    """
+    start = bytes(start[:START_BYTES])
+    if not start:
+        return EMPTY if not size else ""
+    for offset, magic, name in MAGIC:
+        if start.startswith(magic, offset):
+            return name
+    return (
+        _identify_container(start)
+        or _identify_tiff(start)
+        or _identify_other(start)
+        or identify_text(start)
+    )
+
+
+def _identify_container(start: bytes) -> str:
+    """Name an ISO media or RIFF file."""
+    if start.startswith((b"RIFF", b"RIFX")):
+        form = start[8:12]
+        return {b"WEBP": "a WebP image", b"WAVE": "a sound file"}.get(form, "a video")
+    if start[4:8] != b"ftyp":
+        return ""
+    major, size = start[8:12], int.from_bytes(start[:4], "big")
+    # The major brand may be that of the container alone, those after it name what is inside.
+    brands = [major, *(start[at : at + 4] for at in range(16, min(size, len(start)), 4))]
+    kinds = {brand for brand in brands if brand not in CONTAINERS}
+    if major in AVIF_BRANDS or (major in CONTAINERS and kinds & AVIF_BRANDS):
+        return AVIF
+    if major in HEVC_BRANDS or (major in CONTAINERS and kinds & HEVC_BRANDS):
+        return HEIC
+    if major in OTHER_HEIF_BRANDS or (major in CONTAINERS and kinds & OTHER_HEIF_BRANDS):
+        return "a HEIF image of another codec than HEVC"
+    if major in CONTAINERS:
+        return HEIC
+    named = {b"crx ": RAW, b"qt  ": "a QuickTime video", b"M4A ": "a sound file"}
+    return named.get(major, "an MP4 video")
+
+
+def _identify_tiff(start: bytes) -> str:
+    """Name a TIFF, or a camera's raw file, which is one as well."""
+    if not start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return ""
+    tags = read_tags(start)
+    return RAW if start[8:10] == b"CR" or tags.is_raw else "a TIFF image"
+
+
+def _identify_other(start: bytes) -> str:
+    """Name what takes more than a few bytes at a place."""
+    if start.startswith(b"BM") and (len(start) < 14 or start[6:10] == bytes(4)):
+        return "a BMP image"
+    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace():
+        return "a PPM image"
+    if start.startswith(b"MZ") and b"\0" in start[:64]:
+        return "a program"
+    if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and b"\0" in start[:16]:
+        return "a Python pickle"
+    # A data set of DICOM without the preamble: group 2 or 8, and a type of value.
+    if start[:2] in (b"\2\0", b"\x08\0") and start[4:6] in DICOM_TYPES:
+        return "a DICOM file"
+    if b"%PDF-" in start:
+        return "a PDF"
+    if not start.strip(b"\0"):
+        return ZEROS
+    return ""
+
+
+def is_image_start(start: bytes) -> bool:
+    """Return whether a file begins as an image that is read, whatever its name."""
+    kind = identify(start)
+    return kind in _READ_NAMES or (kind == HEIC and can_read_heic())
+
+
+def is_image_kind(kind: str) -> bool:
+    """Return whether what `identify` returned is a picture of some kind, read or not."""
+    return kind in _BY_NAME and _BY_NAME[kind].is_image
+
+
+def explain(kind: str) -> str:
+    """Return what `identify` returned as the end of a sentence, with the way on: `a PDF; export it ...`."""
+    found = _BY_NAME[kind]
+    if kind in _READ_NAMES:
+        return f"{kind} whose beginning is damaged or cut short; {found.way_on.format('it')}"
+    noun = kind if found.is_image or kind == EMPTY else f"{kind}, not an image"
+    return f"{noun}; {found.way_on.format('it')}"
+
+
+@lru_cache(maxsize=1)
+def can_read_heic() -> bool:
+    """Return whether pillow-heif is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+def get_extensions() -> frozenset[str]:
+    """Return the lower-case extensions of files that are read here and now."""
+    return EXTENSIONS | HEIC_EXTENSIONS if can_read_heic() else EXTENSIONS
+
+
+_RAW_EXTENSIONS = ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr"
+KIND_OF_EXTENSION = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
+    ".avif": AVIF,
+    ".jxl": "a JPEG XL image",
+    ".jls": "a JPEG-LS image",
+    ".jxr": "a JPEG XR image",
+    **dict.fromkeys(_RAW_EXTENSIONS.split(), RAW),
+    **dict.fromkeys((".dcm", ".dicom"), "a DICOM file"),
+    **dict.fromkeys((".nii",), "a NIfTI volume"),
+    ".nrrd": "an NRRD volume",
+    ".psd": "a Photoshop document",
+    ".xcf": "a GIMP document",
+    ".pdf": "a PDF",
+    ".svg": "an SVG drawing",
+    **dict.fromkeys((".eps", ".ps"), "a PostScript drawing"),
+    ".exr": "an OpenEXR image",
+    ".hdr": "a Radiance HDR image",
+    **dict.fromkeys((".fits", ".fit"), "a FITS image"),
+    ".tga": "a TGA image",
+    **dict.fromkeys((".ico", ".cur"), "a Windows icon"),
+    ".icns": "a macOS icon",
+    ".dds": "a DDS texture",
+    ".pcx": "a PCX image",
+    ".qoi": "a QOI image",
+    ".bpg": "a BPG image",
+    ".czi": "a microscope image (CZI)",
+    **dict.fromkeys((".npy", ".npz"), "a NumPy array"),
+    **dict.fromkeys((".h5", ".hdf5"), "an HDF5 file"),
+    ".mat": "a MATLAB file",
+    **dict.fromkeys((".pkl", ".pickle"), "a Python pickle"),
+    ".zip": "a ZIP archive",
+    ".gz": "a GZIP archive",
+    ".bz2": "a BZIP2 archive",
+    ".xz": "an XZ archive",
+    ".7z": "a 7z archive",
+    ".rar": "a RAR archive",
+    ".tar": "a tar archive",
+    **dict.fromkeys((".mp4", ".m4v", ".3gp"), "an MP4 video"),
+    ".mov": "a QuickTime video",
+    **dict.fromkeys((".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"), "a video"),
+}
+"""By extension, for counts of files that are not opened."""
+SIDE_FILES = frozenset(
+    (
+        ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .ini .cfg .toml .log .lst .names "
+        ".html .htm .css .js .py .ipynb .sh .bat .m .doc .docx .xls .xlsx .db .sqlite .parquet "
+        ".url .lnk .webloc .aae .xmp .thm .pp3 .dop .md5 .sha1 .sha256 .dvc .lock"
+    ).split()  # noqa: SIM905
+)
+"""Extensions of files that people and programs put beside images: labels, notes, settings."""
+
+
+def describe_unread(counts: Mapping[str, int]) -> str:
+    """Return a sentence about files that are passed over, empty where none of them may be an image.
+
+    Args:
+        counts: files by lower-case extension; an extension that is read counts images that lie where
+            none is looked for, beside the class folders.
+    """
+    unread = {end: n for end, n in counts.items() if n and end not in SIDE_FILES}
+    if not unread:
+        return ""
+    total = sum(unread.values())
+    parts = [
+        _describe_extension(*item) for item in sorted(unread.items(), key=lambda i: (-i[1], i[0]))
+    ]
+    verb = "file is" if total == 1 else "files are"
+    return f"{total:,} {verb} not read: {', '.join(parts)}."
+
+
+def _describe_extension(extension: str, count: int) -> str:
+    label = f"{count:,} {extension or 'without an extension'}"
+    if extension in get_extensions():
+        return f"{label} beside the class folders"
+    kind = KIND_OF_EXTENSION.get(extension)
+    if kind is None:
+        return label
+    return f"{label} ({_BY_NAME[kind].way_on.format('it' if count == 1 else 'them')})"

@@ -1,0 +1,69 @@
+"""What a text file is by its first characters: a page, a drawing, a pointer to a file elsewhere."""
+
+from __future__ import annotations
+
+import re
+
+_BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+"""JPEG, PNG, GIF and WebP in Base64."""
+_HTML = re.compile(r"<(!doctype\s+html|html|head|body|title|script|meta)\b", re.IGNORECASE)
+_SVG = re.compile(r"<(!doctype\s+svg|svg|[\w-]+:svg)\b", re.IGNORECASE)
+_MARKUP = re.compile(r"<[?!a-z]", re.IGNORECASE)
+BOMS = (
+    (b"\xef\xbb\xbf", "utf-8"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
+)
+CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Not tab, line ends, form feed and escape: what is no text."""
+
+
+def identify_text(start: bytes) -> str:
+    """Return what a text is, empty for what is none.
+
+    Args:
+        start: its first bytes.
+    """
+    text = _decode(start)
+    if text is None:
+        return ""
+    text = text.lstrip()
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer"
+    if re.match(r"\S*/annex/objects/", text):
+        return "a git-annex pointer"
+    if text.startswith(("data:image/", *_BASE64_IMAGES)):
+        return "a text file with an image in Base64"
+    if _MARKUP.match(text):
+        if _SVG.search(text) and not _HTML.match(text):
+            return "an SVG drawing"
+        return "an HTML page" if _HTML.search(text) else "an XML file"
+    if re.match(r'[{\[]\s*(["{\[\]}\d-]|true|false|null|$)', text):
+        return "a JSON file"
+    return "a text file" if text else ""
+
+
+def _decode(start: bytes) -> str | None:
+    """Return a text of UTF-8, UTF-16 with its mark, or Latin-1; None for what is no text."""
+    for bom, encoding in BOMS:
+        if start.startswith(bom):
+            text = start[len(bom) :].decode(encoding, errors="replace")
+            return None if CONTROLS.search(text) else text
+    try:
+        # the last character may be cut
+        text = start.decode("utf-8") if len(start) < 4 else _decode_cut(start)
+    except UnicodeDecodeError:
+        text = start.decode("latin-1")
+        num_high = sum(character > "\x7e" for character in text)
+        if 4 * num_high > len(text) or re.search("[\x7f-\x9f]", text):
+            return None
+    return None if CONTROLS.search(text) else text
+
+
+def _decode_cut(start: bytes) -> str:
+    try:
+        return start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:
+            raise
+        return start[: error.start].decode("utf-8")

@@ -1,0 +1,81 @@
+"""The tags of a TIFF's first directory that say what it holds, where Pillow has no mode for it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+MAX_TAGS = 512
+"""Of a directory that are looked at; real ones have ten to eighty."""
+NEW_SUBFILE, WIDTH, HEIGHT, BITS, SAMPLES, SUB_IFDS, FORMAT, DNG_VERSION = (
+    *(254, 256, 257, 258, 277),
+    *(330, 339, 50706),
+)
+SIZES = {1: 1, 3: 2, 4: 4, 16: 8, 13: 4, 18: 8}
+"""Bytes of a value by its type: BYTE, SHORT, LONG, LONG8, IFD, IFD8."""
+CODES = {1: "B", 2: "H", 4: "L", 8: "Q"}
+FORMATS = {2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex numbers"}
+
+
+@dataclass(frozen=True)
+class TiffTags:
+    """The first directory of a TIFF; 0 and empty for what it does not say."""
+
+    values: dict[int, tuple[int, ...]]
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is a camera's raw file: a DNG, or a thumbnail before images of other directories.
+
+        An ordinary TIFF has its image first. (A pyramid has the smaller ones behind it.)
+        """
+        is_thumbnail = bool(self.values.get(NEW_SUBFILE, (0,))[0] & 1)
+        return DNG_VERSION in self.values or (is_thumbnail and SUB_IFDS in self.values)
+
+    def describe(self) -> str:
+        """Return what it holds, such as `a TIFF of 5 bands of 8 bits`; empty if that is not said."""
+        bits = self.values.get(BITS, (1,))
+        samples = self.values.get(SAMPLES, (len(bits),))[0]
+        width, height = (self.values.get(tag, (0,))[0] for tag in (WIDTH, HEIGHT))
+        if not (width and height and samples):
+            return ""
+        number = FORMATS.get(self.values.get(FORMAT, (1,))[0], "")
+        depth = f"{' and '.join(sorted({str(b) for b in bits}, key=int))} bits"
+        bands = "band" if samples == 1 else "bands"
+        return f"a TIFF of {samples} {bands} of {depth}{f' in {number}' if number else ''}"
+
+
+def read_tags(data: bytes) -> TiffTags:
+    """Read the first directory of a TIFF or BigTIFF, as far as it is in `data`."""
+    values: dict[int, tuple[int, ...]] = {}
+    try:
+        order = {b"II": "<", b"MM": ">"}[data[:2]]
+        is_big = struct.unpack_from(order + "H", data, 2)[0] == 43
+        at = struct.unpack_from(order + ("Q" if is_big else "L"), data, 8 if is_big else 4)[0]
+        head, entry = (order + "Q", order + "HHQ8s") if is_big else (order + "H", order + "HHL4s")
+        count = struct.unpack_from(head, data, at)[0]
+        at += struct.calcsize(head)
+        for number in range(min(count, MAX_TAGS)):
+            tag, kind, length, field = struct.unpack_from(
+                entry, data, at + number * struct.calcsize(entry)
+            )
+            values[tag] = _read_values(data, order, kind, length, field, is_big)
+    except (KeyError, struct.error):  # cut, or no TIFF: what was read counts
+        pass
+    return TiffTags(values)
+
+
+def _read_values(
+    data: bytes, order: str, kind: int, length: int, field: bytes, is_big: bool
+) -> tuple[int, ...]:
+    """Return up to 16 integers of a tag, (0,) for another type or where they lie outside."""
+    size = SIZES.get(kind, 0)
+    count = min(length, 16)
+    if not size or not count:
+        return (0,)
+    if length * size > len(field):
+        at = struct.unpack(order + ("Q" if is_big else "L"), field)[0]
+        field = data[at : at + count * size]
+    if len(field) < count * size:
+        return (0,)
+    return struct.unpack_from(f"{order}{count}{CODES[size]}", field)
