@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deitctl.config import MAX_SIZE
 from deitctl.errors import ModelError, WeightsNotFound
-from deitctl.events import Reporter
+from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture, load_imagenet_classes
@@ -26,7 +26,8 @@ from deitctl.models.checkpoint_io import (
 )
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
-from deitctl.models.weights import download, fetch_weights
+from deitctl.models.weights import download as download_file
+from deitctl.models.weights import fetch_weights, find_local_weights, find_weights
 from deitctl.paths import suggest_path
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -42,11 +43,13 @@ class LoadedModel:
     changes: tuple[str, ...] = ()
     has_new_head: bool = False
     """Whether the backbone has weights and the heads, of other classes, have not."""
+    weights: str = ""
+    """Of a model to train: the file that it starts from, or the published weights by timm's name."""
 
 
 @torch.inference_mode(False)  # explanations need gradients, which inference tensors cannot have
 def load_model(
-    ref: str, *, weights: str = "", img_size: int = 0, reporter: Reporter
+    ref: str, *, weights: str = "", img_size: int = 0, download: bool = True, reporter: Reporter
 ) -> LoadedModel:
     """Load a trained classifier in eval mode.
 
@@ -54,6 +57,7 @@ def load_model(
         ref: an alias or timm name, `hf-hub:owner/name`, a model folder, or a weights file.
         weights: a weights file or model folder, for a `ref` that is a name.
         img_size: input size in pixels if not the weights' own; position embeddings are resized.
+        download: False: for published weights that would be downloaded, a model without them.
         reporter: shows downloads.
 
     Raises:
@@ -78,6 +82,8 @@ def load_model(
             if not _is_same_deit(catalog.find(name), arch):
                 raise ModelError(f"The folder holds {name}, not {arch.alias}.")
             return loaded
+        if not weights and not download and find_weights(arch) is None:
+            return _describe_published(arch, img_size)
         path = Path(weights) if weights else fetch_weights(arch, reporter)
         return _load_deit_file(path, arch, img_size)
     _require_timm_name(ref)
@@ -85,7 +91,9 @@ def load_model(
         if (name := timm_models.add_tag(ref)) != ref:
             reporter.note(f"{ref} means timm's weights {name}.")
         with reporter.task(f"load {name}", None, "bytes"):
-            model, model_config = timm_models.load_published(name, img_size=img_size)
+            model, model_config = timm_models.load_published(
+                name, img_size=img_size, download=download
+            )
         return LoadedModel(model.eval(), model_config)
     if Path(weights).is_dir():
         return _load_folder(Path(weights), img_size)
@@ -102,6 +110,8 @@ def build_model(
     pretrained: bool,
     weights: str,
     distilled: bool | None,
+    start_classes: Sequence[str] = (),
+    download: bool = True,
     reporter: Reporter,
 ) -> LoadedModel:
     """Build a classifier to train.
@@ -115,7 +125,14 @@ def build_model(
         pretrained: start from published weights if `weights` is empty.
         weights: weights file or model folder to start from.
         distilled: whether a DeiT has a distillation token; None for the variant that `ref` names.
-        reporter: shows downloads.
+        start_classes: names of the weights' classes, in the order of their logits; empty for those
+            that come with the weights, if any do.
+        download: False: weights that would be downloaded are left random.
+        reporter: shows downloads, and is warned where plain weights stand for distilled ones.
+
+    Raises:
+        ModelError: no such model, or weights that do not fit.
+        WeightsNotFound: published weights that are neither local nor downloadable.
     """
     arch = find_architecture(ref, reporter)
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
@@ -123,12 +140,13 @@ def build_model(
     if arch is not None:
         if distilled is not None:
             arch = catalog.get_distilled(arch) if distilled else catalog.get_plain(arch)
-        loaded = _build_deit(
-            arch, start, class_names, img_size, drop_path_rate, pretrained, reporter
-        )
+        source = None
+        if start or pretrained:
+            source = _read_start(start, arch, start_classes, bool(distilled), download, reporter)
+        loaded = _build_deit(arch, start, source, class_names, img_size, drop_path_rate)
     else:
         loaded = _build_timm(
-            ref, start, len(class_names), img_size, drop_path_rate, pretrained, reporter
+            ref, start, len(class_names), img_size, drop_path_rate, pretrained, download, reporter
         )
     model_config = replace(
         loaded.model_config,
@@ -152,7 +170,14 @@ def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     return arch
 
 
-def has_class_rows(ref: str, weights: str, class_names: Sequence[str], reporter: Reporter) -> bool:
+def has_class_rows(
+    ref: str,
+    weights: str,
+    class_names: Sequence[str],
+    reporter: Reporter,
+    *,
+    start_classes: Sequence[str] = (),
+) -> bool:
     """Return whether `build_model` takes the classes' rows of the head from the weights.
 
     A file without class names and of as many classes counts: its rows are taken to be in this order.
@@ -162,10 +187,10 @@ def has_class_rows(ref: str, weights: str, class_names: Sequence[str], reporter:
     start = weights or (ref if list_weight_files(ref) or ref.startswith(HUB_PREFIX) else "")
     if not start:
         return set(class_names) <= set(load_imagenet_classes()[0])
-    state, names = _load_start(start, arch, reporter)
-    if names is None:
-        return convert.count_classes(state) == len(class_names)
-    return set(class_names) <= set(names)
+    source = _read_start(start, arch, start_classes, False, True, reporter)
+    if source.class_names is None:
+        return convert.count_classes(source.state) == len(class_names)
+    return set(class_names) <= set(source.class_names)
 
 
 def name_weights(ref: str, weights: str = "") -> str:
@@ -214,7 +239,7 @@ def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
     if ref.startswith(HUB_PREFIX):
         repo_id = ref.removeprefix(HUB_PREFIX)
         try:
-            config = download(repo_id, CONFIG, reporter)
+            config = download_file(repo_id, CONFIG, reporter)
         except WeightsNotFound as error:
             raise WeightsNotFound(
                 f"{ref} cannot be loaded: {error.message}.",
@@ -222,7 +247,7 @@ def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
                 f"Download an exported file first: hf download {repo_id} FILE.onnx; "
                 "then --model FILE.onnx.",
             ) from error
-        download(repo_id, WEIGHTS, reporter)
+        download_file(repo_id, WEIGHTS, reporter)
         return config.parent
     path = expand_home(ref)
     if is_model_folder(ref):
@@ -325,6 +350,16 @@ def _load_deit_file(path: Path, arch: Architecture | None, img_size: int) -> Loa
     return LoadedModel(model.eval(), model_config, tuple(changes))
 
 
+def _describe_published(arch: Architecture, img_size: int) -> LoadedModel:
+    """Return a DeiT as its published weights make it, without them: its tensors have no memory."""
+    size = img_size or arch.img_size
+    with torch.device("meta"):
+        model = VisionTransformer(
+            convert.resize_architecture(arch, size), num_classes=1000, img_size=size
+        )
+    return LoadedModel(model.eval(), arch.to_model_config().at_size(size))
+
+
 def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
     state = load_tensors(path)
     num_classes = timm_models.count_classes(state, name)
@@ -334,57 +369,144 @@ def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
     return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Weights that a training starts from."""
+
+    state: Mapping[str, Tensor]
+    """Meta tensors for weights that are to be downloaded."""
+    class_names: tuple[str, ...] | None
+    """Of its head's rows; None if they are not known."""
+    name: str
+    """The file, or the published weights that are to be downloaded."""
+
+
 def _build_deit(
     arch: Architecture,
     start: str,
+    source: _Start | None,
     class_names: Sequence[str],
     img_size: int,
     drop_path_rate: float,
-    pretrained: bool,
-    reporter: Reporter,
 ) -> LoadedModel:
     size = img_size or arch.img_size
-    model = VisionTransformer(
-        convert.resize_architecture(arch, size),
-        num_classes=len(class_names),
-        img_size=size,
-        drop_path_rate=drop_path_rate,
-    )
+
+    def build() -> VisionTransformer:
+        return VisionTransformer(
+            convert.resize_architecture(arch, size),
+            num_classes=len(class_names),
+            img_size=size,
+            drop_path_rate=drop_path_rate,
+        )
+
+    model = build()
     changes: list[str] = []
     has_new_head = False
-    if start or pretrained:
-        state, old_names = _load_start(start, arch, reporter)
-        row_of = {name: row for row, name in enumerate(old_names or ())}
-        # Fine-tuning to classes that the weights know keeps their rows of the head instead of a new
-        # one.
-        if all(name in row_of for name in class_names):
-            state = convert.take_head_rows(state, [row_of[name] for name in class_names])
-            if len(class_names) != len(old_names or ()):
-                changes.append(
-                    f"the head keeps the weights' rows of the data's {len(class_names)} classes"
-                )
-        # Equal class counts would load otherwise, and each class would start as another one.
-        elif old_names is not None:  # as many classes, but other ones
-            state = convert.drop_heads(state)
+    if source is not None:
+        state, changes = _choose_head_rows(source, class_names)
         has_new_head = convert.count_classes(state) != len(class_names)
-        changes += convert.load_adapted(model, state, start or arch.hub_id)
-    folder = _resolve_folder(start, reporter) if start else None
+        target = model
+        if state["pos_embed"].is_meta:  # matched like any other, and nothing is loaded
+            with torch.device("meta"):
+                target = build()
+        changes += convert.load_adapted(target, state, start or arch.hub_id)
+    folder = _resolve_folder(start, SilentReporter()) if start else None
     model_config = _keep_normalization(arch.to_model_config(), folder)
-    return LoadedModel(model, model_config.at_size(size), tuple(changes), has_new_head)
+    return LoadedModel(
+        model,
+        model_config.at_size(size),
+        tuple(changes),
+        has_new_head,
+        weights=source.name if source else "",
+    )
 
 
-def _load_start(
-    start: str, arch: Architecture, reporter: Reporter
-) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Return the state dict to start from, and its class names if they are known."""
-    folder = _resolve_folder(start, reporter) if start else None
-    path = folder / WEIGHTS if folder else Path(start) if start else fetch_weights(arch, reporter)
+def _choose_head_rows(
+    source: _Start, class_names: Sequence[str]
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Return weights whose head has the data's classes in their order, or no head; and the changes.
+
+    Fine-tuning to classes that the weights know keeps their rows of the head instead of a new one.
+    """
+    state, names, count = source.state, source.class_names, len(class_names)
+    if names is None:
+        if convert.count_classes(state) != count:
+            return state, []
+        examples = ", ".join([*class_names[:3], *(["..."] if count > 3 else [])])
+        return state, [
+            f"{source.name} does not name its {count} classes: the rows of its head are taken to be in "
+            f"the order of the data's, {examples}; --classes FILE names them"
+        ]
+    row_of = {name: row for row, name in enumerate(names)}
+    if not all(name in row_of for name in class_names):
+        # Equal class counts would load otherwise, and each class would start as another one.
+        return convert.drop_heads(state), []
+    rows = [row_of[name] for name in class_names]
+    kept = f"the head keeps the weights' rows of the data's {count} classes"
+    changes = [] if rows == list(range(len(names))) else [kept]
+    return convert.take_head_rows(state, rows), changes
+
+
+def _read_start(
+    start: str,
+    arch: Architecture,
+    class_names: Sequence[str],
+    distilled: bool,
+    download: bool,
+    reporter: Reporter,
+) -> _Start:
+    """Read what a training starts from: a file, a folder, or the published weights of `arch`."""
+    if start:
+        folder = _resolve_folder(start, reporter)
+        path: Path | None = folder / WEIGHTS if folder else Path(start)
+    else:
+        folder, (arch, path) = None, _find_published(arch, distilled, download, reporter)
+    if path is None:
+        with torch.device("meta"):
+            published = VisionTransformer(arch, num_classes=1000, img_size=arch.img_size)
+        return _Start(published.state_dict(), load_imagenet_classes()[0], arch.full_name)
     state = convert.normalize_names(load_tensors(path))
     require_finite(state, str(path))
     names = load_model_config(folder).class_names if folder else None
-    if names is None and convert.count_classes(state) == 1000:
+    count = convert.count_classes(state)
+    if class_names:
+        require_count(class_names, count, str(path))
+        names = tuple(class_names)
+    if names is None and count == 1000:
         names = load_imagenet_classes()[0]
-    return state, names
+    return _Start(state, names, str(path))
+
+
+def _find_published(
+    arch: Architecture, distilled: bool, download: bool, reporter: Reporter
+) -> tuple[Architecture, Path | None]:
+    """Return the architecture and file of published weights; no file where they are to be downloaded.
+
+    A student with a distillation token takes the plain weights that are there if the distilled ones
+    cannot be had: the token starts as a copy of the class token.
+    """
+    try:
+        if not download:
+            return arch, find_weights(arch)
+        return arch, fetch_weights(arch, reporter)
+    except WeightsNotFound as error:
+        plain = catalog.get_plain(arch)
+        path = find_local_weights(plain) if distilled and plain != arch else None
+        if path is None:
+            raise
+        reporter.warn(f"{error.message} The student starts from the plain weights {path}.")
+        return plain, path
+
+
+def require_count(class_names: Sequence[str], count: int | None, where: str) -> None:
+    """Raise `ModelError` unless there is a name for each class of the weights in `where`."""
+    if count is None:
+        raise ModelError(f"{where} has no classifier head that --classes could name.")
+    if len(class_names) != count:
+        raise ModelError(
+            f"--classes names {len(class_names)} classes, and {where} has {count}.",
+            "Name the file with the classes that it was trained on, in their order.",
+        )
 
 
 def _build_timm(
@@ -394,6 +516,7 @@ def _build_timm(
     img_size: int,
     drop_path_rate: float,
     pretrained: bool,
+    download: bool,
     reporter: Reporter,
 ) -> LoadedModel:
     start_folder = _resolve_folder(start, reporter) if start else None
@@ -410,7 +533,11 @@ def _build_timm(
         name = timm_models.add_tag(name)
         with reporter.task(f"load {name}", None, "bytes"):
             model, _ = timm_models.load_published(
-                name, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate
+                name,
+                num_classes=num_classes,
+                img_size=img_size,
+                drop_path_rate=drop_path_rate,
+                download=download,
             )
     else:
         model = timm_models.create_model(
@@ -420,6 +547,7 @@ def _build_timm(
             drop_path_rate=drop_path_rate,
             model_args=model_args,
         )
+    path = None
     if start:
         path = start_folder / WEIGHTS if start_folder else Path(start)
         timm_models.load_weights(model, load_tensors(path), str(path), new_head=True)
@@ -428,7 +556,13 @@ def _build_timm(
     )
     model_config = _keep_normalization(model_config, start_folder or ref_folder)
     has_new_head = (bool(start) or pretrained) and timm_models.has_zero_heads(model)
-    return LoadedModel(model, model_config.at_size(img_size), has_new_head=has_new_head)
+    return LoadedModel(
+        model,
+        model_config.at_size(img_size),
+        (f"the head is new: {num_classes} classes",) if has_new_head else (),
+        has_new_head,
+        weights=str(path) if path else name if pretrained else "",
+    )
 
 
 def _keep_normalization(model_config: ModelConfig, folder: Path | None) -> ModelConfig:

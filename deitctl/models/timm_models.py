@@ -21,7 +21,7 @@ from deitctl.models.checkpoint_io import (
     require_finite,
 )
 from deitctl.models.model_config import ModelConfig, parse_preprocessing
-from deitctl.models.weights import download, require_hub
+from deitctl.models.weights import download, require_hub, require_published
 from deitctl.paths import suggest_path
 
 
@@ -214,20 +214,34 @@ def _first_mismatch(error: RuntimeError) -> str:
 
 
 def load_published(
-    name: str, *, num_classes: int | None = None, img_size: int = 0, drop_path_rate: float = 0.0
+    name: str,
+    *,
+    num_classes: int | None = None,
+    img_size: int = 0,
+    drop_path_rate: float = 0.0,
+    download: bool = True,
 ) -> tuple[nn.Module, ModelConfig]:
-    """Build a timm model with its published weights, or raise `WeightsNotFound`."""
+    """Build a timm model with its published weights, or raise `WeightsNotFound`.
+
+    Args:
+        name: timm's.
+        num_classes: see `create_model`, and so are `img_size` and `drop_path_rate`.
+        download: False: weights that would be downloaded are left random.
+    """
     name = add_tag(name)
     try:
+        has_weights = is_cached(name)
         # Without this check a machine without a network waits for minutes of the client's retries.
-        if not is_cached(name):
+        if not has_weights:
             require_hub()
+        if not has_weights and not download:
+            _require_published(name)
         model = create_model(
             name,
             num_classes=num_classes,
             img_size=img_size,
             drop_path_rate=drop_path_rate,
-            pretrained=True,
+            pretrained=has_weights or download,
         )
         cfg = _get_pretrained_cfg(name)
         # timm has drawn a new head for another class count; it is zeroed, see load_weights.
@@ -244,6 +258,14 @@ def load_published(
         )
     model_config = read_model_config(model, name, int(model.num_classes))  # type: ignore[arg-type]
     return model, model_config.at_size(img_size) if img_size else model_config
+
+
+def _require_published(name: str) -> None:
+    """Raise `WeightsNotFound` unless there are published weights, which are not downloaded."""
+    if hub_id := _get_hub_id(name):
+        require_published(hub_id, WEIGHTS)
+    elif not getattr(_get_pretrained_cfg(name), "url", ""):
+        raise _weights_not_found(name)
 
 
 def fetch(name: str, reporter: Reporter) -> Path:

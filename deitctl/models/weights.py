@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deitctl.errors import WeightsNotFound
@@ -65,10 +67,27 @@ def fetch_weights(arch: Architecture, reporter: Reporter) -> Path:
     Raises:
         WeightsNotFound: neither local nor downloadable; the message says what to put where.
     """
-    if (path := find_local_weights(arch)) is not None:
-        return path
+    path = find_local_weights(arch)
+    if path is None:
+        with _explaining(arch):
+            path = download(arch.hub_id, FILE, reporter)
+    return path
+
+
+def find_weights(arch: Architecture) -> Path | None:
+    """Return what `fetch_weights` would, None where it would download; raise as it does."""
+    path = find_local_weights(arch)
+    if path is None:
+        with _explaining(arch):
+            require_published(arch.hub_id, FILE)
+    return path
+
+
+@contextmanager
+def _explaining(arch: Architecture) -> Iterator[None]:
+    """Let a failed download say which file is needed, and where to put it."""
     try:
-        return download(arch.hub_id, FILE, reporter)
+        yield
     except WeightsNotFound as error:
         raise WeightsNotFound(
             f"The weights of {arch.alias} are not on this machine and cannot be downloaded "
@@ -82,7 +101,6 @@ def fetch_weights(arch: Architecture, reporter: Reporter) -> Path:
 def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
     """Download a hub repository's file into the hub's cache, or raise `WeightsNotFound`."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     try:
@@ -95,19 +113,39 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
         return Path(cached)
     require_hub()
     disable_progress_bars()  # the reporter shows progress
-    try:
-        with reporter.task(f"download {repo_id}", None, "bytes"):
-            path = Path(hf_hub_download(repo_id, filename))
-    except HfHubHTTPError as error:
-        raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}") from error
-    except (OSError, ValueError) as error:
-        raise WeightsNotFound(f"the download failed: {str(error).splitlines()[0][:120]}") from error
+    with (
+        _translating(repo_id, filename),
+        reporter.task(f"download {repo_id}", None, "bytes"),
+    ):
+        path = Path(hf_hub_download(repo_id, filename))
     if is_in_private_folder(path):
         reporter.note(
             f"The weights are in {path.parent}, which is lost with a container: $HF_HOME or "
             f"${WEIGHTS_VARIABLE} names a folder that is kept."
         )
     return path
+
+
+def require_published(repo_id: str, filename: str) -> None:
+    """Raise `WeightsNotFound`, as `download` does, unless the hub has a file; nothing is downloaded."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    require_hub()
+    with _translating(repo_id, filename):
+        get_hf_file_metadata(hf_hub_url(repo_id, filename))
+
+
+@contextmanager
+def _translating(repo_id: str, filename: str) -> Iterator[None]:
+    """Turn the errors of the hub's client into `WeightsNotFound`."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}") from error
+    except (OSError, ValueError) as error:
+        raise WeightsNotFound(f"the download failed: {str(error).splitlines()[0][:120]}") from error
 
 
 def require_hub() -> None:
