@@ -22,6 +22,8 @@ from deitctl.data.decode_limits import (
     require_few_scans,
 )
 from deitctl.data.file_types import EXTENSIONS as EXTENSIONS  # get_extensions() has those of extras
+from deitctl.data.file_types import HEIC, can_read_heic, explain_file, identify, is_raw
+from deitctl.data.heif import open_heif
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.errors import DataError
 from deitctl.paths import read_regular
@@ -69,7 +71,8 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
             image.load()
             _require_size(image.size, name)  # again: the header may have been wrong
             # In place, because a copy of the largest image is 300 MB.
-            ImageOps.exif_transpose(image, in_place=True)
+            if image.format != "HEIF":  # which is upright
+                ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
 
 
@@ -121,9 +124,10 @@ def _named_errors(data: bytes, name: str) -> Iterator[None]:
             f"{name} has more than {get_max_pixels():,} pixels.",
             f"${PIXELS_VARIABLE} raises the limit.",
         ) from error
-    except UnidentifiedImageError as error:
-        what = "is empty" if not data else "is not an image"
-        raise DataError(f"{name} {what}.") from error
+    except (UnidentifiedImageError, KeyError) as error:  # KeyError: a TIFF's unknown compression
+        raise DataError(
+            f"{name} is {explain_file(data) or 'not an image of a known kind'}."
+        ) from error
     except DataError:
         raise
     except Exception as error:  # damaged files raise a dozen types: struct.error, TypeError, ...
@@ -141,7 +145,12 @@ def _ran_out_of_memory(error: Exception) -> bool:
 
 def _open(data: bytes, name: str, seconds: float = MAX_DECODE_S) -> Image.Image:
     """Read a header and check it against the limits, without decoding."""
-    image = open_bounded(data, name, FORMATS, seconds)
+    if data[4:8] == b"ftyp" and can_read_heic() and identify(data) == HEIC:
+        image = open_heif(data, name)
+    elif is_raw(data):  # Pillow would show its thumbnail
+        raise UnidentifiedImageError
+    else:
+        image = open_bounded(data, name, FORMATS, seconds)
     _require_size(image.size, name)
     if image.format in ("JPEG", "MPO"):
         require_few_scans(data, image.width * image.height, get_max_pixels(), name)

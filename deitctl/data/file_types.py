@@ -7,6 +7,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from PIL import features
+
 from deitctl.data.text_types import identify_text
 from deitctl.data.tiff_tags import read_tags
 
@@ -18,6 +20,7 @@ EXTENSIONS = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".jp2", ".avif"))
 HEIC_EXTENSIONS = frozenset((".heic", ".heif", ".hif"))
 HEIC = "a HEIC image"
 AVIF = "an AVIF image"
+TIFF = "a TIFF image"
 RAW = "a camera raw file"
 ZEROS = "a file of zeros"
 EMPTY = "empty"
@@ -43,7 +46,7 @@ READ = tuple(
     _Type(name, _AGAIN, True)
     for name in (
         *("a JPEG image", "a PNG image", "a WebP image", "a BMP image", "a GIF image"),
-        *("a TIFF image", "a PPM image", "a JPEG 2000 image", AVIF),
+        *(TIFF, "a PPM image", "a JPEG 2000 image", AVIF),
     )
 )
 """Of `deitctl.data.decode.FORMATS`, in their order. One that is not read is damaged."""
@@ -58,7 +61,7 @@ _KINDS = (
             *("a JPEG XL image", "a JPEG-LS image", "a JPEG XR image", "an OpenEXR image"),
             *("a Radiance HDR image", "a FITS image", "a BPG image", "a QOI image", "a PAM image"),
             *("a DjVu document", "a PCX image", "an SGI image", "a Windows icon", "a macOS icon"),
-            *("a DDS texture", "a KTX texture", "a DPX image", "a TGA image", "a VVC image"),
+            *("a DDS texture", "a KTX texture", "a DPX image", "a TGA image"),
         )
     ),
     *(
@@ -88,16 +91,16 @@ _KINDS = (
         )
     ),
     *(_Type(name, _FRAMES) for name in ("a video", "an MP4 video", "a QuickTime video")),
-    _Type("a sound file", "remove {}"),
-    _Type("a program", "remove {}"),
+    _Type("a sound file", ""),
+    _Type("a program", ""),
     _Type("an AppleDouble file, metadata of macOS", "remove {}"),
     _Type("a Git LFS pointer", "`git lfs pull` fetches what {} stands for"),
     _Type("a git-annex pointer", "`git annex get` fetches what {} stands for"),
     _Type("an HTML page", "download the image instead of {}, perhaps an error or a login page"),
     _Type("a text file with an image in Base64", "decode {}: base64 -d"),
-    *(_Type(name, "remove {}") for name in ("an XML file", "a JSON file", "a text file")),
+    *(_Type(name, "") for name in ("an XML file", "a JSON file", "a text file")),
     _Type(ZEROS, _AGAIN),
-    _Type(EMPTY, _AGAIN),
+    _Type(EMPTY, ""),
 )
 _BY_NAME = {kind.name: kind for kind in _KINDS}
 _READ_NAMES = frozenset(kind.name for kind in READ)
@@ -134,9 +137,9 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"qoif", "a QOI image"),
     (0, b"P7\n", "a PAM image"),
     (0, b"AT&TFORM", "a DjVu document"),
-    (0, b"\0\0\1\0", "a Windows icon"),
-    (0, b"\0\0\2\0", "a Windows icon"),
     (0, b"icns", "a macOS icon"),
+    (0, b"\x0a\5\1", "a PCX image"),
+    (0, b"\1\xda", "an SGI image"),
     (0, b"DDS ", "a DDS texture"),
     (0, b"\xabKTX ", "a KTX texture"),
     (0, b"SDPX", "a DPX image"),
@@ -174,11 +177,13 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\5\x16\7", "an AppleDouble file, metadata of macOS"),
     (0, b"\0\5\x16\0", "an AppleDouble file, metadata of macOS"),
 )
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEVC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 AVIF_BRANDS = frozenset((b"avif", b"avis"))
 OTHER_HEIF_BRANDS = frozenset((b"jpeg", b"jpgs", b"j2ki", b"j2is", b"avci", b"avcs", b"unci"))
 CONTAINERS = frozenset((b"mif1", b"mif2", b"msf1", b"miaf"))
 """Brands that say HEIF, and not what is in it."""
+TGA_DEPTHS = (b"\x08", b"\x10", b"\x18", b"\x20")
 DICOM_TYPES = frozenset((b"UL", b"UI", b"CS", b"DA", b"TM", b"OB", b"SH", b"LO"))
 
 
@@ -228,10 +233,9 @@ def _identify_container(start: bytes) -> str:
 
 def _identify_tiff(start: bytes) -> str:
     """Name a TIFF, or a camera's raw file, which is one as well."""
-    if not start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+    if not start.startswith(TIFF_STARTS):
         return ""
-    tags = read_tags(start)
-    return RAW if start[8:10] == b"CR" or tags.is_raw else "a TIFF image"
+    return RAW if is_raw(start) else TIFF
 
 
 def _identify_other(start: bytes) -> str:
@@ -240,6 +244,11 @@ def _identify_other(start: bytes) -> str:
         return "a BMP image"
     if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace():
         return "a PPM image"
+    if start[:4] in (b"\0\0\1\0", b"\0\0\2\0") and start[4:5] != b"\0" == start[5:6]:
+        return "a Windows icon"
+    has_sides = start[12:14] != bytes(2) != start[14:16]
+    if start[:1] == b"\0" and start[3:8] == bytes(5) and has_sides and start[16:17] in TGA_DEPTHS:
+        return "a TGA image"
     if start.startswith(b"MZ") and b"\0" in start[:64]:
         return "a program"
     if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and b"\0" in start[:16]:
@@ -268,10 +277,29 @@ def is_image_kind(kind: str) -> bool:
 def explain(kind: str) -> str:
     """Return what `identify` returned as the end of a sentence, with the way on: `a PDF; export it ...`."""
     found = _BY_NAME[kind]
-    if kind in _READ_NAMES:
-        return f"{kind} whose beginning is damaged or cut short; {found.way_on.format('it')}"
+    if kind == AVIF and not features.check("avif"):
+        return f"{kind}, which this Pillow cannot read; pip install --force-reinstall pillow"
+    if kind in _READ_NAMES or (kind == HEIC and can_read_heic()):
+        return f"{kind} that is damaged or cut short; {_AGAIN.format('it')}"
     noun = kind if found.is_image or kind == EMPTY else f"{kind}, not an image"
-    return f"{noun}; {found.way_on.format('it')}"
+    return f"{noun}; {found.way_on.format('it')}" if found.way_on else noun
+
+
+def explain_file(data: bytes) -> str:
+    """Return what a file is that is not read, and the way on, as the end of a sentence; empty for the unknown.
+
+    Args:
+        data: all of the file; of a TIFF the directory may be at its end.
+    """
+    kind = RAW if is_raw(data) else identify(data, len(data))
+    if kind == TIFF and (described := read_tags(data).describe()):
+        return f"{described}; save what it shows as PNG of 8 bits"
+    return explain(kind) if kind else ""
+
+
+def is_raw(data: bytes) -> bool:
+    """Return whether a file is a camera's raw file in the form of a TIFF, which all of it shows."""
+    return data.startswith(TIFF_STARTS) and (data[8:10] == b"CR" or read_tags(data).is_raw)
 
 
 @lru_cache(maxsize=1)
@@ -328,13 +356,12 @@ KIND_OF_EXTENSION = {
     **dict.fromkeys((".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"), "a video"),
 }
 """By extension, for counts of files that are not opened."""
-SIDE_FILES = frozenset(
-    (
-        ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .ini .cfg .toml .log .lst .names "
-        ".html .htm .css .js .py .ipynb .sh .bat .m .doc .docx .xls .xlsx .db .sqlite .parquet "
-        ".url .lnk .webloc .aae .xmp .thm .pp3 .dop .md5 .sha1 .sha256 .dvc .lock"
-    ).split()  # noqa: SIM905
+_SIDE_FILES = (
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .ini .cfg .toml .log .lst .names "
+    ".html .htm .css .js .py .ipynb .sh .bat .m .doc .docx .xls .xlsx .db .sqlite .parquet "
+    ".url .lnk .webloc .aae .xmp .thm .pp3 .dop .md5 .sha1 .sha256 .dvc .lock"
 )
+SIDE_FILES = frozenset(_SIDE_FILES.split())
 """Extensions of files that people and programs put beside images: labels, notes, settings."""
 
 

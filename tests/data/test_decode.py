@@ -40,7 +40,7 @@ def test_every_common_format_is_read(kind, make_image):
 
 
 def test_text_named_jpg_is_no_image():
-    with pytest.raises(DataError, match=r"^a/b\.jpg is not an image\.$"):
+    with pytest.raises(DataError, match=r"^a/b\.jpg is a text file, not an image\.$"):
         decode(b"hello, this is text\n" * 20, "a/b.jpg")
 
 

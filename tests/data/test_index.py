@@ -179,7 +179,7 @@ def test_a_changed_image_changes_no_list(root, reporter, scans):
     (root / "ant" / "0.png").write_bytes(b"not an image any more")
     dataset = open_folder(root, reporter)
     assert scans() == 1
-    with pytest.raises(DataError, match="is not an image"):
+    with pytest.raises(DataError, match="is a text file, not an image"):
         dataset.read(0)
 
 

@@ -183,7 +183,7 @@ def test_unreadable_images_are_named_and_never_replaced(image_folder, reporter):
     assert batch.labels.tolist() == [0, 0, 1, 1, 1]
     ((index, why),) = batch.errors
     assert index == 1
-    assert "1.png is not an image" in why
+    assert "1.png is a text file, not an image" in why
 
 
 def test_unreadable_images_are_named_in_training_too(image_folder, reporter):

@@ -233,7 +233,7 @@ def test_an_unreadable_image_is_an_error_in_its_place(
         explain([*photos[:3], "gone.png"], model=distilled, output=tmp_path / "out", batch_size=2)
     )
     assert [r.error is None for r in records] == [True, False, True, False]
-    assert "is not an image" in str(records[1].error)
+    assert "is a text file, not an image" in str(records[1].error)
     assert to_json(records[1]) == {
         "input": photos[1],
         "image": None,

@@ -169,7 +169,7 @@ def test_a_body_without_end_is_left_at_the_limit(server, monkeypatch):
 def test_a_compressed_body_is_not_unpacked(server):
     data = fetch(f"{server}/gzipped")
     assert len(data) < 20_000
-    with pytest.raises(DataError, match="is not an image"):
+    with pytest.raises(DataError, match="is a GZIP archive, not an image; unpack it"):
         decode(data, "x")
 
 

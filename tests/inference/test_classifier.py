@@ -156,7 +156,7 @@ def test_predictions_are_in_input_order_for_any_batch_size(
         records = list(predict(paths, model=str(model_folder), batch_size=batch_size, topk=9))
         assert [r.input for r in records] == paths
         assert [r.error is None for r in records] == [True, False, True, True, True, False]
-        assert "is not an image" in str(records[1].error)
+        assert "is a text file, not an image" in str(records[1].error)
         assert all(len(r.predictions) == 3 for r in records if r.error is None)
         assert all(
             abs(sum(g.score for g in r.predictions) - 1) < 1e-5 for r in records if r.error is None

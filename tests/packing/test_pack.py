@@ -449,7 +449,7 @@ def test_the_command_line_prints_json_and_exits_with_codes(root, out):
     some = call("--max-size", "18")
     assert (some.exit_code, json.loads(some.stdout)["unreadable"]) == (
         3,
-        [f"{root}/train/ant/2.jpg is not an image."],
+        [f"{root}/train/ant/2.jpg is a text file, not an image."],
     )
 
 
