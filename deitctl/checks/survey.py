@@ -13,8 +13,9 @@ import numpy as np
 
 from deitctl.checks.image_info import is_image
 from deitctl.checks.issues import NUM_EXAMPLES, Issue, Remedy, make_remedies, report
-from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden
+from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.decode import EXTENSIONS
+from deitctl.data.layout import is_junk
 from deitctl.data.open import BUILT_IN, open_dataset
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import SPLIT_NAMES, find_splits
@@ -193,7 +194,7 @@ def _find_repeated_split(root: Path) -> Path | None:
 
 def _list_folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+        return sorted(e.name for e in entries if e.is_dir() and not is_junk(e.name))
 
 
 def _list_images(path: Path) -> list[str]:
@@ -201,7 +202,7 @@ def _list_images(path: Path) -> list[str]:
         return [
             e.name
             for e in entries
-            if e.is_file() and _has_image_extension(e.name) and not is_hidden(e.name)
+            if e.is_file() and _has_image_extension(e.name) and not is_junk(e.name)
         ]
 
 
@@ -254,8 +255,8 @@ def _walk(folder: Path, unreadable: _Names) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(f for f in folders if not is_hidden(f))
-        yield current, sorted(f for f in files if not is_hidden(f))
+        folders[:] = sorted(f for f in folders if not is_junk(f))
+        yield current, sorted(f for f in files if not is_junk(f))
 
 
 def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
@@ -289,7 +290,7 @@ def _check_tar(path: Path) -> Iterator[Issue]:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name.removeprefix("./"))
-                if not member.isfile() or any(map(is_hidden, name.parts)):
+                if not member.isfile() or any(map(is_junk, name.parts)):
                     continue
                 if _has_image_extension(name.name):
                     images.setdefault(name.parts[:-1], _Names()).add(f"{path}:{name}")

@@ -240,8 +240,3 @@ def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
         return dataset, []
     empty = [name for name in dataset.class_names if name not in used]
     return replace(dataset, labels=number_labels(dataset, names), class_names=names), empty
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a folder or file belongs to the system or to a tool and is not data."""
-    return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", os.curdir)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.arrays import UNREADABLE, StoredBytes, StringArray, encode_block, read_block
+from deitctl.data.file_types import get_extensions
 from deitctl.data.open_file import OpenFile
 from deitctl.errors import DataChanged, DeitctlError
 from deitctl.events import Reporter
@@ -34,7 +35,7 @@ MIN_AGE_NS = 2_000_000_000
 """How long every directory must have been unchanged before a scan. A change within one tick of the
 file system's clock leaves no trace in its times; the coarsest clock, FAT's, ticks every two
 seconds."""
-MAGIC = b"deitctl index 2\n"
+MAGIC = b"deitctl index 3\n"
 MISSING = (0, 0, 0, 0, 0)
 """State of a directory that does not exist."""
 LISTING_DTYPES = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
@@ -51,6 +52,9 @@ class Listing:
     """Includes classes without an image."""
     spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     """Offset and length in bytes of each image in its tar, [N,2]; [0,2] for images in files."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Files that were passed over, by lower-case extension; "" for those without one that begin as
+    an image, extensions that are read for images beside the class folders."""
 
 
 class ScanState:
@@ -125,7 +129,11 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
     header = {
         "root": state.root,
         "directories": state.states,
-        "splits": {name: split.class_names for name, split in splits.items()},
+        "extensions": sorted(get_extensions()),
+        "splits": {
+            name: {"class_names": split.class_names, "unread": split.unread}
+            for name, split in splits.items()
+        },
     }
     path = get_index_path(Path(state.root))
     try:
@@ -155,15 +163,19 @@ def load_index(root: Path) -> dict[str, Listing] | None:
         if header["root"] != os.path.realpath(root) or not _is_current(header):
             return None
         return {
-            name: decode_listing(class_names, arrays[n * per_split : (n + 1) * per_split])
-            for n, (name, class_names) in enumerate(header["splits"].items())
+            name: decode_listing(
+                split["class_names"], arrays[n * per_split : (n + 1) * per_split], split["unread"]
+            )
+            for n, (name, split) in enumerate(header["splits"].items())
         }
     except (*UNREADABLE, DataChanged):  # absent, truncated, not an index, or being written
         return None
 
 
 def _is_current(header: Mapping[str, Any]) -> bool:
-    """Whether every directory is in its recorded state."""
+    """Whether every directory is in its recorded state, and the same files would be read."""
+    if header["extensions"] != sorted(get_extensions()):  # a decoder was installed or removed
+        return False
     root, directories = header["root"], header["directories"]
     return bool(directories) and all(
         read_state(os.path.join(root, path) if path else root) == tuple(state)
@@ -171,7 +183,11 @@ def _is_current(header: Mapping[str, Any]) -> bool:
     )
 
 
-def decode_listing(class_names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> Listing:
+def decode_listing(
+    class_names: Sequence[str],
+    arrays: Sequence[NDArray[Any]],
+    unread: Mapping[str, int] | None = None,
+) -> Listing:
     """Build a listing from the arrays of `LISTING_DTYPES`.
 
     Raises:
@@ -188,4 +204,5 @@ def decode_listing(class_names: Sequence[str], arrays: Sequence[NDArray[Any]]) -
         or labels.max(initial=-1) >= len(class_names)
     ):
         raise ValueError("its arrays are inconsistent")
-    return Listing(names, labels, tuple(map(str, class_names)), spans)
+    counts = {str(extension): int(count) for extension, count in (unread or {}).items()}
+    return Listing(names, labels, tuple(map(str, class_names)), spans, counts)

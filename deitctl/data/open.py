@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, is_hidden, join
+from deitctl.data.dataset import ImageDataset, join
+from deitctl.data.layout import is_junk
 from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folder
@@ -372,5 +373,5 @@ def _open_split_folders(path: Path, reporter: Reporter) -> dict[str, ImageDatase
 def _has_class_folders(path: Path) -> bool:
     """Whether a folder is a split, and not a class that happens to be called `train`."""
     return path.is_dir() and any(
-        entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
+        entry.is_dir() and not is_junk(entry.name) for entry in path.iterdir()
     )

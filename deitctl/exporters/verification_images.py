@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import FileDataset, ImageDataset, is_hidden, select
+from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.eval_transform import Pixels, eval_transform
+from deitctl.data.layout import is_junk
 from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
 from deitctl.data.run_match import match_run
 from deitctl.data.splits import ALL
@@ -142,7 +143,7 @@ def _find_loose_images(data: str) -> ImageDataset | None:
     """Return the images of a folder without class folders, or one image; None if it is neither."""
     path = expand_home(data)
     without_classes = path.is_dir() and not any(
-        entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir()
+        entry.is_dir() and not is_junk(entry.name) for entry in path.iterdir()
     )
     if not without_classes and path.suffix.lower() not in EXTENSIONS:
         return None

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, drop_empty_classes, is_hidden
+from deitctl.data.dataset import FileDataset, drop_empty_classes
 from deitctl.data.decode import EXTENSIONS
 from deitctl.data.index import Listing, ScanState, load_or_scan
+from deitctl.data.layout import is_junk
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
 
@@ -63,7 +64,7 @@ def _list_class_folders(root: Path, state: ScanState) -> list[str]:
     try:
         with os.scandir(root) as listing:
             entries = list(listing)
-        folders = sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
+        folders = sorted(e.name for e in entries if _is_folder(e) and not is_junk(e.name))
         # A dangling link may become a class when a disk is mounted: its state is part of the index.
         for link in (e.name for e in entries if e.is_symlink() and not _is_folder(e)):
             state.add(link)
@@ -101,7 +102,7 @@ def _list_images(root: Path, folder: str, state: ScanState, task: Task) -> Itera
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(os.path.join(root, current)) as listing:
-                entries = [entry for entry in listing if not is_hidden(entry.name)]
+                entries = [entry for entry in listing if not is_junk(entry.name)]
         except OSError:  # no permission to enter: no images, and no index of an incomplete scan
             state.complete = False
             continue

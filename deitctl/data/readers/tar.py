@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import ImageDataset, Labels, is_hidden
+from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import EXTENSIONS, require_bytes
 from deitctl.data.index import Listing, ScanState, load_or_scan
+from deitctl.data.layout import is_junk
 from deitctl.data.open_file import OpenFile
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.data.splits import find_splits
@@ -129,7 +130,7 @@ def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator
                     member.isreg()
                     and not member.issparse()
                     and name.suffix.lower() in EXTENSIONS
-                    and not any(map(is_hidden, name.parts))
+                    and not any(map(is_junk, name.parts))
                 ):
                     spans.extend((member.offset_data, member.size))
                     yield str(name)

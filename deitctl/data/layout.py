@@ -1,0 +1,94 @@
+"""Names in a data set's layout: which mean training, validation and test, and which are no data."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout"), "test"),
+}
+"""What a word in a name says about the images: exact names of parts."""
+NEUTRAL_WORDS = frozenset(
+    "set sets subset data dataset datasets split splits part folder folders seg "
+    "image images img imgs picture pictures pic pics photo photos sample samples jpg jpeg png".split()  # noqa: SIM905
+)
+"""Words beside such a word that say nothing more: `training_set`, `seg_train`, `test_images`."""
+MAX_DIGITS = 4
+"""Of a number in the name of a part: `train2017`, `test1`."""
+JUNK = frozenset(
+    name.casefold()
+    for name in (
+        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # file servers
+        *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "Thumbs.db", "desktop.ini"),
+        *("ehthumbs.db", "lost+found", "__MACOSX", "__pycache__", "Network Trash Folder"),
+    )
+)
+"""Folders and files of systems and tools; hidden ones (`.thumbnails`, `._1.jpg`) need no list."""
+
+
+def is_junk(name: str) -> bool:
+    """Whether a folder or file belongs to the system or to a tool and is not data."""
+    return name.startswith((".", "__MACOSX")) or name.casefold() in JUNK or name == os.curdir
+
+
+def match_split(name: str) -> str | None:
+    """Return what a folder or the value of a column is by its name: `train`, `val`, `test` or None.
+
+    One word says it (`train`, `Testing`, `dev`), alone or with words and numbers that say nothing
+    (`training_set`, `trainData`, `seg_test`, `val2017`). A name with any other word is None: a
+    `bullet_train` is a class.
+    """
+    matched, others = _split_name(name)
+    return matched if all(map(_is_neutral, others)) else None
+
+
+def match_splits(names: Iterable[str]) -> dict[str, str]:
+    """Return what some neighbors are by their names, as far as they are parts of the data.
+
+    Neighbors explain each other: `flowers_train` and `flowers_test` have the same words beside
+    `train` and `test`.
+    """
+    names = list(names)
+    matched = {name: split for name in names if (split := match_split(name))}
+    if matched:
+        return matched
+    alike: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        split, others = _split_name(name)
+        if split:
+            alike.setdefault(tuple(others), {})[name] = split
+    return next((group for group in alike.values() if len(set(group.values())) > 1), {})
+
+
+def is_exact(name: str) -> bool:
+    """Whether a name is the word for a part, and nothing else."""
+    return name in SPLIT_WORDS
+
+
+def _split_name(name: str) -> tuple[str | None, list[str]]:
+    """Return what a name says about the split, and its other words; None for no or two of them."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name).strip())
+    words = re.findall(r"[^\W\d_]+|\d+|[^\w\s]", spaced.casefold())
+    words = [part for word in words if word not in "-.+()[]" for part in _split_word(word)]
+    splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+    others = [word for word in words if word not in SPLIT_WORDS]
+    return (splits[0] if len(splits) == 1 else None), others
+
+
+def _split_word(word: str) -> tuple[str, ...]:
+    """Part `trainset` and `testimages` into the word that counts and the one that does not."""
+    for end in NEUTRAL_WORDS:
+        if word.endswith(end) and word.removesuffix(end) in SPLIT_WORDS:
+            return word.removesuffix(end), end
+        if word.startswith(end) and word.removeprefix(end) in SPLIT_WORDS:
+            return end, word.removeprefix(end)
+    return (word,)
+
+
+def _is_neutral(word: str) -> bool:
+    return word in NEUTRAL_WORDS or (word.isdecimal() and len(word) <= MAX_DIGITS)
