@@ -9,7 +9,7 @@ import shlex
 import stat
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from itertools import islice
@@ -265,8 +265,12 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
     return True
 
 
-def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[str]]]:
+def walk(
+    folder: str, *, follow: bool, on_error: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield (folder, folder names, file names) as `os.walk` does; skip unreadable folders.
+
+    `on_error` gets each that is skipped.
 
     A loop, because recursion fails on a hostile folder's depth. The caller may remove subfolder
     names to prune; with `follow`, links to folders are entered, and the caller guards against
@@ -282,6 +286,8 @@ def walk(folder: str, *, follow: bool) -> Iterator[tuple[str, list[str], list[st
                 for entry in entries:
                     (folders if _is_folder(entry) else files).append(entry.name)
         except (OSError, ValueError):
+            if on_error is not None:
+                on_error(current)
             continue
         yield current, folders, files
         paths = [os.path.join(current, name) for name in folders]
@@ -385,6 +391,25 @@ def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
             f"Cannot write {path}: {reason}.",
             f"Name another {'folder' if folder else 'file'} with {option}.",
         ) from error
+
+
+def require_creatable(path: Path, *, within: Path | None = None) -> None:
+    """Raise `DiskError` unless a file can be made at `path` with its folders; nothing is left behind.
+
+    Args:
+        path: of the file, which may exist.
+        within: what the message names, if not the file.
+    """
+    try:
+        folder = path.parent
+        while not os.path.lexists(folder) and folder != folder.parent:
+            folder = folder.parent
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        os_error = error if isinstance(error, OSError) else OSError(str(error))
+        raise DiskError.from_os_error(within or path, os_error) from error
 
 
 def sync_folder(folder: Path) -> None:

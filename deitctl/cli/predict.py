@@ -35,6 +35,7 @@ from deitctl.records import to_object
 if TYPE_CHECKING:
     from deitctl.events import Reporter, Task
     from deitctl.inference.classifier import Classifier, Prediction
+    from deitctl.inference.folder_scan import FolderScan
 
 FORMATS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -117,6 +118,7 @@ def predict(
         raise UsageError(f"--show-image goes with a table, not with {shape}.")
     reporter = make_reporter(quiet)
     keep_pixels = shape == "table" and _can_show_images(show_image, images, reporter)
+    from deitctl.inference.folder_scan import FolderScan
     from deitctl.inference.inputs import expand, suggest_inputs
 
     for suggestion in suggest_inputs(images):
@@ -148,12 +150,13 @@ def predict(
                 reporter=reporter,
             )
         raise typer.Exit(3 if num_failed else 0)
-    classifier = load()
+    classifier, scan = load(), FolderScan()
     predictions = classifier.stream(
-        expand(images, sys.stdin), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
+        expand(images, sys.stdin, scan), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
     )
     with _track(_count(images), reporter) as progress:
         num_failed = PRINTERS[shape](progress.follow(predictions))
+    _warn_of_unread(scan, num_failed, progress.count, reporter)
     if (explain := _list_explain(progress.example, classifier, model, weights)) is not None:
         print_next(explain, shape=shape, quiet=quiet)
     if num_failed:
@@ -214,11 +217,13 @@ def _predict_to_file(
     reporter: Reporter,
 ) -> int:
     """Write the records that a file lacks, and return how many of all of its records are failures."""
+    from deitctl.inference.folder_scan import FolderScan
     from deitctl.inference.inputs import expand
     from deitctl.inference.prediction_file import open_prediction_file
 
     with open_prediction_file(path, resume=resume) as records:
-        names = [str(image) for image in expand(images, sys.stdin)]
+        scan = FolderScan()
+        names = [str(image) for image in expand(images, sys.stdin, scan)]
         records.require_inputs(names, reporter)
         classifier = load()
         records.require_model(classifier, topk=topk, precision=precision, reporter=reporter)
@@ -234,7 +239,19 @@ def _predict_to_file(
             for prediction in progress.follow(predictions):
                 num_failed += prediction.error is not None
                 records.append(json_text(to_object(prediction)) + "\n")
+    _warn_of_unread(scan, num_failed, len(names), reporter)
     return num_failed
+
+
+def _warn_of_unread(scan: FolderScan, num_failed: int, count: int, reporter: Reporter) -> None:
+    """Say in a line what was passed over in folders, and of several inputs how many could not be read."""
+    sentences = [scan.describe()]
+    if num_failed and count > 1:
+        sentences.append(
+            f"{num_failed:,} of {count:,} inputs have an error, which their records say."
+        )
+    if message := " ".join(filter(None, sentences)):
+        reporter.warn(message)
 
 
 @contextmanager

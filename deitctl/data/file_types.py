@@ -98,6 +98,7 @@ _KINDS = (
     _Type("a git-annex pointer", "`git annex get` fetches what {} stands for"),
     _Type("an HTML page", "download the image instead of {}, perhaps an error or a login page"),
     _Type("a text file with an image in Base64", "decode {}: base64 -d"),
+    _Type("a text file with a path, as a link becomes in some copies", "copy what {} leads to"),
     *(_Type(name, "") for name in ("an XML file", "a JSON file", "a text file")),
     _Type(ZEROS, _AGAIN),
     _Type(EMPTY, ""),
@@ -369,8 +370,8 @@ def describe_unread(counts: Mapping[str, int]) -> str:
     """Return a sentence about files that are passed over, empty where none of them may be an image.
 
     Args:
-        counts: files by lower-case extension; an extension that is read counts images that lie where
-            none is looked for, beside the class folders.
+        counts: files by lower-case extension, those without one also by what `identify` says. An
+            extension that is read counts images beside the class folders.
     """
     unread = {end: n for end, n in counts.items() if n and end not in SIDE_FILES}
     if not unread:
@@ -384,10 +385,13 @@ def describe_unread(counts: Mapping[str, int]) -> str:
 
 
 def _describe_extension(extension: str, count: int) -> str:
-    label = f"{count:,} {extension or 'without an extension'}"
+    kind = KIND_OF_EXTENSION.get(extension)
+    if extension in _BY_NAME:
+        kind, each = extension, "" if count == 1 else "each "
+        label = f"{count:,} without an extension, {each}{kind}"
+    else:
+        label = f"{count:,} {extension or 'without an extension'}"
     if extension in get_extensions():
         return f"{label} beside the class folders"
-    kind = KIND_OF_EXTENSION.get(extension)
-    if kind is None:
-        return label
-    return f"{label} ({_BY_NAME[kind].way_on.format('it' if count == 1 else 'them')})"
+    way_on = _BY_NAME[kind].way_on if kind else ""
+    return f"{label} ({way_on.format('it' if count == 1 else 'them')})" if way_on else label

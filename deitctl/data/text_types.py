@@ -34,6 +34,8 @@ def identify_text(start: bytes) -> str:
         return "a git-annex pointer"
     if text.startswith(("data:image/", *_BASE64_IMAGES)):
         return "a text file with an image in Base64"
+    if re.fullmatch(r"\.\.?/[^\n]+", text):
+        return "a text file with a path, as a link becomes in some copies"
     if _MARKUP.match(text):
         if _SVG.search(text) and not _HTML.match(text):
             return "an SVG drawing"

@@ -14,6 +14,7 @@ from PIL import Image
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.errors import DataError, ModelError, require_positive
 from deitctl.events import Reporter, SilentReporter
+from deitctl.inference.folder_scan import FolderScan
 from deitctl.inference.inputs import (
     ImageLike,
     Images,
@@ -313,9 +314,20 @@ def predict(
         reporter=reporter,
     )
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
-    return classifier.stream(
-        expand(several, stdin),
+    scan = FolderScan()
+    predictions = classifier.stream(
+        expand(several, stdin, scan),
         topk=topk,
         batch_size=batch_size,
         keep_pixels=keep_pixels,
     )
+    return _report_unread(predictions, scan, reporter or SilentReporter())
+
+
+def _report_unread(
+    predictions: Iterator[Prediction], scan: FolderScan, reporter: Reporter
+) -> Iterator[Prediction]:
+    """Yield the predictions, then say what was passed over in folders."""
+    yield from predictions
+    if said := scan.describe():
+        reporter.warn(said)

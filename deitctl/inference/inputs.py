@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.decode import EXTENSIONS, convert_image, decode, read_image
+from deitctl.data.decode import convert_image, decode, read_image
 from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
+from deitctl.inference.folder_scan import FolderScan
 from deitctl.models.model_config import Preprocessing
-from deitctl.paths import suggest_path, walk
+from deitctl.paths import suggest_path
 from deitctl.threads import DaemonThreads
 
 if TYPE_CHECKING:
@@ -59,14 +60,20 @@ def is_image(images: Images) -> bool:
     return num_dims == 0 or (num_dims <= 3 and not is_array_of_objects)
 
 
-def expand(images: Iterable[ImageLike], stdin: Iterable[str] = ()) -> Iterator[ImageLike]:
-    """Yield every image: of folders the files, sorted, and for `-` the lines of `stdin`."""
+def expand(
+    images: Iterable[ImageLike], stdin: Iterable[str] = (), scan: FolderScan | None = None
+) -> Iterator[ImageLike]:
+    """Yield every image: of folders the files, sorted, and for `-` the lines of `stdin`.
+
+    `scan` counts what is passed over in folders.
+    """
+    scan = scan or FolderScan()
     for image in images:
         if isinstance(image, str) and image == STDIN:
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
         elif isinstance(image, str | Path) and is_folder(str(image)):
             path = local_path(str(image))
-            files = _list_images(path)
+            files = scan.list_images(path)
             # open_image refuses an empty folder, so that its place in the results says so
             yield next(files, path)
             yield from files
@@ -112,15 +119,6 @@ def local_path(name: str) -> str:
         return name
     # the address of another host stays as it is, and no such file will be found
     return url2pathname(parts.path) if parts.netloc in ("", "localhost") else name
-
-
-def _list_images(folder: str) -> Iterator[str]:
-    for current, folders, files in walk(folder, follow=False):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        files.sort()  # in place: a folder may have a million
-        for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                yield os.path.join(current, file)
 
 
 def name_image(image: ImageLike, index: int) -> str:
@@ -169,8 +167,9 @@ def _open_name(name: str) -> Image.Image:
         return decode(fetch(name), name)
     path = local_path(name)
     if is_folder(name):
-        if next(_list_images(path), None) is None:
-            raise DataError(f"{name} is a folder without images.")
+        scan = FolderScan()
+        if next(scan.list_images(path), None) is None:
+            raise DataError(f"{name} is a folder without images.", scan.describe_all())
         raise DataError(
             f"{name} is a folder in a list of files.", "Name it as an argument, not in the list."
         )
