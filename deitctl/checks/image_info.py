@@ -14,6 +14,7 @@ from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode, open_header, read_bytes
 from deitctl.data.decode_limits import limit_tags
+from deitctl.data.file_types import DAMAGED, explain_file
 from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
 from deitctl.data.readers.pack import PackDataset
 from deitctl.data.stream import batched_range, stream_batches
@@ -23,6 +24,9 @@ from deitctl.events import Reporter
 BATCH_SIZE = 32
 MIN_FOR_WORKERS = 256  # images; for fewer, starting processes takes longer
 ORIENTATION = 0x0112  # EXIF tag
+
+ENDS = ("truncated", "unexpected end of file")
+"""In messages of Pillow and libheif: a file ends too soon."""
 
 EXTENSION_BY_FORMAT = {
     "JPEG": ".jpg",
@@ -34,6 +38,7 @@ EXTENSION_BY_FORMAT = {
     "PPM": ".ppm",
     "JPEG2000": ".jp2",
     "AVIF": ".avif",
+    "HEIF": ".heic",
 }
 FORMAT_BY_EXTENSION = {
     ".jpeg": "JPEG",
@@ -41,6 +46,8 @@ FORMAT_BY_EXTENSION = {
     ".tiff": "TIFF",
     ".pgm": "PPM",
     ".pbm": "PPM",
+    ".heif": "HEIF",
+    ".hif": "HEIF",
 }
 FORMAT_BY_EXTENSION |= {extension: name for name, extension in EXTENSION_BY_FORMAT.items()}
 
@@ -49,8 +56,10 @@ class ImageInfo(NamedTuple):
     """A description of an image; of an unreadable one `issue` and `error` alone."""
 
     issue: str = ""
-    """Why it cannot be read: unreadable, empty_file, not_an_image, truncated or damaged."""
+    """Why it cannot be read: unreadable, empty_file, not_an_image, other_format, truncated or damaged."""
     error: str = ""
+    kind: str = ""
+    """What it is, of those that are not_an_image or of an other_format."""
     digest: bytes = bytes(DIGEST_BYTES)
     """Of the upright RGB pixels."""
     hash: bytes = b""
@@ -79,7 +88,8 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
         image = dataset.read(index) if header is None else decode(data, name)
     except DataError as error:
         # without the name, which may contain any word itself
-        return ImageInfo(_classify_error(data, str(error).replace(name, "")), str(error))
+        issue, kind = _classify_error(data, str(error).replace(name, ""))
+        return ImageInfo(issue, str(error), kind)
     stored = header or ImageInfo()
     if isinstance(dataset, PackDataset):
         # the name is that of the original file, whose format packing may have changed
@@ -127,12 +137,20 @@ def _read_header(data: bytes, name: str) -> ImageInfo | None:
         return None
 
 
-def _classify_error(data: bytes, error: str) -> str:
+def _classify_error(data: bytes, error: str) -> tuple[str, str]:
+    """Return the issue of a file that could not be decoded, and what it is if it is another file."""
     if not data:
-        return "empty_file"
-    if "is not an image" in error:
-        return "not_an_image"
-    return "truncated" if "truncated" in error.lower() else "damaged"
+        return "empty_file", ""
+    if any(end in error.lower() for end in ENDS):
+        return "truncated", ""
+    said = explain_file(data)
+    if "not an image of a known kind" in error:
+        return "not_an_image", "of no known kind"
+    if not said or said not in error or DAMAGED in said:
+        return "damaged", ""
+    kind = said.partition(";")[0]
+    other = kind.removesuffix(", not an image")
+    return ("not_an_image" if other != kind else "other_format"), other
 
 
 class JoinedImages:

@@ -23,7 +23,10 @@ from deitctl.events import Reporter
 
 MAX_PIXELS = 20_000_000
 MAX_ASPECT = 4
-UNREADABLE = ("unreadable", "empty_file", "not_an_image", "truncated", "damaged")
+LOST = ("empty_file", "truncated")
+"""Of the files that cannot be read those in which no more is to be found: they may be deleted."""
+UNREADABLE = ("unreadable", "not_an_image", "other_format", "damaged")
+"""The others are for a person: another program may read them, or a pointer lead to the image."""
 
 
 def check_images(splits: Sequence[Split], workers: int, reporter: Reporter) -> Iterator[Issue]:
@@ -69,7 +72,7 @@ class _Inspection:
         index, self.count = self.count, self.count + 1
         if info.issue:
             # messages of the examples only: there may be millions
-            if self._enter(info.issue, "", index) <= NUM_EXAMPLES:
+            if self._enter(info.issue, info.kind, index) <= NUM_EXAMPLES:
                 self.errors[index] = info.error
             return
         self.readable[index] = True
@@ -106,15 +109,13 @@ class _Inspection:
         def make() -> Iterator[Remedy]:
             for detail, indices in self.by_code[code].items():
                 for name in map(self.images.name, indices):
-                    if code == "unreadable":  # it may be readable another time
-                        yield Remedy(name, code, "review")
-                    elif code in UNREADABLE:
+                    if code in LOST:
                         yield Remedy(name, code, "delete")
+                    elif code in UNREADABLE or code == "blank":
+                        yield Remedy(name, code, "review")
                     elif code == "wrong_extension" and detail in EXTENSION_BY_FORMAT:
                         renamed = PurePath(name).with_suffix(EXTENSION_BY_FORMAT[detail])
                         yield Remedy(name, code, "rename", str(renamed))
-                    elif code == "blank":
-                        yield Remedy(name, code, "review")
 
         return make
 

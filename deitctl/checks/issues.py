@@ -143,9 +143,18 @@ ISSUES = {
         ERROR, "Files that are missing or cannot be read.", "Correct paths or permissions."
     ),
     "empty_file": IssueType(ERROR, "Empty files.", "Replace or delete them."),
-    "not_an_image": IssueType(ERROR, "Files named like images that are none.", "Delete them."),
+    "not_an_image": IssueType(
+        ERROR,
+        "Files named like images that are none.",
+        "Get the images that they stand for: `git lfs pull`, or download them again.",
+    ),
+    "other_format": IssueType(
+        ERROR,
+        "Images of formats that are not read, under another's name.",
+        "Convert them to JPEG or PNG; a HEIC image is read after pip install 'deitctl[heif]'.",
+    ),
     "truncated": IssueType(ERROR, "Truncated images.", "Replace or delete them."),
-    "damaged": IssueType(ERROR, "Images that cannot be decoded.", "Replace or delete them."),
+    "damaged": IssueType(ERROR, "Images that cannot be decoded.", "Replace them."),
     "wrong_extension": IssueType(
         NOTE,
         "Images with another format than their extension says; they are read all the same.",

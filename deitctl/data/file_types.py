@@ -24,6 +24,8 @@ TIFF = "a TIFF image"
 RAW = "a camera raw file"
 ZEROS = "a file of zeros"
 EMPTY = "empty"
+DAMAGED = "that is damaged or cut short"
+"""What `explain` says of an image whose format is read."""
 INSTALL_HEIF = "pip install 'deitctl[heif]'"
 _EXPORT = "export {} as PNG or JPEG"
 _CONVERT = "convert {} to PNG or JPEG"
@@ -281,7 +283,7 @@ def explain(kind: str) -> str:
     if kind == AVIF and not features.check("avif"):
         return f"{kind}, which this Pillow cannot read; pip install --force-reinstall pillow"
     if kind in _READ_NAMES or (kind == HEIC and can_read_heic()):
-        return f"{kind} that is damaged or cut short; {_AGAIN.format('it')}"
+        return f"{kind} {DAMAGED}; {_AGAIN.format('it')}"
     noun = kind if found.is_image or kind == EMPTY else f"{kind}, not an image"
     return f"{noun}; {found.way_on.format('it')}" if found.way_on else noun
 

@@ -123,10 +123,36 @@ def carry_out(fix_list: Path) -> None:
                 name.rename(target)
 
 
-def test_carrying_out_the_fix_list_leaves_no_issues(broken, tmp_path):
+def test_carrying_out_the_fix_list_leaves_what_is_for_a_person(broken, tmp_path):
     check(str(broken), fix_list=str(tmp_path / "fixes.csv"))
     carry_out(tmp_path / "fixes.csv")
-    assert counts(check(str(broken))) == {}
+    assert counts(check(str(broken))) == {"not_an_image": 2}
+
+
+def test_of_unreadable_files_only_empty_and_truncated_ones_may_be_deleted(valid, tmp_path):
+    """A HEIC photo, a pointer or a page stands for an image that is somewhere, or that others can read."""
+    folder = valid / "train" / "cat"
+    whole = (folder / "1.png").read_bytes()
+    files = {
+        "empty.png": (b"", "empty_file", "delete"),
+        "cut.png": (whole[:900], "truncated", "delete"),
+        "jxl.jpg": (b"\xff\x0a" + bytes(90), "other_format", "review"),
+        "scan.png": (bytes(128) + b"DICM" + bytes(90), "other_format", "review"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "not_an_image", "review"),
+        "page.jpg": (b"\n<!DOCTYPE html>", "not_an_image", "review"),
+        "zeros.jpg": (bytes(900), "not_an_image", "review"),
+        "noise.jpg": (b"\x03\x11" * 90, "not_an_image", "review"),
+        "bad.png": (whole[:200] + bytes(50) + whole[250:], "damaged", "review"),
+    }
+    for name, (data, _, _) in files.items():
+        (folder / name).write_bytes(data)
+    result = check(str(valid), fix_list=str(tmp_path / "fixes.csv"))
+    with (tmp_path / "fixes.csv").open(newline="", encoding="utf-8") as file:
+        rows = {Path(r["file"]).name: (r["issue"], r["action"]) for r in csv.DictReader(file)}
+    assert rows == {name: (issue, action) for name, (_, issue, action) in files.items()}
+    messages = {issue.code: issue.message for issue in result.issues}
+    assert "(a JPEG XL image: 1, a DICOM file: 1)" in messages["other_format"]
+    assert "a Git LFS pointer: 1" in messages["not_an_image"]
 
 
 def test_the_fix_list_never_deletes_the_only_copy_of_an_image(valid, tmp_path):

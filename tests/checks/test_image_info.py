@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import from_pillow
 
 from deitctl.checks.image_info import (
     ImageInfo,
@@ -49,6 +50,7 @@ def inspect_file(tmp_path, reporter):
     [
         (lambda data: b"", "empty_file"),
         (lambda data: b"<html>404</html>", "not_an_image"),
+        (lambda data: b"%PDF-1.7", "other_format"),
         (lambda data: data[: len(data) // 2], "truncated"),
         (lambda data: data[:200] + bytes(50) + data[250:], "damaged"),
     ],
@@ -57,6 +59,13 @@ def test_an_unreadable_file_has_its_issue(change, issue, inspect_file):
     info = inspect_file(change(encoded(texture(), "PNG")))
     assert info.issue == issue
     assert "a.jpg" in info.error
+
+
+def test_a_cut_heic_image_is_truncated_and_a_whole_one_is_of_its_format(inspect_file):
+    file = io.BytesIO()
+    from_pillow(texture()).save(file)
+    assert inspect_file(file.getvalue()).format == "HEIF"
+    assert inspect_file(file.getvalue()[:-9]).issue == "truncated"
 
 
 def test_a_missing_file_is_unreadable(image_folder, reporter):
