@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deitctl.config import TrainConfig
+from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
@@ -31,6 +32,7 @@ from deitctl.distillation.target_cache import (
     TargetCache,
     open_cache,
     read_stamp,
+    require_cache_folder,
 )
 from deitctl.distillation.targets import TargetCodec
 from deitctl.distillation.teacher import (
@@ -41,10 +43,12 @@ from deitctl.distillation.teacher import (
     freeze_teacher,
     hash_json,
     identify_teacher,
+    is_present,
+    plan_finetuning,
     resolve_teacher,
 )
 from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.errors import TeacherError
+from deitctl.errors import ModelError, TeacherError
 from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.models.model_config import Preprocessing
@@ -74,7 +78,7 @@ class DistillationTeacher:
         reporter: Reporter,
         world: World = SINGLE_PROCESS,
     ) -> None:
-        """Open the cache of targets; check the teacher unless the cache has the record of its check.
+        """Name the teacher; nothing is loaded or written before `prepare`.
 
         Args:
             config: the student's run; its `distill` is not None.
@@ -85,9 +89,6 @@ class DistillationTeacher:
             train_run: fine-tunes the teacher, see `TrainRun`.
             reporter: receives the teacher's accuracy and how its classes match.
             world: the processes that train together; every one of them constructs the teacher.
-
-        Raises:
-            TeacherError: a teacher that is not available or near chance, or a stale cache.
         """
         assert config.distill is not None
         self.config, self.distill, self.train, self.val = config, config.distill, train, val
@@ -95,12 +96,30 @@ class DistillationTeacher:
         self.train_run = train_run
         self.reporter, self.world = reporter, world
         self._network: Teacher | None = None
-        self.train_fingerprint = fingerprint_dataset(train, reporter)
-        self.val_fingerprint = fingerprint_dataset(val, reporter)
         d = self.distill
         self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk)
-        self.cache = self._open_cache()
+        self.cache: TargetCache | None = None
         self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
+
+    @cached_property
+    def train_fingerprint(self) -> str:
+        """Hash of the training images."""
+        return fingerprint_dataset(self.train, self.reporter)
+
+    @cached_property
+    def val_fingerprint(self) -> str:
+        """Hash of the validation images."""
+        return fingerprint_dataset(self.val, self.reporter)
+
+    def prepare(self) -> DistillationTeacher:
+        """Open the cache of targets, check the teacher unless the cache has the record of its check,
+        and return self; collective.
+
+        Raises:
+            TeacherError: a teacher that is not available or near chance, or a stale cache.
+        """
+        d, val, reporter, world = self.distill, self.val, self.reporter, self.world
+        self.cache = self._open_cache()
         preflight = self._read_preflight()
         is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
         # The check is collective: all processes take part, or none.
@@ -110,6 +129,31 @@ class DistillationTeacher:
             self.preflight = preflight
         else:
             self.preflight = self._check()
+        return self
+
+    def plan(self) -> tuple[str, Recipe | None]:
+        """Return how the teacher is going to be trained on the data first, and the recipe: `no` and
+        None if it is not. Raise what `prepare` would before it computes; nothing is written or
+        downloaded.
+        """
+        is_complete = False
+        if (root := self._find_named_cache()) is not None:
+            if not (root / STAMP).exists():
+                require_cache_folder(root)
+            elif is_present(self.distill):  # what has to be downloaded cannot be compared
+                self.cache = self._open_cache()
+                assert self.cache is not None
+                is_complete = self.cache.count_missing(self.total_views) == 0
+        preflight = self._read_preflight()
+        is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
+        if is_checked and preflight is not None:
+            require_above_chance(self.distill, preflight, self.val)
+        try:
+            return plan_finetuning(self.config, self.train, self.reporter)
+        except (TeacherError, ModelError):
+            if is_checked and is_complete and preflight is not None:  # it is not loaded at all
+                return preflight.finetuned, None
+            raise
 
     @property
     def uses_views(self) -> bool:
@@ -157,18 +201,23 @@ class DistillationTeacher:
         soft = {"tau": d.tau, "logits_topk": self.codec.num_kept}
         return stamp | (soft if d.mode == "soft" else {})
 
+    def _find_named_cache(self) -> Path | None:
+        """Return the folder of targets that the user named, which need not exist."""
+        is_named = self.uses_views and self.distill.teacher_cache not in ("", NO_CACHE)
+        return expand_home(self.distill.teacher_cache) if is_named else None
+
     def _open_cache(self) -> TargetCache | None:
         d = self.distill
         if not self.uses_views or d.teacher_cache == NO_CACHE:
             return None
         stamp = self.build_stamp()
         name = f"{Path(d.teacher).name}-{d.mode}-{hash_json(to_json(stamp))}"
-        if not d.teacher_cache:
+        root = self._find_named_cache()
+        if root is None:
             root = choose_cache_path(f"teacher_targets/{name}", self.reporter)
             # A cache may be a stranger's; its folder of all targets may be moved by a link.
             refuse_links(root.parent, [name])
         else:
-            root = expand_home(d.teacher_cache)
             if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
                 # A complete cache serves machines that do not have the teacher.
                 stamp["teacher"] = read_stamp(root).get("teacher")

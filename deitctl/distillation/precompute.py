@@ -208,7 +208,7 @@ def _open_teacher(
         train_run=train_run,
         reporter=reporter,
         world=world,
-    )
+    ).prepare()
     teacher.load()
     assert teacher.cache is not None
     return teacher, teacher.cache

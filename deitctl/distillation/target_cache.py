@@ -28,7 +28,7 @@ from deitctl.data.open_file import read_at, write_at
 from deitctl.data.reading import OUTAGES, read_patiently
 from deitctl.distillation.targets import Records, TargetCodec
 from deitctl.errors import TeacherError
-from deitctl.paths import open_no_follow, read_json, write_json
+from deitctl.paths import open_no_follow, read_json, require_creatable, write_json
 from deitctl.records import to_json, to_object
 
 T = TypeVar("T")
@@ -245,26 +245,36 @@ def open_cache(
         TeacherError: the folder holds a cache with another stamp (the message names the differences) or other
             files, or cannot be read.
     """
-    path = root / STAMP
-    if not os.path.lexists(path):
-        try:
-            names = os.listdir(root) if root.is_dir() else []
-        except (OSError, ValueError) as error:
-            raise TeacherError(
-                f"{root} cannot be read: {error}.", "Name another --teacher-cache."
-            ) from error
-        # STAMP itself: another process may have created it meanwhile
-        if any(not name.startswith(".") and name != STAMP for name in names):
-            raise TeacherError(
-                f"{root} holds other files and no teacher targets.", "Name another --teacher-cache."
-            )
-        write_json(path, to_object(stamp))
+    if not os.path.lexists(root / STAMP):
+        require_cache_folder(root)
+        write_json(root / STAMP, to_object(stamp))
     if differences := _describe_differences(read_stamp(root), to_json(stamp)):
         raise TeacherError(
             f"The teacher targets in {root} are stale: {differences}.",
             "Name another --teacher-cache, or leave it out, or delete that folder.",
         )
     return TargetCache(root, codec, num_images)
+
+
+def require_cache_folder(root: Path) -> None:
+    """Raise unless a cache can be created in a folder, which need not exist; nothing is written.
+
+    Raises:
+        TeacherError: it holds other files, or cannot be read.
+        DiskError: it cannot be written.
+    """
+    try:
+        names = os.listdir(root) if root.is_dir() else []
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"{root} cannot be read: {error}.", "Name another --teacher-cache."
+        ) from error
+    # STAMP itself: another process may have created it meanwhile
+    if any(not name.startswith(".") and name != STAMP for name in names):
+        raise TeacherError(
+            f"{root} holds other files and no teacher targets.", "Name another --teacher-cache."
+        )
+    require_creatable(root / STAMP)
 
 
 def read_stamp(root: Path) -> dict[str, Any]:

@@ -25,18 +25,18 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import LENGTH, fingerprint_files
 from deitctl.data.open import BUILT_IN
 from deitctl.device import Device
-from deitctl.errors import TeacherError, WeightsNotFound
-from deitctl.events import Reporter, SilentReporter
+from deitctl.errors import ModelError, TeacherError, WeightsNotFound
+from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path
 from deitctl.lock import locked
-from deitctl.models import catalog, timm_models
+from deitctl.models import catalog
 from deitctl.models.factory import (
     LoadedModel,
     fetch_model_files,
-    find_architecture,
     list_weight_files,
     load_model,
     name_weights,
+    needs_download,
 )
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
@@ -148,6 +148,16 @@ def identify_teacher(distill: DistillConfig, reporter: Reporter) -> str:
     is_self_contained = list_weight_files(distill.teacher) and not distill.teacher_weights
     # With the tag, which decides the preprocessing: of a file of weights too.
     return content if is_self_contained else f"{name_weights(distill.teacher)} {content}"
+
+
+def is_present(distill: DistillConfig) -> bool:
+    """Return whether what is known of a teacher's weights now is what the run will know."""
+    if list_weight_files(distill.teacher, distill.teacher_weights):
+        return True
+    try:
+        return not needs_download(distill.teacher)
+    except ModelError:  # they cannot be had at all
+        return True
 
 
 def _strip_tag(name: str) -> str:
@@ -265,32 +275,29 @@ def _choose_training(
     return finetuned, fit_to_data(recipe, num_images=num_images, has_new_head=True, is_deit=is_deit)
 
 
-def plan_finetuning(config: TrainConfig, train: ImageDataset) -> tuple[str, Recipe | None]:
-    """Return how the run's teacher is going to be trained on the data first, and the recipe, without
-    fetching its weights: `no` and None if it is not.
+def plan_finetuning(
+    config: TrainConfig, train: ImageDataset, reporter: Reporter
+) -> tuple[str, Recipe | None]:
+    """Return how the run's teacher is going to be trained on the data first, and the recipe: `no` and
+    None if it is not. Its weights are read if they are here, and never downloaded.
 
     Raises:
-        TeacherError: other classes where fine-tuning is forbidden.
+        ModelError: weights that do not fit.
+        TeacherError: other classes where fine-tuning is forbidden, or no weights.
     """
-    distill, silent = config.distill, SilentReporter()
+    distill, built_in = config.distill, config.data == BUILT_IN
     assert distill is not None
-    if distill.finetune_teacher == "scratch":
-        return _choose_training(config, None, train, silent)
-    name, weights = distill.teacher, distill.teacher_weights
-    if list_weight_files(name, weights):
-        loaded = load_model(name, weights=weights, img_size=0, reporter=silent)
-        return _choose_training(config, loaded.model_config, train, silent)
-    # Published weights have the classes and the preprocessing of timm's architecture of that name.
-    arch = find_architecture(name, silent)
-    with torch.device("meta"):
-        model = timm_models.create_model(arch.full_name if arch else name, num_classes=None)
-    num_classes = int(model.num_classes)  # type: ignore[arg-type]
-    model_config = timm_models.read_model_config(model, name, num_classes)
-    return _choose_training(config, model_config, train, silent)
+    loaded = _load_published(distill, train, built_in, reporter, download=False)
+    return _choose_training(config, loaded.model_config if loaded else None, train, reporter)
 
 
 def _load_published(
-    distill: DistillConfig, train: ImageDataset, built_in: bool, reporter: Reporter
+    distill: DistillConfig,
+    train: ImageDataset,
+    built_in: bool,
+    reporter: Reporter,
+    *,
+    download: bool = True,
 ) -> LoadedModel | None:
     """Load the teacher with its weights; None if it is to be trained from scratch."""
     if distill.finetune_teacher == "scratch":
@@ -300,6 +307,7 @@ def _load_published(
             distill.teacher,
             weights=distill.teacher_weights,
             img_size=distill.teacher_img_size,
+            download=download,
             reporter=reporter,
         )
     except WeightsNotFound as error:

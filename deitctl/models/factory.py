@@ -206,6 +206,19 @@ def name_weights(ref: str, weights: str = "") -> str:
     return timm_models.add_tag(ref)
 
 
+def needs_download(ref: str) -> bool:
+    """Return whether the published weights of a name are not here, and the hub has them.
+
+    Raises:
+        WeightsNotFound: they are neither here nor there.
+    """
+    if ref.startswith(HUB_PREFIX):
+        return False
+    if (arch := catalog.find(ref)) is not None:
+        return find_weights(arch) is None
+    return timm_models.needs_download(ref)
+
+
 def is_model_folder(ref: str) -> bool:
     """Return whether `ref` is a local folder; a bare name only if the folder holds a model."""
     path = expand_home(ref)

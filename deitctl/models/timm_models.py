@@ -14,6 +14,7 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models.catalog import ARCHITECTURES, TIMM_TAGS, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
+    CONFIG,
     WEIGHTS,
     find_weights_file,
     load_model_config,
@@ -230,12 +231,7 @@ def load_published(
     """
     name = add_tag(name)
     try:
-        has_weights = is_cached(name)
-        # Without this check a machine without a network waits for minutes of the client's retries.
-        if not has_weights:
-            require_hub()
-        if not has_weights and not download:
-            _require_published(name)
+        has_weights = not needs_download(name)
         model = create_model(
             name,
             num_classes=num_classes,
@@ -260,12 +256,18 @@ def load_published(
     return model, model_config.at_size(img_size) if img_size else model_config
 
 
-def _require_published(name: str) -> None:
-    """Raise `WeightsNotFound` unless there are published weights, which are not downloaded."""
+def needs_download(name: str) -> bool:
+    """Return whether published weights are not in the hub's cache, and can be fetched, or raise
+    `WeightsNotFound`."""
+    if is_cached(name):
+        return False
+    # Without this check a machine without a network waits for minutes of the client's retries.
+    require_hub()
     if hub_id := _get_hub_id(name):
-        require_published(hub_id, WEIGHTS)
-    elif not getattr(_get_pretrained_cfg(name), "url", ""):
+        require_published(hub_id, CONFIG)  # weights have one of several names
+    elif not getattr(_get_pretrained_cfg(name), "url", ""):  # some are elsewhere
         raise _weights_not_found(name)
+    return True
 
 
 def fetch(name: str, reporter: Reporter) -> Path:

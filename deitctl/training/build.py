@@ -107,8 +107,17 @@ class TrainSetup:
         )
 
 
-def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) -> LoadedModel:
-    """Build the model that a run trains: initialized by the seed, or from the named weights."""
+def build_student(
+    config: TrainConfig, train: ImageDataset, reporter: Reporter, *, download: bool = True
+) -> LoadedModel:
+    """Build the model that a run trains: initialized by the seed, or from the named weights.
+
+    Args:
+        config: the run.
+        train: the training images, whose classes the model gets.
+        reporter: shows downloads.
+        download: False: weights that would be downloaded are left random.
+    """
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.dist_token
     with rng.scope(config.seed, "init"):
@@ -121,6 +130,7 @@ def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) 
             pretrained=recipe.pretrained,
             weights=config.weights,
             distilled=distilled,
+            download=download,
             reporter=reporter,
         )
     if recipe.augment.crop_scale == (1.0, 1.0):  # trained on uncropped images, so evaluated on them
@@ -137,6 +147,12 @@ def build_student(config: TrainConfig, train: ImageDataset, reporter: Reporter) 
             "the teacher."
         )
     return student
+
+
+def note_changes(config: TrainConfig, student: LoadedModel, reporter: Reporter) -> None:
+    """Report how the weights that a run starts from were changed to fit."""
+    for change in student.changes:
+        reporter.note(f"{config.model}: {change}.")
 
 
 def build_training(

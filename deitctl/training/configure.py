@@ -14,7 +14,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.samplers import fit_batch_size
-from deitctl.errors import ConfigError, WeightsNotFound
+from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models import catalog
@@ -26,7 +26,6 @@ from deitctl.models.factory import (
     list_weight_files,
     name_weights,
 )
-from deitctl.models.weights import fetch_weights
 from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
@@ -100,7 +99,7 @@ def build_config(
         on_digits = built_in and not settings.get("distill.teacher")
         model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL
     weights = settings.pop("weights", "")
-    recipe = _choose_recipe(settings, model, weights, train, distilled, built_in, reporter)
+    recipe = _choose_recipe(settings, model, weights, train, built_in)
     distill = build_distill_config(settings, built_in, recipe) if distilled else None
     config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
@@ -218,9 +217,7 @@ def _choose_recipe(
     model: str,
     weights: str,
     train: ImageDataset,
-    distilled: bool,
     built_in: bool,
-    reporter: Reporter,
 ) -> Recipe:
     """Choose by the data: digits, ImageNet and other images each have a recipe."""
     pretrained = settings.get("recipe.pretrained")
@@ -235,7 +232,7 @@ def _choose_recipe(
         recipe = FINETUNE
     elif is_imagenet(train.class_names):
         recipe = PAPER
-    elif pretrained is None and (not distilled or _can_fetch_weights(model, reporter)):
+    elif pretrained is None:
         recipe = FINETUNE
     else:
         recipe = SMALL if len(train.labels) < SMALL_DATA else PAPER
@@ -251,20 +248,6 @@ def _choose_recipe(
 def _has_weights(model: str) -> bool:
     """Return whether a model is a file, a folder or a repository, and so more than an architecture."""
     return Path(model).is_file() or is_model_folder(model) or model.startswith(HUB_PREFIX)
-
-
-def _can_fetch_weights(model: str, reporter: Reporter) -> bool:
-    arch = find_architecture(model, reporter)
-    if arch is None:
-        return True
-    try:
-        fetch_weights(catalog.get_distilled(arch), reporter)
-    except WeightsNotFound as error:
-        reporter.warn(
-            f"{error.message} The student starts from scratch; with weights it would do better."
-        )
-        return False
-    return True
 
 
 def build_distill_config(

@@ -34,14 +34,14 @@ from deitctl.models.factory import LoadedModel
 from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_differences, list_learning, override, write_toml
-from deitctl.training.build import TrainSetup, build_student, build_training
+from deitctl.training.build import TrainSetup, build_student, build_training, note_changes
 from deitctl.training.configure import add_tags, check, name_command
 from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint
-from deitctl.training.run_dir import Run, create_run_folder
+from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
 from deitctl.training.trainer import Trainer
 
 Datasets = tuple[ImageDataset, ImageDataset]  # training and validation images
@@ -144,8 +144,7 @@ def open_run(
     if world.is_main:
         warn_of_trained_images(config, val, reporter)
     student = build_student(config, train, reporter)
-    for change in student.changes:
-        reporter.note(f"{config.model}: {change}.")
+    note_changes(config, student, reporter)
     if not config.output_dir:
         # Of several processes the main one makes the folder, which is so no other run's.
         root = str(create_run_folder(*name_run(config))) if world.is_main else ""
@@ -155,7 +154,7 @@ def open_run(
     try:
         with ExitStack() as stack:
             if world.is_main:
-                run.require_own_names()
+                run.require_creatable()
                 try:
                     stack.enter_context(
                         locked(run.lock_file, what=str(run.root), reporter=reporter)
@@ -224,7 +223,7 @@ def build_trainer(
             world=world,
             # distillation is below training, and gets the function that fine-tunes a teacher here
             train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
-        )
+        ).prepare()
         _require_same_teacher(run, config, teacher.preflight)
         if run.writes:
             write_json(run.root / PREFLIGHT, to_object(teacher.preflight))
@@ -323,6 +322,16 @@ def name_run(config: TrainConfig) -> list[str]:
         names += ["from", config.distill.teacher]
     names.append(config.data)
     return [Path(name).name for name in names] + ([f"s{config.seed}"] if config.seed else [])
+
+
+def require_output(config: TrainConfig) -> None:
+    """Raise `DeitctlError` if a new run could not be begun in its folder; nothing is written."""
+    if not config.output_dir:
+        require_runs_folder(*name_run(config))
+        return
+    run = Run(Path(config.output_dir))
+    run.require_creatable()
+    run.require_new()
 
 
 def _launch() -> str:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
-from deitctl.distillation.distillation_teacher import NO_CACHE
+from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
 from deitctl.distillation.targets import TargetCodec
-from deitctl.distillation.teacher import plan_finetuning
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import choose_cache_path
-from deitctl.models import catalog, timm_models
-from deitctl.models.factory import build_model, list_weight_files, name_weights
+from deitctl.models import timm_models
 from deitctl.models.introspect import compute_early_size
-from deitctl.models.weights import find_local_weights
-from deitctl.training.build import build_training, warn_about_sizes
+from deitctl.training.build import (
+    build_student,
+    build_training,
+    note_changes,
+    warn_about_sizes,
+)
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
+from deitctl.training.launch import require_output
 from deitctl.training.optim import compute_peak_lr
 from deitctl.training.own_images import warn_of_trained_images
 
@@ -84,6 +89,9 @@ class TrainPlan:
     """`random`, published weights by timm's name, or the file or model that the training starts from."""
     is_local: bool | None
     """Whether these weights are on this machine; null where none are loaded."""
+    weight_changes: list[str]
+    """How they are changed to fit the data and the model, as sentences: rows of the head that are
+    kept or new, resized position embeddings, a token that is copied."""
     epochs: int
     """Passes over the training images."""
     steps_per_epoch: int
@@ -128,19 +136,13 @@ def plan_training(
     """
     silent = SilentReporter()
     train, val = datasets or open_for_training(config.data, seed=config.split_seed, reporter=silent)
-    warn_of_trained_images(config, val, reporter or silent)
+    # What the run calls too, in its order, so that what it would refuse is refused here.
     device = choose_device(config.device, config.precision)
+    warn_of_trained_images(config, val, reporter or silent)
+    student = build_student(config, train, reporter or silent, download=False)
+    note_changes(config, student, reporter or silent)
+    require_output(config)
     recipe, distill = config.recipe, config.distill
-    student = build_model(
-        config.model,
-        class_names=train.class_names,
-        img_size=recipe.img_size,
-        drop_path_rate=recipe.drop_path_rate,
-        pretrained=False,
-        weights="",
-        distilled=None if distill is None else distill.dist_token,
-        reporter=silent,
-    )
     num_images, img_size = len(train.labels), student.model_config.preprocessing.img_size
     early_size = 0
     if recipe.early_epochs:
@@ -149,16 +151,24 @@ def plan_training(
     num_params = sum(p.numel() for p in student.model.parameters())
     batch_size = fit_batch_size(num_images, recipe.batch_size)
     steps = steps_per_epoch(num_images, recipe.batch_size)
-    from_model = config.model if Path(config.model).exists() else ""
     teacher = None
     if distill is not None:
+        run_teacher = DistillationTeacher(
+            config,
+            train,
+            val,
+            student.model_config.preprocessing,
+            device=device,
+            train_run=_refuse_training,
+            reporter=reporter or silent,
+        )
         teacher = _plan_teacher(
             distill,
             num_classes=len(train.class_names),
             num_images=num_images,
             num_seen=num_images * recipe.epochs,
             num_views=distill.views or recipe.epochs * recipe.augment.repeated_aug,
-            finetuning=plan_finetuning(config, train),
+            finetuning=run_teacher.plan(),
         )
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
@@ -183,10 +193,9 @@ def plan_training(
         num_train_images=num_images,
         num_val_images=len(val.labels),
         recipe=recipe.name,
-        initial_weights=config.weights
-        or from_model
-        or (_name_published(config) if recipe.pretrained else "random"),
-        is_local=_are_weights_local(config),
+        initial_weights=student.weights or "random",
+        is_local=_are_weights_local(student.weights),
+        weight_changes=list(student.changes),
         epochs=recipe.epochs,
         steps_per_epoch=steps,
         num_steps=steps * recipe.epochs,
@@ -204,28 +213,15 @@ def plan_training(
     )
 
 
-def _name_published(config: TrainConfig) -> str:
-    """Return timm's name of the weights that the student starts from."""
-    arch = catalog.find(config.model)
-    if arch is None:
-        return name_weights(config.model)
-    if config.distill is None:
-        return arch.full_name
-    # as build_model chooses the variant
-    variant = catalog.get_distilled if config.distill.dist_token else catalog.get_plain
-    return variant(arch).full_name
-
-
-def _are_weights_local(config: TrainConfig) -> bool | None:
-    """Return whether the weights that the student starts from are here; None for random ones."""
-    if config.weights or list_weight_files(config.model):
-        return True
-    if not config.recipe.pretrained:
+def _are_weights_local(weights: str) -> bool | None:
+    """Return whether the weights that a student starts from are here; None for random ones."""
+    if not weights:
         return None
-    arch = catalog.find(_name_published(config))
-    if arch is not None:
-        return find_local_weights(arch) is not None
-    return timm_models.is_cached(name_weights(config.model))
+    return Path(weights).is_file() or timm_models.is_cached(weights)
+
+
+def _refuse_training(config: TrainConfig) -> Mapping[str, Any]:
+    raise AssertionError("a dry run trains no teacher")
 
 
 def _plan_teacher(

@@ -19,6 +19,7 @@ from deitctl.paths import (
     read_json,
     read_text,
     refuse_links,
+    require_creatable,
     suggest_path,
     write_bytes,
 )
@@ -54,16 +55,26 @@ class Run:
     def create(cls, root: Path, config: TrainConfig) -> Run:
         """Make a new run folder; raise `DeitctlError` if a run is in it or it cannot be written."""
         run = cls(root)
-        if run.checkpoint.exists() or (root / WEIGHTS).exists():
-            resume = f"deitctl train --resume {run.quoted}"
-            raise DeitctlError(
-                f"{root} already holds a run.",
-                f"Name another --output, or train that one longer: {resume} --more-epochs N"
-                if run.result() is not None
-                else f"Name another --output, or continue it: {resume}",
-            )
+        run.require_new()
         write_bytes(run.config_file, write_toml(config).encode())
         return run
+
+    def require_creatable(self) -> None:
+        """Raise `DiskError` if the folder's files are not its own, or cannot be made."""
+        self.require_own_names()
+        require_creatable(self.config_file, within=self.root)
+
+    def require_new(self) -> None:
+        """Raise `DeitctlError` if a run is in the folder, which need not exist."""
+        if not self.checkpoint.exists() and not (self.root / WEIGHTS).exists():
+            return
+        resume = f"deitctl train --resume {self.quoted}"
+        raise DeitctlError(
+            f"{self.root} already holds a run.",
+            f"Name another --output, or train that one longer: {resume} --more-epochs N"
+            if self.result() is not None
+            else f"Name another --output, or continue it: {resume}",
+        )
 
     @classmethod
     def open(cls, root: Path) -> tuple[Run, TrainConfig]:
@@ -207,7 +218,7 @@ def create_run_folder(*parts: str) -> Path:
     Raises:
         DiskError: runs/ cannot be written.
     """
-    stem = "-".join(map(_shorten, parts)).strip("-.") or "run"
+    stem = require_runs_folder(*parts).name
     for number in count(1):
         path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
         try:
@@ -218,6 +229,13 @@ def create_run_folder(*parts: str) -> Path:
             raise DiskError.from_os_error(path, error) from error
         return path
     raise AssertionError("count() does not end")
+
+
+def require_runs_folder(*parts: str) -> Path:
+    """Return the folder that `create_run_folder` begins with; raise `DiskError` if it cannot be made."""
+    path = Path("runs") / ("-".join(map(_shorten, parts)).strip("-.") or "run")
+    require_creatable(path / "run.toml", within=path)
+    return path
 
 
 def _shorten(part: str) -> str:

@@ -52,7 +52,7 @@ def open_teacher(
         device=choose_device("cpu", "fp32"),
         reporter=reporter,
         train_run=lambda run: train_or_find(run, pair, reporter),
-    )
+    ).prepare()
 
 
 def score_model(loaded: LoadedModel, dataset: ImageDataset) -> EvalResult:

@@ -13,12 +13,22 @@ from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.distillation.teacher import plan_finetuning
 from deitctl.errors import ConfigError, TeacherError
+from deitctl.models import timm_models, weights
 from deitctl.training import plan
 from deitctl.training.launch import run_training
 from deitctl.training.plan import plan_training
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that has all published weights, of which none may be downloaded."""
+    for module in (weights, timm_models):
+        monkeypatch.setattr(module, "require_hub", lambda: None)
+        monkeypatch.setattr(module, "require_published", lambda *_: None)
+    monkeypatch.setattr(weights, "download", lambda *_: pytest.fail("a dry run downloads"))
 
 
 def test_the_rate_is_that_of_the_batch_which_the_data_fills(
@@ -82,7 +92,7 @@ def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) ->
 
 
 @pytest.mark.parametrize(
-    ("model", "dist_token", "weights"),
+    ("model", "dist_token", "published"),
     [
         ("deit_tiny", True, "deit_tiny_distilled_patch16_224.fb_in1k"),
         ("deit_tiny_distilled", False, "deit_tiny_patch16_224.fb_in1k"),
@@ -91,11 +101,13 @@ def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) ->
     ],
 )
 def test_the_published_weights_that_a_student_starts_from_are_named(
-    model: str, dist_token: bool, weights: str, distilled: Make
+    model: str, dist_token: bool, published: str, distilled: Make, hub: None
 ) -> None:
     config = distilled("x", dist_token=dist_token)
     recipe = replace(config.recipe, pretrained=True)
-    assert plan_training(replace(config, model=model, recipe=recipe)).initial_weights == weights
+    planned = plan_training(replace(config, model=model, recipe=recipe))
+    assert (planned.initial_weights, planned.is_local) == (published, False)
+    assert any("the head is new: 10 classes" in change for change in planned.weight_changes)
 
 
 def test_one_epoch_has_no_early_one_and_reports_it(
@@ -148,10 +160,10 @@ def test_a_teachers_forward_passes_and_cache_are_planned(
     ],
 )
 def test_the_training_of_a_teacher_is_planned_without_its_weights(
-    teacher: str, changes: dict, finetuned: str, distilled: Make, little: Pair
+    teacher: str, changes: dict, finetuned: str, distilled: Make, little: Pair, hub: None, reporter
 ) -> None:
     config = distilled("x", **({"teacher": teacher} if teacher else {}), **changes)
-    part, recipe = plan_finetuning(config, little[0])
+    part, recipe = plan_finetuning(config, little[0], reporter)
     assert part == finetuned
     planned = plan_training(config, datasets=little).teacher
     assert planned is not None
@@ -163,7 +175,7 @@ def test_the_training_of_a_teacher_is_planned_without_its_weights(
 
 
 def test_a_teacher_that_must_not_be_trained_is_refused_in_the_plan(
-    distilled: Make, little: Pair
+    distilled: Make, little: Pair, hub: None
 ) -> None:
     config = distilled("x", teacher="regnety_160", finetune_teacher="none")
     with pytest.raises(TeacherError, match="lacks some of the data's 10 classes"):
