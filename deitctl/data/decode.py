@@ -8,9 +8,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deitctl.data.decode_limits import (
@@ -21,11 +21,14 @@ from deitctl.data.decode_limits import (
     open_bounded,
     require_few_scans,
 )
+from deitctl.data.deep_image import DeepImage, Measured, open_deep
 from deitctl.data.file_types import EXTENSIONS as EXTENSIONS  # get_extensions() has those of extras
 from deitctl.data.file_types import HEIC, can_read_heic, explain_file, identify, is_raw
 from deitctl.data.heif import open_heif
 from deitctl.data.reading import raise_read_error, read_patiently
+from deitctl.data.value_range import FULL
 from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange
 from deitctl.paths import read_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -45,20 +48,25 @@ OUT_OF_MEMORY = ("out of memory", "cannot allocate", "can't allocate", "could no
 _one_large = threading.Lock()
 
 
-def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
+def decode(
+    data: bytes, name: str, shrink: int = 1, value_range: ValueRange | None = None
+) -> Image.Image:
     """Decode an image into RGB, upright.
 
-    EXIF orientation is applied, transparency is composited over white, 16-bit and floating-point
-    grayscale is scaled to 8 bits, of an animation the first frame is taken.
+    EXIF orientation is applied, transparency is composited over white, more than 8 bits are scaled
+    to 8, of an animation the first frame is taken.
 
     Args:
         data: the image file.
         name: of the image, for messages.
         shrink: 1, 2, 4 or 8: decode a JPEG at 1/shrink of its sides, rounded up, which is faster
             because fewer DCT coefficients are used. Other formats are decoded in full.
+        value_range: of the data that an image of more than 8 bits is of, whose file states none;
+            None: the image is all of the data, and the range is chosen by its own values.
 
     Raises:
-        DataError: not an image of `FORMATS`, damaged, truncated, too large or too slow.
+        DataError: not an image of `FORMATS`, damaged, truncated, too large or too slow, or with
+            values outside of its range.
         MemoryError: there is not enough memory, which says nothing about the image.
     """
     with _named_errors(data, name):
@@ -68,21 +76,60 @@ def decode(data: bytes, name: str, shrink: int = 1) -> Image.Image:
             if shrink > 1:
                 # libjpeg's scaled inverse DCT: at 1/8 in two fifths of the time.
                 image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
-            image.load()
-            _require_size(image.size, name)  # again: the header may have been wrong
-            # In place, because a copy of the largest image is 300 MB.
-            if image.format != "HEIF":  # which is upright
-                ImageOps.exif_transpose(image, in_place=True)
+            deep = open_deep(image, data, partial(_open, data, name))
+            _load_upright(image, name)
+            if deep is not None:
+                image = _scale_deep(deep, value_range, name)
             return _to_rgb(image)
 
 
-def convert_image(image: Image.Image, name: str) -> Image.Image:
+def _load_upright(image: Image.Image, name: str) -> None:
+    image.load()
+    _require_size(image.size, name)  # again: the header may have been wrong
+    # In place, because a copy of the largest image is 300 MB.
+    if image.format != "HEIF":  # which is upright
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _scale_deep(deep: DeepImage, value_range: ValueRange | None, name: str) -> Image.Image:
+    # Of values that fill 16 bits, the low bytes change nothing.
+    if value_range is None or value_range[:2] != FULL[:2] or deep.stated not in (None, FULL):
+        deep.load_low_bytes(lambda image: _load_upright(image, name))
+    return deep.scale(deep.choose(value_range, name), name)
+
+
+def measure_values(data: bytes, name: str) -> Measured | None:
+    """Measure the values of an image of more than 8 bits; None for one of 8, which is not decoded.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with _named_errors(data, name):
+        image = _open(data, name)
+        deep = open_deep(image, data, partial(_open, data, name))
+        if deep is None:
+            return None
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            _load_upright(image, name)
+            deep.load_low_bytes(lambda again: _load_upright(again, name))
+            return deep.measure()
+
+
+def convert_image(
+    image: Image.Image, name: str, value_range: ValueRange | None = None
+) -> Image.Image:
     """Return a Pillow image as `decode` returns a file of it: upright RGB.
 
-    `image` itself is not changed.
+    `image` itself is not changed. Of color Pillow has 8 bits.
     """
     with _named_errors(b"-", name):
         _require_size(image.size, name)
+        deep = open_deep(image, b"", image.copy)
+        if deep is not None:
+            image.load()
+            exif = image.info.get("exif")
+            image = deep.scale(deep.choose(value_range, name), name)
+            image.info = {} if exif is None else {"exif": exif}
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -202,15 +249,12 @@ def read_bytes(path: Path, *, was_there: bool = False) -> bytes:
         raise_read_error(str(path), error)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read and decode a file; raise `DataError` if it cannot be."""
-    return decode(read_bytes(path), str(path))
+def read_image(path: Path, value_range: ValueRange | None = None) -> Image.Image:
+    """Read and decode a file, see `decode`; raise `DataError` if it cannot be."""
+    return decode(read_bytes(path), str(path), value_range=value_range)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # I, I;16, I;16B, F: Pillow's convert("RGB") clips at 255, so 16-bit images would be white.
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scale_to_8_bits(image)
     # convert("RGB") drops alpha and shows what lies under it, often black.
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _convert_by_strips(image, _composite_over_white)
@@ -236,30 +280,3 @@ def _convert_by_strips(
 def _composite_over_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grayscale of more than 8 bits to 0..255.
-
-    Pillow's own conversion would clip it to white.
-    """
-    # Floating-point TIFFs hold 0..1 or 0..255, and no tag tells which.
-    highest = 65535.0 if image.mode.startswith("I") else 1.0 if _get_max(image) <= 1 else 255.0
-    if image.mode == "I" and _get_max(image) <= 255:  # 8-bit values in a 32-bit container
-        highest = 255.0
-
-    def scale(strip: Image.Image) -> Image.Image:
-        values = np.nan_to_num(np.asarray(strip, dtype=np.float64))
-        pixels = np.rint(np.clip(values / highest, 0, 1) * 255).astype(np.uint8)
-        return Image.fromarray(pixels).convert("RGB")
-
-    return _convert_by_strips(image, scale)
-
-
-def _get_max(image: Image.Image) -> float:
-    rows = max(1, STRIP // image.width)
-    strips = (
-        image.crop((0, t, image.width, min(t + rows, image.height)))
-        for t in range(0, image.height, rows)
-    )
-    return max((float(np.nan_to_num(np.asarray(s)).max(initial=0)) for s in strips), default=0.0)

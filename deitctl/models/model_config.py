@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from deitctl.config import MAX_SIZE
-from deitctl.errors import ModelError
+from deitctl.errors import ConfigError, ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # timm/data/constants.py; DeiT's datasets.py
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,6 +29,44 @@ CREATE_MODEL_ARGS = (
     "features_only",
 )
 """Refused in model_args: arguments of `timm.create_model`, of which one unpickles a file."""
+
+
+class ValueRange(NamedTuple):
+    """The stored values that become black and white, of images of more than 8 bits."""
+
+    low: float
+    """Becomes 0."""
+    high: float
+    """Becomes 255."""
+    clips: bool = False
+    """Whether values outside are clipped, as the user has asked; else such an image is refused."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.low:g},{self.high:g}"
+            if max(map(abs, self[:2])) < 1e5
+            else (f"{self.low:.0f},{self.high:.0f}")
+        )
+
+
+def parse_value_range(text: str) -> ValueRange | None:
+    """Parse `LOW,HIGH`, which clips what lies outside; None for `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text in ("", "auto"):
+        return None
+    try:
+        low, high = map(float, text.split(","))
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return ValueRange(low, high, clips=True)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"--value-range = {text!r} is neither auto nor LOW,HIGH with LOW below HIGH.",
+        "Of 12-bit images it is 0,4095; of a CT window for example --value-range=-1024,3071.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +90,8 @@ class Preprocessing:
     """Of the red, green and blue values in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Of the same."""
+    value_range: ValueRange | None = None
+    """Of images of more than 8 bits whose files state none, as in training; None: of no image there."""
 
     @property
     def resize_to(self) -> int:
@@ -130,7 +170,8 @@ def to_timm_config(
             "classifier": list(classifier) if len(classifier) > 1 else classifier[0],
         },
         "deitctl": {"head": model_config.head}
-        | ({"temperatures": dict(model_config.temperatures)} if model_config.temperatures else {}),
+        | ({"temperatures": dict(model_config.temperatures)} if model_config.temperatures else {})
+        | ({"value_range": list(pre.value_range)} if pre.value_range is not None else {}),
     }
     if model_config.class_names is not None:
         config["label_names"] = list(model_config.class_names)
@@ -161,7 +202,10 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             num_classes=num_classes,
             class_names=class_names,
             descriptions=_parse_descriptions(class_names, config.get("label_descriptions")),
-            preprocessing=parse_preprocessing(pretrained),
+            preprocessing=replace(
+                parse_preprocessing(pretrained),
+                value_range=read_value_range(own.get("value_range")),
+            ),
             # timm's files know no head rule: `auto` is resolved once the heads are known.
             head=str(own.get("head", "auto")),
             temperatures={str(rule): float(t) for rule, t in temperatures.items()},
@@ -195,6 +239,22 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
         mean=(float(r), float(g), float(b)),
         std=(float(r_std), float(g_std), float(b_std)),
     )
+
+
+def read_value_range(values: Any) -> ValueRange | None:
+    """Return the range that a config or a pack states: low, high and whether it clips; None for none.
+
+    Raises:
+        ValueError: it is no range.
+        TypeError: the same.
+    """
+    if values is None:
+        return None
+    low, high, *rest = values
+    low, high, clips = float(low), float(high), any(map(bool, rest))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and len(rest) <= 1):
+        raise ValueError(f"value_range is {str(values)[:80]}")
+    return ValueRange(low, high, clips)
 
 
 def _parse_names(values: Any) -> tuple[str, ...] | None:

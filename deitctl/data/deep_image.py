@@ -1,0 +1,242 @@
+"""Images of more than 8 bits a channel: their values, and their scaling to 8 bits.
+
+Of color of 16 bits Pillow keeps the high bytes alone. A file that is decoded again as if its bytes
+were in the other order gives the low ones, so that 12 bits in 16 keep their 4,096 levels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deitctl.data.decode_limits import STRIP
+from deitctl.data.value_range import (
+    FULL,
+    MIN_IS_WHITE,
+    PHOTOMETRIC,
+    choose_range,
+    find_stated_range,
+    require_in_range,
+)
+from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange
+
+Values = NDArray[Any]
+PLANAR, SAMPLE_FORMAT = 284, 339
+"""Tags of TIFF: whether channels lie apart (2), whether values are signed (2) or floats (3)."""
+OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""Of the bytes of a value, by the end of Pillow's raw mode; N is the machine's own."""
+
+
+class Measured(NamedTuple):
+    """The colors of an image of more than 8 bits, whatever its alpha is."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    used_bits: int
+    """All values of integers combined by OR; 0 for floats."""
+    is_float: bool
+    stated: ValueRange | None
+    """By the file, if its values do not contradict it."""
+    num_pixels: int
+
+
+@dataclass(eq=False)
+class DeepImage:
+    """An image of more than 8 bits a channel, which is loaded when its values are read."""
+
+    image: Image.Image
+    """Gray values, or the high bytes of color."""
+    stated: ValueRange | None
+    """See `find_stated_range`."""
+    mode: str
+    """Of the image of 8 bits that it becomes."""
+    open_again: Callable[[], Image.Image]
+    raw_mode: str = ""
+    """Pillow's, of color; empty for gray."""
+    low_bytes: Image.Image | None = None
+    """Of color, once they are loaded."""
+
+    @property
+    def is_planar(self) -> bool:
+        """Whether channels lie apart, so that the order of bytes is not to be had from Pillow."""
+        tags = getattr(self.image, "tag_v2", {})
+        return bool(self.raw_mode) and tags.get(PLANAR) == 2
+
+    def load_low_bytes(self, finish: Callable[[Image.Image], None]) -> None:
+        """Load the low bytes of color; `finish` loads an image and turns it upright."""
+        if self.raw_mode and self.mode != "LA" and not self.is_planar:
+            again = self.open_again()
+            _set_raw_mode(again, self.raw_mode[:-1] + OTHER_ORDER[self.raw_mode[-1]])
+            finish(again)
+            self.low_bytes = again
+
+    def measure(self) -> Measured:
+        """Measure the colors, and hold what the file states against them."""
+        low, high, used = np.inf, -np.inf, 0
+        for values in self._iterate_strips():
+            colors = values[..., :-1] if self.mode[-1] in "Aa" else values
+            if colors.dtype.kind == "f":
+                colors = colors[~np.isnan(colors)]
+            else:
+                used |= int(np.bitwise_or.reduce(colors, axis=None))
+            if colors.size:
+                low, high = min(low, float(colors.min())), max(high, float(colors.max()))
+        if low > high:  # nothing but NaN
+            low = high = 0.0
+        stated = self.stated
+        if self.image.format == "PNG" and stated is not None and high > stated.high:
+            stated = FULL  # sBIT of values that were scaled up, as the specification has it
+        return Measured(
+            low, high, used, self.image.mode == "F", stated, self.image.width * self.image.height
+        )
+
+    def choose(self, value_range: ValueRange | None, name: str) -> ValueRange:
+        """Return the range that the image is scaled by; `value_range` is that of its data.
+
+        Raises:
+            DataError: it has values outside of it.
+        """
+        is_scaled = self.stated == FULL and self.image.format != "PNG"  # by Pillow, to FULL
+        if is_scaled or (value_range is not None and value_range.clips):
+            return FULL if is_scaled or value_range is None else value_range
+        measured = self.measure()
+        stated = measured.stated
+        if stated is None:
+            chosen = value_range or choose_range(*measured[:2], is_float=measured.is_float)
+            require_in_range(*measured[:2], chosen, name)
+            return chosen
+        if (
+            self.image.format == "PNG"
+            and value_range is not None
+            and value_range.high > stated.high
+        ):
+            # Dark enough to fit in its bits, but scaled up as others of the data are: then the bits
+            # below are empty.
+            step = (FULL.high + 1) / (stated.high + 1)
+            if measured.used_bits % step == 0:
+                return FULL
+        require_in_range(*measured[:2], stated, name, stated=True)
+        return stated
+
+    def scale(self, value_range: ValueRange, name: str) -> Image.Image:
+        """Return the image in 8 bits: the values of a range become 0..255, rounded.
+
+        Of color whose range is that of 16 bits the high bytes are taken, as Pillow and timm do.
+        """
+        is_full = value_range[:2] == FULL[:2]
+        if self.is_planar and not is_full:
+            raise DataError(
+                f"{name} has its 16-bit channels apart, of which the high bytes alone are read.",
+                "Store it with interleaved channels.",
+            )
+        if self.raw_mode and self.mode != "LA" and is_full:
+            return self.image
+        table = None
+        if self.image.mode not in ("I", "F"):
+            values = np.arange(65536)
+            table = (
+                (values >> 8).astype(np.uint8)
+                if self.raw_mode and is_full
+                else (_scale_values(values, value_range))
+            )
+        scaled = Image.new(self.mode, self.image.size)
+        alpha_table = self._choose_alpha_table(value_range, table)
+        top = 0
+        for strip in self._iterate_strips():
+            pixels = _scale_values(strip, value_range) if table is None else table[strip]
+            if alpha_table is not None:
+                pixels[..., -1] = alpha_table[strip[..., -1]]
+            if self._is_min_white():
+                pixels = 255 - pixels
+            size = (strip.shape[1], strip.shape[0])
+            scaled.paste(Image.frombytes(self.mode, size, pixels.tobytes()), (0, top))
+            top += strip.shape[0]
+        return scaled
+
+    def _choose_alpha_table(self, value_range: ValueRange, table: Values | None) -> Values | None:
+        """Return the scaling of alpha: that of the colors, if it is no larger than they may be."""
+        if table is None or self.mode[-1] not in "Aa":
+            return None
+        highest = max(int(strip[..., -1].max()) for strip in self._iterate_strips())
+        return table if highest <= value_range.high else (np.arange(65536) >> 8).astype(np.uint8)
+
+    def _is_min_white(self) -> bool:
+        tags = getattr(self.image, "tag_v2", {})
+        return not self.raw_mode and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
+
+    def _iterate_strips(self) -> Iterator[Values]:
+        """Yield the values of strips of rows, [H,W] or [H,W,C], in little memory."""
+        rows = max(1, STRIP // self.image.width)
+        tags = getattr(self.image, "tag_v2", {})
+        is_unsigned = self.image.mode == "I" and _first(tags.get(SAMPLE_FORMAT, 1)) == 1
+        for top in range(0, self.image.height, rows):
+            box = (0, top, self.image.width, min(top + rows, self.image.height))
+            values = np.asarray(self.image.crop(box))
+            if self.mode == "LA":  # as four bytes of a pixel
+                yield values[..., ::2].astype(np.uint16) << 8 | values[..., 1::2]
+            elif self.raw_mode:
+                low = 0 if self.low_bytes is None else np.asarray(self.low_bytes.crop(box))
+                yield values.astype(np.uint16) << 8 | low
+            elif is_unsigned and tags:
+                yield values.view(np.uint32)  # Pillow's are signed
+            else:
+                yield values
+
+
+def open_deep(
+    image: Image.Image, data: bytes, open_again: Callable[[], Image.Image]
+) -> DeepImage | None:
+    """Return an image that is opened and not loaded, if it has more than 8 bits a channel.
+
+    It is set up so that loading gives what `DeepImage` needs. A Pillow image without a file may be
+    loaded.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return DeepImage(image, find_stated_range(image, data), "L", open_again)
+    raw_mode = _get_raw_mode(image) if data else ""
+    name, wide, order = raw_mode.partition(";16")
+    if not wide or order not in OTHER_ORDER:
+        return None
+    stated = find_stated_range(image, data)
+    mode = "RGB" if name == "RGBX" else name
+    if mode == "LA":
+        image._mode = "RGBA"
+        _set_raw_mode(image, "RGBA")
+    elif mode == "RGBa":  # Pillow would divide by the high bytes of alpha
+        raw_mode = f"RGBA;16{order}"
+        _set_raw_mode(image, raw_mode)
+    return DeepImage(image, stated, mode, open_again, raw_mode)
+
+
+def _get_raw_mode(image: Image.Image) -> str:
+    for tile in getattr(image, "tile", ())[:1]:
+        args = tile[3]
+        raw_mode = args[0] if isinstance(args, tuple) and args else args
+        return raw_mode if isinstance(raw_mode, str) else ""
+    return ""
+
+
+def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
+    image.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+        for tile in image.tile  # type: ignore[attr-defined]
+    ]
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _scale_values(values: Values, value_range: ValueRange) -> NDArray[np.uint8]:
+    low, high = value_range[:2]
+    parts = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low)
+    return np.rint(np.clip(parts, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,150 @@
+"""Which stored values of an image of more than 8 bits are black and white.
+
+What the file states decides for it: the significant bits of a PNG (sBIT), the sample range or the
+bits of a TIFF. Where files state nothing, one range is chosen for the whole data set
+(`data/range_survey.py`), never image by image: two images of different light would look the same.
+
+Sources: PNG specification (third edition) 11.3.2.4 "sBIT Significant bits"; TIFF 6.0, tags 258, 262,
+280, 281, 339, 340, 341.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image, TiffImagePlugin
+
+from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange
+
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE = 258, 262, 281, 340, 341
+"""Tags of TIFF."""
+MIN_IS_WHITE = 0
+"""A photometric interpretation, which Pillow applies to 8 bits alone."""
+FULL = ValueRange(0, 65535)
+"""Of 16 bits; Pillow scales PNM and JPEG 2000 to it by the largest value or precision they state."""
+NO_RANGE = ValueRange(0, 0)
+"""Of data in which no image needed a range: an image that does is refused."""
+BITS = (8, 10, 12, 14, 16)
+"""Depths that cameras and scanners have; 32-bit files may hold more."""
+FLOAT_MAXIMA = (1.0, 2.0, 4.0, 8.0, 16.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+OPTION = "--value-range LOW,HIGH"
+
+
+def find_stated_range(image: Image.Image, data: bytes) -> ValueRange | None:
+    """Return the range that a file states for its values; None where it states its container alone.
+
+    Args:
+        image: opened by Pillow.
+        data: the file, or empty for an image without one.
+    """
+    if image.format in ("PPM", "JPEG2000") and image.mode != "F":
+        return FULL
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return _find_tiff_range(image.tag_v2)
+    if image.format == "PNG" and (bits := find_significant_bits(data, image.mode)):
+        return ValueRange(0, 2**bits - 1)
+    return None
+
+
+def _find_tiff_range(tags: Mapping[int, Any]) -> ValueRange | None:
+    low, high = _read_number(tags, S_MIN_SAMPLE), _read_number(tags, S_MAX_SAMPLE)
+    if high is not None and (low or 0) < high:
+        return ValueRange(low or 0, high)
+    bits = _read_number(tags, BITS_PER_SAMPLE) or 16
+    if 8 < bits < 16:
+        return ValueRange(0, 2 ** int(bits) - 1)
+    # Meant for statistics: of an image's own maximum the depth does not follow, of 2^k - 1 it does.
+    largest = _read_number(tags, MAX_SAMPLE)
+    if largest in {2.0**k - 1 for k in range(9, 16)}:
+        return ValueRange(0, largest)
+    return None
+
+
+def _read_number(tags: Mapping[int, Any], tag: int) -> float | None:
+    """Return a tag's value, the largest of several samples; None if it is missing or no number."""
+    value = tags.get(tag)
+    values = value if isinstance(value, tuple) else (value,)
+    try:
+        return max(float(v) for v in values)
+    except (TypeError, ValueError):
+        return None
+
+
+def find_significant_bits(data: bytes, mode: str) -> int:
+    """Return the bits a channel that a PNG of 16 states as significant; 0 if it states none, or 16."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"sBIT":
+            colors = data[at + 8 : at + 8 + min(length, 4)]
+            bits = max(colors[: 3 if mode in ("RGB", "RGBA") else 1], default=0)
+            return bits if 0 < bits < 16 else 0
+        if kind == b"IDAT":
+            break
+        at += 12 + length
+    return 0
+
+
+def choose_range(low: float, high: float, *, is_float: bool) -> ValueRange:
+    """Return the smallest usual range that holds the values between two.
+
+    Integers: 0 to 2^k - 1 for 8, 10, 12, 14 or 16 bits (more in 32-bit files), with negative ones
+    -2^(k-1) to 2^(k-1) - 1 for any k. Floats: 0 to 1, a small power of two, 255, or as integers; with
+    negative ones the same on both sides.
+    """
+    if is_float:
+        largest = max(abs(low), abs(high))
+        top = next((m for m in FLOAT_MAXIMA if largest <= m), _round_up(largest))
+        return ValueRange(-top if low < 0 else 0, top)
+    if low < 0:
+        bits = next(k for k in range(8, 33) if low >= -(2 ** (k - 1)) and high < 2 ** (k - 1))
+        return ValueRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    bits = next(k for k in (*BITS, *range(18, 33, 2)) if high < 2**k)
+    return ValueRange(0, 2**bits - 1)
+
+
+def _round_up(value: float) -> float:
+    power = 2.0**17
+    while power < value and power < 2.0**127:
+        power *= 2
+    return power
+
+
+def require_in_range(
+    low: float, high: float, value_range: ValueRange, name: str, *, stated: bool = False
+) -> None:
+    """Raise `DataError` if an image has values outside of a range that does not clip.
+
+    Args:
+        low: its smallest value.
+        high: its largest.
+        value_range: of its data or, if `stated`, of its file.
+        name: of the image.
+        stated: whether its file states that range.
+    """
+    if value_range.clips or (value_range.low <= low and high <= value_range.high):
+        return
+    values = f"{name} holds values from {low:,.6g} to {high:,.6g}"
+    if value_range == NO_RANGE:
+        raise DataError(
+            f"{values} and states no range, and the images that were looked at have 8 bits.",
+            f"Say what is black and white: {OPTION}.",
+        )
+    outside = "outside of" if value_range.low < low else "beyond"
+    whose = "its file states" if stated else "this data is scaled by"
+    raise DataError(
+        f"{values}, {outside} the {describe_range(value_range)} that {whose}.",
+        f"{OPTION} sets another, and clips.",
+    )
+
+
+def describe_range(value_range: ValueRange) -> str:
+    """Return a range in words, with its bits where they are whole: `12 bits (0..4095)`."""
+    low, high = value_range[:2]
+    bits = (high - low + 1).is_integer() and int(high - low + 1).bit_length() - 1
+    text = f"{low:.0f}..{high:.0f}" if max(-low, high) > 2 else f"{low:g}..{high:g}"
+    is_whole = bits and high - low + 1 == 2**bits and bits >= 8
+    return f"{bits} bits ({text})" if is_whole else text
