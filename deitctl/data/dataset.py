@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.decode import decode, read_bytes
+from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.names import canonicalize_name, find_names
 from deitctl.errors import DataError
@@ -58,6 +59,14 @@ class ImageDataset(ABC):
             DataError: it is nothing that can be read.
         """
 
+    def read_start(self, index: int) -> bytes:
+        """Return the first bytes of the stored image, `START_BYTES` or more if it has them.
+
+        Raises:
+            DataError: as `read_bytes`.
+        """
+        return self.read_bytes(index)
+
     def digest(self, index: int) -> int:
         """Digest of the image's file as it was before packing, 64 bits; 0 if it cannot be read."""
         try:
@@ -101,6 +110,15 @@ class FileDataset(ImageDataset):
         except (OSError, ValueError):  # ValueError: a NUL in the name
             return 0
 
+    def read_start(self, index: int) -> bytes:
+        try:
+            if os.path.isfile(self.paths[index]):  # a pipe would be waited for
+                with open(self.paths[index], "rb") as file:
+                    return file.read(START_BYTES)
+        except (OSError, ValueError):
+            pass
+        return self.read_bytes(index)  # patiently, and with the right error
+
     def read_bytes(self, index: int) -> bytes:
         return read_bytes(Path(self.paths[index]), was_there=True)
 
@@ -132,6 +150,9 @@ class Subset(ImageDataset):
 
     def num_bytes(self, index: int) -> int:
         return self.dataset.num_bytes(int(self.indices[index]))
+
+    def read_start(self, index: int) -> bytes:
+        return self.dataset.read_start(int(self.indices[index]))
 
     def read_bytes(self, index: int) -> bytes:
         return self.dataset.read_bytes(int(self.indices[index]))
@@ -168,6 +189,10 @@ class JoinedDataset(ImageDataset):
     def num_bytes(self, index: int) -> int:
         dataset, place = self._locate(index)
         return dataset.num_bytes(place)
+
+    def read_start(self, index: int) -> bytes:
+        dataset, place = self._locate(index)
+        return dataset.read_start(place)
 
     def read_bytes(self, index: int) -> bytes:
         dataset, place = self._locate(index)

@@ -31,6 +31,7 @@ from deitctl.data.splits import (
     hold_out,
     relabel,
 )
+from deitctl.data.spot_check import require_images
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -101,6 +102,9 @@ def open_for_training(
     """
     data = open_dataset(ref, reporter)
     parts = data.list_parts()
+    for name, part in parts.items():
+        if name != "test":
+            require_images(part, name, data.name, reporter)
     train: ImageDataset
     val: ImageDataset
     unsplit = _find_unsplit(parts)
@@ -290,6 +294,7 @@ def choose_eval_split(
     chosen = choices[
         split or next(name for name in ("val", "test", "train", ALL) if name in choices)
     ]
+    require_images(chosen.dataset, chosen.split.removeprefix(ALL), data.name, reporter)
     if match is None:
         return chosen
     mask = chosen.find_train_images(match)

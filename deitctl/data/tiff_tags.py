@@ -60,7 +60,7 @@ def read_tags(data: bytes) -> TiffTags:
                 entry, data, at + number * struct.calcsize(entry)
             )
             values[tag] = _read_values(data, order, kind, length, field, is_big)
-    except (KeyError, struct.error):  # cut, or no TIFF: what was read counts
+    except (KeyError, OverflowError, struct.error):  # cut, or no TIFF: what was read counts
         pass
     return TiffTags(values)
 

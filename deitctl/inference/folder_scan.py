@@ -60,9 +60,9 @@ class FolderScan:
             self.unread[extension] += name.lower() not in SIDE_NAMES
             return False
         start = _read_start(path)
-        if is_image_start(start):
+        if start is not None and is_image_start(start):
             return True
-        self.unread[extension or identify(start) or ""] += 1
+        self.unread[extension or ("" if start is None else identify(start))] += 1
         return False
 
     def describe(self) -> str:
@@ -99,10 +99,12 @@ def _identify_folder(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _read_start(path: str) -> bytes:
-    """Return the first bytes of a regular file, none of anything else: a pipe would be waited for."""
+def _read_start(path: str) -> bytes | None:
+    """Return the first bytes of a regular file, None of what cannot be read: a pipe would be waited for."""
+    if not os.path.isfile(path):
+        return None
     try:
-        with open(path if os.path.isfile(path) else os.devnull, "rb") as file:
+        with open(path, "rb") as file:
             return file.read(START_BYTES)
-    except OSError:  # a link to nothing, no permission
-        return b""
+    except OSError:
+        return None

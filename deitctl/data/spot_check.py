@@ -1,0 +1,87 @@
+"""A look at the first bytes of some images before long work: data of pointers or pages is refused at once."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.decode import open_header
+from deitctl.data.file_types import is_image_start
+from deitctl.errors import DataError, ReadError
+from deitctl.events import Reporter
+
+NUM_LOOKED_AT = 64
+"""Images of a part of the data, spread over its classes: a tenth of a second."""
+MIN_SHARE = 0.1
+"""Of them, from which on a warning is due at the start. Fewer are named when they are met."""
+
+
+def require_images(dataset: ImageDataset, part: str, name: str, reporter: Reporter) -> None:
+    """Look at the beginnings of up to 64 images, and say if many of them are something else.
+
+    Args:
+        dataset: a part of the data; one in memory is not looked at.
+        part: its name, may be empty.
+        name: of the data, for messages.
+        reporter: receives a warning where a tenth or more, or all of a class, cannot be read.
+
+    Raises:
+        DataError: none of the images looked at can be read.
+    """
+    if dataset.is_in_memory:
+        return
+    chosen = choose_spread(dataset.labels).tolist()
+    found = {index: _find_error(dataset, index) for index in chosen}
+    errors = [error for error in found.values() if error]
+    is_class_lost = _is_class_lost(dataset.labels, found)
+    if not errors or not (is_class_lost or len(errors) >= MIN_SHARE * len(found)):
+        return
+    is_all = len(found) == len(dataset.labels)
+    what = f"of {len(found):,} {part + ' ' if part else ''}images of {name}"
+    what += "" if is_all else f", taken from all over its {len(dataset.labels):,},"
+    hint = f"`deitctl check {shlex.quote(name)}` lists all of them."
+    if len(errors) == len(found):
+        raise DataError(f"None {what} can be read; the first: {errors[0]}", hint)
+    verb = "cannot be read and are left out" if is_all else "cannot be read"
+    reporter.warn(f"{len(errors):,} {what} {verb}; the first: {errors[0]} {hint}")
+
+
+def choose_spread(labels: NDArray[np.int64], count: int = NUM_LOOKED_AT) -> NDArray[np.int64]:
+    """Return the indices of up to `count` images, as many of each class as can be, spread over it."""
+    order = np.argsort(labels, kind="stable")
+    if len(order) <= count:
+        return order
+    classes = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    if len(classes) > count:
+        return order[np.linspace(0, len(order) - 1, count).astype(np.int64)]
+    per_class = count // len(classes)
+    return np.concatenate([_spread(indices, per_class) for indices in classes])
+
+
+def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices)))
+    return indices[places.astype(np.int64)]
+
+
+def _find_error(dataset: ImageDataset, index: int) -> str:
+    """Return why an image cannot be read, as far as its beginning shows; empty if it does not."""
+    try:
+        if is_image_start(dataset.read_start(index)):
+            return ""
+        open_header(dataset.read_bytes(index), dataset.name(index))
+    except ReadError:  # says nothing about the image
+        return ""
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _is_class_lost(labels: NDArray[np.int64], errors: dict[int, str]) -> bool:
+    """Whether two or more images of a class were looked at, and none of them can be read."""
+    seen = Counter(int(labels[index]) for index in errors)
+    lost = Counter(int(labels[index]) for index, error in errors.items() if error)
+    return any(count > 1 and count == seen[label] for label, count in lost.items())

@@ -1,0 +1,66 @@
+"""Data of pointers, pages or nothing is noticed before anything is trained on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deitctl.data.readers.folder import open_folder
+from deitctl.data.spot_check import NUM_LOOKED_AT, choose_spread, require_images
+from deitctl.errors import DataError
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+
+
+@pytest.fixture
+def look(image_folder, reporter):
+    """Look at 2 classes of 12 images, those of `lost` numbers replaced."""
+
+    def make(data: bytes, lost: range, classes: tuple[str, ...] = ("ant", "bee")) -> list[str]:
+        root = image_folder({"ant": 12, "bee": 12})
+        for name in classes:
+            for number in lost:
+                (root / name / f"{number}.png").write_bytes(data)
+        require_images(open_folder(root, reporter), "train", "flowers", reporter)
+        return reporter.warnings
+
+    return make
+
+
+def test_whole_images_are_worth_no_word(look):
+    assert look(b"", range(0)) == []
+
+
+def test_a_clone_without_git_lfs_is_refused(look):
+    with pytest.raises(DataError) as error:
+        look(POINTER, range(12))
+    message = str(error.value)
+    assert message.startswith("None of 24 train images of flowers can be read; the first: ")
+    assert "0.png is a Git LFS pointer, not an image; `git lfs pull` fetches" in message
+    assert message.endswith("`deitctl check flowers` lists all of them.")
+
+
+@pytest.mark.parametrize("data", [POINTER, b"", b"<html>", bytes(999), b"\xff\x0a123", b"II\x89"])
+def test_where_half_of_the_images_are_none_a_warning_comes_first(data, look):
+    [warning] = look(data, range(6))
+    assert warning.startswith("12 of 24 train images of flowers cannot be read and are left out; ")
+
+
+def test_a_class_of_which_nothing_can_be_read_is_worth_a_warning(look):
+    [warning] = look(POINTER, range(12), ("bee",))
+    assert "12 of 24" in warning
+
+
+def test_a_single_damaged_image_is_named_when_it_is_met(look):
+    assert look(b"", range(1), ("bee",)) == []
+
+
+def test_images_are_taken_from_every_class_and_all_over_it():
+    labels = np.repeat(np.arange(4), (1000, 10, 1000, 3))
+    chosen = choose_spread(labels)
+    assert np.bincount(labels[chosen]).tolist() == [16, 10, 16, 3]
+    assert {0, 999} <= set(chosen.tolist())
+    many = choose_spread(np.arange(1000) // 2)
+    assert len(set(many.tolist())) == NUM_LOOKED_AT
+    assert (many[0], many[-1]) == (0, 999)
+    assert choose_spread(np.zeros(5, np.int64)).tolist() == [0, 1, 2, 3, 4]
