@@ -17,7 +17,8 @@ from deitctl.errors import ConfigError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
 from deitctl.models import catalog
-from deitctl.models.factory import find_architecture, list_weight_files, name_weights
+from deitctl.models.factory import find_architecture
+from deitctl.models.sources import list_weight_files, name_weights
 from deitctl.paths import write_json
 from deitctl.records import hidden, to_object
 

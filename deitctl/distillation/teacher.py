@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.batch_transforms import normalize, renormalize
+from deitctl.data.class_file import apply_class_names, read_class_names
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import LENGTH, fingerprint_files
@@ -30,17 +31,16 @@ from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path
 from deitctl.lock import locked
 from deitctl.models import catalog
-from deitctl.models.factory import (
-    LoadedModel,
-    fetch_model_files,
-    list_weight_files,
-    load_model,
-    name_weights,
-    needs_download,
-)
+from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.models.sources import (
+    fetch_model_files,
+    list_weight_files,
+    name_weights,
+    needs_download,
+)
 from deitctl.paths import DiskError, refuse_links
 from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe
 from deitctl.settings import to_dict
@@ -144,6 +144,9 @@ def identify_teacher(distill: DistillConfig, reporter: Reporter) -> str:
     files = list_weight_files(distill.teacher, distill.teacher_weights)
     files = files or fetch_model_files(distill.teacher, reporter)
     content = fingerprint_files(files) if files else WITHOUT_WEIGHTS
+    if distill.teacher_classes:  # which decide what each of its logits is
+        names = hash_json(read_class_names(distill.teacher_classes).names)
+        content = f"classes {names} {content}"
     # Files that say by themselves what they are of: the same teacher wherever it lies.
     is_self_contained = list_weight_files(distill.teacher) and not distill.teacher_weights
     # With the tag, which decides the preprocessing: of a file of weights too.
@@ -215,6 +218,7 @@ def resolve_teacher(
             data=config.data,
             recipe=recipe,
             weights="" if from_scratch else distill.teacher_weights,
+            classes="" if from_scratch else distill.teacher_classes,
             seed=0,  # whatever the student's, for the same teacher
             workers=config.workers,
             device=config.device,
@@ -303,13 +307,18 @@ def _load_published(
     if distill.finetune_teacher == "scratch":
         return None
     try:
-        return load_model(
+        loaded = load_model(
             distill.teacher,
             weights=distill.teacher_weights,
             img_size=distill.teacher_img_size,
             download=download,
             reporter=reporter,
         )
+        where = distill.teacher_weights or distill.teacher
+        model_config = apply_class_names(
+            loaded.model_config, distill.teacher_classes, where, reporter
+        )
+        return replace(loaded, model_config=model_config)
     except WeightsNotFound as error:
         if not built_in:
             raise _no_weights(error, train) from error

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
+from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.range_survey import scale_for
 from deitctl.data.splits import ALL
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.distributed import is_main_process, process_group
@@ -41,9 +43,10 @@ from deitctl.home import expand_home
 from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.checkpoint_io import CONFIG, load_model_config
-from deitctl.models.factory import WEIGHT_SUFFIXES, is_model_folder, load_model, name_weights
+from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
-from deitctl.models.model_config import ModelConfig
+from deitctl.models.model_config import ModelConfig, parse_value_range
+from deitctl.models.sources import get_stem, is_model_folder, name_weights
 from deitctl.paths import read_json, require_writable, write_bytes, write_json
 from deitctl.records import to_object
 
@@ -58,6 +61,7 @@ def evaluate_models(
     split: str = "",
     protocols: Sequence[str] = ("native",),
     weights: str = "",
+    classes: Classes = "",
     head: str = "auto",
     batch_size: int = 64,
     img_size: int = 0,
@@ -66,6 +70,7 @@ def evaluate_models(
     precision: str = "auto",
     predictions: str = "",
     real_labels: str = "",
+    value_range: str = "auto",
     save_temperature: bool = False,
     on_bad_image: str = "skip",
     reporter: Reporter | None = None,
@@ -82,6 +87,7 @@ def evaluate_models(
         split: train, val, test or all; empty: see `choose_images`.
         protocols: preprocessing protocols, see `get_preprocessing`.
         weights: see `load_model`; for one model only.
+        classes: names of the classes of every model, see `deitctl.load`.
         head: head rule of the predictions, `auto` for each model's own.
         batch_size: images per batch.
         img_size: another input size, pixels; 0 for each model's own.
@@ -90,6 +96,8 @@ def evaluate_models(
         precision: `auto` is fp32.
         predictions: JSON Lines file to write the result of every image to.
         real_labels: ReaL labels of ImageNet's validation images, see `read_real_labels`.
+        value_range: of images of more than 8 bits whose files state none: `LOW,HIGH`, or `auto`:
+            each model's own, or one for all of these images.
         save_temperature: whether to store the fitted temperatures in the folder of the one model.
         on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
         reporter: shows progress.
@@ -124,6 +132,7 @@ def evaluate_models(
             ref,
             chosen,
             weights=weights,
+            classes=classes,
             head=head,
             img_size=img_size,
             device=device,
@@ -132,6 +141,7 @@ def evaluate_models(
         )
         for ref in models
     ]
+    networks, dataset = _settle_ranges(networks, dataset, value_range, reporter)
     if real is not None:
         for _, model_config in networks:
             map_to_imagenet(model_config)  # refuses models of other classes before the pass
@@ -233,6 +243,7 @@ def _load_network(
     chosen: Device,
     *,
     weights: str,
+    classes: Classes,
     head: str,
     img_size: int,
     device: str,
@@ -246,15 +257,38 @@ def _load_network(
         exported = load_onnx_classifier(
             ref,
             weights=weights,
+            classes=classes,
             head=head,
             img_size=img_size,
             device=device,
             precision=precision,
+            reporter=reporter,
         )
         return exported, exported.model_config
     loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
-    rule = choose_head(head, loaded.model_config.head, loaded.model)
-    return chosen.to_device(loaded.model), replace(loaded.model_config, head=rule)
+    model_config = apply_class_names(loaded.model_config, classes, weights or ref, reporter)
+    rule = choose_head(head, model_config.head, loaded.model)
+    return chosen.to_device(loaded.model), replace(model_config, head=rule)
+
+
+def _settle_ranges(
+    networks: list[tuple[Network, ModelConfig]],
+    dataset: ImageDataset,
+    asked: str,
+    reporter: Reporter,
+) -> tuple[list[tuple[Network, ModelConfig]], ImageDataset]:
+    """Return models with the value range that is asked for, and images with one for the other models."""
+    if (value_range := parse_value_range(asked)) is not None:
+        return [(network, config.with_value_range(value_range)) for network, config in networks], (
+            dataset
+        )
+    if all(config.preprocessing.value_range is not None for _, config in networks):
+        return networks, dataset
+
+    def warn(message: str) -> None:
+        reporter.warn(f"{message} The model has no range of its own.")
+
+    return networks, scale_for(dataset, None, warn)
 
 
 def _build_subjects(
@@ -312,7 +346,9 @@ def _match_classes(
         raise DataError(
             f"The model does not have {len(missing)} of the {len(names)} classes of {data}"
             f"{example}; its {model_config.num_classes} classes are {classes}.",
-            "Evaluate a model that was trained on these classes.",
+            "--classes FILE names its classes."
+            if model_config.class_names is None
+            else "Evaluate a model that was trained on these classes.",
         )
     if match.kind == "numbers":
         reporter.note(
@@ -371,9 +407,7 @@ def _run_pass(
 
 def _choose_names(models: Sequence[str], protocols: Sequence[str]) -> list[str]:
     """Name results by what differs: the last part of the model's path, the protocol, or both."""
-    last_parts = [
-        Path(ref).stem if Path(ref).suffix in WEIGHT_SUFFIXES else Path(ref).name for ref in models
-    ]
+    last_parts = [get_stem(ref) for ref in models]
     if len(models) == 1:
         return last_parts if len(protocols) == 1 else list(protocols)
     names = last_parts if len(set(last_parts)) == len(models) else models

@@ -14,7 +14,7 @@ from deitctl.exporters.coreml import MANIFEST
 from deitctl.exporters.formats import Format
 from deitctl.exporters.model_card import README, is_unedited
 from deitctl.home import expand_home
-from deitctl.models.factory import HUB_PREFIX, WEIGHT_SUFFIXES
+from deitctl.models.sources import get_repo_id, get_stem
 from deitctl.paths import DiskError, refuse_links
 
 NEW_OUTPUT = "Name a new --output."
@@ -33,7 +33,7 @@ def choose_path(model: str, output: str, kind: Format) -> Path:
         ExportError: something is there that is no earlier export, or a README.md that has been
             edited.
     """
-    source = expand_home(model.removeprefix(HUB_PREFIX))
+    source = expand_home(get_repo_id(model) or model)
     name = get_default_stem(model) + kind.suffix
     path = expand_home(output)
     if not output:
@@ -86,8 +86,8 @@ def _is_folder(path: Path, kind: Format) -> bool:
 
 def get_default_stem(model: str) -> str:
     """Return the name of a model that has no other: its file's or folder's."""
-    path = expand_home(model.removeprefix(HUB_PREFIX))
-    return path.stem if path.suffix in WEIGHT_SUFFIXES else path.resolve().name
+    # Resolved: `.` has no name.
+    return get_stem(model if get_repo_id(model) else str(expand_home(model).resolve()))
 
 
 @contextmanager

@@ -4,9 +4,6 @@ whenever they are read; weights-only pickles."""
 from __future__ import annotations
 
 import json
-import re
-import warnings
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +16,15 @@ from torch import Tensor
 
 from deitctl.errors import ModelError
 from deitctl.models.model_config import ModelConfig, from_timm_config, to_timm_config
+from deitctl.models.pickles import load_pickle
+from deitctl.models.state_dicts import Checkpoint, clean_names, unwrap_checkpoint
+from deitctl.models.transformers_folder import from_transformers_config, is_transformers_config
+from deitctl.models.weight_files import SAFETENSORS, identify_weights
 from deitctl.paths import DiskError, atomic_path, read_json, suggest_path, write_json
 
 WEIGHTS = "model.safetensors"
+WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin")
+"""Of a model folder: the first that is there."""
 CONFIG = "config.json"
 CHECKSUM = "deitctl.crc32"
 """Key of the checksum in the metadata of a safetensors file, see `compute_checksum`."""
@@ -80,10 +83,16 @@ def _sort_metadata(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read weights from `.safetensors`, or a weights-only pickle (`.pth`, `.pt`, `.bin`).
+    """Return the tensors of a file of weights, see `read_checkpoint`."""
+    return read_checkpoint(path).state
 
-    Wrappers of training checkpoints (`model`, `state_dict`, `module.` and `_orig_mod.` prefixes)
-    are removed.
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read weights from a file of safetensors or torch.save, whatever its name.
+
+    Wrappers of training checkpoints (`model`, `state_dict` ...) and prefixes (`module.` ...) are
+    removed, other libraries' names become timm's, and averaged weights are preferred. Files of
+    deitctl are taken as they are.
 
     Raises:
         ModelError: the file is missing or damaged, or holds anything but plain tensors.
@@ -92,25 +101,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.", suggest_path(path))
     metadata: Mapping[str, str] = {}
+    kind = ""
     try:
-        _require_weights_file(path)
-        if path.suffix == ".safetensors":
+        kind = identify_weights(path)
+        if kind == SAFETENSORS:
             # Before safetensors parses it: a header may claim up to 100 MB of JSON.
             _require_small_header(path)
             with _open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 loaded: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
-            # Before torch reads it: torch.save stores its members uncompressed, so compression is a
-            # bomb's.
-            _require_uncompressed(path)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of damaged pickles before it fails
-                # weights_only is the default since torch 2.6; stated, because nothing else keeps
-                # code from running.
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = load_pickle(path)
     except MemoryError as error:
-        if path.suffix == ".safetensors":  # its sizes are within the file's: memory is short
+        if kind == SAFETENSORS:  # its sizes are within the file's: memory is short
             raise
         raise _unreadable(path, "it asks for more memory than there is.") from error
     except OSError as error:
@@ -118,22 +121,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} cannot be read: {reason}.") from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise _unreadable(path, _first_line(error)) from error
-    except ModelError:
-        raise
-    except Exception as error:  # torch.load raises pickle's errors for what weights_only refuses
-        raise ModelError(
-            f"{path} holds more than weights and is not opened: reading it could run code.",
-            "Ask for a .safetensors file, or convert it where you trust it.",
-        ) from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    is_state_dict = isinstance(loaded, dict) and all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
-    )
-    if not is_state_dict or not (loaded or path.suffix == ".safetensors"):
-        raise ModelError(f"{path} is not a dictionary of tensors.")
-    _require_plain_tensors(loaded, path)
+    if kind == SAFETENSORS:
+        checkpoint = Checkpoint(loaded, is_own=CHECKSUM in metadata)
+    else:
+        checkpoint = unwrap_checkpoint(loaded, path)
+    _require_plain_tensors(checkpoint.state, path)
     # Files of other tools and of an older deitctl have none.
     if CHECKSUM in metadata and compute_checksum(loaded, metadata) != metadata[CHECKSUM]:
         raise ModelError(
@@ -141,8 +133,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             "Restore it from where it was copied. If another tool wrote it again, "
             f"write it there without {CHECKSUM!r} in its metadata.",
         )
-    # DistributedDataParallel and torch.compile prefix every name
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", k): v for k, v in loaded.items()}
+    return clean_names(checkpoint, path)
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -161,41 +152,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _require_weights_file(path: Path) -> None:
-    """Raise `ModelError` for an image, a text or another file that does not begin as weights do."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    # The length of the header, or a zip archive or a pickle of torch.save. A shorter file is broken.
-    is_pickle = start.startswith((b"PK", b"\x80"))
-    if path.suffix != ".safetensors" and len(start) == 8 and not is_pickle:
-        raise ModelError(
-            f"{path} is no file of weights.",
-            "Weights are .safetensors files, or .pth, .pt or .bin files of torch.save.",
-        )
-
-
 def _require_small_header(path: Path) -> None:
     """Refuse a safetensors header longer than any model's: parsing multiplies its size."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
         raise ValueError(f"its header claims {length:,} bytes")
-
-
-def _require_uncompressed(path: Path) -> None:
-    """Refuse a zip with compressed or overlapping members, as a decompression bomb has."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(str(error)) from error
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("it is a compressed archive")
-    # Overlapping members name the same bytes many times.
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError("it claims to hold more bytes than it has")
 
 
 def _require_plain_tensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -266,19 +228,39 @@ def save_model(
 
 def find_weights_file(folder: Path) -> Path:
     """Return a model folder's weights: safetensors, else Hugging Face's older pickle."""
-    files = [folder / WEIGHTS, folder / "pytorch_model.bin"]
+    files = [folder / name for name in WEIGHT_FILES]
     return next((file for file in files if file.is_file()), files[0])
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """Read the config of a model folder; raise `ModelError` if it is missing or invalid."""
+    """Read the config of a model folder, timm's or transformers'; raise `ModelError` if it is invalid."""
     path = folder / CONFIG
     try:
         config = read_json(path)
     except OSError as error:
-        raise ModelError(f"{folder} is not a model folder: it has no readable {CONFIG}.") from error
+        raise ModelError(
+            f"{folder} is not a model folder: it has no readable {CONFIG}.", _suggest_inside(folder)
+        ) from error
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a model's config.json.")
+    if is_transformers_config(config):
+        return from_transformers_config(config, folder)
     return from_timm_config(config, str(path))
+
+
+def _suggest_inside(folder: Path) -> str:
+    """Return what to name instead of a folder: the weights in it."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return ""
+    if "adapter_config.json" in names:
+        return "It holds LoRA adapters: join them with their model, by PEFT's merge_and_unload()."
+    if "saved_model.pb" in names:
+        return "It is a TensorFlow SavedModel, and torch's weights are read."
+    weights = [
+        n for n in names if n.endswith((".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"))
+    ]
+    return f"It has {', '.join(weights[:4])}: name the file." if weights else ""

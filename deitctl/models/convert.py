@@ -11,7 +11,10 @@ from torch import Tensor
 
 from deitctl.errors import ModelError
 from deitctl.models.catalog import ARCHITECTURES, Architecture
+from deitctl.models.recognize import VITS, describe, recognize
 from deitctl.models.vit import VisionTransformer, resize_pos_embed
+
+_KINDS = ("weight", "bias")
 
 
 def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -22,15 +25,28 @@ def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Architecture:
-    """Return the DeiT whose parameters have these shapes; raise `ModelError` if there is none."""
+def infer_architecture(
+    shapes: Mapping[str, Sequence[int]], where: str, stored: str = ""
+) -> Architecture:
+    """Return the DeiT whose parameters have these shapes.
+
+    Args:
+        shapes: by timm's names.
+        where: names the file.
+        stored: the architecture that its trainer named in it, for the message.
+
+    Raises:
+        ModelError: there is none; the message says what the weights are of.
+    """
+    name = stored.partition(".")[0] or "NAME"
     try:
-        dim, _, patch, _ = shapes["patch_embed.proj.weight"]
+        dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
         depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
         num_positions = shapes["pos_embed"][1]
     except (KeyError, ValueError, IndexError):
         raise ModelError(
-            f"{where} does not hold a DeiT.", "Name its architecture: --model NAME --weights FILE."
+            f"{where} does not hold a DeiT, but {describe(shapes)}.",
+            f"Name its architecture, timm's: --model {name} --weights FILE.",
         ) from None
     # By parameters, not by the file's name or a config, either of which may be wrong.
     distilled = "dist_token" in shapes
@@ -42,14 +58,51 @@ def infer_architecture(shapes: Mapping[str, Sequence[int]], where: str) -> Archi
         == (dim, depth, patch, distilled, layer_scale)
     ]
     if not candidates:
+        vit = VITS.get((dim, depth, patch)) if not (distilled or layer_scale) else None
+        kind = recognize(shapes)
         raise ModelError(
-            f"{where} is an unknown DeiT: width {dim}, depth {depth}, patches of {patch} pixels.",
-            "See `deitctl models`.",
+            f"{where} is an unknown DeiT: width {dim}, depth {depth}, patches of {patch} pixels"
+            f"{f'; it is {kind}' if kind else ''}.",
+            f"It may be timm's: --model {stored.partition('.')[0] or vit} --weights FILE."
+            if vit or stored
+            else "See `deitctl models`.",
+        )
+    if channels != 3:
+        raise ModelError(
+            f"{where} is a DeiT for images of {channels} channels, and deitctl's have 3."
         )
     # DeiT-III has layer scale and no positions for its class token
     _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where)
+    _require_names(shapes, depth, candidates[0], where)
     grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
     return min(candidates, key=lambda a: abs(a.img_size - grid * patch))
+
+
+def _require_names(
+    shapes: Mapping[str, Sequence[int]], depth: int, arch: Architecture, where: str
+) -> None:
+    """Refuse a ViT that has more parameters than a DeiT, and hence computes something else, or fewer."""
+    layers = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
+    scales = ["ls1.gamma", "ls2.gamma"] if arch.layer_scale else []
+    expected = {f"{layer}.{kind}" for layer in ("patch_embed.proj", "norm") for kind in _KINDS}
+    for block in range(depth):
+        expected |= {f"blocks.{block}.{layer}.{kind}" for layer in layers for kind in _KINDS}
+        expected |= {f"blocks.{block}.{scale}" for scale in scales}
+    heads = {f"{head}.{kind}" for head in ("head", "head_dist") for kind in _KINDS}
+    tokens = {"cls_token", "pos_embed"} | ({"dist_token"} if arch.distilled else set())
+    unknown = [name for name in shapes if name not in expected | heads | tokens]
+    if unknown:
+        raise ModelError(
+            f"{where} does not hold a DeiT, but {recognize(shapes) or 'another ViT'}: "
+            f"it has {', '.join(name[:60] for name in unknown[:3])} too.",
+            "Name its architecture, timm's: --model NAME --weights FILE.",
+        )
+    if missing := sorted(expected - shapes.keys()):
+        kind = recognize(shapes)
+        raise ModelError(
+            f"{where} is not a complete DeiT: it lacks {', '.join(missing[:3])}"
+            f"{f'; it is {kind}' if kind else ''}."
+        )
 
 
 def _require_consistent_shapes(
@@ -82,6 +135,17 @@ def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> int:
     """Return the input size in pixels that a state dict's position embeddings are for."""
     num_prefix_tokens = 0 if arch.no_embed_class else 1 + ("dist_token" in state)
     return math.isqrt(state["pos_embed"].shape[1] - num_prefix_tokens) * arch.patch_size
+
+
+def complete_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Return a state dict whose distillation token has a head, and whether that head was missing.
+
+    transformers' `DeiTForImageClassification` classifies by the class token alone. Its head is copied.
+    """
+    if "dist_token" not in state or "head_dist.weight" in state or "head.weight" not in state:
+        return dict(state), False
+    copies = {f"head_dist.{k}": state[f"head.{k}"] for k in _KINDS if f"head.{k}" in state}
+    return {**state, **copies}, True
 
 
 def take_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
@@ -132,7 +196,9 @@ def _adapt_state_dict(
     weights lack starts as a copy of the class token, with its position and head, so that both heads
     are trained from the first step. The paper trains it from scratch.
     """
-    state, changes = dict(state), []
+    (state, lacks_head), changes = complete_heads(state), list[str]()
+    if lacks_head and model.arch.distilled:
+        changes.append("the distillation head starts as a copy of the class head")
     source = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, where)
     if not has_same_backbone(source, model.arch):
         raise ModelError(

@@ -17,21 +17,17 @@ from deitctl.home import expand_home
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
-    CONFIG,
-    WEIGHTS,
     find_weights_file,
     load_model_config,
-    load_tensors,
+    read_checkpoint,
     require_finite,
 )
-from deitctl.models.model_config import ModelConfig
+from deitctl.models.model_config import ModelConfig, Preprocessing, require_count
+from deitctl.models.sources import has_weights, is_weights_file, require_timm_name, resolve_folder
+from deitctl.models.state_dicts import Checkpoint
+from deitctl.models.taken import say_what_was_taken
 from deitctl.models.vit import VisionTransformer
-from deitctl.models.weights import download as download_file
 from deitctl.models.weights import fetch_weights, find_local_weights, find_weights
-from deitctl.paths import suggest_path
-
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-HUB_PREFIX = "hf-hub:"
 
 
 @dataclass(frozen=True)
@@ -69,35 +65,50 @@ def load_model(
             f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side."
         )
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
-    if (folder := _resolve_folder(ref, reporter)) is not None:
-        return _load_folder(folder, img_size)
-    if Path(ref).suffix in WEIGHT_SUFFIXES:
-        return _load_deit_file(Path(ref), None, img_size)
+    if weights:
+        return _load_named(ref, weights, img_size, reporter)
+    if (folder := resolve_folder(ref, reporter)) is not None:
+        return _load_folder(folder, img_size, reporter)
+    if is_weights_file(ref):
+        return _load_deit_file(Path(ref), None, img_size, reporter)
     arch = catalog.find(ref)
     if arch is not None:
-        if weights and Path(weights).is_dir():
-            loaded = _load_folder(Path(weights), img_size)
-            name = loaded.model_config.architecture
-            # Both were named by the user: a contradiction is refused, not resolved.
-            if not _is_same_deit(catalog.find(name), arch):
-                raise ModelError(f"The folder holds {name}, not {arch.alias}.")
-            return loaded
-        if not weights and not download and find_weights(arch) is None:
+        if not download and find_weights(arch) is None:
             return _describe_published(arch, img_size)
-        path = Path(weights) if weights else fetch_weights(arch, reporter)
-        return _load_deit_file(path, arch, img_size)
-    _require_timm_name(ref)
-    if not weights:
-        if (name := timm_models.add_tag(ref)) != ref:
-            reporter.note(f"{ref} means timm's weights {name}.")
-        with reporter.task(f"load {name}", None, "bytes"):
-            model, model_config = timm_models.load_published(
-                name, img_size=img_size, download=download
-            )
-        return LoadedModel(model.eval(), model_config)
-    if Path(weights).is_dir():
-        return _load_folder(Path(weights), img_size)
-    return _load_timm_file(ref, Path(weights), img_size)
+        return _load_deit_file(fetch_weights(arch, reporter), arch, img_size)
+    require_timm_name(ref)
+    if (name := timm_models.add_tag(ref)) != ref:
+        reporter.note(f"{ref} means timm's weights {name}.")
+    with reporter.task(f"load {name}", None, "bytes"):
+        model, model_config = timm_models.load_published(name, img_size=img_size, download=download)
+    return LoadedModel(model.eval(), model_config)
+
+
+def _load_named(ref: str, weights: str, img_size: int, reporter: Reporter) -> LoadedModel:
+    """Load weights whose architecture is named beside them."""
+    if has_weights(ref):
+        raise ModelError(
+            f"{ref} has weights of its own.", "Leave --weights out, or name an architecture."
+        )
+    arch = catalog.find(ref)
+    if arch is None:
+        require_timm_name(ref)
+    folder = resolve_folder(weights, reporter)
+    if folder is None and arch is None:
+        return _load_timm_file(ref, Path(weights), img_size, reporter)
+    if folder is None:
+        return _load_deit_file(Path(weights), arch, img_size, reporter)
+    loaded = _load_folder(folder, img_size, reporter)
+    name = loaded.model_config.architecture
+    is_same = _is_same_deit(catalog.find(name), arch) if arch else name == ref.partition(".")[0]
+    # Both were named by the user: a contradiction is refused, not resolved.
+    if not is_same:
+        own = catalog.find(name)
+        raise ModelError(
+            f"{weights} holds {name}, not {arch.alias if arch else ref}.",
+            f"Use --model {own.alias if own else name}.",
+        )
+    return loaded
 
 
 def build_model(
@@ -136,7 +147,7 @@ def build_model(
     """
     arch = find_architecture(ref, reporter)
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
-    start = weights or (ref if _resolve_folder(ref, reporter) or Path(ref).is_file() else "")
+    start = weights or (ref if has_weights(ref) else "")
     if arch is not None:
         if distilled is not None:
             arch = catalog.get_distilled(arch) if distilled else catalog.get_plain(arch)
@@ -144,6 +155,11 @@ def build_model(
         if start or pretrained:
             source = _read_start(start, arch, start_classes, bool(distilled), download, reporter)
         loaded = _build_deit(arch, start, source, class_names, img_size, drop_path_rate)
+        if start and source is not None and source.checkpoint is not None:
+            folder = resolve_folder(start, SilentReporter())
+            preprocessing = load_model_config(folder).preprocessing if folder else None
+            path = Path(source.name)
+            say_what_was_taken(path, arch.alias, preprocessing, source.checkpoint, reporter)
     else:
         loaded = _build_timm(
             ref, start, len(class_names), img_size, drop_path_rate, pretrained, download, reporter
@@ -159,14 +175,15 @@ def build_model(
 
 def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     """Return the DeiT that `ref` means, None for a timm model; raise `ModelError` for neither."""
-    if (folder := _resolve_folder(ref, reporter)) is not None:
+    if (folder := resolve_folder(ref, reporter)) is not None:
         return catalog.find(load_model_config(folder).architecture)
-    if Path(ref).suffix in WEIGHT_SUFFIXES:
-        state = convert.normalize_names(load_tensors(Path(ref)))
-        return convert.infer_architecture({k: tuple(v.shape) for k, v in state.items()}, ref)
+    if is_weights_file(ref):
+        checkpoint = read_checkpoint(expand_home(ref))
+        shapes = {k: tuple(v.shape) for k, v in convert.normalize_names(checkpoint.state).items()}
+        return convert.infer_architecture(shapes, ref, checkpoint.architecture)
     arch = catalog.find(ref)
     if arch is None:
-        _require_timm_name(ref)
+        require_timm_name(ref)
     return arch
 
 
@@ -184,7 +201,7 @@ def has_class_rows(
     """
     if (arch := find_architecture(ref, reporter)) is None:
         return False  # the heads of timm's models are always new
-    start = weights or (ref if list_weight_files(ref) or ref.startswith(HUB_PREFIX) else "")
+    start = weights or (ref if has_weights(ref) else "")
     if not start:
         return set(class_names) <= set(load_imagenet_classes()[0])
     source = _read_start(start, arch, start_classes, False, True, reporter)
@@ -193,125 +210,22 @@ def has_class_rows(
     return set(class_names) <= set(source.class_names)
 
 
-def name_weights(ref: str, weights: str = "") -> str:
-    """Return timm's name of the published weights that a name means, `architecture.tag`.
-
-    What loads no published weights (`weights`, a file, a folder, a hub repository) is returned as
-    it is, and so is an unknown name.
-    """
-    if weights or ref.startswith(HUB_PREFIX) or list_weight_files(ref):
-        return ref
-    if (arch := catalog.find(ref)) is not None:
-        return arch.full_name
-    return timm_models.add_tag(ref)
-
-
-def needs_download(ref: str) -> bool:
-    """Return whether the published weights of a name are not here, and the hub has them.
-
-    Raises:
-        WeightsNotFound: they are neither here nor there.
-    """
-    if ref.startswith(HUB_PREFIX):
-        return False
-    if (arch := catalog.find(ref)) is not None:
-        return find_weights(arch) is None
-    return timm_models.needs_download(ref)
-
-
-def is_model_folder(ref: str) -> bool:
-    """Return whether `ref` is a local folder; a bare name only if the folder holds a model."""
-    path = expand_home(ref)
-    # A folder that happens to be called deit_tiny must not hide the architecture.
-    return path.is_dir() and ("/" in ref or (path / CONFIG).is_file())
-
-
-def list_weight_files(ref: str, weights: str = "") -> list[Path]:
-    """Return the files of a model that is a local file or folder; none for a published name."""
-    start = Path(os.path.expanduser(weights or ref))
-    if start.is_dir() and (weights or is_model_folder(ref)):
-        names = (CONFIG, WEIGHTS, "pytorch_model.bin")
-        return [start / name for name in names if (start / name).is_file()]
-    return [start] if start.is_file() else []
-
-
-def fetch_model_files(ref: str, reporter: Reporter) -> list[Path]:
-    """Return the files of a published model, downloading them if need be; none if that fails."""
-    try:
-        if (folder := _resolve_folder(ref, reporter)) is not None:
-            return list_weight_files(str(folder), str(folder))
-        arch = catalog.find(ref)
-        path = timm_models.fetch(ref, reporter) if arch is None else fetch_weights(arch, reporter)
-        return [path]
-    except ModelError:  # loading the model raises it again, if it comes to that
-        return []
-
-
-def _resolve_folder(ref: str, reporter: Reporter) -> Path | None:
-    """Return the model folder of `ref`, downloaded from the hub if need be; None without one."""
-    if ref.startswith(HUB_PREFIX):
-        repo_id = ref.removeprefix(HUB_PREFIX)
-        try:
-            config = download_file(repo_id, CONFIG, reporter)
-        except WeightsNotFound as error:
-            raise WeightsNotFound(
-                f"{ref} cannot be loaded: {error.message}.",
-                f"It takes a repository with {CONFIG} and {WEIGHTS}, as `deitctl push` makes it. "
-                f"Download an exported file first: hf download {repo_id} FILE.onnx; "
-                "then --model FILE.onnx.",
-            ) from error
-        download_file(repo_id, WEIGHTS, reporter)
-        return config.parent
-    path = expand_home(ref)
-    if is_model_folder(ref):
-        return path
-    is_path = "/" in ref or "\\" in ref or path.suffix in WEIGHT_SUFFIXES
-    if is_path and not path.exists():
-        raise ModelError(f"There is no model file or folder {ref!r}.", suggest_path(ref))
-    # The file of a model folder stands for the folder: alone it has no class names and no
-    # preprocessing.
-    if path.is_file() and path.name == WEIGHTS and (path.parent / CONFIG).is_file():
-        return path.parent
-    return None
-
-
-def _require_timm_name(name: str) -> None:
-    if name.lower().endswith(".onnx"):
-        raise ModelError(
-            f"{name} is an ONNX file, which only `deitctl predict` and `eval` can run.",
-            "Name its weights.",
-        )
-    if name.lower().endswith(".pt2"):
-        # torch.export.load falls back to unpickling, and evaluates expressions
-        raise ModelError(
-            f"{name} is a program that could run any code when torch loads it.",
-            "Name its weights, or an ONNX file: deitctl export MODEL --to onnx.",
-        )
-    if Path(name).is_file():
-        raise ModelError(
-            f"{name} is a file and no model.",
-            f"Weights end in {', '.join(WEIGHT_SUFFIXES)}; a model can be a folder too.",
-        )
-    if not timm_models.is_timm_model(name):
-        raise ModelError(
-            f"There is no model {name!r}.",
-            timm_models.suggest_model(name)
-            or "`deitctl models` lists the DeiT family; timm's names work too.",
-        )
-
-
 def _is_same_deit(a: Architecture | None, b: Architecture) -> bool:
     return a is not None and convert.has_same_backbone(a, b) and a.distilled == b.distilled
 
 
-def _load_folder(folder: Path, img_size: int) -> LoadedModel:
+def _load_folder(folder: Path, img_size: int, reporter: Reporter) -> LoadedModel:
     model_config = load_model_config(folder)
     arch = catalog.find(model_config.architecture)
     if arch is None:
         model, model_config = timm_models.load_folder(folder, img_size)
         return LoadedModel(model.eval(), model_config)
     loaded = _load_deit_file(
-        find_weights_file(folder), arch, img_size or model_config.preprocessing.img_size
+        find_weights_file(folder),
+        arch,
+        img_size or model_config.preprocessing.img_size,
+        reporter,
+        model_config.preprocessing,
     )
     inferred = loaded.model_config
     if model_config.class_names is None:  # ImageNet's, for a thousand classes
@@ -332,11 +246,22 @@ def _load_folder(folder: Path, img_size: int) -> LoadedModel:
     return replace(loaded, model_config=model_config.at_size(inferred.preprocessing.img_size))
 
 
-def _load_deit_file(path: Path, arch: Architecture | None, img_size: int) -> LoadedModel:
-    state = convert.normalize_names(load_tensors(path))
+def _load_deit_file(
+    path: Path,
+    arch: Architecture | None,
+    img_size: int,
+    reporter: Reporter | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> LoadedModel:
+    """Load a DeiT's file: that of a folder with its preprocessing, or one without.
+
+    What was taken is said to `reporter`; None for published weights.
+    """
+    checkpoint = read_checkpoint(path)
+    state, lacks_head = convert.complete_heads(convert.normalize_names(checkpoint.state))
     require_finite(state, str(path))
     shapes = {k: tuple(v.shape) for k, v in state.items()}
-    inferred = convert.infer_architecture(shapes, str(path))
+    inferred = convert.infer_architecture(shapes, str(path), checkpoint.architecture)
     if arch is not None and not _is_same_deit(inferred, arch):
         raise ModelError(
             f"{path} holds {inferred.alias}, not {arch.alias}.", f"Use --model {inferred.alias}."
@@ -345,8 +270,9 @@ def _load_deit_file(path: Path, arch: Architecture | None, img_size: int) -> Loa
     num_classes = convert.count_classes(state)
     if num_classes is None:
         raise ModelError(
-            f"{path} has no classifier head.",
-            "Fine-tune it first: deitctl train DATA --weights FILE.",
+            f"{path} has no classifier head ({inferred.alias}"
+            f"{''.join(f', {note}' for note in checkpoint.notes)}).",
+            f"Fine-tune it first: deitctl train DATA --model {inferred.alias} --weights FILE.",
         )
     size = img_size or convert.infer_img_size(state, arch)
     # Drawing weights that are replaced at once takes longer than reading them.
@@ -356,10 +282,14 @@ def _load_deit_file(path: Path, arch: Architecture | None, img_size: int) -> Loa
         )
     changes = convert.load_adapted(model, state, str(path))
     model_config = arch.to_model_config().at_size(size)
+    if lacks_head:
+        model_config = replace(model_config, head="cls")
     if num_classes != 1000:
         model_config = replace(
             model_config, num_classes=num_classes, class_names=None, descriptions=None
         )
+    if reporter is not None:
+        say_what_was_taken(path, inferred.alias, preprocessing, checkpoint, reporter)
     return LoadedModel(model.eval(), model_config, tuple(changes))
 
 
@@ -373,12 +303,13 @@ def _describe_published(arch: Architecture, img_size: int) -> LoadedModel:
     return LoadedModel(model.eval(), arch.to_model_config().at_size(size))
 
 
-def _load_timm_file(name: str, path: Path, img_size: int) -> LoadedModel:
-    state = load_tensors(path)
-    num_classes = timm_models.count_classes(state, name)
+def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) -> LoadedModel:
+    checkpoint = read_checkpoint(path)
+    num_classes = timm_models.count_classes(checkpoint.state, name)
     model = timm_models.create_model(name, num_classes=num_classes, img_size=img_size)
     model_config = timm_models.read_model_config(model, name, num_classes)
-    timm_models.load_weights(model, state, str(path), new_head=False)
+    timm_models.load_weights(model, checkpoint.state, str(path), new_head=False)
+    say_what_was_taken(path, name, model_config.preprocessing, checkpoint, reporter, is_bare=True)
     return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)
 
 
@@ -392,6 +323,8 @@ class _Start:
     """Of its head's rows; None if they are not known."""
     name: str
     """The file, or the published weights that are to be downloaded."""
+    checkpoint: Checkpoint | None = None
+    """What was read; None for what is to be downloaded."""
 
 
 def _build_deit(
@@ -419,11 +352,11 @@ def _build_deit(
         state, changes = _choose_head_rows(source, class_names)
         has_new_head = convert.count_classes(state) != len(class_names)
         target = model
-        if state["pos_embed"].is_meta:  # matched like any other, and nothing is loaded
+        if any(value.is_meta for value in state.values()):  # matched like any other, and nothing is loaded
             with torch.device("meta"):
                 target = build()
         changes += convert.load_adapted(target, state, start or arch.hub_id)
-    folder = _resolve_folder(start, SilentReporter()) if start else None
+    folder = resolve_folder(start, SilentReporter()) if start else None
     model_config = _keep_normalization(arch.to_model_config(), folder)
     return LoadedModel(
         model,
@@ -470,15 +403,16 @@ def _read_start(
 ) -> _Start:
     """Read what a training starts from: a file, a folder, or the published weights of `arch`."""
     if start:
-        folder = _resolve_folder(start, reporter)
-        path: Path | None = folder / WEIGHTS if folder else Path(start)
+        folder = resolve_folder(start, reporter)
+        path: Path | None = find_weights_file(folder) if folder else Path(start)
     else:
         folder, (arch, path) = None, _find_published(arch, distilled, download, reporter)
     if path is None:
         with torch.device("meta"):
             published = VisionTransformer(arch, num_classes=1000, img_size=arch.img_size)
         return _Start(published.state_dict(), load_imagenet_classes()[0], arch.full_name)
-    state = convert.normalize_names(load_tensors(path))
+    checkpoint = read_checkpoint(path)
+    state = convert.normalize_names(checkpoint.state)
     require_finite(state, str(path))
     names = load_model_config(folder).class_names if folder else None
     count = convert.count_classes(state)
@@ -487,7 +421,7 @@ def _read_start(
         names = tuple(class_names)
     if names is None and count == 1000:
         names = load_imagenet_classes()[0]
-    return _Start(state, names, str(path))
+    return _Start(state, names, str(path), checkpoint)
 
 
 def _find_published(
@@ -511,17 +445,6 @@ def _find_published(
         return plain, path
 
 
-def require_count(class_names: Sequence[str], count: int | None, where: str) -> None:
-    """Raise `ModelError` unless there is a name for each class of the weights in `where`."""
-    if count is None:
-        raise ModelError(f"{where} has no classifier head that --classes could name.")
-    if len(class_names) != count:
-        raise ModelError(
-            f"--classes names {len(class_names)} classes, and {where} has {count}.",
-            "Name the file with the classes that it was trained on, in their order.",
-        )
-
-
 def _build_timm(
     ref: str,
     start: str,
@@ -532,8 +455,8 @@ def _build_timm(
     download: bool,
     reporter: Reporter,
 ) -> LoadedModel:
-    start_folder = _resolve_folder(start, reporter) if start else None
-    ref_folder = _resolve_folder(ref, reporter)
+    start_folder = resolve_folder(start, reporter) if start else None
+    ref_folder = resolve_folder(ref, reporter)
     ref_config = load_model_config(ref_folder) if ref_folder else None
     name = ref_config.architecture if ref_config else ref
     model_args = dict(ref_config.model_args) if ref_config else {}
@@ -562,8 +485,9 @@ def _build_timm(
         )
     path = None
     if start:
-        path = start_folder / WEIGHTS if start_folder else Path(start)
-        timm_models.load_weights(model, load_tensors(path), str(path), new_head=True)
+        path = find_weights_file(start_folder) if start_folder else Path(start)
+        checkpoint = read_checkpoint(path)
+        timm_models.load_weights(model, checkpoint.state, str(path), new_head=True)
     model_config = replace(
         timm_models.read_model_config(model, name, num_classes), model_args=model_args
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -132,6 +132,10 @@ class ModelConfig:
         """Return this config for another input size, in pixels."""
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
 
+    def with_value_range(self, value_range: ValueRange | None) -> ModelConfig:
+        """Return this config with another range of images of more than 8 bits."""
+        return replace(self, preprocessing=replace(self.preprocessing, value_range=value_range))
+
 
 def to_timm_config(
     model_config: ModelConfig,
@@ -216,13 +220,30 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             f"{where} is not a model's config.json: {repr(error)[:200]}.",
             "Expected timm's layout with 'architecture'.",
         ) from error
-    if problem := _find_absurd_value(model_config):
+    if problem := find_absurd_value(model_config):
         raise ModelError(f"{where} is refused: {problem}.", "Read it before you trust its weights.")
     if class_names is not None and len(class_names) != num_classes:
         raise ModelError(
             f"{where} names {len(class_names)} classes but num_classes is {num_classes}."
         )
     return model_config
+
+
+def require_count(class_names: Sequence[str], num_classes: int | None, where: str) -> None:
+    """Raise `ModelError` unless there is a name for each of a head's classes.
+
+    Args:
+        class_names: of `--classes`.
+        num_classes: of the head; None for weights without one.
+        where: the weights' file or name.
+    """
+    if num_classes is None:
+        raise ModelError(f"{where} has no classifier head, whose classes could have names.")
+    if len(class_names) != num_classes:
+        raise ModelError(
+            f"--classes names {len(class_names)} classes, and {where} has {num_classes}.",
+            "Name the classes that it was trained on, in their order.",
+        )
 
 
 def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
@@ -275,7 +296,7 @@ def _parse_descriptions(class_names: tuple[str, ...] | None, values: Any) -> tup
     return _parse_names(values) if len(values) == len(class_names) else None
 
 
-def _find_absurd_value(model_config: ModelConfig) -> str:
+def find_absurd_value(model_config: ModelConfig) -> str:
     """Describe a value that no model has or that would exhaust memory; empty for none."""
     pre, bad_arg = model_config.preprocessing, _find_bad_argument(model_config.model_args)
     name, temperatures = model_config.architecture, model_config.temperatures

@@ -20,9 +20,10 @@ from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher, freeze_teacher
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
-from deitctl.models.factory import build_model, list_weight_files
+from deitctl.models.factory import build_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.model_config import Preprocessing
+from deitctl.models.sources import list_weight_files
 from deitctl.recipes import DIGITS_CONVNET
 from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.step import (

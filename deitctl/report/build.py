@@ -19,6 +19,7 @@ from torch import Tensor
 from deitctl import __version__
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.eval_transform import eval_transform
+from deitctl.data.range_survey import scale_for
 from deitctl.device import Device
 from deitctl.errors import ConfigError
 from deitctl.evaluation.result import EvalResult, EvalResults, EvalSubject
@@ -26,8 +27,8 @@ from deitctl.events import Reporter, track
 from deitctl.explanation.attention_maps import TOKENS, compute_token_maps
 from deitctl.explanation.overlay import draw_heatmap
 from deitctl.home import expand_home
-from deitctl.models.factory import is_model_folder
 from deitctl.models.heads import fuse_heads
+from deitctl.models.sources import is_model_folder
 from deitctl.models.vit import HeadLogits, VisionTransformer
 from deitctl.paths import require_writable
 from deitctl.report.contents import HEAD_TITLES, Contents, Curves, Example, Facts, ModelSection
@@ -202,9 +203,10 @@ def _build_examples(
     for start in track(starts, reporter, f"gallery images ({result.name})", len(starts), "batches"):
         batch = rows[start : start + BATCH_SIZE]
         preprocessing = subject.eval_model.preprocessing
+        dataset = scale_for(subject.dataset, preprocessing.value_range)
         pixels = np.stack(
             [
-                eval_transform(subject.dataset.read(index), preprocessing)
+                eval_transform(dataset.read(index), preprocessing)
                 for index in result.indices[list(batch)].tolist()
             ]
         )

@@ -18,14 +18,8 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models import catalog
-from deitctl.models.factory import (
-    HUB_PREFIX,
-    find_architecture,
-    has_class_rows,
-    is_model_folder,
-    list_weight_files,
-    name_weights,
-)
+from deitctl.models.factory import find_architecture, has_class_rows
+from deitctl.models.sources import has_weights, is_model_folder, list_weight_files, name_weights
 from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
@@ -51,6 +45,7 @@ from deitctl.settings import (
     override,
     read_toml,
 )
+from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
 from deitctl.training.optim import compute_peak_lr
 
@@ -58,7 +53,7 @@ DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
 SMALL_DATA = 50_000
 """Training images below which training from scratch takes the small-data recipe."""
-FIXED_BY_CONFIG = ("data", "model", "weights", "recipe", "recipe.pretrained")
+FIXED_BY_CONFIG = ("data", "model", "weights", "classes", "recipe", "recipe.pretrained")
 """Settings that a `run.toml` decides, beside the teacher's; --set alone changes them."""
 
 
@@ -94,7 +89,9 @@ def build_config(
     built_in = data == BUILT_IN
     named = {**settings, **(overrides or {})}
     seed = convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed")
-    train, val = datasets or open_for_training(data, seed=seed, reporter=reporter)
+    value_range = str(named.get("value_range", TrainConfig.value_range))
+    train, val = datasets or open_for_training(
+        data, seed=seed, reporter=reporter, value_range=value_range)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
         model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL
@@ -115,7 +112,13 @@ def _fit_recipe(
     """Choose what the recipe leaves to the data, except the settings that the user has `named`."""
     if not config.recipe.fits_data:
         return config
-    is_new = not has_class_rows(config.model, config.weights, train.class_names, reporter)
+    is_new = not has_class_rows(
+        config.model,
+        config.weights,
+        train.class_names,
+        reporter,
+        start_classes=read_start_classes(config),
+    )
     fixed = {dotted_name(name).removeprefix("recipe.") for name in named if name != "recipe"}
     if source := named.get("recipe"):
         fixed.update(list_file_settings(str(source)))
@@ -204,7 +207,12 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
     }
     for name, value in absolute.items():
-        is_name = {"data": value in ("", BUILT_IN), "distill.teacher_cache": value in ("", "off")}
+        is_name = {
+            "data": value in ("", BUILT_IN),
+            "distill.teacher_cache": value in ("", "off"),
+            "classes": not value,
+            "distill.teacher_classes": not value,
+        }
         if name in ("model", "weights", "distill.teacher", "distill.teacher_weights"):
             is_name[name] = not (expand_home(value).is_file() or is_model_folder(value))
         if not is_name.get(name, True):
@@ -223,12 +231,12 @@ def _choose_recipe(
     pretrained = settings.get("recipe.pretrained")
     if pretrained is not None:
         pretrained = convert(pretrained, bool, "pretrained")
-    has_weights = bool(weights) or _has_weights(model)
+    starts_from = bool(weights) or has_weights(model)
     if settings.get("recipe"):
         recipe = get_recipe(convert(settings["recipe"], str, "recipe"))
     elif built_in:
         recipe = DIGITS
-    elif has_weights or pretrained:
+    elif starts_from or pretrained:
         recipe = FINETUNE
     elif is_imagenet(train.class_names):
         recipe = PAPER
@@ -236,18 +244,13 @@ def _choose_recipe(
         recipe = FINETUNE
     else:
         recipe = SMALL if len(train.labels) < SMALL_DATA else PAPER
-    if has_weights and pretrained is False:
+    if starts_from and pretrained is False:
         raise ConfigError(
             "--no-pretrained contradicts the weights that were named.", "Leave one of them out."
         )
     if pretrained is None:
         pretrained = recipe.pretrained
-    return replace(recipe, pretrained=pretrained and not has_weights)
-
-
-def _has_weights(model: str) -> bool:
-    """Return whether a model is a file, a folder or a repository, and so more than an architecture."""
-    return Path(model).is_file() or is_model_folder(model) or model.startswith(HUB_PREFIX)
+    return replace(recipe, pretrained=pretrained and not starts_from)
 
 
 def build_distill_config(
@@ -314,7 +317,7 @@ def check(config: TrainConfig) -> None:
     if (
         distill is not None
         and distill.finetune_teacher == "scratch"
-        and (distill.teacher_weights or _has_weights(distill.teacher))
+        and (distill.teacher_weights or has_weights(distill.teacher))
     ):
         raise ConfigError(
             f"--finetune-teacher scratch takes an architecture, and {distill.teacher} has weights.",

@@ -169,7 +169,7 @@ def test_tensors_that_are_not_numbers_in_the_file_are_refused(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [{3: torch.ones(2)}, {"a": {"b": torch.ones(2)}}, {("a",): torch.ones(2)}]
+    "value", [{3: torch.ones(2)}, {"a": {("b",): torch.ones(2)}}, {("a",): torch.ones(2)}]
 )
 def test_names_that_are_no_names_are_refused(value, tmp_path):
     (tmp_path / "x.pth").write_bytes(saved(value))

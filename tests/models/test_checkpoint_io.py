@@ -123,10 +123,15 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     assert not os.path.exists(marker)
 
 
-def test_a_training_checkpoint_with_other_objects_is_refused(tmp_path, tensors):
-    torch.save({"model": tensors, "args": argparse.Namespace(lr=1)}, tmp_path / "c.pth")
-    with pytest.raises(ModelError, match="holds more than weights"):
+class Settings:
+    """Of somebody's own code, which reading would import."""
+
+
+def test_a_checkpoint_with_an_unknown_object_is_refused_with_its_class(tmp_path, tensors):
+    torch.save({"model": tensors, "args": Settings()}, tmp_path / "c.pth")
+    with pytest.raises(ModelError, match=r"holds more than weights \(.*\.Settings\)") as error:
         load_tensors(tmp_path / "c.pth")
+    assert "weights_only=False)['model']" in error.value.hint
 
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
@@ -166,21 +171,11 @@ def test_truncated_weights_are_refused(tmp_path, tensors):
         read_tensor_shapes(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("text.jpg", b"this is text, not an image"),
-        ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF"),
-        ("model.onnx", b"\x08\x0a\x12\x07pytorch"),
-        ("notes.pth", b"epoch,top1"),
-    ],
-)
-def test_another_file_than_weights_is_refused_by_name_with_what_is_expected(
-    name, content, tmp_path
-):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{name} is no file of weights\.") as error:
-        load_tensors(tmp_path / name)
+@pytest.mark.parametrize("content", [b"this is text, not an image", b"epoch,top1\n"])
+def test_a_text_is_refused_with_what_is_expected(content, tmp_path):
+    (tmp_path / "notes.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"notes\.pth is no file of weights\.") as error:
+        load_tensors(tmp_path / "notes.pth")
     assert ".safetensors" in error.value.hint
 
 

@@ -134,7 +134,7 @@ def test_another_width_is_refused_with_the_right_name(deit):
 def test_a_damaged_state_dict_is_refused(deit):
     state = deit().state_dict()
     del state["blocks.3.norm1.weight"]
-    with pytest.raises(ModelError, match=r"f does not fit deit_tiny: .*blocks\.3\.norm1\.weight"):
+    with pytest.raises(ModelError, match=r"f is not a complete DeiT: .*blocks\.3\.norm1\.weight"):
         convert.load_adapted(deit(), state, "f")
 
 

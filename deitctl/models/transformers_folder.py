@@ -1,0 +1,237 @@
+"""The config of a transformers model folder: ViT and DeiT classifiers, and their image processors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deitctl.errors import ModelError
+from deitctl.models.catalog import ARCHITECTURES, load_imagenet_classes
+from deitctl.models.model_config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_CLASSES,
+    ModelConfig,
+    Preprocessing,
+    find_absurd_value,
+    read_value_range,
+)
+from deitctl.models.recognize import VITS
+from deitctl.paths import read_json
+
+PROCESSOR = "preprocessor_config.json"
+MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
+"""Those whose network is a DeiT's; the last two are backbones of self-supervised training."""
+# Pillow's numbers of filters.
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_MAX_EPS = 2e-6
+
+
+def is_transformers_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is transformers', and not timm's, which may carry both kinds of keys."""
+    return "architecture" not in config and ("architectures" in config or "model_type" in config)
+
+
+def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelConfig:
+    """Parse a transformers config.json, and preprocessor_config.json beside it.
+
+    Raises:
+        ModelError: it is of another network, or of a preprocessing that `Preprocessing` cannot say.
+    """
+    where = f"{folder}/config.json"
+    names = config.get("architectures")
+    model_class = str(names[0]) if isinstance(names, list) and names else ""
+    if config.get("model_type") not in MODEL_TYPES:
+        kind = model_class or config.get("model_type")
+        raise ModelError(
+            f"{folder} holds transformers' {str(kind)[:80]}, which is no ViT or DeiT classifier.",
+            "Of transformers these are read: ViTForImageClassification, DeiTForImageClassification "
+            "and DeiTForImageClassificationWithTeacher.",
+        )
+    try:
+        if problem := _find_difference(config):
+            raise ModelError(
+                f"{folder} holds a {config['model_type']} that no DeiT is: {problem}.",
+                "Use it with transformers itself.",
+            )
+        own = dict(config.get("deitctl") or {})
+        class_names, descriptions = _read_labels(config, own, model_class)
+        model_config = ModelConfig(
+            architecture=_find_architecture(config, folder),
+            num_classes=len(class_names) if class_names else len(config.get("id2label") or "ab"),
+            class_names=class_names,
+            descriptions=descriptions,
+            preprocessing=_read_preprocessing(config, own, folder),
+            head=str(own.get("head") or _choose_head(model_class)),
+            temperatures={str(k): float(t) for k, t in (own.get("temperatures") or {}).items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise ModelError(
+            f"{where} is not a model's config.json: {repr(error)[:200]}.",
+            "Download it again, or save the model again by its save_pretrained(FOLDER).",
+        ) from error
+    if problem := find_absurd_value(model_config):
+        raise ModelError(f"{where} is refused: {problem}.", "Read it before you trust its weights.")
+    return model_config
+
+
+def _find_difference(config: Mapping[str, Any]) -> str:
+    """Describe in what a network differs from a DeiT; empty if in nothing."""
+    dim, eps = int(config["hidden_size"]), float(config.get("layer_norm_eps", 1e-12))
+    same = {
+        "it has no biases of query, key and value": config.get("qkv_bias", True) is True,
+        f"its activation is {str(config.get('hidden_act'))[:40]}": config.get("hidden_act", "gelu")
+        == "gelu",
+        f"its images have {config.get('num_channels')} channels": config.get("num_channels", 3)
+        == 3,
+        f"its layers are {config.get('intermediate_size')} wide inside": config.get(
+            "intermediate_size", 3072
+        )
+        == 4 * dim,
+        # 1e-12, transformers' default, moves logits by 1e-4 of those with 1e-6.
+        f"its LayerNorm has an epsilon of {eps:g}": 0 <= eps <= _MAX_EPS,
+        "it has several labels an image": config.get("problem_type")
+        not in ("multi_label_classification", "regression"),
+        "its weights are quantized": not config.get("quantization_config"),
+    }
+    return next((problem for problem, holds in same.items() if not holds), "")
+
+
+def _find_architecture(config: Mapping[str, Any], folder: Path) -> str:
+    """Return timm's name of the network of these sizes, or raise `ModelError`."""
+    dim, heads, depth, patch, size = (
+        int(config.get(key, default))
+        for key, default in (
+            ("hidden_size", 768),
+            ("num_attention_heads", 12),
+            ("num_hidden_layers", 12),
+            ("patch_size", 16),
+            ("image_size", 224),
+        )
+    )
+    distilled = config["model_type"] == "deit"
+    candidates = [
+        arch
+        for arch in ARCHITECTURES
+        if (arch.embed_dim, arch.num_heads, arch.depth, arch.patch_size)
+        == (dim, heads, depth, patch)
+        and arch.distilled == distilled
+        and not arch.layer_scale
+    ]
+    if candidates:
+        return min(candidates, key=lambda arch: abs(arch.img_size - size)).name
+    vit = VITS.get((dim, depth, patch))
+    if vit and not distilled and heads * 64 == dim:
+        return vit
+    raise ModelError(
+        f"{folder} holds a {config['model_type']} of width {dim}, {depth} layers, {heads} heads and "
+        f"patches of {patch} pixels, which neither the DeiT family nor timm has.",
+        "See `deitctl models`.",
+    )
+
+
+def _choose_head(model_class: str) -> str:
+    """Return what transformers' classes classify by: the class token, or the mean of both heads."""
+    return "avg-logits" if model_class.endswith("WithTeacher") else "cls"
+
+
+def _read_labels(
+    config: Mapping[str, Any], own: Mapping[str, Any], model_class: str
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Return class names and descriptions, None where there are none: a backbone, or `LABEL_0` ..."""
+    labels = config.get("id2label") or {}
+    if not labels or "ForImageClassification" not in model_class:
+        return None, None
+    if len(labels) > MAX_CLASSES:
+        raise ValueError(f"id2label has {len(labels)} entries")
+    by_index = {int(index): label for index, label in labels.items()}
+    ordered = [by_index[i] for i in range(len(by_index))]  # a KeyError for a gap
+    if not all(isinstance(label, str) for label in ordered):
+        raise TypeError("id2label has labels that are no strings")
+    for label in ordered:
+        label.encode()  # raises for half of a surrogate pair, which no text file can hold
+    stated = own.get("class_names")
+    if stated is not None:  # our own export: labels are for people
+        class_names = tuple(str(name) for name in stated)
+        if len(class_names) != len(ordered):
+            raise ValueError(f"class_names has {len(class_names)} of {len(ordered)} names")
+        return class_names, None if class_names == tuple(ordered) else tuple(ordered)
+    if all(re.fullmatch(r"LABEL_\d+", label) for label in ordered):
+        return None, None
+    ids, descriptions = load_imagenet_classes()
+    if len(ordered) == 1000 and _are_imagenet(ordered, descriptions):
+        return ids, descriptions
+    counts = Counter(ordered)
+    unique = (f"{x} ({i})" if counts[x] > 1 else x for i, x in enumerate(ordered))
+    return tuple(unique), None
+
+
+def _are_imagenet(labels: list[str], descriptions: tuple[str, ...]) -> bool:
+    """Return whether labels are ImageNet's in its order; a few of its names are spelled in two ways."""
+    pairs = zip(labels, descriptions, strict=True)
+    return sum(a.split(",")[0].lower() == b.split(",")[0].lower() for a, b in pairs) >= 900
+
+
+def _read_preprocessing(
+    config: Mapping[str, Any], own: Mapping[str, Any], folder: Path
+) -> Preprocessing:
+    """Return the evaluation transform of preprocessor_config.json; timm's for DeiT without one."""
+    size = int(config.get("image_size", 224))
+    value_range = read_value_range(own.get("value_range"))
+    path = folder / PROCESSOR
+    if not path.exists():
+        return Preprocessing(img_size=size, value_range=value_range)
+    try:
+        processor = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable: {str(error)[:160]}.") from error
+    resized, squash = _read_size(processor.get("size", size))
+    crops = processor.get("do_center_crop", "crop_size" in processor)
+    cropped, _ = _read_size(processor["crop_size"]) if crops else (resized, True)
+    is_square = squash or crops
+    rescales = processor.get("do_rescale", True) and (
+        abs(float(processor.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
+    )
+    if not (processor.get("do_resize", True) and is_square and rescales and cropped <= resized):
+        raise ModelError(
+            f"{path} says a preprocessing that deitctl has not: images are resized, cropped at the "
+            "center, scaled to 0..1 and normalized.",
+            "Use it with transformers itself.",
+        )
+    if cropped != size:
+        raise ModelError(
+            f"{folder} contradicts itself: its images have {cropped} pixels a side, its network "
+            f"takes {size}."
+        )
+    crop_pct = cropped / resized
+    if int(cropped / crop_pct) != resized:  # rounded down, as timm does
+        crop_pct = cropped / (resized + 0.5)
+    normalizes = processor.get("do_normalize", True)
+    return Preprocessing(
+        img_size=size,
+        crop_pct=crop_pct,
+        interpolation=_RESAMPLE[int(processor.get("resample", 3 if crops else 2))],
+        crop_mode="squash" if squash else "center",
+        mean=_read_channels(processor.get("image_mean", IMAGENET_MEAN) if normalizes else (0,) * 3),
+        std=_read_channels(processor.get("image_std", IMAGENET_STD) if normalizes else (1,) * 3),
+        value_range=value_range,
+    )
+
+
+def _read_size(value: Any) -> tuple[int, bool]:
+    """Return a side in pixels, and whether both sides get it, whatever the aspect ratio."""
+    if not isinstance(value, Mapping):  # of ViT's and DeiT's processors before 2022
+        return int(value), True
+    if "shortest_edge" in value:
+        return int(value["shortest_edge"]), False
+    if value["height"] != value["width"]:
+        raise ValueError(f"images of {value['height']} x {value['width']} pixels")
+    return int(value["height"]), True
+
+
+def _read_channels(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
