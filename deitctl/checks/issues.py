@@ -48,15 +48,10 @@ ISSUES = {
         "Images without a label in the ground truth.",
         "Complete the ground truth, or delete them.",
     ),
-    "misnamed_split": IssueType(
-        ERROR,
-        "Folders named almost like a split, which are read as classes.",
-        "Rename them to train and val.",
-    ),
     "nested_split": IssueType(
-        ERROR,
-        "A folder around the data, which is read as a class.",
-        "Pass the inner folder as DATA, or move it up.",
+        NOTE,
+        "Folders around the data, which are entered; other tools read them as classes.",
+        "Nothing to do, or move the inner ones up.",
     ),
     "loose_images": IssueType(
         ERROR,
@@ -213,7 +208,7 @@ ISSUES = {
 }
 
 
-FOLDER_ISSUES = ("empty_class", "similar_class_names", "misnamed_split")
+FOLDER_ISSUES = ("empty_class", "similar_class_names")
 """Remedies that rename folders, inner ones first, come last, so that paths of files stay valid."""
 
 

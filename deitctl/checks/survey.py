@@ -12,24 +12,21 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from deitctl.checks.image_info import is_image
-from deitctl.checks.issues import NUM_EXAMPLES, Issue, Remedy, make_remedies, report
+from deitctl.checks.issues import NUM_EXAMPLES, Issue, report
 from deitctl.data.dataset import FileDataset, ImageDataset
-from deitctl.data.decode import EXTENSIONS
+from deitctl.data.file_types import KIND_OF_EXTENSION, get_extensions, is_image_kind
+from deitctl.data.find_layout import Layout, find_layout
 from deitctl.data.layout import is_junk
+from deitctl.data.names import canonicalize_name
 from deitctl.data.open import BUILT_IN, open_dataset
-from deitctl.data.readers.folder import open_folder
-from deitctl.data.splits import SPLIT_NAMES, find_splits
+from deitctl.data.readers.folder import begins_as_image, open_folder, open_folders
+from deitctl.data.trees import FolderTree, NameTree
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 from deitctl.home import expand_home
 
 ALL = "all"
 """Name of the one split of a data set without splits."""
-UNREAD = frozenset(
-    ".heic .heif .jxl .tga .psd .svg .dng .cr2 .cr3 .nef .arw .orf".split()  # noqa: SIM905
-)
-"""Extensions of images that deitctl does not read."""
-ALL_NAMES = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 NUM_SNIFFED = 3
 """Files of an unknown extension whose first bytes are read."""
 
@@ -102,71 +99,38 @@ class _ProgressReporter(SilentReporter):
 
 def _survey_folder(path: Path, reporter: Reporter) -> Survey:
     result = Survey(str(path))
-    # unpacking may nest folders several times
-    while inner := _find_nested_data(path):
-        result.issues += report("nested_split", 1, [str(inner)])
-        path = inner
-    folders = _find_split_folders(path)
-    chosen = find_splits(folders, str(path))
-    if not folders:
-        _add_split(result, ALL, path, reporter)
+    layout = find_layout(FolderTree(path), str(path))
+    entered = [layout.root] if layout.root else []
+    result.issues += _report_layout(layout, entered, str(path) + os.sep)
+    loose = sum(layout.loose.values())
+    result.issues += report("loose_images", loose, [str(path / layout.root)])
+    if layout.in_classes:
+        root = path / layout.root
+        # their sub-folders are the parts
+        strays = _check_strays(root, _list_folders(root))
+        result.issues += (issue for issue in strays if issue.code != "subfolders")
+        for name, dataset in open_folders(path, reporter).items():
+            result.splits.append(Split(name, dataset))
         return result
-    misnamed = sorted(str(folder) for name, folder in folders.items() if folder.name != name)
-    result.issues += report(
-        "misnamed_split",
-        len(misnamed),
-        misnamed,
-        remedies=make_remedies(misnamed, _rename_to_lower_case),
-    )
-    used = [folders[name] for name in chosen.values()]
-    unused = [str(path / f) for f in _list_folders(path) if path / f not in used]
-    result.issues += report("unused_folder", len(unused), unused)
-    for name, folder_name in chosen.items():
-        _add_split(result, name, folders[folder_name], reporter)
+    for name in ("train", "val", "test", ""):
+        for folders in (layout.parts, layout.unlabeled):
+            if name in folders:
+                _add_split(result, name or ALL, path / folders[name], reporter)
     return result
 
 
-def _rename_to_lower_case(folder: str) -> Remedy:
-    path = Path(folder)
-    return Remedy(folder, "misnamed_split", "rename", str(path.with_name(path.name.casefold())))
-
-
-def _find_split_folders(path: Path) -> dict[str, Path]:
-    """Return folders that are splits: they hold folders, or images beside nothing but splits.
-
-    Folders with class folders come before flat ones, and names spelled as deitctl reads them before
-    others.
-    """
-    folders = _list_folders(path)
-    names = {f: f.casefold() for f in folders if f.casefold() in ALL_NAMES}
-    deep = [f for f in names if _list_folders(path / f)]
-    flat = [f for f in names if f not in deep and _list_images(path / f)]
-    # a class may be called train, too
-    candidates = [*deep, *flat] if deep or len(names) == len(folders) else []
-    splits: dict[str, Path] = {}
-    for folder in sorted(candidates, key=lambda f: (f in flat, f != names[f])):
-        if not (folder in flat and _has_rival(names[folder], splits)):
-            splits.setdefault(names[folder], path / folder)
-    return splits
-
-
-def _has_rival(name: str, others: Iterable[str]) -> bool:
-    """Return whether another folder is already the same split, such as `val` beside `valid`."""
-    kind = next(names for names in SPLIT_NAMES.values() if name in names)
-    return any(other in kind for other in others)
-
-
-def _find_nested_data(path: Path) -> Path | None:
-    """Return the only folder of `path` if the splits are in it."""
-    folders = _list_folders(path)
-    alone = len(folders) == 1 and not _list_images(path) and not _find_split_folders(path)
-    return path / folders[0] if alone and _find_split_folders(path / folders[0]) else None
+def _report_layout(layout: Layout, entered: list[str], prefix: str) -> Iterator[Issue]:
+    """Report folders that are entered on the way to the data, and those that are not."""
+    parts = [p for name, p in (*layout.parts.items(), *layout.unlabeled.items()) if name]
+    depth = layout.root.count("/") + 2 if layout.root else 1
+    entered = entered + [part for part in parts if part.count("/") + 1 > depth]
+    yield from report("nested_split", len(entered), [f"{prefix}{p}" for p in entered])
+    yield from report(
+        "unused_folder", len(layout.left_out), [f"{prefix}{p}" for p in layout.left_out]
+    )
 
 
 def _add_split(result: Survey, name: str, root: Path, reporter: Reporter) -> None:
-    while inner := _find_repeated_split(root):
-        result.issues += report("nested_split", 1, [str(inner)])
-        root = inner
     folders = _list_folders(root)
     if not folders:
         paths = tuple(sorted(str(root / f) for f in _list_images(root)))
@@ -181,15 +145,9 @@ def _add_split(result: Survey, name: str, root: Path, reporter: Reporter) -> Non
     except DataError:  # class folders without a single image
         result.issues += report("no_images", 1, [str(root)])
         return
-    empty = tuple(sorted(set(folders) - set(dataset.class_names)))
+    used = set(dataset.class_names)
+    empty = tuple(sorted(name for name in folders if canonicalize_name(name) not in used))
     result.splits.append(Split(name, dataset, empty, str(root)))
-
-
-def _find_repeated_split(root: Path) -> Path | None:
-    """Find train/train, which unpacking an archive easily makes."""
-    folders = _list_folders(root)
-    inner = _find_split_folders(root) if folders and len(folders) <= 2 else {}
-    return next(iter(inner.values())) if len(inner) == len(folders) and inner else None
 
 
 def _list_folders(path: Path) -> list[str]:
@@ -207,7 +165,7 @@ def _list_images(path: Path) -> list[str]:
 
 
 def _has_image_extension(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in get_extensions()
 
 
 @dataclass
@@ -232,9 +190,10 @@ def _check_strays(root: Path, folders: Iterable[str]) -> Iterator[Issue]:
             if current != str(root / folder) and any(map(_has_image_extension, files)):
                 subfolders.add(current)
             for file in files:
-                if not _has_image_extension(file):
-                    extension = os.path.splitext(file)[1].lower()
-                    others.setdefault(extension, _Names()).add(os.path.join(current, file))
+                extension = os.path.splitext(file)[1].lower()
+                path = os.path.join(current, file)
+                if not _has_image_extension(file) and (extension or not begins_as_image(path)):
+                    others.setdefault(extension, _Names()).add(path)
     loose = sorted(_list_images(root))
     yield from report("loose_images", len(loose), (str(root / f) for f in loose))
     yield from report("subfolders", subfolders.count, subfolders.examples)
@@ -265,7 +224,8 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
         extension
         for extension, names in by_extension.items()
         # of an unknown extension the first files stand for all
-        if extension in UNREAD or any(map(is_image, names.examples[:NUM_SNIFFED]))
+        if is_image_kind(KIND_OF_EXTENSION.get(extension, ""))
+        or any(map(is_image, names.examples[:NUM_SNIFFED]))
     }
     for code, extensions in (
         ("unread_images", unread),
@@ -284,31 +244,37 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
 def _check_tar(path: Path) -> Iterator[Issue]:
     """Report what opening a tar leaves out: other files, and images outside class folders."""
     others: dict[str, _Names] = {}
-    images: dict[tuple[str, ...], _Names] = {}  # by folder
+    images: dict[str, _Names] = {}  # by folder
     try:
         # uncompressed only, as training reads it: images are at offsets
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                name = PurePosixPath(member.name.removeprefix("./"))
+                name = PurePosixPath(member.name.lstrip("/"))
                 if not member.isfile() or any(map(is_junk, name.parts)):
                     continue
                 if _has_image_extension(name.name):
-                    images.setdefault(name.parts[:-1], _Names()).add(f"{path}:{name}")
+                    folder = str(name.parent).removeprefix(".")
+                    images.setdefault(folder, _Names()).add(f"{path}:{name}")
                 else:
                     others.setdefault(name.suffix.lower(), _Names()).add(f"{path}:{name}")
     except tarfile.TarError as error:
         raise DataError(
             f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first."
         ) from error
-    while images and len({f[:1] for f in images}) == 1 and min(map(len, images)) > 1:
-        images = {f[1:]: names for f, names in images.items()}  # one folder around everything
-    splits = {folder[0] for folder in images if folder} & ALL_NAMES
-    for split in splits or {""}:
-        below = images
-        if splits:
-            below = {f[1:]: names for f, names in images.items() if f[:1] == (split,)}
-        loose = below.get((), _Names())
+    tree = NameTree(f"{folder}/.".lstrip("/") for folder in images)
+    layout = find_layout(tree, str(path))
+    yield from _report_layout(layout, [], f"{path}:")  # one folder around all is usual
+    flat = [folder for folder in layout.parts.values() if not tree.list(folder).folders]
+    flat += layout.unlabeled.values()
+    for folder, names in images.items():
         # beside class folders they are left out, alone they are the split
-        code = "flat_split" if len(below) == 1 else "loose_images"
-        yield from report(code, loose.count, loose.examples)
+        if folder in flat:
+            yield from report("flat_split", names.count, names.examples)
+        elif folder in layout.parts.values() or is_above(folder, layout.parts.values()):
+            yield from report("loose_images", names.count, names.examples)
     yield from _report_other_files(others)
+
+
+def is_above(folder: str, others: Iterable[str]) -> bool:
+    """Whether a folder holds one of some others, by their paths."""
+    return any(other and (not folder or other.startswith(f"{folder}/")) for other in others)

@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Listing:
     unread: dict[str, int] = field(default_factory=dict)
     """Files that were passed over, by lower-case extension; "" for those without one that begin as
     an image, extensions that are read for images beside the class folders."""
+    layout: str = ""
+    """What was decided about the layout of a tar, in a sentence."""
 
 
 class ScanState:
@@ -131,8 +133,7 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
         "directories": state.states,
         "extensions": sorted(get_extensions()),
         "splits": {
-            name: {"class_names": split.class_names, "unread": split.unread}
-            for name, split in splits.items()
+            name: [split.class_names, split.unread, split.layout] for name, split in splits.items()
         },
     }
     path = get_index_path(Path(state.root))
@@ -163,10 +164,12 @@ def load_index(root: Path) -> dict[str, Listing] | None:
         if header["root"] != os.path.realpath(root) or not _is_current(header):
             return None
         return {
-            name: decode_listing(
-                split["class_names"], arrays[n * per_split : (n + 1) * per_split], split["unread"]
+            name: replace(
+                decode_listing(class_names, arrays[n * per_split : (n + 1) * per_split]),
+                unread={str(extension): int(count) for extension, count in unread.items()},
+                layout=str(layout),
             )
-            for n, (name, split) in enumerate(header["splits"].items())
+            for n, (name, (class_names, unread, layout)) in enumerate(header["splits"].items())
         }
     except (*UNREADABLE, DataChanged):  # absent, truncated, not an index, or being written
         return None
@@ -183,11 +186,7 @@ def _is_current(header: Mapping[str, Any]) -> bool:
     )
 
 
-def decode_listing(
-    class_names: Sequence[str],
-    arrays: Sequence[NDArray[Any]],
-    unread: Mapping[str, int] | None = None,
-) -> Listing:
+def decode_listing(class_names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> Listing:
     """Build a listing from the arrays of `LISTING_DTYPES`.
 
     Raises:
@@ -204,5 +203,4 @@ def decode_listing(
         or labels.max(initial=-1) >= len(class_names)
     ):
         raise ValueError("its arrays are inconsistent")
-    counts = {str(extension): int(count) for extension, count in (unread or {}).items()}
-    return Listing(names, labels, tuple(map(str, class_names)), spans, counts)
+    return Listing(names, labels, tuple(map(str, class_names)), spans)

@@ -13,11 +13,20 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "holdout"), "test"),
 }
 """What a word in a name says about the images: exact names of parts."""
-NEUTRAL_WORDS = frozenset(
+_NEUTRAL = (
     "set sets subset data dataset datasets split splits part folder folders seg "
-    "image images img imgs picture pictures pic pics photo photos sample samples jpg jpeg png".split()  # noqa: SIM905
+    "image images img imgs picture pictures pic pics photo photos sample samples jpg jpeg png"
 )
+NEUTRAL_WORDS = frozenset(_NEUTRAL.split())
 """Words beside such a word that say nothing more: `training_set`, `seg_train`, `test_images`."""
+_ASIDE = (
+    "pred predict prediction predictions unlabeled unlabelled unlabel extra extras misc other others "
+    "mask masks annotation annotations label labels meta metadata docs logs output outputs results "
+    "raw unused rejected backup old tmp temp sample samples demo example examples images image"
+)
+ASIDE_WORDS = frozenset(_ASIDE.split())
+"""Words in names of folders that lie beside the parts of a data set and are none."""
+SERIES_WORDS = frozenset(("fold", "part", "split", "set", "batch", "chunk", "shard", "cv", "k"))
 MAX_DIGITS = 4
 """Of a number in the name of a part: `train2017`, `test1`."""
 JUNK = frozenset(
@@ -65,9 +74,21 @@ def match_splits(names: Iterable[str]) -> dict[str, str]:
     return next((group for group in alike.values() if len(set(group.values())) > 1), {})
 
 
-def is_exact(name: str) -> bool:
-    """Whether a name is the word for a part, and nothing else."""
-    return name in SPLIT_WORDS
+def is_neutral(name: str) -> bool:
+    """Whether a folder's name says nothing about what is in it: `images`, `Data`, `dataset2`."""
+    split, others = _split_name(name)
+    return split is None and bool(others) and all(map(_is_neutral, others))
+
+
+def is_aside(name: str) -> bool:
+    """Whether a folder beside the parts is known to be none, and no class: `pred`, `unlabeled`."""
+    return any(word in ASIDE_WORDS for word in _split_name(name)[1])
+
+
+def is_numbered_part(name: str) -> bool:
+    """Whether a folder is one of several of equal contents: `fold1`, `batch_2`, `part-03`."""
+    words = _split_name(name)[1]
+    return len(words) == 2 and words[0] in SERIES_WORDS and words[1].isdecimal()
 
 
 def _split_name(name: str) -> tuple[str | None, list[str]]:

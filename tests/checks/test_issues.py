@@ -83,14 +83,14 @@ def test_nothing_is_moved_onto_another_file(tmp_path):
 
 def test_folders_are_renamed_after_their_files_and_inner_ones_first():
     rows = (
-        Remedy("Train", "misnamed_split", "rename", "train"),
-        Remedy("Train/big dog", "similar_class_names", "rename", "Train/big_dog"),
-        Remedy("Train/big dog/a.jpg", "truncated", "delete"),
+        Remedy("train/big dog", "similar_class_names", "rename", "train/big_dog"),
+        Remedy("train/big dog/old", "empty_class", "delete"),
+        Remedy("train/big dog/a.jpg", "truncated", "delete"),
     )
     assert [r.file for r in resolve_conflicts(remedies(*rows))] == [
-        "Train/big dog/a.jpg",
-        "Train/big dog",
-        "Train",
+        "train/big dog/a.jpg",
+        "train/big dog/old",
+        "train/big dog",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,43 @@ import numpy as np
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, drop_empty_classes
-from deitctl.data.decode import EXTENSIONS
+from deitctl.data.file_types import (
+    START_BYTES,
+    describe_unread,
+    get_extensions,
+    is_image_start,
+)
+from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
-from deitctl.data.layout import is_junk
+from deitctl.data.layout import is_junk, match_split
+from deitctl.data.readers.passed_over import merge_spellings, report_unread, require_labels
+from deitctl.data.trees import FolderTree, is_folder
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
+
+
+def open_folders(root: Path, reporter: Reporter) -> dict[str, FileDataset]:
+    """Open the parts of a data set in folders, or all of it under "".
+
+    What was decided about its layout, and what in it is not read, is said in a line each.
+
+    Raises:
+        DataError: it cannot be read, has no class folders or no images, or is not clear.
+    """
+    layout = find_layout(FolderTree(root), str(root))
+    if words := layout.describe():
+        reporter.note(f"{root}: {words}")
+    require_labels(layout, str(root))
+    listings = {split: _load(root / path, reporter) for split, path in layout.parts.items()}
+    report_unread(str(root), [layout.loose, *(x.unread for x in listings.values())], reporter)
+    parts = {split: (root / layout.parts[split], listing) for split, listing in listings.items()}
+    if layout.in_classes:
+        ((folder, listing),) = parts.values()
+        parts = {split: (folder, part) for split, part in split_classes(listing).items()}
+    return {
+        split: _build_dataset(folder, listing, reporter)
+        for split, (folder, listing) in parts.items()
+    }
 
 
 def open_folder(root: Path, reporter: Reporter) -> FileDataset:
@@ -25,7 +58,15 @@ def open_folder(root: Path, reporter: Reporter) -> FileDataset:
     Raises:
         DataError: it cannot be read, or has no class folders or no images.
     """
-    listing = load_or_scan(root, lambda state: {"": _scan(root, state, reporter)}, reporter)[""]
+    return _build_dataset(root, _load(root, reporter), reporter)
+
+
+def _load(root: Path, reporter: Reporter) -> Listing:
+    return load_or_scan(root, lambda state: {"": _scan(root, state, reporter)}, reporter)[""]
+
+
+def _build_dataset(root: Path, listing: Listing, reporter: Reporter) -> FileDataset:
+    listing = merge_spellings(listing, str(root), reporter)
     # The root is stored once, and a moved data set keeps its index's names.
     prefix = "" if str(root) == os.curdir else os.path.join(root, "")
     dataset, empty = drop_empty_classes(
@@ -37,42 +78,67 @@ def open_folder(root: Path, reporter: Reporter) -> FileDataset:
     return dataset
 
 
+def split_classes(listing: Listing) -> dict[str, Listing]:
+    """Return the parts of class folders that hold `train/`, `val/` and `test/` each."""
+    at: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for index, name in enumerate(listing.names):
+        if split := match_split(name.replace(os.sep, "/").split("/", 2)[1]):
+            at[split].append(index)
+    return {
+        split: Listing(
+            listing.names.take(places),
+            listing.labels[places],
+            listing.class_names,
+            listing.spans[places] if len(listing.spans) else listing.spans,
+        )
+        for split, places in at.items()
+        if places
+    }
+
+
 def _scan(root: Path, state: ScanState, reporter: Reporter) -> Listing:
-    folders = _list_class_folders(root, state)
+    unread = Counter[str]()
+    folders = _list_class_folders(root, state, unread)
     counts: list[int] = []
 
     def iterate_names(task: Task) -> Iterator[str]:
         for folder in folders:
             # A class at a time: sorting all names would need them as strings.
-            images = sorted(_list_images(root, folder, state, task))
+            images = sorted(_list_images(root, folder, state, task, unread))
             counts.append(len(images))
             yield from images
 
     with reporter.task(f"scan {root.name}", None, "files") as task:
         names = StringArray.from_strings(iterate_names(task))
     if not len(names):
+        words = describe_unread(unread)
         raise DataError(
             f"{root} has {len(folders)} class folders and no images in them.",
-            f"Images are files that end in {' '.join(sorted(EXTENSIONS))}.",
+            words or f"Images are files that end in {' '.join(sorted(get_extensions()))}.",
         )
     labels = np.repeat(np.arange(len(folders), dtype=np.int64), counts)
-    return Listing(names, labels, tuple(folders))
+    return Listing(names, labels, tuple(folders), unread=dict(unread))
 
 
-def _list_class_folders(root: Path, state: ScanState) -> list[str]:
+def _list_class_folders(root: Path, state: ScanState, unread: Counter[str]) -> list[str]:
     state.add("")
     try:
         with os.scandir(root) as listing:
-            entries = list(listing)
-        folders = sorted(e.name for e in entries if _is_folder(e) and not is_junk(e.name))
-        # A dangling link may become a class when a disk is mounted: its state is part of the index.
-        for link in (e.name for e in entries if e.is_symlink() and not _is_folder(e)):
-            state.add(link)
-        has_images = any(
-            Path(e.name).suffix.lower() in EXTENSIONS for e in entries if os.path.isfile(e.path)
-        )
+            entries = [entry for entry in listing if not is_junk(entry.name)]
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}.") from error
+    folders = sorted(entry.name for entry in entries if is_folder(entry))
+    has_images = False
+    for entry in entries:
+        if is_folder(entry):
+            continue
+        # A dangling link may become a class when a disk is mounted: its state is part of the index.
+        if entry.is_symlink():
+            state.add(entry.name)
+        extension = os.path.splitext(entry.name)[1].lower()
+        has_images |= extension in get_extensions()
+        if extension or begins_as_image(entry.path):
+            unread[extension] += 1
     if not folders:
         what = "images but no class folders" if has_images else "no class folders"
         raise DataError(
@@ -81,11 +147,14 @@ def _list_class_folders(root: Path, state: ScanState) -> list[str]:
     return folders
 
 
-def _list_images(root: Path, folder: str, state: ScanState, task: Task) -> Iterator[str]:
-    """Yield the images below a folder, relative to the root.
+def _list_images(
+    root: Path, folder: str, state: ScanState, task: Task, unread: Counter[str]
+) -> Iterator[str]:
+    """Yield the images below a folder, relative to the root; count the other files in `unread`.
 
     Links are followed, no folder is entered twice.
     """
+    extensions = get_extensions()
     above = os.stat(root)
     # The root counts as visited: a link up to it would put all other classes' images into this
     # class.
@@ -109,18 +178,26 @@ def _list_images(root: Path, folder: str, state: ScanState, task: Task) -> Itera
         folders = []
         for entry in entries:
             name = os.path.join(current, entry.name)
-            if _is_folder(entry):
+            extension = os.path.splitext(entry.name)[1].lower()
+            if is_folder(entry):
                 folders.append(name)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            elif extension in extensions or (not extension and begins_as_image(entry.path)):
                 yield name
-            elif entry.is_symlink():  # dangling, perhaps into a disk that is mounted later
-                state.add(name)
+            else:
+                if extension:
+                    unread[extension] += 1
+                if entry.is_symlink():  # dangling, perhaps into a disk that is mounted later
+                    state.add(name)
         pending += sorted(folders, reverse=True)
         task.advance(len(entries))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def begins_as_image(path: str) -> bool:
+    """Whether a file, whose name does not say it, begins as an image that is read."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+        if not os.path.isfile(path):  # opening a pipe would block
+            return False
+        with open(path, "rb") as file:
+            return is_image_start(file.read(START_BYTES))
+    except OSError:
         return False

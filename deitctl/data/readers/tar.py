@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset, Labels
-from deitctl.data.decode import EXTENSIONS, require_bytes
+from deitctl.data.decode import require_bytes
+from deitctl.data.file_types import START_BYTES, get_extensions, is_image_start
+from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk
 from deitctl.data.open_file import OpenFile
+from deitctl.data.readers.folder import split_classes
+from deitctl.data.readers.passed_over import merge_spellings, report_unread, require_labels
 from deitctl.data.reading import raise_read_error, read_patiently
-from deitctl.data.splits import find_splits
+from deitctl.data.trees import NameTree
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -72,44 +76,57 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
         file = OpenFile(str(path))  # before it is scanned: offsets are those of this file
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    return {
-        name: TarDataset(file, split.names, split.spans, split.labels, split.class_names)
-        for name, split in load_or_scan(path, scan, reporter).items()
-    }
+    listings = load_or_scan(path, scan, reporter)
+    # the same words for every part
+    if words := next(iter(listings.values())).layout:
+        reporter.note(f"{path}: {words}")
+    report_unread(str(path), [listing.unread for listing in listings.values()], reporter)
+    datasets = {}
+    for split, listing in listings.items():
+        where = f"{path}:{split}/" if split else str(path)
+        part = merge_spellings(listing, where, reporter)
+        datasets[split] = TarDataset(file, part.names, part.spans, part.labels, part.class_names)
+    return datasets
 
 
 def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
-    spans = array("q")
+    spans, unread = array("q"), Counter[str]()
     # NUL sorts before every character of a name, so sorted keys are in the order of a walk, folder
     # by folder.
     keys = [
         name.replace("/", "\0")
-        for name in StringArray.from_strings(_list_members(path, spans, reporter))
+        for name in StringArray.from_strings(_list_members(path, spans, unread, reporter))
     ]
-    if not keys or min(key.count("\0") for key in keys) < 1:
-        raise DataError(
-            f"{path} has no class folders with images in it.",
-            "Put the images of each class into a folder with its name, and pack those.",
-        )
+    tree = NameTree(key.replace("\0", "/") for key in keys)
+    layout = find_layout(tree, str(path))
+    require_labels(layout, str(path))
+    unread.update(layout.loose)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    first, last = (keys[at].split("\0") for at in (order[0], order[-1]))
-    depth = min(key.count("\0") for key in keys) + 1
-    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
-    top = min(shared, depth - 2)  # folders that contain everything, such as `imagenet/`
     places = np.frombuffer(spans, np.int64).reshape(-1, 2)
-    splits = find_splits({key.split("\0", top + 1)[top] for key in keys}, str(path))
-    if not splits:
-        return {"": _build_listing(keys, order, places, top)}
-    return {
-        split: _build_listing(keys, order, places, top + 1, name) for split, name in splits.items()
-    }
+    listings = {}
+    for split, folder in layout.parts.items():
+        if not tree.list(folder).folders:
+            raise DataError(
+                f"{path} has no class folders with images in it.",
+                "Put the images of each class into a folder with its name, and pack those.",
+            )
+        unread.update(tree.list(folder).images)
+        listings[split] = _build_listing(keys, order, places, folder)
+    if layout.in_classes:
+        listings = split_classes(listings[""])
+    first, words = next(iter(listings)), layout.describe(names_root=False)
+    listings = {split: replace(listing, layout=words) for split, listing in listings.items()}
+    return listings | {first: replace(listings[first], unread=dict(unread))}
 
 
-def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator[str]:
+def _list_members(
+    path: Path, spans: array[int], unread: Counter[str], reporter: Reporter
+) -> Iterator[str]:
     """Yield the names of a tar's images.
 
-    Appends offset and size of each, in bytes, to `spans`.
+    Appends offset and size of each, in bytes, to `spans`, and counts other files in `unread`.
     """
+    extensions = get_extensions()
     try:
         with (
             reporter.task(f"scan {path.name}", None, "files") as task,
@@ -126,14 +143,16 @@ def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator
                 last = member.offset
                 # Only a name: nothing is ever unpacked, so `..` leads nowhere.
                 name = PurePosixPath(member.name.lstrip("/"))
-                if (
-                    member.isreg()
-                    and not member.issparse()
-                    and name.suffix.lower() in EXTENSIONS
-                    and not any(map(is_junk, name.parts))
+                extension = name.suffix.lower()
+                if not member.isreg() or any(map(is_junk, name.parts)):
+                    pass
+                elif not member.issparse() and (
+                    extension in extensions or (not extension and _is_image(archive, member))
                 ):
                     spans.extend((member.offset_data, member.size))
                     yield str(name)
+                elif extension:
+                    unread[extension] += 1
                 task.advance()
     except Exception as error:  # damaged tars raise RecursionError, MemoryError, ValueError, ...
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -142,27 +161,29 @@ def _list_members(path: Path, spans: array[int], reporter: Reporter) -> Iterator
         ) from error
 
 
-def _build_listing(
-    keys: Sequence[str],
-    order: Sequence[int],
-    places: NDArray[np.int64],
-    skip: int,
-    split: str = "",
-) -> Listing:
-    """List a split's images, without its first `skip` folders.
+def _is_image(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    """Whether a member, whose name does not say it, begins as an image that is read."""
+    file = archive.extractfile(member)
+    return file is not None and is_image_start(file.read(START_BYTES))
 
-    An image beside the class folders is left out.
-    """
+
+def _build_listing(
+    keys: Sequence[str], order: Sequence[int], places: NDArray[np.int64], folder: str
+) -> Listing:
+    """List the images in the class folders of a folder, which may be "" for all of the tar."""
     chosen, labels = array("q"), array("q")
     classes: dict[str, int] = {}
+    prefix = folder.replace("/", "\0") + "\0" if folder else ""
 
     def iterate_names() -> Iterator[str]:
         for at in order:
-            folders = keys[at].split("\0")
-            if len(folders) > skip + 1 and (not split or folders[skip - 1] == split):
+            key = keys[at]
+            name = key[len(prefix) :]
+            if key.startswith(prefix) and "\0" in name:  # else beside the class folders
                 chosen.append(at)
-                labels.append(classes.setdefault(folders[skip], len(classes)))
-                yield "/".join(folders[skip:])
+                class_name = name.partition("\0")[0]
+                labels.append(classes.setdefault(class_name, len(classes)))
+                yield name.replace("\0", "/")
 
     names = StringArray.from_strings(iterate_names())
     return Listing(

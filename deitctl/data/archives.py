@@ -1,0 +1,53 @@
+"""Files that are no data set: archives, named with the command that unpacks them, and others."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+from deitctl.data.file_types import START_BYTES, identify
+from deitctl.errors import DataError
+
+UNPACK = {
+    "a ZIP archive": "unzip {} -d images",
+    "a RAR archive": "unrar x {} images/",
+    "a 7z archive": "7z x {} -oimages",
+    **dict.fromkeys(
+        ("a GZIP archive", "a BZIP2 archive", "an XZ archive", "a Zstandard archive"),
+        "mkdir images && tar -xf {} -C images",
+    ),
+}
+"""Command that unpacks an archive, by what `identify` calls it."""
+ARCHIVES = {
+    ".zip": "a ZIP archive",
+    ".rar": "a RAR archive",
+    ".7z": "a 7z archive",
+    **dict.fromkeys((".gz", ".tgz"), "a GZIP archive"),
+    **dict.fromkeys((".bz2", ".tbz", ".tbz2"), "a BZIP2 archive"),
+    **dict.fromkeys((".xz", ".txz"), "an XZ archive"),
+    **dict.fromkeys((".zst", ".tzst"), "a Zstandard archive"),
+}
+"""Archives by the end of their names."""
+
+
+def make_refusal(path: Path, kinds: str) -> DataError:
+    """Return the error of a file that is no data set: what it is, an archive with what unpacks it.
+
+    Args:
+        path: the file.
+        kinds: what a data set is, as a hint.
+    """
+    kind = ""
+    with suppress(OSError), path.open("rb") as file:
+        kind = identify(file.read(START_BYTES), path.stat().st_size)
+    # An archive by its content, else by its name.
+    named = [a for suffix, a in ARCHIVES.items() if path.name.lower().endswith(suffix)]
+    kind = kind or (named[0] if named else "")
+    command = UNPACK.get(kind)
+    if command:
+        return DataError(
+            f"{path} is {kind}, whose images are not read in place.",
+            f"Unpack it, and pass the folder as DATA: `{command.format(shlex.quote(str(path)))}`.",
+        )
+    return DataError(f"{path} is {kind + ', ' if kind else ''}not a dataset.", kinds)

@@ -1,0 +1,321 @@
+"""Where the class folders of a data set are: below folders around them, in parts, or around parts.
+
+One search serves folders and tars, for every command that opens data. It lists the folders on the
+way to the class folders, and the first few of those; never all images.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from deitctl.data.layout import (
+    is_aside,
+    is_neutral,
+    is_numbered_part,
+    match_split,
+    match_splits,
+)
+from deitctl.data.trees import Tree
+from deitctl.errors import DataError
+
+NUM_PROBED = 8
+"""Class folders that are listed before the layout is known."""
+MAX_DEPTH = 4
+"""Folders below another in which an image is looked for."""
+MAX_NAMES = 5
+STANDARD_NAMES = ("train", "val", "test", "training", "validation", "valid")
+"""Folders that need no word about what they are read as."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of class folders in a data set, by their paths below it."""
+
+    root: str
+    """Where the data begin, below folders around them; empty: at the top."""
+    parts: Mapping[str, str]
+    """Folder of class folders by split; that of data without parts under ""."""
+    in_classes: bool = False
+    """Whether each class folder holds the parts, and `parts` is that of all of them."""
+    unlabeled: Mapping[str, str] = field(default_factory=dict)
+    """Parts with images and no class folders, which have no labels."""
+    left_out: tuple[str, ...] = ()
+    """Folders beside the parts that are none of them, with images in them."""
+    loose: Mapping[str, int] = field(default_factory=dict)
+    """Images beside the parts or beside the folder around them, by extension."""
+
+    def describe(self, *, names_root: bool = True) -> str:
+        """Return what was decided, in a line; empty where nothing had to be.
+
+        Args:
+            names_root: whether a folder around the data is worth a word, as it is not in a tar.
+        """
+        sentences = []
+        if not names_root:
+            pass
+        elif self.root and set(self.parts) == {""}:
+            sentences.append(f"The class folders are those in {self.root}/.")
+        elif self.root:
+            sentences.append(f"The data are those in {self.root}/.")
+        below = {
+            split: os.path.relpath(path, self.root or ".").replace(os.sep, "/")
+            for split, path in self.parts.items()
+            if split
+        }
+        if self.in_classes:
+            sentences.append("Each class folder holds the parts: CLASS/train/IMAGE is read.")
+        elif any(path not in STANDARD_NAMES for path in below.values()):
+            read = ", ".join(f"{split} is {path}/" for split, path in below.items())
+            sentences.append(f"Parts: {read}.")
+        for split, path in self.unlabeled.items():
+            sentences.append(f"{path}/ has images without class folders: {split} has no labels.")
+        if self.left_out:
+            sentences.append(f"Left out: {name_some(f'{path}/' for path in self.left_out)}.")
+        return " ".join(sentences)
+
+
+def name_some(names: Iterable[str]) -> str:
+    """Return the first few names, for a message."""
+    names = list(names)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def find_layout(tree: Tree, data: str) -> Layout:
+    """Find the class folders of a data set.
+
+    Args:
+        tree: its folders.
+        data: its name, for messages.
+
+    Raises:
+        DataError: two folders mean the same part, or what is a part and what is a class is not clear.
+    """
+    search = _Search(tree, data)
+    root, left_out = "", ()
+    while True:
+        layout = search.find_parts(root) or search.find_parts_in_classes(root)
+        inner = "" if layout else search.find_inner(root)
+        if not inner:
+            break
+        left_out += tuple(path for path in search.list_paths(root) if path != inner)
+        root = inner
+    if layout is None:
+        search.refuse_same_folders(root)
+        layout = Layout(root, {"": root})
+    return replace(
+        layout, left_out=left_out + layout.left_out, loose=search.count_loose_images(layout)
+    )
+
+
+class _Search:
+    def __init__(self, tree: Tree, data: str) -> None:
+        self.tree, self.data = tree, data
+
+    def find_parts(self, root: str) -> Layout | None:
+        """Return the parts that a folder holds; None if it holds none."""
+        folders = self.tree.list(root).folders
+        named = match_splits(folders)
+        if not named:
+            return None
+        places = self._enter_parts({name: _join(root, name) for name in named}, named)
+        deep = [name for name in named if self.tree.list(places[name]).folders]
+        flat = [n for n in named if n not in deep and self.tree.list(places[n]).images]
+        if not deep and len(flat) < len(folders):
+            return None  # classes: `test` and `control`, `valid` and `invalid`
+        others = [n for n in folders if n not in named and self._has_images(_join(root, n))]
+        is_only = others and len({named[name] for name in (*deep, *flat)}) == 1
+        if is_only and not self._is_part(root, deep, others):
+            return None
+        parts = self._choose(deep, named)
+        return Layout(
+            root,
+            {split: places[name] for split, name in parts.items()},
+            unlabeled={named[n]: places[n] for n in flat if named[n] not in parts},
+            left_out=(
+                *(places[n] for n in flat if named[n] in parts),
+                *(_join(root, n) for n in others),
+            ),
+        )
+
+    def _enter_parts(
+        self, places: Mapping[str, str], named: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Enter folders that hold nothing but another around the class folders."""
+        entered = {name: self._enter(path, named[name]) for name, path in places.items()}
+        # `train/flowers/rose`: whatever the inner folder is called, if every part has one
+        inner = {name: self._find_only(path) for name, path in entered.items()}
+        holding = [name for name, path in entered.items() if self.tree.list(path).folders]
+        if holding and all(
+            (path := inner[name]) and self.tree.list(path).folders for name in holding
+        ):
+            return {**entered, **{name: inner[name] for name in holding}}
+        return entered
+
+    def _enter(self, path: str, split: str) -> str:
+        """Enter `train/train/` and `train/images/`, as unpacking makes them."""
+        while inner := self._find_only(path):
+            name = inner.rsplit("/", 1)[-1]
+            is_doubled = match_split(name) == split or name == path.rsplit("/", 1)[-1]
+            is_around = is_neutral(name) and bool(self.tree.list(inner).folders)
+            if not (is_doubled or is_around):
+                break
+            path = inner
+        return path
+
+    def _find_only(self, path: str) -> str:
+        """Return the one folder that a folder holds if it holds no image beside it."""
+        folders, images = self.tree.list(path)
+        return _join(path, folders[0]) if len(folders) == 1 and not images else ""
+
+    def _is_part(self, root: str, deep: Sequence[str], others: Sequence[str]) -> bool:
+        """Whether the only folder that is named as a part is one, and not a class of that name.
+
+        Raises:
+            DataError: it may be either.
+        """
+        if all(map(is_aside, others)):
+            return True
+        if any(self.tree.has_image(_join(root, name)) for name in deep):
+            return False
+        part = deep[0]
+        inside = {self.tree.list(_join(root, name)).folders for name in (part, *others)}
+        if len(inside) == 1 and len(inside.pop()) == 1:
+            return False  # `train/side/`, `bus/side/`, `car/side/`
+        raise DataError(
+            f"{self.data} has {_join(root, part)}/ of folders, as a part of the data has, beside "
+            f"{name_some(f'{name}/' for name in others)} with images, as classes are.",
+            f"If {part} is a part, {self._suggest(_join(root, part))}; if it is a class, move its "
+            "images up, out of its folders.",
+        )
+
+    def _choose(self, names: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
+        """Return the folder of each part; raise `DataError` if two mean the same."""
+        parts: dict[str, str] = {}
+        for split in ("train", "val", "test"):
+            same = sorted(
+                (name for name in names if named[name] == split), key=lambda n: (len(n), n)
+            )
+            if len(same) > 1:
+                raise DataError(
+                    f"{self.data} has a {same[0]} and a {same[1]} split, which both mean {split}.",
+                    "Put their images into one, or rename the one that is something else.",
+                )
+            if same:
+                parts[split] = same[0]
+        return parts
+
+    def find_parts_in_classes(self, root: str) -> Layout | None:
+        """Return the layout of class folders that hold the parts: `cat/train/`, `cat/val/`.
+
+        Raises:
+            DataError: some hold parts and others not, or each is a data set of its own.
+        """
+        folders = self.tree.list(root).folders
+        probed = [
+            name
+            for name in folders[:NUM_PROBED]
+            if len(set((self._list_parts(_join(root, name)) or {}).values())) > 1
+        ]
+        if not probed or len(folders) == 1:  # one is a folder around the data
+            return None
+        parts = {name: self._list_parts(_join(root, name)) for name in folders}
+        wrong = [name for name, found in parts.items() if found is None]
+        first = _join(root, probed[0])
+        if any(self.tree.list(_join(first, part)).folders for part in parts[probed[0]] or ()):
+            if len(probed) == 1 and not any(self._has_images(_join(root, n)) for n in wrong):
+                return None  # the only data set, beside other things
+            raise DataError(
+                f"{self.data} holds several folders, and {first}/ is a data set with parts of its own.",
+                f"Take one of them: {self._suggest(first)}.",
+            )
+        if wrong:
+            raise DataError(
+                f"{self.data} has parts of the data in the class folder {first}/, and none in "
+                f"{_join(root, wrong[0])}/.",
+                "Give every class folder the same parts, or put train/, val/ and test/ around the "
+                "class folders.",
+            )
+        return Layout(root, {"": root}, in_classes=True)
+
+    def _list_parts(self, path: str) -> dict[str, str] | None:
+        """Return the parts that a class folder holds; None if it holds none, or anything else."""
+        if self.tree.has_image(path):
+            return None
+        folders = self.tree.list(path).folders
+        named = {name: split for name in folders if (split := match_split(name))}
+        if not named or len(named) < len(folders):
+            return None
+        self._choose(list(named), named)  # which refuses two folders of one part
+        return named
+
+    def find_inner(self, root: str) -> str:
+        """Return the folder around the class folders or parts if there is one, else ""."""
+        folders = self.tree.list(root).folders
+        if len(folders) > NUM_PROBED:
+            return ""
+        places = [_join(root, name) for name in folders]
+        inner = [path for path in places if self._has_images(path)]
+        if len(inner) != 1:
+            return ""
+        entries = self.tree.list(inner[0])
+        holds_parts = any(
+            self.tree.list(_join(inner[0], name)).folders for name in match_splits(entries.folders)
+        )
+        # A single class that holds images itself is left as it is.
+        return inner[0] if entries.folders and (holds_parts or not entries.images) else ""
+
+    def refuse_same_folders(self, root: str) -> None:
+        """Raise `DataError` if what would be classes are `fold1`, `fold2` ... or `images`, `masks`."""
+        folders = self.tree.list(root).folders
+        if not 2 <= len(folders) <= 4 * NUM_PROBED:
+            return
+        if not (
+            all(map(is_numbered_part, folders))
+            or all(is_aside(f) or is_neutral(f) for f in folders)
+        ):
+            return
+        places = [_join(root, name) for name in folders]
+        if any(map(self.tree.has_image, places)):
+            return
+        inside = {self.tree.list(path).folders for path in places}
+        names = next(iter(inside))
+        if len(inside) == 1 and len(names) > 1:
+            raise DataError(
+                f"{name_some(f'{path}/' for path in places)} of {self.data} all hold "
+                f"the folders {name_some(names)}: which of both are the classes is not clear.",
+                "Name the parts of the data train/, val/ and test/, or pass one of the folders as DATA.",
+            )
+
+    def _suggest(self, path: str) -> str:
+        """Return how one folder of the data is named as DATA."""
+        if not os.path.isdir(self.data):
+            return f"unpack {path}/ and pass it as DATA"
+        return f"pass `{shlex.quote(os.path.join(self.data, path))}` as DATA"
+
+    def list_paths(self, root: str) -> list[str]:
+        """Return the folders in a folder, by their paths."""
+        return [_join(root, name) for name in self.tree.list(root).folders]
+
+    def count_loose_images(self, layout: Layout) -> dict[str, int]:
+        """Count the images on the way to the class folders, by extension."""
+        above = [""]
+        for name in filter(None, layout.root.split("/")):
+            above.append(_join(above[-1], name))
+        places = [path for path in above if path not in layout.parts.values()]
+        return dict(sum((Counter(self.tree.list(path).images) for path in places), Counter()))
+
+    def _has_images(self, path: str, depth: int = MAX_DEPTH) -> bool:
+        """Whether images lie in a folder, or in the first few folders below it."""
+        if self.tree.has_image(path):
+            return True
+        folders = self.tree.list(path).folders[:NUM_PROBED] if depth else ()
+        return any(self._has_images(_join(path, name), depth - 1) for name in folders)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,72 @@
+"""What opening a folder or tar says of it: its layout, files that are not read, two spellings of a class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from deitctl.data.file_types import describe_unread
+from deitctl.data.find_layout import Layout
+from deitctl.data.index import Listing
+from deitctl.data.names import canonicalize_name
+from deitctl.errors import DataError
+from deitctl.events import Reporter
+
+
+def report_unread(data: str, counts: Iterable[Mapping[str, int]], reporter: Reporter) -> None:
+    """Say how many files of a data set are passed over, if any of them may be an image.
+
+    Args:
+        data: its name.
+        counts: files by lower-case extension, of each part.
+        reporter: receives it.
+    """
+    if words := describe_unread(sum(map(Counter, counts), Counter())):
+        reporter.warn(f"{data}: {words}")
+
+
+def require_labels(layout: Layout, data: str) -> None:
+    """Raise `DataError` if there are parts, and none of them has class folders."""
+    if not layout.parts:
+        folders = ", ".join(f"{path}/" for path in layout.unlabeled.values())
+        raise DataError(
+            f"{data} has images but no class folders in {folders}, so they have no labels.",
+            "Put the images of each class into a folder with its name, or pass a table of "
+            "path,label as DATA.",
+        )
+
+
+def merge_spellings(listing: Listing, where: str, reporter: Reporter) -> Listing:
+    """Make one class of class folders whose names differ in spaces around or Unicode form alone.
+
+    Args:
+        listing: of a part, with the names of its folders.
+        where: the part, for messages.
+        reporter: receives the spellings that became one class.
+
+    Raises:
+        DataError: a name is of spaces alone.
+    """
+    canonical = [canonicalize_name(name) for name in listing.class_names]
+    if tuple(canonical) == listing.class_names:
+        return listing
+    if "" in canonical:
+        name = listing.class_names[canonical.index("")]
+        raise DataError(
+            f"{where} has the class folder {name!r}, a name without letters.", "Rename the folder."
+        )
+    spellings: dict[str, list[str]] = {}
+    for name, spelling in zip(canonical, listing.class_names, strict=True):
+        spellings.setdefault(name, []).append(spelling)
+    for same in spellings.values():
+        if len(same) > 1:
+            reporter.warn(
+                f"{where}: the class folders {' and '.join(map(ascii, same))} are one class: their "
+                "names differ in spaces around them or in Unicode form alone."
+            )
+    names = sorted(spellings)
+    places = np.array([names.index(name) for name in canonical], dtype=np.int64)
+    return replace(listing, labels=places[listing.labels], class_names=tuple(names))

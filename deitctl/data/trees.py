@@ -1,0 +1,115 @@
+"""Trees of folders, of a file system or of the names in a tar, listed as a layout is searched."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from deitctl.data.file_types import get_extensions
+from deitctl.data.layout import is_junk
+from deitctl.errors import DataError
+
+
+class Entries(NamedTuple):
+    """What a folder holds, junk left out."""
+
+    folders: tuple[str, ...]
+    """Names in lexicographic order."""
+    images: Mapping[str, int]
+    """Number of images directly in it by lower-case extension."""
+
+
+class Tree(Protocol):
+    """Folders that can be listed, by their path below the data with `/`; empty: the data."""
+
+    def list(self, path: str) -> Entries:
+        """List a folder; one that cannot be listed is empty."""
+
+    def has_image(self, path: str) -> bool:
+        """Whether an image is directly in a folder, without listing all of it."""
+
+
+class FolderTree:
+    """The folders of a file system below one; each is listed once at most."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._entries: dict[str, Entries] = {}
+
+    def list(self, path: str) -> Entries:
+        """List a folder; raise `DataError` if it is the root and cannot be."""
+        if path not in self._entries:
+            try:
+                self._entries[path] = self._scan(path)
+            except OSError as error:
+                if not path:
+                    raise DataError(f"{self.root} cannot be read: {error.strerror}.") from error
+                self._entries[path] = Entries((), {})
+        return self._entries[path]
+
+    def has_image(self, path: str) -> bool:
+        """Whether an image is directly in a folder: listed until the first one."""
+        if path in self._entries:
+            return bool(self._entries[path].images)
+        try:
+            return any(extension for _, extension in self._iterate(path))
+        except OSError:
+            return False
+
+    def _scan(self, path: str) -> Entries:
+        folders, images = [], Counter[str]()
+        for folder, extension in self._iterate(path):
+            if extension:
+                images[extension] += 1
+            else:
+                folders.append(folder)
+        return Entries(tuple(sorted(folders)), images)
+
+    def _iterate(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield the name of each folder, and the extension of each image."""
+        extensions = get_extensions()
+        with os.scandir(os.path.join(self.root, path)) as entries:
+            for entry in entries:
+                if is_junk(entry.name):
+                    continue
+                extension = os.path.splitext(entry.name)[1].lower()
+                if is_folder(entry):
+                    yield entry.name, ""
+                elif extension in extensions:
+                    yield "", extension
+
+
+class NameTree:
+    """The folders of some images' names, as those in a tar."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        images: dict[str, Counter[str]] = defaultdict(Counter)
+        for name in names:
+            folder, _, file = name.rpartition("/")
+            images[folder][os.path.splitext(file)[1].lower()] += 1
+        folders: dict[str, set[str]] = defaultdict(set)
+        for path in images:
+            while path:
+                above, _, name = path.rpartition("/")
+                folders[above].add(name)
+                path = above
+        self._images, self._folders = dict(images), dict(folders)
+
+    def list(self, path: str) -> Entries:
+        """List a folder."""
+        return Entries(tuple(sorted(self._folders.get(path, ()))), self._images.get(path, {}))
+
+    def has_image(self, path: str) -> bool:
+        """Whether an image is directly in a folder."""
+        return path in self._images
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -1,0 +1,193 @@
+"""A search finds the class folders wherever people have them; what is not clear is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deitctl.data.find_layout import Layout, find_layout
+from deitctl.data.trees import FolderTree, NameTree
+from deitctl.errors import DataError
+
+
+def search(*folders: str) -> Layout:
+    """The layout of images in some folders."""
+    return find_layout(NameTree(f"{folder}/1.jpg".lstrip("/") for folder in folders), "data")
+
+
+def cross(outer: str, inner: str) -> list[str]:
+    return [f"{a}/{b}" for a in outer.split() for b in inner.split()]
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (cross("train val test", "a b"), {"train": "train", "val": "val", "test": "test"}),
+        (cross("Training Testing", "a b"), {"train": "Training", "test": "Testing"}),
+        (cross("training_set test_set", "a b"), {"train": "training_set", "test": "test_set"}),
+        (cross("train valid", "a b"), {"train": "train", "val": "valid"}),
+        (cross("TRAIN DEV", "a b"), {"train": "TRAIN", "val": "DEV"}),
+        (cross("train", "a b"), {"train": "train"}),
+        (cross("x_train x_test", "a b"), {"train": "x_train", "test": "x_test"}),
+        (cross("val", "a b"), {"val": "val"}),
+        # doubled
+        (
+            cross("seg_train/seg_train seg_test/seg_test", "a b"),
+            {"train": "seg_train/seg_train", "test": "seg_test/seg_test"},
+        ),
+        (cross("train/train val", "a b"), {"train": "train/train", "val": "val"}),
+        (
+            cross("train/images val/images", "a b"),
+            {"train": "train/images", "val": "val/images"},
+        ),
+        (cross("train/set1 val/set1", "a b"), {"train": "train/set1", "val": "val/set1"}),
+        # classes
+        (["cat", "dog"], {"": ""}),
+        (["cat/2019", "cat/2020", "dog/2020"], {"": ""}),
+        (cross("cat dog", "images"), {"": ""}),
+        (cross("cat dog", "left right"), {"": ""}),
+        (["cat", "cat/more"], {"": ""}),
+        (["cat"], {"": ""}),
+        # classes called as parts are
+        (["train", "bus", "car"], {"": ""}),
+        (["train", "train/side", "bus", "car"], {"": ""}),
+        (cross("train bus car", "side"), {"": ""}),
+        (["test", "control"], {"": ""}),
+        (["valid", "invalid"], {"": ""}),
+        (["train_test", "trainer"], {"": ""}),
+    ],
+)
+def test_parts_and_classes(folders, parts):
+    layout = search(*folders)
+    assert (layout.root, dict(layout.parts)) == ("", parts)
+    assert not layout.in_classes
+    assert not layout.left_out
+
+
+@pytest.mark.parametrize(
+    ("folders", "root", "parts"),
+    [
+        (cross("chest/train chest/test", "a b"), "chest", {"train": "chest/train"}),
+        (cross("chest/chest/train chest/chest/test", "a b"), "chest/chest", {}),
+        (cross("archive/data/images", "a b"), "archive/data/images", {}),
+        (cross("flowers", "a b c"), "flowers", {"": "flowers"}),
+        (cross("flowers/flowers", "a b"), "flowers/flowers", {"": "flowers/flowers"}),
+    ],
+)
+def test_folders_around_the_data_are_entered_and_said(folders, root, parts):
+    layout = search(*folders)
+    assert layout.root == root
+    assert dict(layout.parts).items() >= parts.items()
+    assert f"those in {root}/." in layout.describe()
+
+
+def test_a_folder_beside_the_one_around_is_left_out_if_it_has_no_images(tmp_path):
+    """Stanford's dogs lie beside their annotations, which have the same folders."""
+    for folder in ("Images/a", "Images/b", "Annotation/a", "Annotation/b", "__MACOSX/Images/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in "ab":
+        (tmp_path / "Images" / folder / "1.jpg").touch()
+        (tmp_path / "Annotation" / folder / "1").touch()
+    (tmp_path / "README.md").touch()
+    layout = find_layout(FolderTree(tmp_path), str(tmp_path))
+    assert (layout.root, layout.left_out) == ("Images", ("Annotation",))
+    assert "Left out: Annotation/." in layout.describe()
+
+
+def test_a_usual_layout_needs_no_word():
+    for folders in (cross("train val", "a b"), ["a", "b"], cross("training validation", "a b")):
+        assert search(*folders).describe() == ""
+
+
+def test_other_names_of_parts_are_said():
+    assert search(*cross("chest/Training chest/Testing", "a b")).describe() == (
+        "The data are those in chest/. Parts: train is Training/, test is Testing/."
+    )
+
+
+def test_images_without_class_folders_beside_a_good_part_have_no_labels():
+    layout = search("train/a", "train/b", "test")
+    assert (dict(layout.parts), dict(layout.unlabeled)) == ({"train": "train"}, {"test": "test"})
+    assert "test has no labels" in layout.describe()
+    layout = search(
+        *cross("seg_train/seg_train seg_test/seg_test", "a b"), "seg_pred/seg_pred", "test/test"
+    )
+    assert layout.left_out == ("test/test", "seg_pred")
+
+
+def test_parts_without_any_class_folder_are_no_classes():
+    layout = search("train", "test")
+    assert not layout.parts
+    assert dict(layout.unlabeled) == {"train": "train", "test": "test"}
+    assert not search("train").parts
+
+
+def test_loose_images_are_counted():
+    layout = find_layout(NameTree(["a.JPG", "x/b.png", "x/train/a/1.png", "x/train/b/1.png"]), "d")
+    assert (layout.root, dict(layout.loose)) == ("x", {".jpg": 1, ".png": 1})
+    assert not search("", "a", "b").loose  # those are counted with the class folders
+
+
+def test_parts_inside_class_folders_are_read_as_parts():
+    layout = search(*cross("cat dog", "train val"), "eel/train")
+    assert layout.in_classes
+    assert layout.parts == {"": ""}
+    assert "Each class folder holds the parts" in layout.describe()
+
+
+@pytest.mark.parametrize(
+    ("folders", "what"),
+    [
+        (cross("train training", "a b"), "a train and a training split, which both mean train"),
+        (cross("train Train", "a b"), "which both mean train"),
+        (cross("val dev train", "a b"), "which both mean val"),
+        (["train/tgv", "train/ice", "bus", "car"], "beside bus/, car/ with images"),
+        (cross("train bus car", "side front"), "beside bus/, car/ with images"),
+        (["cat/train", "cat/val", "dog"], "in the class folder cat/, and none in dog/"),
+        (
+            cross("fold1/train fold1/val fold2/train fold2/val", "a b"),
+            "fold1/ is a data set with parts of its own",
+        ),
+        (cross("fold1 fold2 fold3", "a b"), "which of both are the classes is not clear"),
+        (cross("images masks", "a b"), "which of both are the classes is not clear"),
+        (["cat/train", "cat/Train", "cat/val", "dog/train", "dog/val"], "which both mean train"),
+    ],
+)
+def test_what_is_not_clear_is_refused(folders, what):
+    with pytest.raises(DataError, match="^(?s:.*)" + what.replace("(", r"\(")) as refused:
+        search(*folders)
+    assert refused.value.hint
+
+
+def test_a_data_set_beside_other_things_is_taken(tmp_path):
+    for folder in ("chest/train/a", "chest/test/b", "notes/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("chest/train/a", "chest/test/b"):
+        (tmp_path / folder / "1.png").touch()
+    assert find_layout(FolderTree(tmp_path), str(tmp_path)).root == "chest"
+
+
+def test_a_folder_that_cannot_be_listed_is_refused():
+    with pytest.raises(DataError, match="cannot be read"):
+        find_layout(FolderTree(Path("/nowhere/at/all")), "all")
+
+
+def test_a_search_lists_no_class_folder_to_its_end(tmp_path, monkeypatch):
+    """Class folders of a million images open at once."""
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        for number in range(50):
+            (tmp_path / folder / f"{number}.jpg").touch()
+    tree = FolderTree(tmp_path)
+    listed = []
+    real = tree._iterate
+
+    def iterate(path):
+        for item in real(path):
+            listed.append(path)
+            yield item
+
+    monkeypatch.setattr(tree, "_iterate", iterate)
+    find_layout(tree, "data")
+    assert all(listed.count(folder) < 10 for folder in "abc")
