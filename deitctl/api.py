@@ -50,6 +50,7 @@ def train(
     pretrained: bool | None = None,
     weights: PathLike | None = None,
     lr: float | None = None,
+    classes: PathLike | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -98,6 +99,7 @@ def distill(
     teacher_weights: PathLike | None = None,
     teacher_img_size: int | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
+    teacher_classes: PathLike | None = None,
     mode: Literal["hard", "soft", "none"] | None = None,
     alpha: float | None = None,
     tau: float | None = None,
@@ -113,6 +115,7 @@ def distill(
     weights: PathLike | None = None,
     lr: float | None = None,
     workers: int | None = None,
+    classes: PathLike | None = None,
     device: str | None = None,
     precision: str | None = None,
     compile: bool | None = None,
@@ -198,6 +201,7 @@ def cache_teacher(
     teacher_img_size: int | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
     mode: Literal["hard", "soft"] | None = None,
+    teacher_classes: PathLike | None = None,
     tau: float | None = None,
     views: int | None = None,
     view_seed: int | None = None,
@@ -209,6 +213,7 @@ def cache_teacher(
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    classes: PathLike | None = None,
     batch_size: int = 64,
     reporter: Reporter | None = None,
     **overrides: Any,
@@ -271,6 +276,7 @@ def compare(
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
     teacher_input: Literal["mixed", "unmixed"] | None = None,
     views: int | None = None,
+    teacher_classes: PathLike | None = None,
     view_seed: int | None = None,
     logits_topk: int | None = None,
     allow_weak_teacher: bool | None = None,
@@ -280,6 +286,7 @@ def compare(
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    classes: PathLike | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
 ) -> Comparison:
@@ -373,6 +380,7 @@ def evaluate(
     protocol: str = "native",
     real_labels: PathLike = "",
     save_temperature: bool = False,
+    classes: PathLike | Sequence[str] = "",
     batch_size: int = 64,
     img_size: int = 0,
     on_bad_image: OnBadImage = "skip",
@@ -399,6 +407,7 @@ def evaluate(
         real_labels: ReaL labels of ImageNet's validation images.
         save_temperature: store the fitted temperature with the model.
         batch_size: images at a time.
+        classes: names of its classes, see `deitctl.load`.
         img_size: side of the input in pixels; 0: the model's own.
         on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
         workers: loader processes; -1: chosen from the machine.

@@ -273,6 +273,13 @@ class DistillConfig:
             "auto, or scratch for the teacher of digits",
         ),
     ] = "auto"
+    teacher_classes: Annotated[
+        str,
+        Option(
+            "Names of the classes of --teacher-weights that come without them, as --classes.",
+            TEACHER,
+        ),
+    ] = ""
     teacher_img_size: Annotated[
         int,
         Option("Side of the teacher's input in pixels; 0: its own.", TEACHER, ge=0, le=MAX_SIZE),
@@ -327,6 +334,13 @@ class TrainConfig:
     recipe: Recipe
     weights: Annotated[
         str, Option("Weights file or model folder for a model named by architecture.", OPTIMIZATION)
+    ] = ""
+    classes: Annotated[
+        str,
+        Option(
+            "Names of the classes of weights that come without them: a file with one a line, or JSON.",
+            OPTIMIZATION,
+        ),
     ] = ""
     distill: DistillConfig | None = None
     seed: Annotated[int, Option("Random seed: the same seed gives the same run.", EVERYDAY)] = 0

@@ -56,6 +56,7 @@ def evaluate(
         ),
     ] = "",
     weights: o.WeightsOpt = "",
+    classes: o.ClassesOpt = "",
     head: o.HeadOpt = "auto",
     protocol: Annotated[
         list[str] | None,
@@ -126,6 +127,7 @@ def evaluate(
         ],
         weights=weights,
         head=head,
+        classes=classes,
         batch_size=batch_size,
         img_size=img_size,
         on_bad_image=on_bad_image,
@@ -157,7 +159,7 @@ def evaluate(
         reporter.warn(f"left out {name}: {reason}")
     best = max(results.evaluations, key=lambda result: result.top1).model
     if not best.lower().endswith(".onnx"):
-        options = ["--weights", weights] if weights else []
+        options = o.spell_model("", weights, classes)
         print_next(["export", best, *options, "--to", "onnx"], shape=shape, quiet=quiet)
     if save_temperature and first.calibration is None:
         exit_code = 1  # the evaluation is done, but no temperature could be stored

@@ -24,6 +24,7 @@ def explain(
     images: o.ImagesArg,
     model: o.ModelOpt = "",
     weights: o.WeightsOpt = "",
+    classes: o.ClassesOpt = "",
     method: Annotated[
         str,
         o.option(
@@ -86,6 +87,7 @@ def explain(
         images,
         model=model,
         weights=weights,
+        classes=classes,
         method=method,
         token=token,
         class_name=class_name,
@@ -99,7 +101,7 @@ def explain(
     )
     num_failed = {"table": _print_table, "jsonl": print_records}[shape](explanations)
     # a run knows the images that it was not trained on
-    options = [*(["--model", model] if model else []), *(["--weights", weights] if weights else [])]
+    options = o.spell_model(model, weights, classes)
     print_next(["eval", *([] if o.is_run(model) else ["DATA"]), *options], shape=shape, quiet=quiet)
     if num_failed:
         raise typer.Exit(3)

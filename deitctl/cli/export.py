@@ -29,6 +29,7 @@ def export(
         ),
     ],
     weights: o.WeightsOpt = "",
+    classes: o.ClassesOpt = "",
     output: Annotated[
         str, o.option("--output", help="File or folder to write.", default="RUN/export/ or here")
     ] = "",
@@ -83,6 +84,7 @@ def export(
         output=output,
         weights=weights,
         head=head,
+        classes=classes,
         verify_data=verify_data,
         num_images=num_images,
         quantize=quantize,

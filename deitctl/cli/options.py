@@ -173,6 +173,7 @@ ModelOpt = Annotated[
     str, option("--model", help=MODEL_HELP, default="", complete=completion.complete_model)
 ]
 WeightsOpt = Annotated[str, setting_option("weights", default="", panel=None)]
+ClassesOpt = Annotated[str, setting_option("classes", default="", panel=None, metavar="FILE")]
 HeadOpt = Annotated[
     str,
     option(
@@ -357,6 +358,12 @@ def spell_options(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _declare(parameter: inspect.Parameter) -> inspect.Parameter:
+def spell_model(model: str, weights: str, classes: str) -> list[str]:
+    """Return the options that name a model, without those that are empty."""
+    options = {"--model": model, "--weights": weights, "--classes": classes}
+    return [word for flag, value in options.items() if value for word in (flag, value)]
+
+
     """Return the parameter from which Typer makes the option of a function's keyword."""
     name = parameter.name
     kind = SPECIAL.get(name)

@@ -54,6 +54,7 @@ def predict(
         ),
     ] = "",
     weights: o.WeightsOpt = "",
+    classes: o.ClassesOpt = "",
     topk: Annotated[int, o.option("--topk", "-k", help="Classes in each prediction.", min=1)] = 5,
     head: o.HeadOpt = "auto",
     batch_size: Annotated[
@@ -131,6 +132,7 @@ def predict(
                 model,
                 weights=weights,
                 head=head,
+                classes=classes,
                 img_size=img_size,
                 device=device,
                 precision=precision,
@@ -157,7 +159,9 @@ def predict(
     with _track(_count(images), reporter) as progress:
         num_failed = PRINTERS[shape](progress.follow(predictions))
     _warn_of_unread(scan, num_failed, progress.count, reporter)
-    if (explain := _list_explain(progress.example, classifier, model, weights)) is not None:
+    if (
+        explain := _list_explain(progress.example, classifier, model, weights, classes)
+    ) is not None:
         print_next(explain, shape=shape, quiet=quiet)
     if num_failed:
         raise typer.Exit(3)
@@ -265,7 +269,7 @@ def _resume_on_interruption() -> Iterator[None]:
 
 
 def _list_explain(
-    image: str | None, classifier: Classifier, model: str, weights: str
+    image: str | None, classifier: Classifier, model: str, weights: str, classes: str
 ) -> list[str] | None:
     """Return the command that explains a prediction, None for a model that cannot be explained."""
     from deitctl.inference.onnx_classifier import SUFFIX
@@ -274,8 +278,7 @@ def _list_explain(
     name = classifier.model_config.architecture
     if image is None or model.lower().endswith(SUFFIX) or find(name) is None:
         return None
-    options = [*(["--model", model] if model else []), *(["--weights", weights] if weights else [])]
-    return ["explain", image, *options]
+    return ["explain", image, *o.spell_model(model, weights, classes)]
 
 
 def _can_show_images(show_image: bool | None, images: list[str], reporter: Reporter) -> bool:

@@ -29,6 +29,7 @@ def verify(
         ),
     ] = "",
     weights: o.WeightsOpt = "",
+    classes: o.ClassesOpt = "",
     verify_data: o.VerifyDataOpt = "",
     num_images: o.NumImagesOpt = 64,
     output_format: o.FormatOpt = None,
@@ -46,6 +47,7 @@ def verify(
         verify_data=verify_data,
         model=model,
         weights=weights,
+        classes=classes,
         num_images=num_images,
         reporter=make_reporter(quiet),
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.classes import find_class
 from deitctl.device import Device, choose_device
 from deitctl.errors import ConfigError, require_positive
@@ -32,6 +33,7 @@ from deitctl.explanation.attention_maps import (
 from deitctl.explanation.overlay import TokenPanel, draw_panels
 from deitctl.home import expand_home
 from deitctl.inference.classifier import ScoredClass
+from deitctl.inference.input_range import InputRange
 from deitctl.inference.inputs import (
     ImageLike,
     Images,
@@ -86,6 +88,7 @@ def explain(
     *,
     model: str | Path = "",
     weights: str | Path = "",
+    classes: Classes = "",
     method: str = "gradient",
     token: str = "both",
     class_name: str | None = None,
@@ -103,6 +106,7 @@ def explain(
         images: one or several, as `deitctl.predict` takes them; folders stand for their files.
         model: a DeiT, as `deitctl.load` takes it.
         weights: its weights, if `model` is a name.
+        classes: names of its classes, see `deitctl.load`.
         method: one of `deitctl.explanation.attention_maps.METHODS`.
         token: `cls`, `dist`, or `both` that the model has.
         class_name: the class that `gradient` explains, in any spelling; None for each head's own
@@ -133,7 +137,9 @@ def explain(
     loaded = load_model(
         str(model) or DEFAULT_MODEL, weights=str(weights), img_size=img_size, reporter=reporter
     )
-    deit, model_config = require_deit(loaded.model), loaded.model_config
+    deit = require_deit(loaded.model)
+    where = str(weights) or str(model) or DEFAULT_MODEL
+    model_config = apply_class_names(loaded.model_config, classes, where, reporter)
     if deit.head_dist is None and (token == "dist" or only_disagreements):
         raise ConfigError(
             f"{model_config.architecture} has no distillation token.",
@@ -186,7 +192,9 @@ def _explain_stream(
     reporter: Reporter,
 ) -> Iterator[Explanation]:
     num_disagreements = num_agreements = 0
-    for batch in load_batches(images, explainer.model_config.preprocessing, batch_size):
+    preprocessing = explainer.model_config.preprocessing
+    value_range = InputRange(preprocessing.value_range, reporter)
+    for batch in load_batches(images, preprocessing, batch_size, value_range=value_range):
         explained = explainer.explain([item for item in batch if item.pixels is not None])
         for item in batch:
             if item.pixels is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
@@ -71,6 +72,7 @@ def export(
     output: str = "",
     weights: str = "",
     head: str = "auto",
+    classes: Classes = "",
     verify_data: str = "",
     num_images: int = 64,
     quantize: str = "",
@@ -90,6 +92,7 @@ def export(
         weights: see `load_model`.
         head: the rule by which the heads are fused.
         verify_data: data, a folder of images or an image; of a run's own data those that it was
+        classes: names of the classes, see `deitctl.load`.
             not trained on. Empty: the run's data, else `digits`.
         num_images: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
@@ -127,6 +130,10 @@ def export(
     # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
     fused = choose_head(kind.head, "", loaded.model) if kind.head else head_rule
     _note_what_is_lost(kind, head_rule, fused, loaded.model_config.temperature(fused), reporter)
+    loaded = replace(
+        loaded,
+        model_config=apply_class_names(loaded.model_config, classes, weights or model, reporter),
+    )
     model_config = replace(loaded.model_config, head=head_rule)
     pre = model_config.preprocessing
     if dynamic_size:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from deitctl.config import MAX_SIZE
+from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.range_survey import scale_for
 from deitctl.errors import ConfigError, ExportError
 from deitctl.evaluation.images import ScoredImages
 from deitctl.events import Reporter, SilentReporter
@@ -20,7 +22,7 @@ from deitctl.exporters.compare import Verification, compare, compare_quantized, 
 from deitctl.exporters.dynamic_size import has_dynamic_size
 from deitctl.exporters.formats import Format, recognize_export
 from deitctl.exporters.golden import read_golden
-from deitctl.exporters.metadata import describe_model
+from deitctl.exporters.metadata import describe_model, read_stated_range
 from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verification_images import (
     Images,
@@ -70,6 +72,7 @@ def verify_export(
     verify_data: str = "",
     model: str = "",
     weights: str = "",
+    classes: Classes = "",
     num_images: int = 64,
     reporter: Reporter | None = None,
 ) -> VerifyResult:
@@ -82,6 +85,7 @@ def verify_export(
         model: what to compare with, see `load_model`; empty: the run in whose folder the export
             lies, if it does.
         weights: see `load_model`.
+        classes: names of the classes, see `deitctl.load`.
         num_images: how many images.
         reporter: receives progress.
 
@@ -119,8 +123,20 @@ def verify_export(
     else:
         images = open_images(weights or ref, verify_data, reporter)
         loaded = load_model(ref, weights=weights, reporter=reporter)
+        loaded = replace(
+            loaded,
+            model_config=apply_class_names(loaded.model_config, classes, weights or ref, reporter),
+        )
         if (head := metadata.get("head", "")) not in HEADS:
             raise ExportError(f"{export} does not say how its heads are fused.", "Export it again.")
+        # `export --value-range` may have set another.
+        loaded = replace(
+            loaded, model_config=loaded.model_config.with_value_range(read_stated_range(metadata))
+        )
+        images = replace(
+            images,
+            dataset=scale_for(images.dataset, loaded.model_config.preprocessing.value_range),
+        )
         # A model that was trained further since would fail by its logits; this says why.
         _require_same_model(describe_model(loaded.model_config, head), metadata, export, ref)
         sample = read_images(images.dataset, loaded.model_config.preprocessing, num_images)

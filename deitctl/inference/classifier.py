@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.data.class_file import Classes
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.errors import DataError, ModelError, require_positive
 from deitctl.events import Reporter, SilentReporter
@@ -207,7 +208,9 @@ class Classifier:
 def _expand_images(images: Images) -> Iterable[ImageLike]:
     """Return one image in a list, or several with folders expanded."""
     if not is_image(images):
-        return expand(cast(Iterable[ImageLike], images))
+        expanded = expand(cast(Iterable[ImageLike], images))
+        # Of a list, a sample is looked at before the first.
+        return list(expanded) if isinstance(images, list | tuple) else expanded
     # One input has one prediction, as its type says: a folder, which has many, stands in a list.
     if isinstance(images, str | Path) and is_folder(str(images)):
         raise DataError(
@@ -241,7 +244,7 @@ def load(
 
     Raises:
         ModelError: no such model, weights that do not fit, or a head that it does not have.
-        ConfigError: no such device or precision.
+        ConfigError: no such device or precision, or a file that does not name classes.
     """
     ref, weights = str(model) or DEFAULT_MODEL, str(weights)
     if ref.lower().endswith(SUFFIX):
@@ -252,6 +255,7 @@ def load(
                 head=head,
                 img_size=img_size,
                 device=device,
+    classes: Classes = "",
                 precision=precision,
                 allow_resizing=True,
             )
@@ -265,6 +269,8 @@ def load(
         load_torch_classifier(
             ref,
             weights=weights,
+        classes: names of the classes, for weights that come without them: in the order of the
+            logits, or a file of them, see `read_class_names`; empty for the model's own.
             head=head,
             img_size=img_size,
             device=device,
@@ -287,6 +293,8 @@ def predict(
     precision: str = "auto",
     stdin: Iterable[str] = (),
     keep_pixels: bool = False,
+                classes=classes,
+                reporter=reporter or SilentReporter(),
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Load a model, then yield a prediction for each image, in order.
@@ -301,6 +309,7 @@ def predict(
 
     Raises:
         ModelError: no such model, or weights that do not fit.
+            classes=classes,
         ConfigError: a number out of range, no such device or precision.
     """
     require_positive(topk=topk, batch_size=batch_size)  # before the model is loaded
@@ -317,6 +326,7 @@ def predict(
     scan = FolderScan()
     predictions = classifier.stream(
         expand(several, stdin, scan),
+    classes: Classes = "",
         topk=topk,
         batch_size=batch_size,
         keep_pixels=keep_pixels,
@@ -331,3 +341,4 @@ def _report_unread(
     yield from predictions
     if said := scan.describe():
         reporter.warn(said)
+        classes=classes,

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.cores import count_cores
+from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
+from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
 from deitctl.paths import suggest_path
 
@@ -86,6 +88,8 @@ def load_onnx_classifier(
     img_size: int,
     device: str,
     precision: str,
+    classes: Classes = "",
+    reporter: Reporter | None = None,
     allow_resizing: bool = False,
 ) -> OnnxClassifier:
     """Load an ONNX file that `deitctl export` wrote.
@@ -97,6 +101,8 @@ def load_onnx_classifier(
         img_size: 0, or the file's input size in pixels.
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
+        classes: names for its classes; empty for the file's.
+        reporter: is told where names are replaced or missing.
         allow_resizing: accept a file that resizes images itself.
 
     Raises:
@@ -127,6 +133,7 @@ def load_onnx_classifier(
         raise ModelError(
             f"{path} takes images of {model_config.preprocessing.img_size} pixels, not {img_size}."
         )
+    model_config = apply_class_names(model_config, classes, str(path), reporter or SilentReporter())
     return OnnxClassifier(session, model_config, path, resizes_images)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.data.batch_transforms import normalize
+from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.events import Reporter
@@ -51,6 +52,7 @@ def load_torch_classifier(
     ref: str,
     *,
     weights: str,
+    classes: Classes,
     head: str,
     img_size: int,
     device: str,
@@ -59,7 +61,8 @@ def load_torch_classifier(
 ) -> TorchClassifier:
     """Load a model onto a device; arguments and errors as `deitctl.inference.classifier.load`."""
     loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
+    model_config = apply_class_names(loaded.model_config, classes, weights or ref, reporter)
     chosen = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
-    rule = choose_head(head, loaded.model_config.head, loaded.model)
-    model_config = replace(loaded.model_config, head=rule)
+    rule = choose_head(head, model_config.head, loaded.model)
+    model_config = replace(model_config, head=rule)
     return TorchClassifier(chosen.to_device(loaded.model), model_config, chosen)

@@ -437,7 +437,10 @@ def _find_published(
             return arch, find_weights(arch)
         return arch, fetch_weights(arch, reporter)
     except WeightsNotFound as error:
-        plain = catalog.get_plain(arch)
+        plain, with_token = catalog.get_plain(arch), catalog.get_distilled(arch)
+        if with_token != arch and (path := find_local_weights(with_token)) is not None:
+            hint = f"The distilled ones are here: --weights {path} takes them without their token."
+            raise WeightsNotFound(error.message, f"{error.hint} {hint}") from error
         path = find_local_weights(plain) if distilled and plain != arch else None
         if path is None:
             raise

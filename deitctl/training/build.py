@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from deitctl import rng
 from deitctl.config import Recipe, TrainConfig
+from deitctl.data.class_file import read_class_names
 from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
@@ -17,7 +19,7 @@ from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.errors import ConfigError
+from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models.factory import LoadedModel, build_model
 from deitctl.models.introspect import (
@@ -120,7 +122,7 @@ def build_student(
     """
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.dist_token
-    with rng.scope(config.seed, "init"):
+    with rng.scope(config.seed, "init"), _hinting_at_scratch():
         student = build_model(
             config.model,
             class_names=train.class_names,
@@ -131,6 +133,7 @@ def build_student(
             weights=config.weights,
             distilled=distilled,
             download=download,
+            start_classes=read_start_classes(config),
             reporter=reporter,
         )
     if recipe.augment.crop_scale == (1.0, 1.0):  # trained on uncropped images, so evaluated on them
@@ -143,6 +146,13 @@ def build_student(
         compute_early_size(student.model, student.model_config, recipe)
     if distilled and not isinstance(student.model, VisionTransformer):
         reporter.note(
+    if config.classes and not student.weights:
+        raise ConfigError(
+            "--classes names the classes of weights, and this training starts from none.",
+            "Name them with --weights, or leave it out.",
+        )
+    if config.classes and not isinstance(student.model, VisionTransformer):
+        reporter.note(f"--classes is not used: {config.model} is no DeiT, and gets a new head.")
             f"{config.model} is no DeiT and has no distillation token: its one head learns from "
             "the teacher."
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
-from deitctl.data.dataset import ImageDataset
+from deitctl.data.dataset import ImageDataset, find_folder
 from deitctl.data.open import open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
@@ -24,6 +24,7 @@ from deitctl.training.build import (
     note_changes,
     warn_about_sizes,
 )
+from deitctl.training.configure import check
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.launch import require_output
@@ -79,6 +80,12 @@ class TrainPlan:
     """Data, as it was named."""
     num_classes: int
     """Classes of the data."""
+    class_names: tuple[str, ...]
+    """Their names, in the order of the model's outputs."""
+    train_folder: str | None
+    """Folder or tar that the training images lie in, below any folders around them; null for others."""
+    val_folder: str | None
+    """The same of the validation images."""
     num_train_images: int
     """Training images."""
     num_val_images: int
@@ -134,6 +141,7 @@ def plan_training(
         datasets: training and validation images, if they are open already.
         reporter: receives the warnings that the run would give about its sizes.
     """
+    check(config)
     silent = SilentReporter()
     train, val = datasets or open_for_training(config.data, seed=config.split_seed, reporter=silent)
     # What the run calls too, in its order, so that what it would refuse is refused here.
@@ -192,6 +200,9 @@ def plan_training(
         num_classes=len(train.class_names),
         num_train_images=num_images,
         num_val_images=len(val.labels),
+        class_names=train.class_names,
+        train_folder=find_folder(train),
+        val_folder=find_folder(val),
         recipe=recipe.name,
         initial_weights=student.weights or "random",
         is_local=_are_weights_local(student.weights),
