@@ -143,12 +143,12 @@ def _classify_error(data: bytes, error: str) -> tuple[str, str]:
         return "empty_file", ""
     if any(end in error.lower() for end in ENDS):
         return "truncated", ""
-    said = explain_file(data)
+    explanation = explain_file(data)
     if "not an image of a known kind" in error:
         return "not_an_image", "of no known kind"
-    if not said or said not in error or DAMAGED in said:
+    if not explanation or explanation not in error or DAMAGED in explanation:
         return "damaged", ""
-    kind = said.partition(";")[0]
+    kind = explanation.partition(";")[0]
     other = kind.removesuffix(", not an image")
     return ("not_an_image" if other != kind else "other_format"), other
 

@@ -273,19 +273,19 @@ def is_image_start(start: bytes) -> bool:
 
 
 def is_image_kind(kind: str) -> bool:
-    """Return whether what `identify` returned is a picture of some kind, read or not."""
+    """Return whether what `identify` returned shows something, read or not."""
     return kind in _BY_NAME and _BY_NAME[kind].is_image
 
 
 def explain(kind: str) -> str:
     """Return what `identify` returned as the end of a sentence, with the way on: `a PDF; export it ...`."""
-    found = _BY_NAME[kind]
+    kind_of_file = _BY_NAME[kind]
     if kind == AVIF and not features.check("avif"):
         return f"{kind}, which this Pillow cannot read; pip install --force-reinstall pillow"
     if kind in _READ_NAMES or (kind == HEIC and can_read_heic()):
         return f"{kind} {DAMAGED}; {_AGAIN.format('it')}"
-    noun = kind if found.is_image or kind == EMPTY else f"{kind}, not an image"
-    return f"{noun}; {found.way_on.format('it')}" if found.way_on else noun
+    noun = kind if kind_of_file.is_image or kind == EMPTY else f"{kind}, not an image"
+    return f"{noun}; {kind_of_file.way_on.format('it')}" if kind_of_file.way_on else noun
 
 
 def explain_file(data: bytes) -> str:

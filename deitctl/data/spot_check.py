@@ -35,16 +35,16 @@ def require_images(dataset: ImageDataset, part: str, name: str, reporter: Report
     if dataset.is_in_memory:
         return
     chosen = choose_spread(dataset.labels).tolist()
-    found = {index: _find_error(dataset, index) for index in chosen}
-    errors = [error for error in found.values() if error]
-    is_class_lost = _is_class_lost(dataset.labels, found)
-    if not errors or not (is_class_lost or len(errors) >= MIN_SHARE * len(found)):
+    error_of_index = {index: _find_error(dataset, index) for index in chosen}
+    errors = [error for error in error_of_index.values() if error]
+    is_class_lost = _is_class_lost(dataset.labels, error_of_index)
+    if not errors or not (is_class_lost or len(errors) >= MIN_SHARE * len(error_of_index)):
         return
-    is_all = len(found) == len(dataset.labels)
-    what = f"of {len(found):,} {part + ' ' if part else ''}images of {name}"
+    is_all = len(error_of_index) == len(dataset.labels)
+    what = f"of {len(error_of_index):,} {part + ' ' if part else ''}images of {name}"
     what += "" if is_all else f", taken from all over its {len(dataset.labels):,},"
     hint = f"`deitctl check {shlex.quote(name)}` lists all of them."
-    if len(errors) == len(found):
+    if len(errors) == len(error_of_index):
         raise DataError(f"None {what} can be read; the first: {errors[0]}", hint)
     verb = "cannot be read and are left out" if is_all else "cannot be read"
     reporter.warn(f"{len(errors):,} {what} {verb}; the first: {errors[0]} {hint}")

@@ -33,7 +33,7 @@ class TiffTags:
         return DNG_VERSION in self.values or (is_thumbnail and SUB_IFDS in self.values)
 
     def describe(self) -> str:
-        """Return what it holds, such as `a TIFF of 5 bands of 8 bits`; empty if that is not said."""
+        """Return what it holds, such as `a TIFF of 5 bands of 8 bits`; empty if that is not stated."""
         bits = self.values.get(BITS, (1,))
         samples = self.values.get(SAMPLES, (len(bits),))[0]
         width, height = (self.values.get(tag, (0,))[0] for tag in (WIDTH, HEIGHT))

@@ -75,8 +75,8 @@ class FolderScan:
 
     def describe_all(self) -> str:
         """Return what a folder without images has instead."""
-        if said := self.describe():
-            return said
+        if sentences := self.describe():
+            return sentences
         kinds = [f"{count:,} {kind}" for kind, count in self.unread.most_common(MAX_KINDS)]
         return f"It has {', '.join(kinds)}." if kinds else ""
 
