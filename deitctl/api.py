@@ -46,11 +46,12 @@ def train(
     img_size: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
+    value_range: str | None = None,
     output: PathLike | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,
-    lr: float | None = None,
     classes: PathLike | None = None,
+    lr: float | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -95,11 +96,12 @@ def distill(
     img_size: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
+    value_range: str | None = None,
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
+    teacher_classes: PathLike | None = None,
     teacher_img_size: int | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
-    teacher_classes: PathLike | None = None,
     mode: Literal["hard", "soft", "none"] | None = None,
     alpha: float | None = None,
     tau: float | None = None,
@@ -113,9 +115,9 @@ def distill(
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,
+    classes: PathLike | None = None,
     lr: float | None = None,
     workers: int | None = None,
-    classes: PathLike | None = None,
     device: str | None = None,
     precision: str | None = None,
     compile: bool | None = None,
@@ -197,11 +199,12 @@ def cache_teacher(
     epochs: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
+    value_range: str | None = None,
     teacher_weights: PathLike | None = None,
+    teacher_classes: PathLike | None = None,
     teacher_img_size: int | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
     mode: Literal["hard", "soft"] | None = None,
-    teacher_classes: PathLike | None = None,
     tau: float | None = None,
     views: int | None = None,
     view_seed: int | None = None,
@@ -210,10 +213,10 @@ def cache_teacher(
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,
+    classes: PathLike | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    classes: PathLike | None = None,
     batch_size: int = 64,
     reporter: Reporter | None = None,
     **overrides: Any,
@@ -270,23 +273,24 @@ def compare(
     img_size: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
+    value_range: str | None = None,
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
+    teacher_classes: PathLike | None = None,
     teacher_img_size: int | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
     teacher_input: Literal["mixed", "unmixed"] | None = None,
     views: int | None = None,
-    teacher_classes: PathLike | None = None,
     view_seed: int | None = None,
     logits_topk: int | None = None,
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,
+    classes: PathLike | None = None,
     lr: float | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    classes: PathLike | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
 ) -> Comparison:
@@ -376,13 +380,14 @@ def evaluate(
     model: PathLike = "",
     split: Literal["", "train", "val", "test", "all"] = "",
     weights: PathLike = "",
+    classes: PathLike | Sequence[str] = "",
     head: str = "auto",
     protocol: str = "native",
     real_labels: PathLike = "",
     save_temperature: bool = False,
-    classes: PathLike | Sequence[str] = "",
     batch_size: int = 64,
     img_size: int = 0,
+    value_range: str = "auto",
     on_bad_image: OnBadImage = "skip",
     workers: int = -1,
     device: str = "auto",
@@ -402,13 +407,15 @@ def evaluate(
             is, else the default model.
         split: which images; empty: those that the model was not trained on.
         weights: for a model that is named by architecture.
+        classes: names of its classes, see `deitctl.load`.
         head: head rule of the predictions; `auto`: the model's own.
         protocol: whose preprocessing: native (the model's own), deit, timm or hf.
         real_labels: ReaL labels of ImageNet's validation images.
         save_temperature: store the fitted temperature with the model.
         batch_size: images at a time.
-        classes: names of its classes, see `deitctl.load`.
         img_size: side of the input in pixels; 0: the model's own.
+        value_range: `LOW,HIGH`, black and white of images of more than 8 bits, whose values outside
+            are clipped; `auto`: what their files state, else the model's, else one for all.
         on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
         workers: loader processes; -1: chosen from the machine.
         device: auto, cuda, cuda:N, mps or cpu.
@@ -517,6 +524,15 @@ def _more_epochs(arguments: Mapping[str, Any]) -> int:
 
 
 def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[TrainConfig, Datasets]:
+    from deitctl.checks.preflight import warn_about_classes
+
+    config, opened = _open_configured(request, datasets)
+    if datasets is None and not request.resume:
+        warn_about_classes(config.data, *opened, request.reporter)
+    return config, opened
+
+
+def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[TrainConfig, Datasets]:
     from deitctl.data.open import open_for_training
     from deitctl.training.configure import build_config, read_config
 
@@ -526,7 +542,10 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
             Path(request.config), settings, request.overrides, distilled=request.distilled
         )
         return config, datasets or open_for_training(
-            config.data, seed=config.split_seed, reporter=request.reporter
+            config.data,
+            seed=config.split_seed,
+            reporter=request.reporter,
+            value_range=config.value_range,
         )
     if not request.distilled:
         # other settings of a teacher stay, and are refused where there is none

@@ -351,6 +351,13 @@ class TrainConfig:
             EVERYDAY,
         ),
     ] = 0
+    value_range: Annotated[
+        str,
+        Option(
+            "LOW,HIGH: black and white of images of more than 8 bits; auto: as their files state, or one for all.",
+            EVERYDAY,
+        ),
+    ] = "auto"
     workers: Annotated[
         int, Option("Loader processes; -1: chosen from the machine.", MACHINE, ge=-1)
     ] = -1

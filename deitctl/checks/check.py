@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deitctl.checks.classes import check_classes, count_by_class
+from deitctl.checks.depth import check_depth
 from deitctl.checks.ground_truth import label_flat_split, read_ground_truth
 from deitctl.checks.images import check_images
 from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
@@ -53,6 +54,7 @@ def check(
     ground_truth: str = "",
     fix_list: str = "",
     write_manifest: str = "",
+    value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
 ) -> CheckResult:
@@ -63,6 +65,7 @@ def check(
         ground_truth: labels of images that lie in no class folders, see `read_ground_truth`.
         fix_list: CSV file to write the remedies to.
         write_manifest: CSV file to write, a `path,label,split` table that training accepts.
+        value_range: of images of more than 8 bits, see `settle_range`.
         workers: decoding processes, 0 for none, -1 for one a core.
         reporter: shows progress.
 
@@ -94,7 +97,8 @@ def check(
         splits.append(split)
     # before the images are read, so that it fails early
     manifest = _build_manifest(splits, Path(write_manifest)) if write_manifest else b""
-    issues += [*check_classes(splits), *check_images(splits, workers, reporter)]
+    splits, depth_issues = check_depth(splits, value_range)
+    issues += [*check_classes(splits), *depth_issues, *check_images(splits, workers, reporter)]
     merged = merge_issues(issues)
     if fix_list:
         count = write_fix_list(Path(fix_list), merged)

@@ -18,6 +18,7 @@ from deitctl.data.file_types import DAMAGED, explain_file
 from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
 from deitctl.data.readers.pack import PackDataset
 from deitctl.data.stream import batched_range, stream_batches
+from deitctl.data.value_range import OPTION
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -56,7 +57,8 @@ class ImageInfo(NamedTuple):
     """A description of an image; of an unreadable one `issue` and `error` alone."""
 
     issue: str = ""
-    """Why it cannot be read: unreadable, empty_file, not_an_image, other_format, truncated or damaged."""
+    """Why it cannot be read: unreadable, empty_file, not_an_image, other_format, truncated, outside_range or
+    damaged."""
     error: str = ""
     kind: str = ""
     """What it is, of those that are not_an_image or of an other_format."""
@@ -85,7 +87,11 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
         return ImageInfo("unreadable", str(error))
     header = _read_header(data, name)
     try:  # an image of an array in memory has no header
-        image = dataset.read(index) if header is None else decode(data, name)
+        image = (
+            dataset.read(index)
+            if header is None
+            else decode(data, name, value_range=dataset.value_range)
+        )
     except DataError as error:
         # without the name, which may contain any word itself
         issue, kind = _classify_error(data, str(error).replace(name, ""))
@@ -143,6 +149,8 @@ def _classify_error(data: bytes, error: str) -> tuple[str, str]:
         return "empty_file", ""
     if any(end in error.lower() for end in ENDS):
         return "truncated", ""
+    if OPTION in error:
+        return "outside_range", ""
     explanation = explain_file(data)
     if "not an image of a known kind" in error:
         return "not_an_image", "of no known kind"

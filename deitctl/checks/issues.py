@@ -84,6 +84,26 @@ ISSUES = {
     "ignored_files": IssueType(
         NOTE, "Files that are not images, which are ignored.", "Nothing to do."
     ),
+    "no_stated_range": IssueType(
+        WARNING,
+        "Images of more than 8 bits whose files do not state which value is white.",
+        "Compare the depth with that of the camera or scanner.",
+    ),
+    "mixed_values": IssueType(
+        ERROR,
+        "Images of integers and of floating-point values, whose files state no range.",
+        "Say which values are black and white: --value-range LOW,HIGH.",
+    ),
+    "mixed_depths": IssueType(
+        NOTE,
+        "Images of 8 bits and of more in one data set.",
+        "If depth depends on the class or the source, store all alike: a model could tell by it.",
+    ),
+    "outside_range": IssueType(
+        ERROR,
+        "Images with values outside of the range, which training leaves out.",
+        "Set a range that holds them, or that clips on purpose: --value-range LOW,HIGH.",
+    ),
     # classes
     "too_few_classes": IssueType(
         ERROR, "Fewer than two classes.", "Pass the folder that holds the class folders."

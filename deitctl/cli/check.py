@@ -46,6 +46,7 @@ def check(
             default="",
         ),
     ] = "",
+    value_range: o.ValueRangeOpt = "auto",
     workers: Annotated[
         int,
         o.option("--workers", help="Decoding processes; -1: one a core.", panel=MACHINE, min=-1),
@@ -67,6 +68,7 @@ def check(
         ground_truth=ground_truth,
         fix_list=fix_list,
         write_manifest=write_manifest,
+        value_range=value_range,
         workers=workers,
         reporter=reporter,
     )

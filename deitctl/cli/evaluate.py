@@ -75,6 +75,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, o.option("--batch-size", help="Images at a time.", min=1)] = 64,
     img_size: o.ImgSizeOpt = 0,
+    value_range: o.ValueRangeOpt = "auto",
     predictions: Annotated[
         str,
         o.option(
@@ -126,10 +127,11 @@ def evaluate(
             p.strip() for part in protocol or ["native"] for p in part.split(",") if p.strip()
         ],
         weights=weights,
-        head=head,
         classes=classes,
+        head=head,
         batch_size=batch_size,
         img_size=img_size,
+        value_range=value_range,
         on_bad_image=on_bad_image,
         workers=workers,
         device=device,

@@ -62,6 +62,7 @@ def export(
     dynamic_size: Annotated[
         bool, o.option("--dynamic-size", help="Take images of any size, resized inside; onnx.")
     ] = False,
+    value_range: o.ValueRangeOpt = "auto",
     runtime: Annotated[
         str,
         o.option(
@@ -83,14 +84,15 @@ def export(
         to=to,
         output=output,
         weights=weights,
-        head=head,
         classes=classes,
+        head=head,
         verify_data=verify_data,
         num_images=num_images,
         quantize=quantize,
         calibration_data=calibration_data,
         preprocess=preprocess,
         dynamic_size=dynamic_size,
+        value_range=value_range,
         runtime=runtime,
         reporter=make_reporter(quiet),
     )

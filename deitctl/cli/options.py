@@ -186,6 +186,7 @@ DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)
 PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
 WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]
 ImgSizeOpt = Annotated[int, setting_option("img_size", default="", panel=EVERYDAY, min=0)]
+ValueRangeOpt = Annotated[str, setting_option("value_range", default=None, panel=EVERYDAY)]
 OnBadImageOpt = Annotated[str, setting_option("on_bad_image", default=None, panel=MACHINE)]
 NumImagesOpt = Annotated[
     int, option("--num-images", help="How many of them.", min=1, panel=VERIFICATION)
@@ -357,13 +358,13 @@ def spell_options(arguments: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _declare(parameter: inspect.Parameter) -> inspect.Parameter:
 def spell_model(model: str, weights: str, classes: str) -> list[str]:
     """Return the options that name a model, without those that are empty."""
     options = {"--model": model, "--weights": weights, "--classes": classes}
     return [word for flag, value in options.items() if value for word in (flag, value)]
 
 
+def _declare(parameter: inspect.Parameter) -> inspect.Parameter:
     """Return the parameter from which Typer makes the option of a function's keyword."""
     name = parameter.name
     kind = SPECIAL.get(name)

@@ -45,6 +45,7 @@ def pack(
     raw: Annotated[
         bool, o.option("--raw", help="Store pixels: nothing to decode, several times the bytes.")
     ] = False,
+    value_range: o.ValueRangeOpt = "auto",
     verify: Annotated[
         bool, o.option("--verify", help="Write nothing: compare OUT with DATA, image by image.")
     ] = False,
@@ -87,7 +88,13 @@ def pack(
         print_next(follow_up, shape=shape, quiet=quiet)
         return
     result = deitctl.pack(
-        data, out, max_size=max_size or 0, raw=raw, workers=workers, reporter=reporter
+        data,
+        out,
+        max_size=max_size or 0,
+        raw=raw,
+        value_range=value_range,
+        workers=workers,
+        reporter=reporter,
     )
     for reason in result.unreadable:
         reporter.warn(f"stored as it is: {reason}")

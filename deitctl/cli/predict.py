@@ -62,6 +62,7 @@ def predict(
         o.option("--batch-size", help="Images at a time.", default="16, from stdin 1", min=1),
     ] = None,
     img_size: o.ImgSizeOpt = 0,
+    value_range: o.ValueRangeOpt = "auto",
     show_image: Annotated[
         bool | None,
         o.option(
@@ -120,7 +121,7 @@ def predict(
     reporter = make_reporter(quiet)
     keep_pixels = shape == "table" and _can_show_images(show_image, images, reporter)
     from deitctl.inference.folder_scan import FolderScan
-    from deitctl.inference.inputs import expand, suggest_inputs
+    from deitctl.inference.inputs import STDIN, expand, suggest_inputs
 
     for suggestion in suggest_inputs(images):
         reporter.warn(suggestion)
@@ -131,11 +132,12 @@ def predict(
             return deitctl.load(
                 model,
                 weights=weights,
-                head=head,
                 classes=classes,
+                head=head,
                 img_size=img_size,
                 device=device,
                 precision=precision,
+                value_range=value_range,
                 reporter=reporter,
             )
 
@@ -153,6 +155,7 @@ def predict(
             )
         raise typer.Exit(3 if num_failed else 0)
     classifier, scan = load(), FolderScan()
+    classifier.settle_range(expand([name for name in images if name != STDIN]))
     predictions = classifier.stream(
         expand(images, sys.stdin, scan), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
     )
@@ -230,6 +233,7 @@ def _predict_to_file(
         names = [str(image) for image in expand(images, sys.stdin, scan)]
         records.require_inputs(names, reporter)
         classifier = load()
+        classifier.settle_range(names)
         records.require_model(classifier, topk=topk, precision=precision, reporter=reporter)
         num_written, num_failed = records.counts.total(), records.num_errors
         if num_written:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from deitctl.training.result import TrainResult
 
 MAX_ROWS = 12
+MAX_NAMES = 5
+"""Of classes, in a plan."""
 HEAD_TITLES = {
     "cls": "class head",
     "dist": "distillation head",
@@ -152,6 +154,10 @@ def _print_plan(plan: TrainPlan) -> None:
 
     values = to_json(plan)
     del values["config"]
+    names = plan.class_names
+    values["class_names"] = ", ".join(names[:MAX_NAMES]) + (
+        f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    )
     print_values(f"plan: {plan.model} on {plan.data}", flatten(values))
     print_table(
         "recipe",

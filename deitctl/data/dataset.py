@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
 from deitctl.data.names import canonicalize_name, find_names
 from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange
 
 Labels = NDArray[np.int64]
 
@@ -27,6 +30,14 @@ class ImageDataset(ABC):
 
     labels: Labels
     class_names: tuple[str, ...]
+    value_range: ValueRange | None = None
+    """Of images of more than 8 bits whose files state none; None: each is scaled by itself."""
+
+    def with_value_range(self, value_range: ValueRange | None) -> Self:
+        """Return the same images, scaled by another range where they have more than 8 bits."""
+        images = copy.copy(self)
+        object.__setattr__(images, "value_range", value_range)  # of a frozen one too
+        return images
 
     @property
     def is_in_memory(self) -> bool:
@@ -76,7 +87,7 @@ class ImageDataset(ABC):
 
     def read(self, index: int) -> Image.Image:
         """Decode an image into RGB; raise `DataError` if it cannot be."""
-        return decode(self.read_bytes(index), self.name(index))
+        return decode(self.read_bytes(index), self.name(index), value_range=self.value_range)
 
     def open(self, index: int) -> LazyJpeg | Image.Image:
         """Open an image for a training view, a JPEG undecoded.
@@ -84,7 +95,7 @@ class ImageDataset(ABC):
         Raises:
             DataError: it cannot be read or decoded.
         """
-        return open_image(self.read_bytes(index), self.name(index))
+        return open_image(self.read_bytes(index), self.name(index), self.value_range)
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,13 @@ class Subset(ImageDataset):
     """Whether they are held out of the dataset."""
 
     @property
+    def value_range(self) -> ValueRange | None:  # type: ignore[override]
+        return self.dataset.value_range
+
+    def with_value_range(self, value_range: ValueRange | None) -> Subset:
+        return replace(self, dataset=self.dataset.with_value_range(value_range))
+
+    @property
     def is_in_memory(self) -> bool:
         return self.dataset.is_in_memory
 
@@ -177,6 +195,15 @@ class JoinedDataset(ImageDataset):
     class_names: tuple[str, ...]
     ends: NDArray[np.int64]
     """Number of images in each dataset and those before it."""
+
+    @property
+    def value_range(self) -> ValueRange | None:  # type: ignore[override]
+        return self.datasets[0].value_range
+
+    def with_value_range(self, value_range: ValueRange | None) -> JoinedDataset:
+        return replace(
+            self, datasets=tuple(part.with_value_range(value_range) for part in self.datasets)
+        )
 
     def name(self, index: int) -> str:
         dataset, place = self._locate(index)
@@ -237,6 +264,15 @@ def select(dataset: ImageDataset, indices: Sequence[int] | NDArray[np.int64]) ->
     # An array, not a list: forked workers would copy a list's pages by counting references.
     index = np.asarray(indices, dtype=np.int64)
     return Subset(dataset, index, dataset.labels[index], dataset.class_names)
+
+
+def find_folder(dataset: ImageDataset) -> str | None:
+    """Return the folder or tar that the paths of a dataset are below; None for images that have none."""
+    if not len(dataset.labels):
+        return None
+    name, path = dataset.name(0), dataset.relative_path(0)
+    folder = name.removesuffix(path)
+    return (folder.rstrip(":/" + os.sep) or None) if folder != name else None
 
 
 def find_used_classes(dataset: ImageDataset) -> set[str]:

@@ -115,6 +115,16 @@ def measure_values(data: bytes, name: str) -> Measured | None:
             return deep.measure()
 
 
+def measure_image(image: Image.Image) -> Measured | None:
+    """Measure a Pillow image as `measure_values` a file of it."""
+    with _named_errors(b"-", "the image"):
+        deep = open_deep(image, b"", image.copy)
+        if deep is None:
+            return None
+        image.load()
+        return deep.measure()
+
+
 def convert_image(
     image: Image.Image, name: str, value_range: ValueRange | None = None
 ) -> Image.Image:

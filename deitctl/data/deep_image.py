@@ -45,7 +45,9 @@ class Measured(NamedTuple):
     """All values of integers combined by OR; 0 for floats."""
     is_float: bool
     stated: ValueRange | None
-    """By the file, if its values do not contradict it."""
+    """By the file; of a PNG whose values are beyond its bits, 16 bits."""
+    was_scaled_up: bool
+    """Whether they are, as the specification has it."""
     num_pixels: int
 
 
@@ -92,11 +94,17 @@ class DeepImage:
                 low, high = min(low, float(colors.min())), max(high, float(colors.max()))
         if low > high:  # nothing but NaN
             low = high = 0.0
-        stated = self.stated
-        if self.image.format == "PNG" and stated is not None and high > stated.high:
-            stated = FULL  # sBIT of values that were scaled up, as the specification has it
+        is_scaled_up = (
+            self.image.format == "PNG" and self.stated is not None and high > self.stated.high
+        )
         return Measured(
-            low, high, used, self.image.mode == "F", stated, self.image.width * self.image.height
+            low,
+            high,
+            used,
+            self.image.mode == "F",
+            FULL if is_scaled_up else self.stated,
+            is_scaled_up,
+            self.image.width * self.image.height,
         )
 
     def choose(self, value_range: ValueRange | None, name: str) -> ValueRange:

@@ -16,6 +16,7 @@ from torch import nn
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.splits import list_relative_paths
+from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
@@ -47,6 +48,8 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
         # fingerprint.
         name = separator + PurePath(dataset.name(index)).name
         digest.update(name.encode("utf-8", "surrogateescape"))
+    if dataset.value_range not in (None, NO_RANGE):  # which decides the pixels
+        digest.update(f"\x1f{dataset.value_range}".encode())
     read_all = sizes.sum() <= MAX_READ or count <= NUM_SAMPLED
     sample = (
         range(count) if read_all else np.linspace(0, count - 1, NUM_SAMPLED).astype(int).tolist()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.decode import LARGE, decode, read_header
+from deitctl.models.model_config import ValueRange
 
 Bytes = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -91,14 +92,20 @@ class LazyJpeg:
         return decode(self._data, self._name)
 
 
-def open_image(data: bytes, name: str) -> LazyJpeg | Image.Image:
+def open_image(
+    data: bytes, name: str, value_range: ValueRange | None = None
+) -> LazyJpeg | Image.Image:
     """Open an image for training: an RGB JPEG stays undecoded, anything else is decoded.
+
+    `value_range` is that of images of more than 8 bits, see `decode`.
 
     Raises:
         DataError: as `decode`.
     """
     header = read_header(data, name)
-    return decode(data, name) if header is None else LazyJpeg(data, name, *header)
+    if header is None:
+        return decode(data, name, value_range=value_range)
+    return LazyJpeg(data, name, *header)
 
 
 class JpegDecoder(NamedTuple):

@@ -167,10 +167,16 @@ class EvalBatch(NamedTuple):
 
 
 class EvalViews:
-    """Evaluation views by position; each image is decoded once for all preprocessings."""
+    """Evaluation views by position; each image is decoded once for all preprocessings of a value range."""
 
     def __init__(self, dataset: ImageDataset, preprocessings: Sequence[Preprocessing]) -> None:
         self.dataset, self.preprocessings = dataset, preprocessings
+        self._by_range = {
+            pre.value_range: (
+                dataset if pre.value_range is None else dataset.with_value_range(pre.value_range)
+            )
+            for pre in preprocessings
+        }
 
     def __len__(self) -> int:
         return len(self.dataset.labels)
@@ -179,10 +185,10 @@ class EvalViews:
         label = int(self.dataset.labels[index])
         try:
             # Decoded by Pillow and in full: an evaluation's pixels are timm's to the bit.
-            image = self.dataset.read(index)
+            images = {pre: dataset.read(index) for pre, dataset in self._by_range.items()}
         except DataError as error:
             return EvalSample((), label, index, str(error))
-        views = tuple(eval_transform(image, pre) for pre in self.preprocessings)
+        views = tuple(eval_transform(images[pre.value_range], pre) for pre in self.preprocessings)
         return EvalSample(views, label, index, "")
 
     def collate(self, samples: Sequence[EvalSample]) -> EvalBatch:

@@ -6,28 +6,28 @@ A folder, tar, pack, table or the built-in digits.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset, join
-from deitctl.data.layout import is_junk
 from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
+from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.digits import load_digits
-from deitctl.data.readers.folder import open_folder
+from deitctl.data.readers.folder import open_folders
 from deitctl.data.readers.pack import SUFFIX, open_pack
-from deitctl.data.readers.table import open_table
+from deitctl.data.readers.parquet import find_shards
+from deitctl.data.readers.table import is_table, open_shards, open_table, refuse_image_folder
 from deitctl.data.readers.tar import open_tar
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
 from deitctl.data.splits import (
     ALL,
-    SPLIT_NAMES,
     HeldOutSplit,
-    find_splits,
     hold_out,
     relabel,
 )
@@ -35,12 +35,15 @@ from deitctl.data.spot_check import require_images
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
+from deitctl.models.model_config import ValueRange
 from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
 VAL_FRACTION = 0.2
 """Held out of a dataset without validation images."""
-KINDS = "DATA is a folder, a .tar, a .pack, a .csv or .parquet table, or 'digits'."
+KINDS = (
+    "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or 'digits'."
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,15 @@ class DatasetSplits:
         """Return the splits that have images by name; the empty name is that of unsplit data."""
         parts = {"train": self.train, "val": self.val, "test": self.test, "": self.unsplit}
         return {name: part for name, part in parts.items() if part is not None and len(part.labels)}
+
+    def with_value_range(
+        self, value_range: str | ValueRange, say: Callable[[str], None]
+    ) -> DatasetSplits:
+        """Return the same data, its images of more than 8 bits scaled by one range; see `settle_range`."""
+        parts = self.list_parts()
+        chosen = settle_range(list(parts.values()), value_range, say)
+        scaled = {name: part.with_value_range(chosen) for name, part in parts.items()}
+        return DatasetSplits(self.name, *(scaled.get(p) for p in ("train", "val", "test", "")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +96,13 @@ class EvalData:
 
 
 def open_for_training(
-    ref: str, *, seed: int, reporter: Reporter, run: RunData | None = None
+    ref: str,
+    *,
+    seed: int,
+    reporter: Reporter,
+    run: RunData | None = None,
+    value_range: str | ValueRange = "auto",
+    image_folder: str = "",
 ) -> tuple[ImageDataset, ImageDataset]:
     """Return training and validation images with the same classes.
 
@@ -95,12 +113,14 @@ def open_for_training(
         seed: of the images that are held out.
         reporter: receives what was held out.
         run: the run that is continued, which holds out what it held out when it began.
+        value_range: of images of more than 8 bits, see `settle_range`.
+        image_folder: that the paths of a table are below; empty: its own folder.
 
     Raises:
         DataError: nothing is there, a split or a second class is missing, the classes do not match,
             or images of the continued run are gone.
     """
-    data = open_dataset(ref, reporter)
+    data = open_dataset(ref, reporter, image_folder).with_value_range(value_range, reporter.note)
     parts = data.list_parts()
     for name, part in parts.items():
         if name != "test":
@@ -325,13 +345,18 @@ def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Repor
     reporter.note(" ".join(sentences))
 
 
-def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
+def open_dataset(ref: str, reporter: Reporter, image_folder: str = "") -> DatasetSplits:
     """Open a folder, tar, pack, table or `digits`, the default.
 
+    Args:
+        ref: the user's name of the dataset.
+        reporter: receives what was decided, and what is passed over.
+        image_folder: that the paths of a table are below; empty: its own folder.
+
     Raises:
-        DataError: it is none of them, or empty.
+        DataError: it is none of them, or empty, or has no paths to be below `image_folder`.
     """
-    name, splits = _open_splits(ref or BUILT_IN, reporter)
+    name, splits = _open_splits(ref or BUILT_IN, reporter, image_folder)
     for dataset in splits.values():
         for class_name in dataset.class_names:
             try:
@@ -344,39 +369,46 @@ def open_dataset(ref: str, reporter: Reporter) -> DatasetSplits:
     return DatasetSplits(name, *(splits.get(part) for part in ("train", "val", "test", "")))
 
 
-def _open_splits(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageDataset]]:
+def _open_splits(
+    ref: str, reporter: Reporter, image_folder: str
+) -> tuple[str, Mapping[str, ImageDataset]]:
+    path = expand_home(ref)
+    if image_folder and not is_table(path):
+        refuse_image_folder(path)
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = load_digits()
         return BUILT_IN, {"train": train, "val": val}
-    path = expand_home(ref)
     if not path.exists():
         name = shorten(path)
         raise DataError(f"There is no dataset {name!r}.", suggest_path(name, BUILT_IN) or KINDS)
     if path.is_dir():
-        return str(path), _open_split_folders(path, reporter)
+        return str(path), _open_folder(path, reporter)
     if not path.is_file():  # reading a pipe would block, reading a device never end
         raise DataError(
             f"{ref} is a pipe, a device or a socket, not a dataset.", "Write it to a file first."
         )
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return str(path), open_tar(path, reporter)
     if path.suffix == SUFFIX:
         return str(path), open_pack(path)
-    if path.suffix in (".csv", ".parquet"):
-        return str(path), open_table(path)
-    raise DataError(f"{ref} is not a dataset.", KINDS)
+    if is_table(path):
+        folder = str(expand_home(image_folder)) if image_folder else ""
+        return str(path), open_table(path, reporter, folder)
+    raise make_refusal(path, KINDS)
 
 
-def _open_split_folders(path: Path, reporter: Reporter) -> dict[str, ImageDataset]:
-    names = [name for choices in SPLIT_NAMES.values() for name in choices]
-    splits = find_splits((name for name in names if _has_class_folders(path / name)), str(path))
-    if not splits:
-        return {"": open_folder(path, reporter)}
-    return {split: open_folder(path / name, reporter) for split, name in splits.items()}
-
-
-def _has_class_folders(path: Path) -> bool:
-    """Whether a folder is a split, and not a class that happens to be called `train`."""
-    return path.is_dir() and any(
-        entry.is_dir() and not is_junk(entry.name) for entry in path.iterdir()
-    )
+def _open_folder(path: Path, reporter: Reporter) -> Mapping[str, ImageDataset]:
+    """Open a folder of images, else of Parquet files."""
+    try:
+        return open_folders(path, reporter)
+    except DataError as error:
+        if shards := find_shards(path):
+            return open_shards(path, shards, reporter)
+        tables = sorted(file for file in path.glob("*.*") if file.is_file() and is_table(file))
+        if not tables:
+            raise
+        raise DataError(
+            error.message,
+            f"If {tables[0].name} says which class each image has, DATA is {tables[0]}; --images "
+            "FOLDER names the folder of its images where that is another.",
+        ) from error

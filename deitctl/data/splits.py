@@ -1,9 +1,10 @@
-"""Training, validation and test splits: their names, holding one out, equal classes in both."""
+"""Training, validation and test splits: holding one out, equal classes in both."""
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,38 +20,9 @@ from deitctl.data.dataset import (
 )
 from deitctl.errors import DataError
 
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid")
-TEST_NAMES = ("test",)
-SPLIT_NAMES = {"train": TRAIN_NAMES, "val": VAL_NAMES, "test": TEST_NAMES}
-"""Names of folders, and values of a table's column, that are read as a split; in order of
-preference."""
+SPLITS = ("train", "val", "test")
 ALL = "all"
 """Name of the images of every split together."""
-
-
-def find_splits(names: Iterable[str], data: str) -> dict[str, str]:
-    """Return which of some folder or split names is `train`, which `val` and which `test`.
-
-    Args:
-        names: of the folders or splits.
-        data: the data that has them, for the message.
-
-    Raises:
-        DataError: two of them mean the same split, and taking one would leave out the other.
-    """
-    names = set(names)
-    splits: dict[str, str] = {}
-    for split, choices in SPLIT_NAMES.items():
-        present = [name for name in choices if name in names]
-        if len(present) > 1:
-            raise DataError(
-                f"{data} has a {present[0]} and a {present[1]} split, which both mean {split}.",
-                "Put their images into one, or rename the one that is something else.",
-            )
-        if present:
-            splits[split] = present[0]
-    return splits
 
 
 @dataclass(frozen=True)
@@ -172,6 +144,17 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
         raise DataError(
             f"Class {missing[0]!r} is in the validation set but not in the training set"
             + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
-            "Give both the same class folders, or remove the extra ones from the validation set.",
+            _find_spelling(missing[0], class_names)
+            or "Give both the same class folders, or remove the extra ones from the validation set.",
         )
     return Subset(dataset, np.arange(len(labels)), labels, class_names)
+
+
+def _find_spelling(name: str, others: Iterable[str]) -> str:
+    """Return a hint where a class is there under a name of other case, spaces or hyphens."""
+    same = next((other for other in others if _reduce_name(other) == _reduce_name(name)), "")
+    return f"The training set has {same!r}: use one spelling." if same else ""
+
+
+def _reduce_name(name: str) -> str:
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold()

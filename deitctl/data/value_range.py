@@ -141,10 +141,23 @@ def require_in_range(
     )
 
 
+def write_range(value_range: ValueRange | None) -> str:
+    """Return a range as text that `parse_range` reads back; empty for None."""
+    return "" if value_range is None else ",".join(map(repr, map(float, value_range)))
+
+
+def parse_range(text: str) -> ValueRange | None:
+    """Return what `write_range` wrote; None for anything else."""
+    try:
+        low, high, clips = map(float, text.split(","))
+    except ValueError:
+        return None
+    return ValueRange(low, high, bool(clips))
+
+
 def describe_range(value_range: ValueRange) -> str:
     """Return a range in words, with its bits where they are whole: `12 bits (0..4095)`."""
     low, high = value_range[:2]
-    bits = (high - low + 1).is_integer() and int(high - low + 1).bit_length() - 1
+    bits = int(high - low + 1).bit_length() - 1
     text = f"{low:.0f}..{high:.0f}" if max(-low, high) > 2 else f"{low:g}..{high:g}"
-    is_whole = bits and high - low + 1 == 2**bits and bits >= 8
-    return f"{bits} bits ({text})" if is_whole else text
+    return f"{bits} bits ({text})" if bits >= 8 and high - low + 1 == 2**bits else text

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
+from deitctl.data.range_survey import scale_for
 from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters.compare import Verification
@@ -47,7 +48,7 @@ from deitctl.models.catalog import find
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head
-from deitctl.models.model_config import HEADS, ModelConfig
+from deitctl.models.model_config import HEADS, ModelConfig, parse_value_range
 from deitctl.paths import write_bytes
 from deitctl.settings import read_toml
 from deitctl.training.run_dir import Run
@@ -71,14 +72,15 @@ def export(
     to: str,
     output: str = "",
     weights: str = "",
-    head: str = "auto",
     classes: Classes = "",
+    head: str = "auto",
     verify_data: str = "",
     num_images: int = 64,
     quantize: str = "",
     calibration_data: str = "",
     preprocess: bool = True,
     dynamic_size: bool = False,
+    value_range: str = "auto",
     runtime: str = "",
     reporter: Reporter | None = None,
 ) -> ExportResult:
@@ -90,9 +92,9 @@ def export(
         output: the file or folder; a folder that exists gets a file of the default name. Empty:
             below the model if that is a folder, else here.
         weights: see `load_model`.
+        classes: names of the classes, see `deitctl.load`.
         head: the rule by which the heads are fused.
         verify_data: data, a folder of images or an image; of a run's own data those that it was
-        classes: names of the classes, see `deitctl.load`.
             not trained on. Empty: the run's data, else `digits`.
         num_images: how many images to verify on.
         quantize: a name of `PRECISIONS`; empty: fp32.
@@ -101,6 +103,8 @@ def export(
         preprocess: False leaves normalization and softmax to the reader: normalized images in,
             logits out.
         dynamic_size: the file takes whole images of any size, and resizes them itself.
+        value_range: `LOW,HIGH`, which the file's metadata keeps as the range of images of more than 8
+            bits; `auto`: the model's.
         runtime: a downloaded archive of the runtime that the format holds; empty: fetched, see
             `web.provide_runtime`.
         reporter: receives progress.
@@ -126,16 +130,19 @@ def export(
         kind.provide_runtime(runtime, reporter)
     images = open_images(weights or model, verify_data, reporter)
     loaded = load_model(model, weights=weights, reporter=reporter)
-    head_rule = choose_head(head, loaded.model_config.head, loaded.model)
-    # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
-    fused = choose_head(kind.head, "", loaded.model) if kind.head else head_rule
-    _note_what_is_lost(kind, head_rule, fused, loaded.model_config.temperature(fused), reporter)
     loaded = replace(
         loaded,
         model_config=apply_class_names(loaded.model_config, classes, weights or model, reporter),
     )
+    head_rule = choose_head(head, loaded.model_config.head, loaded.model)
+    # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
+    fused = choose_head(kind.head, "", loaded.model) if kind.head else head_rule
+    _note_what_is_lost(kind, head_rule, fused, loaded.model_config.temperature(fused), reporter)
     model_config = replace(loaded.model_config, head=head_rule)
+    if (chosen_range := parse_value_range(value_range)) is not None:
+        model_config = model_config.with_value_range(chosen_range)
     pre = model_config.preprocessing
+    images = replace(images, dataset=scale_for(images.dataset, pre.value_range))
     if dynamic_size:
         require_resizable(pre)
     network = (ExportedClassifier if preprocess else BareClassifier)(

@@ -11,7 +11,7 @@ from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, make_golden_input, make_golden_sample
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.verification_images import compute_reference
-from deitctl.models.model_config import ModelConfig
+from deitctl.models.model_config import ModelConfig, ValueRange, read_value_range
 from deitctl.paths import read_json, write_json
 
 METADATA = "deitctl.json"
@@ -54,6 +54,8 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
             "std": pre.std,
         },
     }
+    if pre.value_range is not None:
+        preprocessing["value_range"] = pre.value_range
     # ONNX's custom metadata and OpenVINO's rt_info hold strings alone, so all formats do.
     metadata = {
         "deitctl_version": __version__,
@@ -67,6 +69,20 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
     if model_config.descriptions is not None:
         metadata["descriptions"] = json.dumps(model_config.descriptions, ensure_ascii=False)
     return metadata
+
+
+def read_stated_range(metadata: Mapping[str, str]) -> ValueRange | None:
+    """Return the value range in an export's metadata; None if there is none.
+
+    Raises:
+        ExportError: it cannot be read.
+    """
+    try:
+        return read_value_range(json.loads(metadata.get("preprocessing", "{}")).get("value_range"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ExportError(
+            "The export has unreadable metadata: preprocessing.", "Export it again."
+        ) from error
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, str]) -> None:

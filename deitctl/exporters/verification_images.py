@@ -18,6 +18,7 @@ from deitctl.data.decode import EXTENSIONS
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.layout import is_junk
 from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
+from deitctl.data.range_survey import scale_for
 from deitctl.data.run_match import match_run
 from deitctl.data.splits import ALL
 from deitctl.errors import ConfigError, DataError, ExportError
@@ -157,6 +158,7 @@ def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images:
     Raises:
         ExportError: none can be read.
     """
+    dataset = scale_for(dataset, preprocessing.value_range)
     total = len(dataset.labels)
     spread: Sequence[int] = range(total)
     if num_images < total:

@@ -16,7 +16,9 @@ from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.errors import DataError, ModelError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.inference.folder_scan import FolderScan
+from deitctl.inference.input_range import InputRange
 from deitctl.inference.inputs import (
+    STDIN,
     ImageLike,
     Images,
     Input,
@@ -28,7 +30,7 @@ from deitctl.inference.inputs import (
 )
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
-from deitctl.models.model_config import ModelConfig
+from deitctl.models.model_config import ModelConfig, parse_value_range
 from deitctl.records import hidden
 
 Scores = NDArray[np.float32]
@@ -80,13 +82,39 @@ class Prediction:
 class Classifier:
     """A loaded classifier, as `deitctl.load` returns it. Use it for as many images as you like."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(
+        self, backend: Backend, *, value_range: str = "auto", reporter: Reporter | None = None
+    ) -> None:
+        """Take a network.
+
+        Args:
+            backend: the network.
+            value_range: see `load`.
+            reporter: warned where a range is chosen for inputs.
+        """
         self.backend = backend
+        self._asked_range = parse_value_range(value_range)
+        self._reporter = reporter or SilentReporter()
+        self._input_range: InputRange | None = None
 
     @property
     def model_config(self) -> ModelConfig:
         """Architecture, classes, preprocessing and head rule."""
         return self.backend.model_config
+
+    def settle_range(self, images: Iterable[ImageLike]) -> None:
+        """Choose the value range of all predictions from now on, by a sample of images.
+
+        Without it, each call of a method chooses one for its own images. A model that was trained on
+        images of more than 8 bits has its range, and nothing is chosen.
+        """
+        self._input_range = self._find_range(images)
+
+    def _find_range(self, images: Iterable[ImageLike] = ()) -> InputRange:
+        own = self.model_config.preprocessing.value_range
+        value_range = InputRange(self._asked_range or own, self._reporter)
+        value_range.settle(images)
+        return value_range
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # str is an iterable of str, but means one path
@@ -166,9 +194,12 @@ class Classifier:
 
     def _load_batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[list[Input]]:
         preprocessing = self.model_config.preprocessing
+        value_range = self._input_range or self._find_range(
+            images if isinstance(images, list) else ()  # an iterator would be used up
+        )
         if self.backend.resizes_images:
-            return load_batches(images, preprocessing, 1, to_unresized_array)
-        return load_batches(images, preprocessing, batch_size)
+            return load_batches(images, preprocessing, 1, to_unresized_array, value_range)
+        return load_batches(images, preprocessing, batch_size, value_range=value_range)
 
     def _predict_batches(
         self, batches: Iterator[list[Input]], topk: int, keep_pixels: bool
@@ -224,10 +255,12 @@ def load(
     model: str | Path = "",
     *,
     weights: str | Path = "",
+    classes: Classes = "",
     head: str = "auto",
     img_size: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    value_range: str = "auto",
     reporter: Reporter | None = None,
 ) -> Classifier:
     """Load a classifier once, for many predictions.
@@ -236,10 +269,14 @@ def load(
         model: alias, timm name, hub name, run folder, weights file, or an ONNX file of `export`;
             empty for the default.
         weights: weights file or model folder, for a model that is a name.
+        classes: names of the classes, for weights that come without them: in the order of the
+            logits, or a file of them, see `read_class_names`; empty for the model's own.
         head: `auto` (the model's own), `cls`, `dist`, `avg-logits` or `avg-probs`.
         img_size: input size in pixels; 0 for the model's own.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `auto` (fp32), `fp32`, `bf16` or `fp16`.
+        value_range: `LOW,HIGH`: black and white of images of more than 8 bits, whose values outside
+            are clipped; `auto`: what their files state, else the model's, else one for all inputs.
         reporter: shows downloads.
 
     Raises:
@@ -255,10 +292,13 @@ def load(
                 head=head,
                 img_size=img_size,
                 device=device,
-    classes: Classes = "",
                 precision=precision,
+                classes=classes,
+                reporter=reporter or SilentReporter(),
                 allow_resizing=True,
-            )
+            ),
+            value_range=value_range,
+            reporter=reporter,
         )
     if weights.lower().endswith(SUFFIX):
         raise ModelError(f"{weights} is a model with its weights.", f"Use --model {weights} alone.")
@@ -269,14 +309,15 @@ def load(
         load_torch_classifier(
             ref,
             weights=weights,
-        classes: names of the classes, for weights that come without them: in the order of the
-            logits, or a file of them, see `read_class_names`; empty for the model's own.
+            classes=classes,
             head=head,
             img_size=img_size,
             device=device,
             precision=precision,
             reporter=reporter or SilentReporter(),
-        )
+        ),
+        value_range=value_range,
+        reporter=reporter,
     )
 
 
@@ -285,16 +326,16 @@ def predict(
     *,
     model: str | Path = "",
     weights: str | Path = "",
+    classes: Classes = "",
     topk: int = 5,
     head: str = "auto",
     batch_size: int = 16,
     img_size: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    value_range: str = "auto",
     stdin: Iterable[str] = (),
     keep_pixels: bool = False,
-                classes=classes,
-                reporter=reporter or SilentReporter(),
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Load a model, then yield a prediction for each image, in order.
@@ -309,24 +350,26 @@ def predict(
 
     Raises:
         ModelError: no such model, or weights that do not fit.
-            classes=classes,
         ConfigError: a number out of range, no such device or precision.
     """
     require_positive(topk=topk, batch_size=batch_size)  # before the model is loaded
     classifier = load(
         model,
         weights=weights,
+        classes=classes,
         head=head,
         img_size=img_size,
         device=device,
         precision=precision,
+        value_range=value_range,
         reporter=reporter,
     )
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
+    if isinstance(several, list):
+        classifier.settle_range(expand([image for image in several if image != STDIN]))
     scan = FolderScan()
     predictions = classifier.stream(
         expand(several, stdin, scan),
-    classes: Classes = "",
         topk=topk,
         batch_size=batch_size,
         keep_pixels=keep_pixels,
@@ -341,4 +384,3 @@ def _report_unread(
     yield from predictions
     if said := scan.describe():
         reporter.warn(said)
-        classes=classes,

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.decode import convert_image, decode, read_image
+from deitctl.data.decode import convert_image, decode, read_bytes
 from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
+from deitctl.events import SilentReporter
 from deitctl.inference.folder_scan import FolderScan
+from deitctl.inference.input_range import InputRange
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import suggest_path
 from deitctl.threads import DaemonThreads
@@ -126,22 +128,25 @@ def name_image(image: ImageLike, index: int) -> str:
     return str(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
 
-def open_image(image: ImageLike, name: str = "the image") -> Image.Image:
+def open_image(
+    image: ImageLike, name: str = "the image", value_range: InputRange | None = None
+) -> Image.Image:
     """Return an image as upright RGB.
 
     Args:
         image: see `ImageLike`.
         name: for messages, of an image without a path.
+        value_range: of images of more than 8 bits; None: each has its own.
 
     Raises:
         DataError: it cannot be read or downloaded, or an array has another dtype, shape or range.
     """
     if isinstance(image, str | os.PathLike):
-        return _open_name(str(image))
+        return _open_name(str(image), value_range)
     if isinstance(image, bytes | bytearray | memoryview):
-        return decode(bytes(image), name)
+        return _decode(bytes(image), name, value_range)
     if isinstance(image, Image.Image):
-        return convert_image(image, name)
+        return convert_image(image, name, value_range.value_range if value_range else None)
     torch = sys.modules.get("torch")  # nobody has a tensor without having imported it
     if torch is not None and isinstance(image, torch.Tensor):
         return Image.fromarray(_tensor_to_array(image, name))
@@ -160,11 +165,16 @@ def open_image(image: ImageLike, name: str = "the image") -> Image.Image:
     )
 
 
-def _open_name(name: str) -> Image.Image:
+def _decode(data: bytes, name: str, value_range: InputRange | None) -> Image.Image:
+    chosen = value_range.settle_by(data, name) if value_range is not None else None
+    return decode(data, name, value_range=chosen)
+
+
+def _open_name(name: str, value_range: InputRange | None) -> Image.Image:
     if is_url(name):
         from deitctl.inference.download import fetch  # http takes longer to import than to decode
 
-        return decode(fetch(name), name)
+        return _decode(fetch(name), name, value_range)
     path = local_path(name)
     if is_folder(name):
         scan = FolderScan()
@@ -175,7 +185,7 @@ def _open_name(name: str) -> Image.Image:
         )
     if "://" in name and path == name and not os.path.exists(name):
         raise DataError(f"{name} is not read: addresses are http, https or file.")
-    return read_image(Path(path))
+    return _decode(read_bytes(Path(path)), path, value_range)
 
 
 def _tensor_to_array(tensor: torch.Tensor, name: str) -> Pixels:
@@ -217,6 +227,7 @@ def load_batches(
     preprocessing: Preprocessing,
     batch_size: int,
     transform: Callable[[Image.Image, Preprocessing], Pixels] = eval_transform,
+    value_range: InputRange | None = None,
 ) -> Iterator[list[Input]]:
     """Yield inputs in order, `batch_size` at a time, while threads decode the next batch.
 
@@ -225,17 +236,32 @@ def load_batches(
         preprocessing: the model's.
         batch_size: images at a time.
         transform: from an RGB image to what the model takes.
+        value_range: of images of more than 8 bits; None: the model's, or one of the inputs.
     """
+    inputs_range = value_range or InputRange(preprocessing.value_range, SilentReporter())
 
     def load(numbered: tuple[int, ImageLike]) -> Input:
         index, image = numbered
         name = name_image(image, index)
         try:
-            return Input(name, transform(open_image(image, name), preprocessing), None)
+            return Input(
+                name, transform(open_image(image, name, inputs_range), preprocessing), None
+            )
         except DataError as error:
             return Input(name, None, str(error))
 
-    yield from read_ahead(enumerate(images), load, batch_size)
+    settled = _settle_by_batch(images, batch_size, inputs_range)
+    yield from read_ahead(enumerate(settled), load, batch_size)
+
+
+def _settle_by_batch(
+    images: Iterable[ImageLike], batch_size: int, value_range: InputRange
+) -> Iterator[ImageLike]:
+    """Yield images, of each batch once the first that has more than 8 bits has chosen the range."""
+    remaining = iter(images)
+    while batch := list(islice(remaining, batch_size)):
+        value_range.settle(batch)
+        yield from batch
 
 
 def read_ahead(

@@ -249,6 +249,7 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
             "deitctl": {
                 "head": metadata["head"],
                 "temperatures": {metadata["head"]: float(metadata["temperature"])},
+                "value_range": pre.get("value_range"),
             },
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -175,7 +175,7 @@ def to_timm_config(
         },
         "deitctl": {"head": model_config.head}
         | ({"temperatures": dict(model_config.temperatures)} if model_config.temperatures else {})
-        | ({"value_range": list(pre.value_range)} if pre.value_range is not None else {}),
+        | ({"value_range": _list_range(pre.value_range)} if pre.value_range is not None else {}),
     }
     if model_config.class_names is not None:
         config["label_names"] = list(model_config.class_names)
@@ -260,6 +260,10 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
         mean=(float(r), float(g), float(b)),
         std=(float(r_std), float(g_std), float(b_std)),
     )
+
+
+def _list_range(value_range: ValueRange) -> list[float | bool]:
+    return list(value_range if value_range.clips else value_range[:2])
 
 
 def read_value_range(values: Any) -> ValueRange | None:

@@ -291,9 +291,5 @@ def _drop_extras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[st
 
 def _list_parts(names: Iterable[str]) -> str:
     """Return the first parts of names, once each: `decoder_blocks, mask_token`."""
-    first = Counter(
-        re.match(r"((module|model|net|backbone|student|teacher)\.)*[^.]+", n)[0]  # type: ignore[index]
-        for n in names
-    )
-    shown = sorted(first)
+    shown = sorted({re.sub(r"^(model|net|backbone)\.", "", n).partition(".")[0] for n in names})
     return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" * (len(shown) > 6))

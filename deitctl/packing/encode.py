@@ -75,7 +75,9 @@ def encode_image(dataset: ImageDataset, index: int, encoding: Encoding) -> Encod
     encoded = None
     try:
         if not encoding.copies_files:
-            encoded = _encode(decode(data, dataset.name(index)), encoding)
+            encoded = _encode(
+                decode(data, dataset.name(index), value_range=dataset.value_range), encoding
+            )
     except DataError as error:
         return EncodedImage(data, digest, len(data), error=str(error))
     # a JPEG that would be larger than the file is not worth its loss

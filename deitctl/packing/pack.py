@@ -82,6 +82,7 @@ def pack(
     *,
     max_size: int = 0,
     raw: bool = False,
+    value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
 ) -> PackResult:
@@ -92,6 +93,8 @@ def pack(
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
         max_size: short side in pixels above which an image becomes a smaller JPEG; 0: none does.
         raw: store pixels, which need no decoding.
+        value_range: of images of more than 8 bits that are encoded anew, see `settle_range`; the
+            pack keeps it, so that a model that is trained on it does.
         workers: processes that decode and encode, 0 for none, -1 for one a core; same result.
         reporter: shows progress.
 
@@ -105,14 +108,17 @@ def pack(
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _check_path(path, data)
-    opened = open_dataset(data, reporter)
+    opened, encoding = open_dataset(data, reporter), Encoding(max_size, raw)
+    # Files that are copied keep their values, and whoever reads them decides.
+    if not encoding.copies_files or value_range != "auto":
+        opened = opened.with_value_range(value_range, reporter.note)
     datasets, folder = _list_datasets(opened), _find_folder(opened)
     listings = {
         name: Listing(_list_names(dataset, folder), dataset.labels, dataset.class_names)
         for name, dataset in datasets.items()
     }
     count = sum(len(dataset.labels) for dataset in datasets.values())
-    images = encode_images([*datasets.values()], Encoding(max_size, raw), workers, reporter)
+    images = encode_images([*datasets.values()], encoding, workers, reporter)
     source_bytes, num_encoded, unreadable = 0, 0, list[str]()
 
     def count_images(images: Iterator[EncodedImage]) -> Iterator[tuple[bytes, int]]:
@@ -128,7 +134,9 @@ def pack(
     # Renamed when it is complete: whoever reads the earlier pack goes on with that.
     with open_atomic(path, "OUT") as file, closing(images):
         tracked = track(images, reporter, "pack", count)
-        size = write_pack(file, listings, count_images(tracked))
+        size = write_pack(
+            file, listings, count_images(tracked), next(iter(datasets.values())).value_range
+        )
     return PackResult(
         path=path,
         data=opened.name,
@@ -201,7 +209,10 @@ def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pac
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     path = expand_home(out)
     opened = open_dataset(data, reporter)
-    datasets, packs = _list_datasets(opened), open_pack(path)
+    packs = open_pack(path)
+    if (value_range := next(iter(packs.values())).value_range) is not None:
+        opened = opened.with_value_range(value_range, reporter.note)
+    datasets = _list_datasets(opened)
     differences = _compare(datasets, packs, _find_folder(opened), reporter)
     examples = tuple(islice(differences, NUM_EXAMPLES))
     return PackVerification(

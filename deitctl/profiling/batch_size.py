@@ -87,7 +87,9 @@ def with_chosen_batch_size(
     if is_distributed():
         raise ConfigError("--batch-size auto is for one process.", "Under torchrun pass a number.")
     check(config)
-    datasets = datasets or open_for_training(config.data, seed=config.split_seed, reporter=reporter)
+    datasets = datasets or open_for_training(
+        config.data, seed=config.split_seed, reporter=reporter, value_range=config.value_range
+    )
     device = choose_device(config.device, config.precision)
     choice = choose_batch_size(config, datasets, device, reporter)
     reporter.note(choice.message)

@@ -16,6 +16,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
 from deitctl.data.samplers import TrainBatches, fit_batch_size, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.data.value_range import NO_RANGE
 from deitctl.device import Device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
@@ -132,10 +133,11 @@ def build_student(
             pretrained=recipe.pretrained,
             weights=config.weights,
             distilled=distilled,
-            download=download,
             start_classes=read_start_classes(config),
+            download=download,
             reporter=reporter,
         )
+    student = replace(student, model_config=_keep_value_range(student.model_config, train))
     if recipe.augment.crop_scale == (1.0, 1.0):  # trained on uncropped images, so evaluated on them
         preprocessing = replace(
             student.model_config.preprocessing, crop_pct=1.0, crop_mode="squash"
@@ -144,8 +146,6 @@ def build_student(
         student = replace(student, model_config=model_config)
     if recipe.early_epochs:  # raises for a model of one input size, before anything is written
         compute_early_size(student.model, student.model_config, recipe)
-    if distilled and not isinstance(student.model, VisionTransformer):
-        reporter.note(
     if config.classes and not student.weights:
         raise ConfigError(
             "--classes names the classes of weights, and this training starts from none.",
@@ -153,10 +153,34 @@ def build_student(
         )
     if config.classes and not isinstance(student.model, VisionTransformer):
         reporter.note(f"--classes is not used: {config.model} is no DeiT, and gets a new head.")
+    if distilled and not isinstance(student.model, VisionTransformer):
+        reporter.note(
             f"{config.model} is no DeiT and has no distillation token: its one head learns from "
             "the teacher."
         )
     return student
+
+
+def _keep_value_range(model_config: ModelConfig, train: ImageDataset) -> ModelConfig:
+    """Let the model scale images of more than 8 bits as its training does."""
+    return model_config.with_value_range(
+        None if train.value_range == NO_RANGE else train.value_range
+    )
+
+
+@contextmanager
+def _hinting_at_scratch() -> Iterator[None]:
+    """Let an error of weights that cannot be had name the training that needs none."""
+    try:
+        yield
+    except WeightsNotFound as error:
+        hint = f"{error.hint} --no-pretrained trains from scratch."
+        raise WeightsNotFound(error.message, hint.strip()) from error
+
+
+def read_start_classes(config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of the classes of the weights that a run starts from, if it names them."""
+    return read_class_names(config.classes).names if config.classes else ()
 
 
 def note_changes(config: TrainConfig, student: LoadedModel, reporter: Reporter) -> None:

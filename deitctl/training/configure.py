@@ -91,7 +91,8 @@ def build_config(
     seed = convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed")
     value_range = str(named.get("value_range", TrainConfig.value_range))
     train, val = datasets or open_for_training(
-        data, seed=seed, reporter=reporter, value_range=value_range)
+        data, seed=seed, reporter=reporter, value_range=value_range
+    )
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
         model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL

@@ -15,6 +15,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import open_for_training
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
+from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
@@ -197,8 +198,20 @@ def _open_data(
         datasets = None  # opened as the data is now
     elif Run(root).saved_position() is None:
         run_data = None  # killed before it wrote which images it holds out
-    return datasets or open_for_training(
-        config.data, seed=config.split_seed, reporter=reporter, run=run_data
+    value_range = Run(root).saved_value_range() if run_data is not None else None
+    if datasets is not None:
+        train, val = datasets
+        return (
+            datasets
+            if value_range is None
+            else (train.with_value_range(value_range), val.with_value_range(value_range))
+        )
+    return open_for_training(
+        config.data,
+        seed=config.split_seed,
+        reporter=reporter,
+        run=run_data,
+        value_range=value_range or config.value_range,
     )
 
 
@@ -232,6 +245,7 @@ def build_trainer(
     )
     setup.state.progress.settings = list_learning(config)
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
+    setup.state.progress.value_range = write_range(setup.train.value_range)
     if run.writes:
         warn_of_full_disks(run, setup, reporter)
     return Trainer(run, setup, reporter)

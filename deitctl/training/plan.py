@@ -143,7 +143,9 @@ def plan_training(
     """
     check(config)
     silent = SilentReporter()
-    train, val = datasets or open_for_training(config.data, seed=config.split_seed, reporter=silent)
+    train, val = datasets or open_for_training(
+        config.data, seed=config.split_seed, reporter=silent, value_range=config.value_range
+    )
     # What the run calls too, in its order, so that what it would refuse is refused here.
     device = choose_device(config.device, config.precision)
     warn_of_trained_images(config, val, reporter or silent)
@@ -198,11 +200,11 @@ def plan_training(
         early_epochs=recipe.early_epochs,
         data=config.data,
         num_classes=len(train.class_names),
-        num_train_images=num_images,
-        num_val_images=len(val.labels),
         class_names=train.class_names,
         train_folder=find_folder(train),
         val_folder=find_folder(val),
+        num_train_images=num_images,
+        num_val_images=len(val.labels),
         recipe=recipe.name,
         initial_weights=student.weights or "random",
         is_local=_are_weights_local(student.weights),

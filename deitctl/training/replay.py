@@ -93,11 +93,15 @@ def replay(
     machine |= {k: v for k, v in (settings or {}).items() if k in MACHINE_SETTINGS}
     config = replace(override(config, machine), output_dir=str(root))
     device = choose_device(config.device, config.precision)
-    datasets = open_for_training(
-        config.data, seed=config.split_seed, reporter=reporter, run=read_run_data(root)
-    )
     run = Run(root, writes=False)
     run.checkpoint = folder / "checkpoint"
+    datasets = open_for_training(
+        config.data,
+        seed=config.split_seed,
+        reporter=reporter,
+        run=read_run_data(root),
+        value_range=run.saved_value_range() or config.value_range,
+    )
     student = build_student(config, datasets[0], reporter)
     trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)
     load_checkpoint(trainer)

@@ -6,13 +6,16 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from deitctl.config import TrainConfig
+from deitctl.data.value_range import parse_range
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
+from deitctl.models.model_config import ValueRange
 from deitctl.paths import (
     DiskError,
     open_no_follow,
@@ -125,15 +128,23 @@ class Run:
     def saved_position(self) -> tuple[int, int] | None:
         """Return the epochs and steps done at the last checkpoint, None if there is none."""
         # A run that is killed between the two renames of a save has the one before.
-        for folder in (self.checkpoint, self.checkpoint.with_name(f"{self.checkpoint.name}.old")):
-            try:
-                record = read_record(folder)
-            except ModelError:
-                continue
+        for record in self._read_records():
             epoch, step = record.get("epoch"), record.get("step")
             if isinstance(epoch, int) and isinstance(step, int):
                 return epoch, step
         return None
+
+    def saved_value_range(self) -> ValueRange | None:
+        """Return the value range of the data that the run began with; None if it is not known."""
+        for record in self._read_records():
+            return parse_range(str(record.get("value_range", "")))
+        return None
+
+    def _read_records(self) -> Iterator[dict[str, Any]]:
+        """Yield what is written of the last checkpoint, and of the one before it."""
+        for folder in (self.checkpoint, self.checkpoint.with_name(f"{self.checkpoint.name}.old")):
+            with suppress(ModelError):
+                yield read_record(folder)
 
     def describe_saved(self) -> str:
         """Return what of an unfinished run is on the disk, as a sentence."""

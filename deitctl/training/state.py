@@ -57,6 +57,8 @@ class Progress:
     """Of the data that the run began with."""
     data_fingerprint: str = ""
     """Of that data, see `fingerprint_split`; a resume on other data is refused."""
+    value_range: str = ""
+    """Of that data, as `write_range` writes it; empty: not known."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the run learns by, see `list_learning`; a resume with others is refused."""
     seconds: float = 0.0

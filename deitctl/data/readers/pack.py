@@ -39,8 +39,10 @@ from deitctl.data.index import LISTING_DTYPES, Listing, decode_listing
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.open_file import OpenFile
 from deitctl.data.reading import raise_read_error, read_patiently
-from deitctl.data.splits import SPLIT_NAMES
+from deitctl.data.splits import SPLITS
+from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange, read_value_range
 from deitctl.paths import suggest_path
 
 SUFFIX = ".pack"
@@ -69,6 +71,8 @@ class PackDataset(ImageDataset):
     one."""
     labels: Labels
     class_names: tuple[str, ...]
+    value_range: ValueRange | None = None
+    """By which its images of more than 8 bits were scaled, or are to be."""
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -138,8 +142,9 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
         index = StoredBytes(file, offset)
         header, arrays = read_block(index, offset, lambda header: DTYPES * len(header["splits"]))
         splits: dict[str, list[str]] = header["splits"]
-        if not splits or (set(splits) != {""} and not set(splits) <= SPLIT_NAMES.keys()):
+        if not splits or (set(splits) != {""} and not set(splits) <= set(SPLITS)):
             raise ValueError("it has no splits")
+        value_range = read_value_range(header.get("value_range"))
         return {
             name: _open_split(
                 file,
@@ -147,6 +152,7 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
                 class_names,
                 arrays[n * len(DTYPES) : (n + 1) * len(DTYPES)],
                 offset,
+                value_range,
             )
             for n, (name, class_names) in enumerate(splits.items())
         }
@@ -158,7 +164,12 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
 
 
 def _open_split(
-    file: OpenFile, prefix: str, classes: list[str], arrays: list[NDArray[Any]], end: int
+    file: OpenFile,
+    prefix: str,
+    classes: list[str],
+    arrays: list[NDArray[Any]],
+    end: int,
+    value_range: ValueRange | None,
 ) -> PackDataset:
     """Build one split.
 
@@ -184,6 +195,7 @@ def _open_split(
         digests,
         listing.labels,
         listing.class_names,
+        value_range,
     )
 
 
@@ -199,7 +211,10 @@ def is_pack(path: Path) -> bool:
 
 
 def write_pack(
-    file: BinaryIO, splits: Mapping[str, Listing], images: Iterable[tuple[bytes, int]]
+    file: BinaryIO,
+    splits: Mapping[str, Listing],
+    images: Iterable[tuple[bytes, int]],
+    value_range: ValueRange | None = None,
 ) -> int:
     """Write a pack and return its size in bytes.
 
@@ -208,6 +223,7 @@ def write_pack(
         splits: names, labels and classes of each; spans are not used.
         images: bytes and digest (see `PackDataset.digests`) of every image, split by split;
             consumed one by one.
+        value_range: by which images of more than 8 bits were scaled, or are to be.
     """
     ends, checksums, digests = array("q", [START]), array("I"), array("Q")
     file.write(bytes(START))
@@ -233,7 +249,9 @@ def write_pack(
     offset = ends[-1] + -ends[-1] % ALIGN
     # Aligned, so that arrays can be used in place.
     file.write(bytes(offset - ends[-1]))
-    header = {"splits": {name: split.class_names for name, split in splits.items()}}
+    header: dict[str, Any] = {"splits": {name: split.class_names for name, split in splits.items()}}
+    if value_range not in (None, NO_RANGE):
+        header["value_range"] = value_range
     for piece in encode_block(header, arrays, offset):
         file.write(piece)
     size = file.tell()

@@ -1,0 +1,50 @@
+"""The part of `deitctl check` that costs nothing, for a training: of names and counts of opened data.
+
+What opening data refuses or passes over is said there; files are neither listed again nor read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deitctl.checks.classes import check_classes
+from deitctl.checks.issues import Issue
+from deitctl.checks.survey import Split
+from deitctl.data.dataset import ImageDataset, Subset, find_used_classes, number_labels
+from deitctl.events import Reporter
+
+CODES = ("class_only_in_train", "similar_class_names", "numbered_imagenet", "few_images")
+"""Issues of classes that make results wrong or worth little; the rest is for `deitctl check`."""
+NUM_NAMED = 3
+
+
+def warn_about_classes(
+    data: str, train: ImageDataset, val: ImageDataset, reporter: Reporter
+) -> None:
+    """Warn of what is wrong with the classes of opened data, a line for each kind.
+
+    Args:
+        data: its name.
+        train: training images.
+        val: validation images.
+        reporter: receives the lines.
+    """
+    splits = [Split("train", train)]
+    if not val.is_held_out:  # of which every class has its share
+        splits.append(Split("val", _drop_unused_classes(val)))
+    for issue in check_classes(splits):
+        if issue.code in CODES:
+            reporter.warn(f"{data}: {_describe(issue)}")
+
+
+def _drop_unused_classes(dataset: ImageDataset) -> ImageDataset:
+    """Return a dataset with the names of those classes alone that have images in it."""
+    names = tuple(sorted(find_used_classes(dataset)))
+    labels = number_labels(dataset, names)
+    return Subset(dataset, np.arange(len(labels)), labels, names)
+
+
+def _describe(issue: Issue) -> str:
+    more = issue.count - NUM_NAMED
+    named = ", ".join(issue.examples[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{issue.message.rstrip('.')} ({named}). {issue.fix}"

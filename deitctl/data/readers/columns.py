@@ -1,0 +1,226 @@
+"""Which column of a table is what: the image, its class, the part of the data that it belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from deitctl.data.layout import match_split
+from deitctl.data.names import canonicalize_name
+from deitctl.errors import DataError
+
+PATH, LABEL, SPLIT = "path", "label", "split"
+_IMAGE_NAMES = "image img photo picture pic file".split()  # noqa: SIM905
+PATH_NAMES = frozenset(
+    [
+        *["filename", "fname", "fn", "filepath", "relativepath", "relpath", "path"],
+        *_IMAGE_NAMES,
+        *(f"{noun}{part}" for noun in _IMAGE_NAMES for part in ("path", "name", "filename")),
+        *(f"{noun}{part}" for noun in ("image", "img") for part in ("file", "filepath")),
+    ]
+)
+PATH_KEYS = frozenset(
+    [*["id", "idcode", "key", "uid"], *(f"{n}{k}" for n in _IMAGE_NAMES for k in ("id", "key"))]
+)
+"""Names of identifiers, which stand for a file where no other column does."""
+_CLASS_NAMES = "label class category target tag".split()  # noqa: SIM905
+LABEL_NAMES = frozenset(
+    [
+        *_CLASS_NAMES,
+        *(f"{noun}name" for noun in _CLASS_NAMES),
+        *["classlabel", "labelclass", "labeltext", "groundtruth", "gt", "y", "truth"],
+        *["species", "breed", "diagnosis", "dx", "variety", "variant", "disease", "cultivar"],
+    ]
+)
+LABEL_KEYS = frozenset(
+    f"{noun}{key}"
+    for noun in _CLASS_NAMES
+    for key in ("id", "idx", "index", "number", "num", "code")
+)
+"""Names of numbers of classes, which stand for the class where no other column does."""
+SPLIT_NAMES = frozenset(["split", "subset", "partition", "set", "dataset", "fold", "phase", "part"])
+FLAGS = {
+    **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "val")),
+    **dict.fromkeys(("isval", "isvalid", "isvalidation"), ("val", "train")),
+    "istest": ("test", "train"),
+}
+"""Columns of yes or no: the part of a row with yes, and with no."""
+PLURALS = (("s$", ""), ("es$", ""), ("ies$", "y"))
+YES, NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
+BITS = frozenset(("0", "1", "0.0", "1.0"))
+WAY_ON = "Call the column of image files 'path' and that of classes 'label'."
+MAX_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Places of a table's columns, from 0."""
+
+    path: int
+    label: int | None
+    """None: the table has a column of 0 and 1 for each class, in `one_hot`."""
+    split: int | None
+    names: tuple[str, ...]
+    """Of all columns."""
+    one_hot: tuple[int, ...] = ()
+
+    @property
+    def flag(self) -> tuple[str, str] | None:
+        """Parts of the rows with yes and with no, if the split is a column of yes and no."""
+        return None if self.split is None else FLAGS.get(reduce_name(self.names[self.split]))
+
+    def list_places(self) -> list[int]:
+        """Return the places of all columns that are read."""
+        places = [self.path, self.label, self.split, *self.one_hot]
+        return [at for at in places if at is not None]
+
+    @property
+    def notes(self) -> list[str]:
+        """Which columns were taken that are not called `path`, `label` or `split`."""
+        chosen = [("images", self.path, PATH), ("classes", self.label, LABEL)]
+        chosen.append(("splits", self.split, SPLIT))
+        notes = [
+            f"{what} by the column {self.names[at]!r}"
+            for what, at, name in chosen
+            if at is not None and self.names[at].casefold() != name
+        ]
+        if self.one_hot:
+            notes.append(f"classes are the {len(self.one_hot)} columns of 0 and 1")
+        return notes
+
+
+def reduce_name(name: str) -> str:
+    """Return a column's name without case, spaces and signs: `Image ID`, `image_id` and `imageId` are one.
+
+    A plural is the singular.
+    """
+    reduced = re.sub(r"[\W_]+", "", canonicalize_name(name).casefold())
+    singulars = (re.sub(pattern, ending, reduced) for pattern, ending in PLURALS)
+    return next((singular for singular in (reduced, *singulars) if singular in _KNOWN), reduced)
+
+
+def rate_header(fields: Sequence[str]) -> int:
+    """Return how many of the columns path, label and split a header names."""
+    reduced = {reduce_name(name) for name in fields}
+    return sum(bool(names & reduced) for names in (_PATHS, _LABELS, _SPLITS))
+
+
+def rate_paths(fields: Sequence[str]) -> bool:
+    """Return whether a header names a column of image files."""
+    return bool(_PATHS.intersection(map(reduce_name, fields)))
+
+
+def find_columns(
+    path: Path,
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    images: Sequence[int] = (),
+    class_labels: Sequence[int] = (),
+) -> Columns:
+    """Find the columns of a table by their names.
+
+    Args:
+        path: the table, for messages.
+        names: of its columns.
+        rows: its first rows, by which columns of 0 and 1 are found.
+        images: places of columns that hold images, of which the one is taken that there is.
+        class_labels: places of columns whose metadata name classes, of which the same holds where no
+            column is called like one of classes.
+
+    Raises:
+        DataError: there is no column of images or of classes, or more than one.
+    """
+    if not any(names):
+        raise DataError(f"{path} has no rows.", "It needs the columns path,label[,split].")
+    reduced = [reduce_name(name) for name in names]
+    at = images[0] if len(images) == 1 else None
+    if at is None:
+        at = _find(path, names, reduced, PATH, (PATH_NAMES, PATH_KEYS), "image files")
+    label = _find(path, names, reduced, LABEL, (LABEL_NAMES, LABEL_KEYS), "classes", taken=at)
+    if label is None and len(class_labels) == 1:
+        label = class_labels[0]
+    split = _find_split(path, names, rows)
+    one_hot: tuple[int, ...] = ()
+    if at is not None and label is None:
+        one_hot = _find_one_hot(rows, {at, split}, len(names))
+    if at is None or (label is None and not one_hot):
+        missing = "image files" if at is None else "classes"
+        what = (
+            f"has the columns {name_columns(names)}, and none of them is known as that of {missing}"
+        )
+        raise DataError(f"{path} {what}.", WAY_ON)
+    return Columns(at, label, split, tuple(names), one_hot)
+
+
+def name_columns(names: Sequence[str]) -> str:
+    """Return the names of columns for a message."""
+    shown = ", ".join(f"'{name:.40}'" for name in names[:MAX_NAMED])
+    return shown + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
+
+
+def _find(
+    path: Path,
+    names: Sequence[str],
+    reduced: Sequence[str],
+    exact: str,
+    kinds: Sequence[frozenset[str]],
+    what: str,
+    taken: int | None = None,
+) -> int | None:
+    """Return the column that is called `exact`, else the only one of the first kind of names that is there."""
+    for spellings in (names, [name.casefold() for name in names]):
+        if exact in spellings:
+            return list(spellings).index(exact)
+    for kind in kinds:
+        places = [at for at, name in enumerate(reduced) if name in kind and at != taken]
+        if len(places) > 1:
+            _refuse_both(path, names, places, what, exact)
+        if places:
+            return places[0]
+    return None
+
+
+def _find_split(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+    """Return the column of splits: the one called so, else the one of a known name that holds splits."""
+    called = [at for at, name in enumerate(names) if name.casefold() == SPLIT]
+    if called:
+        return called[0]
+    places = []
+    for at, name in enumerate(map(reduce_name, names)):
+        values = [canonicalize_name(row[at]) for row in rows if at < len(row)]
+        holds_splits = name in SPLIT_NAMES and any(map(match_split, values))
+        is_flag = name in FLAGS and all(value.casefold() in YES | NO for value in values)
+        if rows and (holds_splits or is_flag):
+            places.append(at)
+    if len(places) > 1:
+        _refuse_both(path, names, places, "splits", SPLIT)
+    return places[0] if places else None
+
+
+def _refuse_both(
+    path: Path, names: Sequence[str], places: Sequence[int], what: str, exact: str
+) -> NoReturn:
+    raise DataError(
+        f"{path} has the columns {name_columns(names)}, of which "
+        f"{' and '.join(repr(names[at]) for at in places[:MAX_NAMED])} may be that of {what}.",
+        f"Call the right one {exact!r}.",
+    )
+
+
+def _find_one_hot(
+    rows: Sequence[Sequence[str]], others: set[int | None], width: int
+) -> tuple[int, ...]:
+    """Return the columns of classes if all columns but `others` hold 0 and 1 in all of some rows."""
+    places = [at for at in range(width) if at not in others]
+    is_one_hot = len(places) > 1 and bool(rows)
+    for row in rows:
+        is_one_hot = is_one_hot and all(at < len(row) and row[at].strip() in BITS for at in places)
+    return tuple(places) if is_one_hot else ()
+
+
+_PATHS, _LABELS = PATH_NAMES | PATH_KEYS, LABEL_NAMES | LABEL_KEYS
+_SPLITS = SPLIT_NAMES | frozenset(FLAGS)
+_KNOWN = _PATHS | _LABELS | _SPLITS

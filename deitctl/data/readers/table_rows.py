@@ -1,0 +1,280 @@
+"""The rows of a table: paths, class names and parts of the data, checked and numbered.
+
+Whatever its file is: text, lines of JSON, Parquet.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deitctl.data.arrays import StringArray
+from deitctl.data.dataset import Labels
+from deitctl.data.layout import match_split
+from deitctl.data.names import canonicalize_name
+from deitctl.data.readers.columns import BITS, NO, WAY_ON, YES, Columns, name_columns
+from deitctl.errors import DataError
+from deitctl.events import Reporter
+
+MISSING_WORDS = frozenset("nan null <na> n/a #n/a nat".split())  # noqa: SIM905
+"""What programs write for a value that is missing."""
+WHOLE = re.compile(r"(-?\d+)\.0+")
+"""A whole number as pandas writes it in a column with missing values."""
+LIST_BRACKETS = re.compile(r"[\[({].*[\])}]", re.DOTALL)
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """A table's rows, in order, or those of one part of it."""
+
+    values: StringArray
+    """Paths as they are written, [N]."""
+    labels: Labels
+    """Index into `class_names`, [N]."""
+    class_names: tuple[str, ...]
+    """In lexicographic order; a part may lack some."""
+    splits: Mapping[str, NDArray[np.int64]]
+    """Rows of each part of the data; those of a table without parts are under ""."""
+
+
+@dataclass
+class _Faults:
+    """Rows that lack something."""
+
+    count: int = 0
+    first: int = 0
+
+    def add(self, row: int) -> None:
+        self.first = self.first or row
+        self.count += 1
+
+
+def collect_rows(
+    path: Path,
+    columns: Columns,
+    rows: Iterable[Sequence[str]],
+    reporter: Reporter,
+    *,
+    first_row: int = 2,
+    name_label: Callable[[str], str] = str,
+    needs_path: bool = True,
+) -> TableRows:
+    """Read all rows of a table.
+
+    Args:
+        path: the table, for messages.
+        columns: what is in which column.
+        rows: fields of each row; a row may be shorter than the table is wide.
+        reporter: receives what is odd about classes.
+        first_row: number of the first row, for messages.
+        name_label: names the class of a label, where labels are numbers of classes that have names;
+            the empty name is that of none.
+        needs_path: whether a row without a path is refused; images in the table need none.
+
+    Raises:
+        DataError: no rows, one without path, class or split, or with several classes, an unknown split.
+    """
+    codes, split_codes = array("q"), array("q")
+    labels: dict[str, int] = {}
+    splits: dict[str, int] = {}
+    faults = _Faults()
+
+    def iterate_values() -> Iterator[str]:
+        for number, row in enumerate(rows, start=first_row):
+            value = row[columns.path] if columns.path < len(row) else ""
+            label = name_label(_read_label(path, columns, row, number))
+            split = columns.split
+            if (needs_path and not value.strip()) or not label.strip():
+                faults.add(number)
+            codes.append(labels.setdefault(label, len(labels)))
+            name = row[split] if split is not None and split < len(row) else ""
+            split_codes.append(splits.setdefault(name, len(splits)))
+            yield value
+
+    try:
+        values = StringArray.from_strings(iterate_values())
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path} has a path that is no text: {error.object!r:.80}.") from error
+    if not len(values):
+        raise DataError(
+            f"{path} has no rows.",
+            f"It has the columns {name_columns(columns.names)}."
+            if any(columns.names)
+            else "It needs the columns path,label[,split].",
+        )
+    if faults.count:
+        label_column = "label" if columns.label is None else columns.names[columns.label]
+        more = f", and so have {faults.count - 1:,} more" if faults.count > 1 else ""
+        raise DataError(
+            f"{path}, row {faults.first} has no {columns.names[columns.path]!r} or no "
+            f"{label_column!r}{more}.",
+            f"Fill it in, or remove the row{'s' if more else ''}. The columns are "
+            f"{name_columns(columns.names)}.",
+        )
+    names = _name_classes(path, list(labels), reporter)
+    class_names = tuple(sorted(set(names)))
+    places = {name: at for at, name in enumerate(class_names)}
+    numbers = np.array([places[name] for name in names], np.int64)
+    label_numbers = numbers[np.frombuffer(codes, np.int64)]
+    _warn_of_lists(path, class_names, reporter)
+    parts = np.array(_match_splits(path, columns, list(splits)))[
+        np.frombuffer(split_codes, np.int64)
+    ]
+    rows_of = {
+        part: at
+        for part in ("train", "val", "test", "")
+        if len(at := np.flatnonzero(parts == part))
+    }
+    if needs_path:
+        _warn_of_duplicates(path, values, label_numbers, parts, reporter)
+    return TableRows(values, label_numbers, class_names, rows_of)
+
+
+def _read_label(path: Path, columns: Columns, row: Sequence[str], number: int) -> str:
+    """Return a row's label; of columns of 0 and 1 the name of the one that holds 1.
+
+    Raises:
+        DataError: none of these does, or several do.
+    """
+    if columns.label is not None:
+        return row[columns.label] if columns.label < len(row) else ""
+    ones = []
+    for at in columns.one_hot:
+        field = row[at].strip() if at < len(row) else ""
+        if field not in BITS:
+            raise DataError(
+                f"{path}, row {number} has {field!r} in the column {columns.names[at]!r}, and the "
+                "columns of classes hold 0 and 1.",
+                WAY_ON,
+            )
+        if float(field):
+            ones.append(columns.names[at])
+    if len(ones) != 1:
+        what = f"several classes ({name_columns(ones)})" if ones else "no class"
+        raise DataError(
+            f"{path}, row {number} has {what}: of the columns {name_columns(columns.names)} "
+            f"{len(ones)} of those of classes hold 1.",
+            "An image has one class here: remove such rows, or choose a class for each in a column "
+            "'label'.",
+        )
+    return ones[0]
+
+
+def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list[str]:
+    """Return the class of each label, in canonical form."""
+    names = [canonicalize_name(label) for label in labels]
+    spellings: dict[str, list[str]] = {}
+    for name, label in zip(names, labels, strict=True):
+        spellings.setdefault(name, []).append(label)
+    for several in spellings.values():
+        if len(several) > 1:
+            reporter.warn(
+                f"{path} spells one class {' and '.join(map(repr, several[:MAX_NAMED]))}: they are "
+                "read as one."
+            )
+    whole = [WHOLE.fullmatch(name) for name in names]
+    if any(whole) and all(
+        m or re.fullmatch(r"-?\d+", n) for m, n in zip(whole, names, strict=True)
+    ):
+        # A missing value anywhere in a column makes pandas write 1 as 1.0.
+        names = [m[1] if m else name for m, name in zip(whole, names, strict=True)]
+    if words := sorted({name for name in names if name.casefold() in MISSING_WORDS}):
+        reporter.warn(
+            f"{path} has images of the class {' and '.join(map(repr, words))}: if that stands for a "
+            "missing label, remove those rows."
+        )
+    by_case: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        by_case.setdefault(name.casefold(), []).append(name)
+    for several in by_case.values():
+        if len(several) > 1:
+            reporter.warn(
+                f"{path} has the classes {' and '.join(map(repr, several[:MAX_NAMED]))}, which differ "
+                "in case alone: they are read as different ones."
+            )
+    return names
+
+
+def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -> None:
+    """Warn of labels that look like several classes."""
+    known = set(class_names)
+    lists = [name for name in class_names if _is_list(name, known)]
+    if lists:
+        reporter.warn(
+            f"{path} has {len(lists):,} label{'s' if len(lists) > 1 else ''} such as {lists[0]!r}, "
+            "which look like several classes: each is read as one class of its own, because an image "
+            "has one class here."
+        )
+
+
+def _is_list(name: str, known: set[str]) -> bool:
+    if LIST_BRACKETS.fullmatch(name) and re.search(r"['\",;]|^\[", name):
+        return True
+    if re.search(r"[^|;\s]\s*[|;]\s*[^|;\s]", name):
+        return True
+    parts = [part for part in re.split(r"[\s,+&]+", name) if part]
+    # "golden retriever" is a class; "scab rust" is two where there are "scab" and "rust".
+    return len(parts) > 1 and known.issuperset(parts)
+
+
+def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[str]:
+    """Return the part of the data that each value of the column of splits stands for.
+
+    Raises:
+        DataError: a value that is none, or two words for one part, which may be two.
+    """
+    names = [canonicalize_name(value).casefold() for value in values]
+    if set(names) <= {""}:
+        return list(names)
+    if columns.flag is not None:
+        yes, no = columns.flag
+        parts = [yes if name in YES else no if name in NO else None for name in names]
+    else:
+        parts = [match_split(canonicalize_name(value)) for value in values]
+    words: dict[str, str] = {}
+    for value, name, part in zip(values, names, parts, strict=True):
+        if part is None:
+            raise DataError(
+                f"{path} has rows of the split {value!r}."
+                if name
+                else f"{path} has rows without a split.",
+                "Every row needs one of train, val, test, or leave the column out.",
+            )
+        if words.setdefault(part, name) != name and columns.flag is None:
+            raise DataError(
+                f"{path} has a {words[part]} and a {name} split, which both mean {part}.",
+                "Call them by one name, or rename the one that is something else.",
+            )
+    return [part for part in parts if part is not None]
+
+
+def _warn_of_duplicates(
+    path: Path,
+    values: StringArray,
+    labels: Labels,
+    parts: NDArray[np.str_],
+    reporter: Reporter,
+) -> None:
+    """Warn of paths that are there more than once, with different classes or in different parts."""
+    # Hashes and not a dictionary: a million strings would take 100 MB.
+    hashes = np.fromiter(map(hash, values), np.int64, len(values))
+    order = np.argsort(hashes, kind="stable")
+    again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+    before = order[:-1][hashes[order[1:]] == hashes[order[:-1]]]
+    for differs, what in (
+        (labels[again] != labels[before], "different classes"),
+        (parts[again] != parts[before], "different splits"),
+    ):
+        twice = np.sort(again[differs])
+        if len(twice):
+            reporter.warn(
+                f"{path} has rows of the same image in {what}: {len(twice):,}, the first of "
+                f"{values[int(twice[0])]!r}."
+            )
