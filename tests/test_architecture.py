@@ -24,6 +24,7 @@ PACKAGES = (
         "home",
         "cores",
         "launchers",
+        "names",
         "threads",
     ),
     ("device", "distributed", "free_memory", "lock", "rng"),

@@ -17,13 +17,13 @@ from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import KIND_OF_EXTENSION, get_extensions, is_image_kind
 from deitctl.data.find_layout import Layout, find_layout
 from deitctl.data.layout import is_junk
-from deitctl.data.names import canonicalize_name
 from deitctl.data.open import BUILT_IN, open_dataset
 from deitctl.data.readers.folder import begins_as_image, open_folder, open_folders
 from deitctl.data.trees import FolderTree, NameTree
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 from deitctl.home import expand_home
+from deitctl.names import canonicalize_name
 
 ALL = "all"
 """Name of the one split of a data set without splits."""

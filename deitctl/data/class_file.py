@@ -19,13 +19,13 @@ from typing import Any
 
 from deitctl.data.classes import describe_classes
 from deitctl.data.file_types import START_BYTES, identify
-from deitctl.data.names import canonicalize_name
 from deitctl.data.readers.text import MARKS, TEXT_TYPES, WINDOWS
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.model_config import MAX_CLASSES, ModelConfig, require_count
+from deitctl.names import canonicalize_name
 from deitctl.paths import read_regular, suggest_path
 
 Classes = str | Path | Sequence[str]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deitctl.data.names import canonicalize_name, find_names
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.model_config import ModelConfig
+from deitctl.names import canonicalize_name, find_names
 
 MAX_SUGGESTIONS = 4
 NUMBERS = frozenset(map(str, range(1000)))

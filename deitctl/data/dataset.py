@@ -18,9 +18,9 @@ from PIL import Image
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
-from deitctl.data.names import canonicalize_name, find_names
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
+from deitctl.names import canonicalize_name, find_names
 
 Labels = NDArray[np.int64]
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset, Subset, number_labels
-from deitctl.data.names import canonicalize_name
 from deitctl.data.run_data import RunData, SplitRows
 from deitctl.data.splits import ALL, list_relative_paths
+from deitctl.names import canonicalize_name
 
 MIN_FOUND = 0.95
 """Of a run's images that must be found for data elsewhere to be the run's."""

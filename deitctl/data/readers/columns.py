@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from deitctl.data.layout import match_split
-from deitctl.data.names import canonicalize_name
 from deitctl.errors import DataError
+from deitctl.names import canonicalize_name
 
 PATH, LABEL, SPLIT = "path", "label", "split"
 _IMAGE_NAMES = "image img photo picture pic file".split()  # noqa: SIM905

@@ -11,9 +11,9 @@ import numpy as np
 from deitctl.data.file_types import describe_unread
 from deitctl.data.find_layout import Layout
 from deitctl.data.index import Listing
-from deitctl.data.names import canonicalize_name
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.names import canonicalize_name
 
 
 def report_unread(data: str, counts: Iterable[Mapping[str, int]], reporter: Reporter) -> None:

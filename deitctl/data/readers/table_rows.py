@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import Labels
 from deitctl.data.layout import match_split
-from deitctl.data.names import canonicalize_name
 from deitctl.data.readers.columns import BITS, NO, WAY_ON, YES, Columns, name_columns
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.names import canonicalize_name
 
 MISSING_WORDS = frozenset("nan null <na> n/a #n/a nat".split())  # noqa: SIM905
 """What programs write for a value that is missing."""

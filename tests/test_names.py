@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import FileDataset, join, number_labels
-from deitctl.data.names import canonicalize_name, find_names
 from deitctl.data.splits import relabel
 from deitctl.errors import DataError
 from deitctl.models.model_config import ModelConfig
+from deitctl.names import canonicalize_name, find_names
 
 COMPOSED, DECOMPOSED = "café", unicodedata.normalize("NFD", "café")
 
