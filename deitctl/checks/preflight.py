@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from deitctl.checks.classes import check_classes
-from deitctl.checks.issues import Issue
+from deitctl.checks.issues import Issue, merge_issues
 from deitctl.checks.survey import Split
 from deitctl.data.dataset import ImageDataset, Subset, find_used_classes, number_labels
 from deitctl.events import Reporter
@@ -32,7 +32,7 @@ def warn_about_classes(
     splits = [Split("train", train)]
     if not val.is_held_out:  # of which every class has its share
         splits.append(Split("val", _drop_unused_classes(val)))
-    for issue in check_classes(splits):
+    for issue in merge_issues(check_classes(splits)):
         if issue.code in CODES:
             reporter.warn(f"{data}: {_describe(issue)}")
 

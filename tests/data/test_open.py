@@ -14,10 +14,10 @@ from deitctl.data import near_duplicates
 from deitctl.data.open import (
     open_dataset,
     open_eval_split,
-    open_folder,
     open_for_evaluation,
     open_for_training,
 )
+from deitctl.data.readers.folder import open_folder
 from deitctl.data.run_data import RunData, read_run_data, write_split
 from deitctl.data.splits import hash_paths
 from deitctl.errors import DataError
@@ -313,9 +313,9 @@ def test_data_that_cannot_be_trained_on_is_refused(counts, what, image_folder, t
 def test_missing_folders_and_other_files_are_refused(tmp_path, reporter):
     with pytest.raises(DataError, match="There is no dataset"):
         open_dataset(str(tmp_path / "nowhere"), reporter)
-    (tmp_path / "data.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="is not a dataset"):
-        open_dataset(str(tmp_path / "data.zip"), reporter)
+    (tmp_path / "notes.md").write_text("# nothing")
+    with pytest.raises(DataError, match="is a text file, not a dataset"):
+        open_dataset(str(tmp_path / "notes.md"), reporter)
 
 
 @pytest.mark.unprivileged
@@ -447,8 +447,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter
     [
         ("path,label\n", "no rows"),
         ("path,label\na.png,\n", "row 2 has no"),
-        ("file,class\na.png,x\n", "path,label"),
-        ("path,label,split\na.png,x,holdout\n", "'holdout'"),
+        ("colour,shape\na.png,x\n", "the columns 'colour', 'shape'"),
+        ("path,label,split\na.png,x,extra\n", "'extra'"),
         ("path,label,split\na.png,x,train\nb.png,x,\n", "rows without a split"),
     ],
     ids=["empty", "no-label", "other-columns", "unknown-split", "missing-split"],
