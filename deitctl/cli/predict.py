@@ -256,7 +256,7 @@ def _warn_of_unread(scan: FolderScan, num_failed: int, count: int, reporter: Rep
     sentences = [scan.describe()]
     if num_failed and count > 1:
         sentences.append(
-            f"{num_failed:,} of {count:,} inputs have an error, which their records say."
+            f"{num_failed:,} of {count:,} inputs could not be classified; their records say why."
         )
     if message := " ".join(filter(None, sentences)):
         reporter.warn(message)

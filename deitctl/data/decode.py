@@ -22,7 +22,6 @@ from deitctl.data.decode_limits import (
     require_few_scans,
 )
 from deitctl.data.deep_image import DeepImage, Measured, open_deep
-from deitctl.data.file_types import EXTENSIONS as EXTENSIONS  # get_extensions() has those of extras
 from deitctl.data.file_types import HEIC, can_read_heic, explain_file, identify, is_raw
 from deitctl.data.heif import open_heif
 from deitctl.data.reading import raise_read_error, read_patiently

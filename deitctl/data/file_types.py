@@ -24,6 +24,7 @@ TIFF = "a TIFF image"
 RAW = "a camera raw file"
 ZEROS = "a file of zeros"
 EMPTY = "empty"
+DEAD_LINK = "a link that leads nowhere"
 DAMAGED = "that is damaged or cut short"
 """What `explain` says of an image whose format is read."""
 INSTALL_HEIF = "pip install 'deitctl[heif]'"
@@ -102,6 +103,7 @@ _KINDS = (
     _Type("a text file with an image in Base64", "decode {}: base64 -d"),
     _Type("a text file with a path, as a link becomes in some copies", "copy what {} leads to"),
     *(_Type(name, "") for name in ("an XML file", "a JSON file", "a text file")),
+    _Type(DEAD_LINK, ""),
     _Type(ZEROS, _AGAIN),
     _Type(EMPTY, ""),
 )

@@ -36,7 +36,7 @@ def require_images(dataset: ImageDataset, part: str, name: str, reporter: Report
         return
     chosen = choose_spread(dataset.labels).tolist()
     error_of_index = {index: _find_error(dataset, index) for index in chosen}
-    errors = [error for error in error_of_index.values() if error]
+    errors = _sort_errors({dataset.name(i): error for i, error in error_of_index.items() if error})
     is_class_lost = _is_class_lost(dataset.labels, error_of_index)
     if not errors or not (is_class_lost or len(errors) >= MIN_SHARE * len(error_of_index)):
         return
@@ -45,9 +45,9 @@ def require_images(dataset: ImageDataset, part: str, name: str, reporter: Report
     what += "" if is_all else f", taken from all over its {len(dataset.labels):,},"
     hint = f"`deitctl check {shlex.quote(name)}` lists all of them."
     if len(errors) == len(error_of_index):
-        raise DataError(f"None {what} can be read; the first: {errors[0]}", hint)
+        raise DataError(f"None {what} can be read; for example: {errors[0]}", hint)
     verb = "cannot be read and are left out" if is_all else "cannot be read"
-    reporter.warn(f"{len(errors):,} {what} {verb}; the first: {errors[0]} {hint}")
+    reporter.warn(f"{len(errors):,} {what} {verb}; for example: {errors[0]} {hint}")
 
 
 def choose_spread(labels: NDArray[np.int64], count: int = NUM_LOOKED_AT) -> NDArray[np.int64]:
@@ -78,6 +78,13 @@ def _find_error(dataset: ImageDataset, index: int) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def _sort_errors(error_of_name: dict[str, str]) -> list[str]:
+    """Return the errors, those of the most frequent reason first."""
+    reasons = {error: error.replace(name, "") for name, error in error_of_name.items()}
+    counts = Counter(reasons.values())
+    return sorted(reasons, key=lambda error: -counts[reasons[error]])
 
 
 def _is_class_lost(labels: NDArray[np.int64], errors: dict[int, str]) -> bool:

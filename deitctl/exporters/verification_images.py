@@ -14,8 +14,8 @@ from torch import nn
 
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import FileDataset, ImageDataset, select
-from deitctl.data.decode import EXTENSIONS
 from deitctl.data.eval_transform import Pixels, eval_transform
+from deitctl.data.file_types import get_extensions
 from deitctl.data.layout import is_junk
 from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
 from deitctl.data.range_survey import scale_for
@@ -146,7 +146,7 @@ def _find_loose_images(data: str) -> ImageDataset | None:
     without_classes = path.is_dir() and not any(
         entry.is_dir() and not is_junk(entry.name) for entry in path.iterdir()
     )
-    if not without_classes and path.suffix.lower() not in EXTENSIONS:
+    if not without_classes and path.suffix.lower() not in get_extensions():
         return None
     names = tuple(str(name) for name in expand([str(path)]))
     return FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))

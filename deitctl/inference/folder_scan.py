@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from deitctl.data.file_types import (
+    DEAD_LINK,
     HEIC_EXTENSIONS,
     KIND_OF_EXTENSION,
     SIDE_FILES,
@@ -62,7 +63,7 @@ class FolderScan:
         start = _read_start(path)
         if start is not None and is_image_start(start):
             return True
-        self.unread[extension or ("" if start is None else identify(start))] += 1
+        self.unread[extension or _name_kind(path, start)] += 1
         return False
 
     def describe(self) -> str:
@@ -97,6 +98,13 @@ def _identify_folder(folder: str) -> tuple[int, int]:
     except OSError:  # gone in between: listing it will say so
         return (0, 0)
     return status.st_dev, status.st_ino
+
+
+def _name_kind(path: str, start: bytes | None) -> str:
+    """Return what a file without an extension is, as `describe_unread` counts it."""
+    if start is not None:
+        return identify(start)
+    return DEAD_LINK if os.path.islink(path) and not os.path.exists(path) else ""
 
 
 def _read_start(path: str) -> bytes | None:

@@ -17,7 +17,7 @@ from deitctl.checks.image_info import (
 )
 from deitctl.data.dataset import select
 from deitctl.data.near_duplicates import digest_pixels
-from deitctl.data.open import open_folder
+from deitctl.data.readers.folder import open_folder
 
 
 def texture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deitctl.data.decode import EXTENSIONS, decode, read_bytes, read_image
+from deitctl.data.decode import decode, read_bytes, read_image
+from deitctl.data.file_types import EXTENSIONS
 from deitctl.errors import DataError
 
 

@@ -35,7 +35,7 @@ def test_a_clone_without_git_lfs_is_refused(look):
     with pytest.raises(DataError) as error:
         look(POINTER, range(12))
     message = str(error.value)
-    assert message.startswith("None of 24 train images of flowers can be read; the first: ")
+    assert message.startswith("None of 24 train images of flowers can be read; for example: ")
     assert "0.png is a Git LFS pointer, not an image; `git lfs pull` fetches" in message
     assert message.endswith("`deitctl check flowers` lists all of them.")
 

@@ -62,7 +62,9 @@ def test_a_link_to_nothing_is_an_input_if_it_is_named_like_an_image(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     names, found = scan(tmp_path)
     assert names == ["gone.jpg"]
-    assert found.describe() == "1 file is not read: 1 without an extension."
+    assert found.describe() == (
+        "1 file is not read: 1 without an extension, a link that leads nowhere."
+    )
 
 
 def test_images_are_found_by_their_bytes_where_the_name_says_nothing(tmp_path, png):
