@@ -18,8 +18,8 @@ from PIL import Image
 
 from deitctl.config import TrainConfig
 from deitctl.events import SilentReporter
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 from deitctl.settings import write_toml

@@ -41,8 +41,8 @@ def make_images(folder: Path) -> list[Path]:
 def make_model(folder: Path) -> None:
     """Save a DeiT-tiny for ten classes at 32 pixels."""
     from deitctl.events import SilentReporter
+    from deitctl.models.build import build_model
     from deitctl.models.checkpoint_io import save_model
-    from deitctl.models.factory import build_model
     from deitctl.models.introspect import describe_layers, pin_img_size
 
     built = build_model(

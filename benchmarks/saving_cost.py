@@ -18,7 +18,7 @@ import torch
 
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
-from deitctl.models.factory import build_model
+from deitctl.models.build import build_model
 from deitctl.recipes import PAPER
 from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.optim import ExponentialMovingAverage, build_optimizer

@@ -27,10 +27,10 @@ from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.readers.digits import load_digits
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
+from deitctl.models.build import build_model
 from deitctl.models.catalog import Architecture, find
 from deitctl.models.checkpoint_io import save_model
 from deitctl.models.convert import resize_architecture
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.recipes import DIGITS

@@ -20,7 +20,7 @@ from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher, freeze_teacher
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
-from deitctl.models.factory import build_model
+from deitctl.models.build import build_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.sources import list_weight_files

@@ -22,7 +22,8 @@ from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
-from deitctl.models.factory import LoadedModel, build_model
+from deitctl.models.build import build_model
+from deitctl.models.factory import LoadedModel
 from deitctl.models.introspect import (
     compute_early_size,
     compute_max_activation_bytes,

@@ -18,7 +18,8 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models import catalog
-from deitctl.models.factory import find_architecture, has_class_rows
+from deitctl.models.build import has_class_rows
+from deitctl.models.factory import find_architecture
 from deitctl.models.sources import has_weights, is_model_folder, list_weight_files, name_weights
 from deitctl.recipes import (
     DIGITS,

@@ -19,8 +19,8 @@ from deitctl.cli.app import app
 from deitctl.cli.console import pause_gc
 from deitctl.errors import Interrupted, Signalled
 from deitctl.events import SilentReporter
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 
 

@@ -21,9 +21,9 @@ from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.evaluate import evaluate_models
 from deitctl.evaluation.result import OUTSIDE_NAME, RealLabelScore
 from deitctl.events import SilentReporter
+from deitctl.models.build import build_model
 from deitctl.models.catalog import find, load_imagenet_classes
 from deitctl.models.checkpoint_io import load_model_config, load_tensors, save_model, save_tensors
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.records import to_object
 

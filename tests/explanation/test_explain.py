@@ -20,8 +20,9 @@ from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.explanation.explain import DrawingFolder, explain
 from deitctl.inference.classifier import predict
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import load_model_config, save_model
-from deitctl.models.factory import build_model, load_model
+from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.records import to_json

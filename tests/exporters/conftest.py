@@ -24,8 +24,9 @@ from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.exporters.onnx import export_onnx
 from deitctl.exporters.verification_images import Images, Outputs, read_images
+from deitctl.models.build import build_model
 from deitctl.models.catalog import Architecture
-from deitctl.models.factory import LoadedModel, build_model
+from deitctl.models.factory import LoadedModel
 from deitctl.models.vit import VisionTransformer
 
 DIGITS = tuple(str(d) for d in range(10))

@@ -23,8 +23,8 @@ from deitctl.exporters.formats import FORMATS
 from deitctl.exporters.verify import verify_export
 from deitctl.exporters.web import FILES, read_metadata
 from deitctl.inference.classifier import predict
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 
 

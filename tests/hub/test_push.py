@@ -23,8 +23,9 @@ from deitctl.events import SilentReporter
 from deitctl.exporters.model_card import README, _make_seal, is_unedited
 from deitctl.hub.push import PushResult, push
 from deitctl.inference.classifier import predict
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model, load_model
+from deitctl.models.factory import load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 from deitctl.settings import write_toml

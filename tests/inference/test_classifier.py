@@ -17,8 +17,8 @@ from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, DataError, ModelError
 from deitctl.events import SilentReporter
 from deitctl.inference.classifier import Classifier, Prediction, Scores, load, predict
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.records import to_json

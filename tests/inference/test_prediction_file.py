@@ -14,8 +14,8 @@ from deitctl.events import SilentReporter
 from deitctl.inference.classifier import Classifier, load
 from deitctl.inference.prediction_file import PredictionFile, list_remaining, open_prediction_file
 from deitctl.lock import Busy
+from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.paths import DiskError
 from deitctl.records import to_object

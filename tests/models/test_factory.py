@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from deitctl.errors import ModelError, WeightsNotFound
+from deitctl.models.build import build_model, has_class_rows
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model
-from deitctl.models.factory import build_model, has_class_rows, load_model
+from deitctl.models.factory import load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.models.vit import VisionTransformer
 

@@ -16,9 +16,9 @@ from deitctl.errors import ConfigError, DeitctlError
 from deitctl.evaluation.evaluate import evaluate_models
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
+from deitctl.models.build import build_model
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
-from deitctl.models.factory import build_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.report.build import (
     THUMBNAIL_PX,
