@@ -96,7 +96,8 @@ def find_layout(tree: Tree, data: str) -> Layout:
         DataError: two folders mean the same part, or what is a part and what is a class is not clear.
     """
     search = _Search(tree, data)
-    root, left_out = "", ()
+    root = ""
+    left_out: tuple[str, ...] = ()
     while True:
         layout = search.find_parts(root) or search.find_parts_in_classes(root)
         inner = "" if layout else search.find_inner(root)
@@ -128,6 +129,14 @@ class _Search:
         if not deep and len(flat) < len(folders):
             return None  # classes: `test` and `control`, `valid` and `invalid`
         others = [n for n in folders if n not in named and self._has_images(_join(root, n))]
+        if around := [n for n in deep if self._holds_parts(places[n])]:
+            if len(folders) == 1:
+                return None
+            raise DataError(
+                f"{self.data} has parts of the data in {_join(root, around[0])}/, which is itself "
+                "named as a part.",
+                f"Put the parts beside each other, or {self._suggest(_join(root, around[0]))}.",
+            )
         is_only = others and len({named[name] for name in (*deep, *flat)}) == 1
         if is_only and not self._is_part(root, deep, others):
             return None
@@ -188,10 +197,16 @@ class _Search:
             return False  # `train/side/`, `bus/side/`, `car/side/`
         raise DataError(
             f"{self.data} has {_join(root, part)}/ of folders, as a part of the data has, beside "
-            f"{name_some(f'{name}/' for name in others)} with images, as classes are.",
-            f"If {part} is a part, {self._suggest(_join(root, part))}; if it is a class, move its "
-            "images up, out of its folders.",
+            f"{name_some(f'{name}/' for name in others)}, which may be classes.",
+            f"If {part} is a part, {self._suggest(_join(root, part))}, and name other parts train, "
+            "val and test; if it is a class, move its images up, out of its folders.",
         )
+
+    def _holds_parts(self, path: str) -> bool:
+        """Whether a folder holds two parts of class folders."""
+        named = match_splits(self.tree.list(path).folders)
+        deep = {split for n, split in named.items() if self.tree.list(_join(path, n)).folders}
+        return len(deep) > 1
 
     def _choose(self, names: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
         """Return the folder of each part; raise `DataError` if two mean the same."""
@@ -263,11 +278,10 @@ class _Search:
         if len(inner) != 1:
             return ""
         entries = self.tree.list(inner[0])
-        holds_parts = any(
-            self.tree.list(_join(inner[0], name)).folders for name in match_splits(entries.folders)
-        )
-        # A single class that holds images itself is left as it is.
-        return inner[0] if entries.folders and (holds_parts or not entries.images) else ""
+        if entries.images:  # beside parts or classes they are loose, else it is a class
+            holding = [n for n in entries.folders if self._has_images(_join(inner[0], n))]
+            return inner[0] if len(holding) > 1 or match_splits(holding) else ""
+        return inner[0] if entries.folders else ""
 
     def refuse_same_folders(self, root: str) -> None:
         """Raise `DataError` if what would be classes are `fold1`, `fold2` ... or `images`, `masks`."""

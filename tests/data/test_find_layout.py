@@ -72,6 +72,9 @@ def test_parts_and_classes(folders, parts):
         (cross("chest/chest/train chest/chest/test", "a b"), "chest/chest", {}),
         (cross("archive/data/images", "a b"), "archive/data/images", {}),
         (cross("flowers", "a b c"), "flowers", {"": "flowers"}),
+        (["flowers", "flowers/a", "flowers/b"], "flowers", {"": "flowers"}),
+        (cross("all_train/train all_train/val", "a b"), "all_train", {"val": "all_train/val"}),
+        (cross("train/train train/val", "a b"), "train", {"val": "train/val"}),
         (cross("flowers/flowers", "a b"), "flowers/flowers", {"": "flowers/flowers"}),
     ],
 )
@@ -142,8 +145,13 @@ def test_parts_inside_class_folders_are_read_as_parts():
         (cross("train training", "a b"), "a train and a training split, which both mean train"),
         (cross("train Train", "a b"), "which both mean train"),
         (cross("val dev train", "a b"), "which both mean val"),
-        (["train/tgv", "train/ice", "bus", "car"], "beside bus/, car/ with images"),
-        (cross("train bus car", "side front"), "beside bus/, car/ with images"),
+        (["train/tgv", "train/ice", "bus", "car"], "beside bus/, car/, which may be classes"),
+        (cross("train bus car", "side front"), "beside bus/, car/, which may be classes"),
+        (cross("train vlaidation", "a b"), "beside vlaidation/, which may be classes"),
+        (
+            cross("train/train train/val test", "a b"),
+            "parts of the data in train/, which is itself named as a part",
+        ),
         (["cat/train", "cat/val", "dog"], "in the class folder cat/, and none in dog/"),
         (
             cross("fold1/train fold1/val fold2/train fold2/val", "a b"),

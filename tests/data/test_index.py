@@ -109,6 +109,25 @@ def test_names_are_those_that_the_folder_is_called_by(root, reporter, monkeypatc
     assert scans() == 0
 
 
+def test_what_was_passed_over_is_said_at_every_start(root, reporter, scans):
+    (root / "ant" / "a.jxl").write_bytes(b"x")
+    time.sleep(REST)
+    for _ in range(2):
+        open_dataset(str(root), reporter)
+    assert scans() == 1
+    said = [warning for warning in reporter.warnings if "1 file is not read: 1 .jxl" in warning]
+    assert len(said) == 2
+
+
+def test_a_decoder_that_was_installed_makes_an_index_stale(root, reporter, scans, monkeypatch):
+    open_folder(root, reporter), scans()
+    open_folder(root, reporter)
+    assert scans() == 0
+    monkeypatch.setattr(index, "get_extensions", lambda: frozenset((".png", ".new")))
+    open_folder(root, reporter)
+    assert scans() == 1
+
+
 def test_small_datasets_are_not_indexed(root, reporter, monkeypatch):
     monkeypatch.setattr(index, "MIN_IMAGES", 7)
     open_folder(root, reporter)

@@ -276,6 +276,136 @@ def test_hidden_folders_and_files_are_no_data(image_folder, reporter):
     assert not reporter.warnings
 
 
+JUNK = ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "cat/@eaDir/0.png", "dog/.thumbnails")
+
+
+def test_thumbnails_of_servers_and_waste_bins_are_no_data(image_folder, reporter):
+    root = image_folder({"cat": 2, "dog": 1, **dict.fromkeys(JUNK, 1)})
+    for ref in (str(root), make_tar(root)):
+        dataset = open_dataset(ref, reporter).unsplit
+        assert (dataset.class_names, len(dataset.labels)) == (("cat", "dog"), 3)
+    assert not reporter.warnings
+
+
+PEOPLES = {
+    "archive/Training/cat": 3,
+    "archive/Training/dog": 2,
+    "archive/Testing/Testing/cat": 2,
+    "archive/Testing/Testing/dog": 1,
+    "archive/pred": 2,
+}
+
+
+def test_a_folder_and_a_tar_of_one_layout_are_the_same(image_folder, reporter):
+    root = image_folder(PEOPLES)
+    opened = [open_dataset(ref, reporter) for ref in (str(root), make_tar(root))]
+    for split, sizes in (("train", [3, 2]), ("test", [2, 1])):
+        one, other = (getattr(data, split) for data in opened)
+        assert np.bincount(one.labels).tolist() == np.bincount(other.labels).tolist() == sizes
+        assert one.class_names == other.class_names == ("cat", "dog")
+        paths = [[d.relative_path(i) for i in range(len(d.labels))] for d in (one, other)]
+        assert paths[0] == paths[1]
+        assert paths[0][0] == "cat/0.png"
+    assert reporter.notes == [
+        f"{root}: The data are those in archive/. Parts: train is Training/, test is "
+        "Testing/Testing/. Left out: archive/pred/.",
+        f"{root}.tar: Parts: train is Training/, test is Testing/Testing/. Left out: archive/pred/.",
+    ]
+
+
+def test_images_in_folders_around_are_held_out_as_those_inside(image_folder, reporter):
+    root = image_folder({f"archive/images/{name}": count for name, count in WHOLE.items()})
+    held = list_held_out(root / "archive" / "images", reporter)
+    assert held == list_held_out(root, reporter)
+
+
+def test_parts_inside_class_folders_are_parts(image_folder, reporter):
+    root = image_folder({"cat/train": 3, "cat/val": 1, "dog/Train": 2, "dog/val": 2})
+    for ref in (str(root), make_tar(root)):
+        train, val = open_for_training(ref, seed=0, reporter=reporter)
+        assert train.class_names == val.class_names == ("cat", "dog")
+        assert np.bincount(train.labels).tolist() == [3, 2]
+        assert [val.relative_path(i) for i in range(3)] == [
+            "cat/val/0.png",
+            "dog/val/0.png",
+            "dog/val/1.png",
+        ]
+        assert train.read(4).size == (24, 18)
+    assert not reporter.warnings
+
+
+def test_unlabeled_test_images_leave_training_as_it_is(image_folder, reporter):
+    root = image_folder({"train/cat": 8, "train/dog": 9, "test": 5})
+    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    assert len(train.labels) + len(val.labels) == 17
+    assert "test has no labels" in reporter.notes[0]
+    with pytest.raises(DataError, match="images but no class folders in test/, train/"):
+        open_dataset(str(image_folder({"train": 2, "test": 2}, "flat")), reporter)
+
+
+def test_files_that_are_not_read_are_said_once(image_folder, reporter):
+    root = image_folder({"train/cat": 2, "train/dog": 2, "val/cat": 1, "train": 2})
+    for name in ("train/cat/a.JXL", "val/cat/b.jxl", "train/dog/c.dcm", "train/dog/notes.txt"):
+        (root / name).write_bytes(b"x")
+    for ref in (str(root), make_tar(root)):
+        open_dataset(ref, reporter)
+        assert "5 files are not read" in reporter.warnings[-1]
+        for part in ("2 .png beside the class folders", "2 .jxl", "1 .dcm"):
+            assert part in reporter.warnings[-1]
+    assert len(reporter.warnings) == 2
+
+
+def test_an_image_without_extension_is_an_image(image_folder, reporter):
+    root = image_folder({"cat": 2, "dog": 2})
+    (root / "cat" / "1.png").rename(root / "cat" / "ILSVRC2012_val_00000001")
+    (root / "cat" / "LICENSE").write_text("no image")
+    for ref in (str(root), make_tar(root)):
+        dataset = open_dataset(ref, reporter).unsplit
+        assert np.bincount(dataset.labels).tolist() == [2, 2]
+        assert dataset.read(1).size == (24, 18)
+    assert not reporter.warnings
+
+
+def test_two_spellings_of_a_class_are_one_and_said(image_folder, reporter):
+    root = image_folder({"caf\u00e9": 2, "cafe\u0301": 3, " dog ": 1, "eel": 1})
+    for ref in (str(root), make_tar(root)):
+        dataset = open_dataset(ref, reporter).unsplit
+        assert dataset.class_names == ("caf\u00e9", "dog", "eel")
+        assert np.bincount(dataset.labels).tolist() == [5, 1, 1]
+        assert r"'cafe\u0301' and 'caf\xe9' are one class" in reporter.warnings[-1]
+    assert len(reporter.warnings) == 2
+    with pytest.raises(DataError, match="without letters"):
+        open_dataset(str(image_folder({" ": 1, "dog": 1}, "spaces")), reporter)
+
+
+def test_names_of_the_parts_match_in_any_spelling(image_folder, reporter):
+    root = image_folder({"train/caf\u00e9": 2, "train/dog": 2, "val/cafe\u0301 ": 1, "val/dog": 1})
+    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    assert val.class_names == train.class_names == ("caf\u00e9", "dog")
+    assert val.labels.tolist() == [0, 1]
+    shutil.move(root / "val" / "dog", root / "val" / "Dog")
+    with pytest.raises(DataError, match="'Dog' is in the validation set") as refused:
+        open_for_training(str(root), seed=0, reporter=reporter)
+    assert refused.value.hint == "The training set has 'dog': use one spelling."
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "command"),
+    [
+        ("my data.zip", b"PK\x03\x04", "unzip '.*my data.zip' -d images"),
+        ("a.tar.gz", b"\x1f\x8b", "tar -xf .*a.tar.gz -C images"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c", "7z x .*a.7z"),
+        ("a.rar", b"Rar!\x1a\x07", "unrar x .*a.rar"),
+        ("download", b"PK\x03\x04", "unzip .*download -d images"),
+    ],
+)
+def test_archives_are_refused_with_what_unpacks_them(name, start, command, tmp_path, reporter):
+    (tmp_path / name).write_bytes(start + bytes(40))
+    with pytest.raises(DataError, match="archive, whose images are not read in place") as refused:
+        open_dataset(str(tmp_path / name), reporter)
+    assert re.search(command, refused.value.hint)
+
+
 @pytest.mark.parametrize("target", [".", "..", "../dog"])
 def test_links_that_go_round_end(target, image_folder, reporter):
     root = image_folder({"cat": 2, "dog": 1})

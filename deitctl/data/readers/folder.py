@@ -35,9 +35,9 @@ def open_folders(root: Path, reporter: Reporter) -> dict[str, FileDataset]:
         DataError: it cannot be read, has no class folders or no images, or is not clear.
     """
     layout = find_layout(FolderTree(root), str(root))
+    require_labels(layout, str(root))
     if words := layout.describe():
         reporter.note(f"{root}: {words}")
-    require_labels(layout, str(root))
     listings = {split: _load(root / path, reporter) for split, path in layout.parts.items()}
     report_unread(str(root), [layout.loose, *(x.unread for x in listings.values())], reporter)
     parts = {split: (root / layout.parts[split], listing) for split, listing in listings.items()}
