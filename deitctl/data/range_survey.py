@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import measure_values
 from deitctl.data.deep_image import Measured
 from deitctl.data.value_range import (
@@ -24,6 +23,9 @@ from deitctl.data.value_range import (
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange, parse_value_range
 from deitctl.threads import DaemonThreads
+
+if TYPE_CHECKING:
+    from deitctl.data.dataset import ImageDataset  # imports torch, and predictions need none
 
 EIGHT_BIT = frozenset((".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".avif"))
 """Extensions of formats that are read in 8 bits."""
@@ -187,7 +189,7 @@ def _try(look: Look) -> tuple[Measured | None, int] | None:
     """Return what is seen of an image; None if it cannot be read."""
     try:
         return look()
-    except (DataError, OSError):
+    except (DataError, OSError, ValueError):  # ValueError: a NUL in the name
         return None
 
 

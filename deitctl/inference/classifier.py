@@ -366,7 +366,7 @@ def predict(
     )
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
     if isinstance(several, list):
-        classifier.settle_range(expand([image for image in several if image != STDIN]))
+        classifier.settle_range(expand([i for i in several if not (isinstance(i, str) and i == STDIN)]))
     scan = FolderScan()
     predictions = classifier.stream(
         expand(several, stdin, scan),

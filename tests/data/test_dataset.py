@@ -12,8 +12,9 @@ from sklearn import datasets as sklearn_datasets
 
 from deitctl.data.dataset import FileDataset, drop_empty_classes, select
 from deitctl.data.decode import decode
-from deitctl.data.open import open_folder, open_for_evaluation
+from deitctl.data.open import open_for_evaluation
 from deitctl.data.readers.digits import ArrayDataset, load_digits
+from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import hold_out, relabel
 from deitctl.errors import DataError
 

@@ -15,6 +15,7 @@ from PIL import Image
 from deitctl.data.decode import decode, read_bytes, read_image
 from deitctl.data.file_types import EXTENSIONS
 from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -67,9 +68,10 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert values(encode(Image.fromarray(ramp), "PNG"))[0, :, 0].tolist() == [0, 1, 100, 255]
 
 
-def test_a_dark_sixteen_bit_image_stays_dark():
+def test_a_dark_image_of_sixteen_bit_data_stays_dark():
     ramp = np.array([[0, 100, 200]], dtype=np.uint16)
-    assert values(encode(Image.fromarray(ramp), "PNG")).max() == 1
+    data = encode(Image.fromarray(ramp), "PNG")
+    assert np.asarray(decode(data, "x.png", value_range=ValueRange(0, 65535))).max() == 1
 
 
 @pytest.mark.parametrize(

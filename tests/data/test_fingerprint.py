@@ -24,8 +24,9 @@ from deitctl.data.fingerprint import (
     fingerprint_files,
     fingerprint_model,
 )
-from deitctl.data.open import open_folder, open_for_evaluation
+from deitctl.data.open import open_for_evaluation
 from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import relabel
 from deitctl.device import choose_device
 from deitctl.errors import ModelError

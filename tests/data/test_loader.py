@@ -21,7 +21,7 @@ from deitctl.data.loader import (
     build_view_loader,
     collate,
 )
-from deitctl.data.open import open_folder
+from deitctl.data.readers.folder import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
 from deitctl.models.model_config import Preprocessing

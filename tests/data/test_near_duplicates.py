@@ -18,7 +18,7 @@ from deitctl.data.near_duplicates import (
     group_duplicates,
     group_rows,
 )
-from deitctl.data.open import open_folder
+from deitctl.data.readers.folder import open_folder
 
 
 def texture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
