@@ -253,13 +253,15 @@ def _predict_to_file(
 
 def _warn_of_unread(scan: FolderScan, num_failed: int, count: int, reporter: Reporter) -> None:
     """Say in a line what was passed over in folders, and of several inputs how many could not be read."""
-    sentences = [scan.describe()]
+    failed = ""
     if num_failed and count > 1:
-        sentences.append(
+        failed = (
             f"{num_failed:,} of {count:,} inputs could not be classified; their records say why."
         )
-    if message := " ".join(filter(None, sentences)):
-        reporter.warn(message)
+    if passed_over := scan.describe():
+        reporter.warn(f"{passed_over} {failed}".strip())
+    elif failed:  # no warning: the exit code and the records say it too
+        reporter.note(failed)
 
 
 @contextmanager

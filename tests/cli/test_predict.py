@@ -75,6 +75,26 @@ def test_every_format_says_the_same(model, inputs):
     assert all(f"{100 * g['score']:5.1f} %" in table for r in records for g in r["predictions"])
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_the_last_line_says_what_was_passed_over_and_what_failed(model, inputs, tmp_path, to_file):
+    folder = Path(inputs[0]).parent
+    for name in ("a.cr2", "b.cr2", "labels.txt"):
+        (folder / name).write_bytes(b"x")
+    out = ["--output", str(tmp_path / "out.jsonl")] if to_file else ["--format", "jsonl"]
+    result = CliRunner().invoke(app, ["predict", str(folder), "--model", model, "--quiet", *out])
+    assert result.exit_code == 3
+    assert " ".join(result.stderr.split()) == (
+        "warning: 2 files are not read: 2 .cr2 (develop them to JPEG or PNG, by darktable for example). "
+        "1 of 3 inputs could not be classified; their records say why."
+    )
+
+
+def test_where_all_was_read_there_is_no_such_line(model, image_folder):
+    folder = str(image_folder({"in": 2}))
+    result = CliRunner().invoke(app, ["predict", folder, "--model", model, "--quiet"])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_nothing_to_say_is_valid_json(model, tmp_path):
     result = CliRunner().invoke(
         app, ["predict", "-", "--model", model, "--format", "json"], input="\n\n"
@@ -267,6 +287,8 @@ def test_progress_goes_to_stderr_and_not_for_a_single_image(model, inputs):
     arguments = ["--model", model, "--format", "jsonl"]
     several = CliRunner().invoke(app, ["predict", *inputs, *arguments])
     assert [json.loads(line)["input"] for line in several.stdout.splitlines()] == inputs
-    assert re.fullmatch(r"3 images in \d+\.\d s, \d+\.\d images/s\.\n", several.stderr)
+    assert re.fullmatch(
+        r"3 images in \d+\.\d s, \d+\.\d images/s\.\n1 of 3 inputs .*\n", several.stderr
+    )
     assert CliRunner().invoke(app, ["predict", inputs[0], *arguments]).stderr == ""
     assert CliRunner().invoke(app, ["predict", *inputs, "--quiet", *arguments]).stderr == ""

@@ -200,6 +200,18 @@ def test_bad_arguments_fail_before_the_first_prediction() -> None:
         predict(["x.jpg"], topk=0)
 
 
+def test_what_is_passed_over_in_a_folder_is_reported_at_the_end(
+    model_folder: Path, image_folder, reporter
+) -> None:
+    root = image_folder({"in": 1})
+    (root / "in" / "scan.dcm").write_bytes(b"x")
+    records = predict([str(root)], model=str(model_folder), reporter=reporter)
+    assert next(records).error is None
+    assert reporter.warnings == []
+    assert list(records) == []
+    assert [w[:32] for w in reporter.warnings] == ["1 file is not read: 1 .dcm (expo"]
+
+
 def test_an_empty_folder_is_an_error_in_its_place(
     model_folder: Path, image_folder: Callable[..., Path]
 ) -> None:
