@@ -183,8 +183,8 @@ def _choose_head_rows(
             return state, []
         examples = ", ".join([*class_names[:3], *(["..."] if count > 3 else [])])
         return state, [
-            f"{source.name} does not name its {count} classes: the rows of its head are taken to be in "
-            f"the order of the data's, {examples}; --classes FILE names them"
+            f"the head's rows are taken to be in the order of the data's classes ({examples}), because "
+            f"{Path(source.name).name} names none; --classes FILE names them"
         ]
     rows = [row for row in find_names(class_names, names) if row is not None]
     if len(set(rows)) != count:

@@ -96,6 +96,8 @@ class TrainPlan:
     """`random`, published weights by timm's name, or the file or model that the training starts from."""
     is_local: bool | None
     """Whether these weights are on this machine; null where none are loaded."""
+    weights_entry: str | None
+    """The dictionary that is taken from a file that holds several, `model_ema` for example; else null."""
     weight_changes: list[str]
     """How they are changed to fit the data and the model, as sentences: rows of the head that are
     kept or new, resized position embeddings, a token that is copied."""
@@ -208,6 +210,7 @@ def plan_training(
         recipe=recipe.name,
         initial_weights=student.weights or "random",
         is_local=_are_weights_local(student.weights),
+        weights_entry=student.entry or None,
         weight_changes=list(student.changes),
         epochs=recipe.epochs,
         steps_per_epoch=steps,
