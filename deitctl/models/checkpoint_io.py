@@ -109,9 +109,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             _require_small_header(path)
             with _open_safetensors(path) as file:
                 metadata = file.metadata() or {}
-                loaded: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checkpoint = Checkpoint(loaded, is_own=CHECKSUM in metadata)
         else:
-            loaded = load_pickle(path)
+            checkpoint = unwrap_checkpoint(load_pickle(path), path)
     except MemoryError as error:
         if kind == SAFETENSORS:  # its sizes are within the file's: memory is short
             raise
@@ -119,15 +120,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         reason = error.strerror or _first_line(error)
         raise ModelError(f"{path} cannot be read: {reason}.") from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # zipfile, struct and pickle raise a dozen kinds for damaged files
         raise _unreadable(path, _first_line(error)) from error
-    if kind == SAFETENSORS:
-        checkpoint = Checkpoint(loaded, is_own=CHECKSUM in metadata)
-    else:
-        checkpoint = unwrap_checkpoint(loaded, path)
     _require_plain_tensors(checkpoint.state, path)
     # Files of other tools and of an older deitctl have none.
-    if CHECKSUM in metadata and compute_checksum(loaded, metadata) != metadata[CHECKSUM]:
+    if CHECKSUM in metadata and compute_checksum(checkpoint.state, metadata) != metadata[CHECKSUM]:
         raise ModelError(
             f"{path} is damaged: its checksum does not match.",
             "Restore it from where it was copied. If another tool wrote it again, "
@@ -173,6 +172,13 @@ def _require_plain_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         if value.numel() * value.element_size() > file_size or is_empty:
             shape = tuple(value.shape)
             raise _unreadable(path, f"{name[:80]!r} claims shape {shape}, more than the file has.")
+        # Names of counters (`num_batches_tracked`) end otherwise.
+        if name.endswith(".weight") and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{path} holds quantized weights: {name[:80]!r} is {kind}.",
+                "Name the file that they were made from.",
+            )
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:
@@ -228,7 +234,14 @@ def save_model(
 
 def find_weights_file(folder: Path) -> Path:
     """Return a model folder's weights: safetensors, else Hugging Face's older pickle."""
-    files = [folder / name for name in WEIGHT_FILES]
+    # The others are refused by what they are: shards, and files of other libraries.
+    others = (
+        f"{WEIGHTS}.index.json",
+        "pytorch_model.bin.index.json",
+        "flax_model.msgpack",
+        "tf_model.h5",
+    )
+    files = [folder / name for name in (*WEIGHT_FILES, *others)]
     return next((file for file in files if file.is_file()), files[0])
 
 

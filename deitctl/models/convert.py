@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deitctl.errors import ModelError
 from deitctl.models.catalog import ARCHITECTURES, Architecture
-from deitctl.models.recognize import VITS, describe, recognize
+from deitctl.models.recognize import VITS, describe, recognize, suggest
 from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
 _KINDS = ("weight", "bias")
@@ -38,7 +38,6 @@ def infer_architecture(
     Raises:
         ModelError: there is none; the message says what the weights are of.
     """
-    name = stored.partition(".")[0] or "NAME"
     try:
         dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
         depth = 1 + max(int(k.split(".")[1]) for k in shapes if k.startswith("blocks."))
@@ -46,7 +45,7 @@ def infer_architecture(
     except (KeyError, ValueError, IndexError):
         raise ModelError(
             f"{where} does not hold a DeiT, but {describe(shapes)}.",
-            f"Name its architecture, timm's: --model {name} --weights FILE.",
+            suggest(recognize(shapes), stored),
         ) from None
     # By parameters, not by the file's name or a config, either of which may be wrong.
     distilled = "dist_token" in shapes
@@ -71,15 +70,15 @@ def infer_architecture(
         raise ModelError(
             f"{where} is a DeiT for images of {channels} channels, and deitctl's have 3."
         )
+    _require_names(shapes, depth, candidates[0], where, stored)
     # DeiT-III has layer scale and no positions for its class token
     _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where)
-    _require_names(shapes, depth, candidates[0], where)
     grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
     return min(candidates, key=lambda a: abs(a.img_size - grid * patch))
 
 
 def _require_names(
-    shapes: Mapping[str, Sequence[int]], depth: int, arch: Architecture, where: str
+    shapes: Mapping[str, Sequence[int]], depth: int, arch: Architecture, where: str, stored: str
 ) -> None:
     """Refuse a ViT that has more parameters than a DeiT, and hence computes something else, or fewer."""
     layers = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
@@ -95,7 +94,7 @@ def _require_names(
         raise ModelError(
             f"{where} does not hold a DeiT, but {recognize(shapes) or 'another ViT'}: "
             f"it has {', '.join(name[:60] for name in unknown[:3])} too.",
-            "Name its architecture, timm's: --model NAME --weights FILE.",
+            suggest(recognize(shapes), stored),
         )
     if missing := sorted(expected - shapes.keys()):
         kind = recognize(shapes)

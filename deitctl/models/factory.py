@@ -24,6 +24,7 @@ from deitctl.models.checkpoint_io import (
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.sources import has_weights, is_weights_file, require_timm_name, resolve_folder
 from deitctl.models.taken import say_what_was_taken
+from deitctl.models.transformers_folder import PROCESSOR, lacks_processor
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_weights
 
@@ -152,9 +153,15 @@ def _load_folder(folder: Path, img_size: int, reporter: Reporter) -> LoadedModel
             f"{folder} names {model_config.num_classes} classes, "
             f"its weights have {inferred.num_classes}."
         )
+    if lacks_processor(folder):
+        reporter.warn(
+            f"{folder} has no {PROCESSOR}: ImageNet's mean and std are taken, and timm's crop."
+        )
+    # A distilled DeiT whose file has the class head alone cannot do what its config says.
+    by_weights = model_config.head == "auto" or (arch.distilled and inferred.head == "cls")
     model_config = replace(
         model_config,
-        head=inferred.head if model_config.head == "auto" else model_config.head,
+        head=inferred.head if by_weights else model_config.head,
         # The weights decide: config.json may be of another version of them.
         num_classes=inferred.num_classes,
     )
@@ -197,8 +204,10 @@ def _load_deit_file(
         )
     changes = convert.load_adapted(model, state, str(path))
     model_config = arch.to_model_config().at_size(size)
-    if lacks_head:
+    if lacks_head:  # transformers' DeiTForImageClassification
         model_config = replace(model_config, head="cls")
+        note = "without a distillation head: the class head classifies"
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
     if num_classes != 1000:
         model_config = replace(
             model_config, num_classes=num_classes, class_names=None, descriptions=None
@@ -221,8 +230,21 @@ def _describe_published(arch: Architecture, img_size: int) -> LoadedModel:
 def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) -> LoadedModel:
     checkpoint = read_checkpoint(path)
     num_classes = timm_models.count_classes(checkpoint.state, name)
+    if num_classes is None:
+        raise ModelError(
+            f"{path} has no classifier head of {name}.",
+            f"Fine-tune it first: deitctl train DATA --model {name} --weights FILE.",
+        )
     model = timm_models.create_model(name, num_classes=num_classes, img_size=img_size)
     model_config = timm_models.read_model_config(model, name, num_classes)
     timm_models.load_weights(model, checkpoint.state, str(path), new_head=False)
-    say_what_was_taken(path, name, model_config.preprocessing, checkpoint, reporter, is_bare=True)
+    say_what_was_taken(
+        path,
+        name,
+        model_config.preprocessing,
+        checkpoint,
+        reporter,
+        is_bare=True,
+        is_imagenet=model_config.class_names is not None,
+    )
     return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)

@@ -56,6 +56,12 @@ OBJECTS = (
     *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool")),
 )
 """Names of classes for which an object that does nothing is put."""
+NUMPY_ARRAYS = (
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+)
+"""Those of arrays."""
 
 DICTIONARIES = (
     "collections.defaultdict",
@@ -70,6 +76,9 @@ DICTIONARIES = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
 """Names of dictionaries, which become plain ones."""
+
+
+_MODULES = r"(torch\.nn\.modules|timm\.models|torchvision\.models|transformers\.models)\."
 
 
 class StandIn:

@@ -21,12 +21,13 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)(rope|rope_embed|rotary_emb)\.|\.rope\.", "a ViT with rotary positions"),
     (r"layers\.\d+\.blocks\.\d+\.attn\.(relative_position|logit_scale)", "a Swin"),
     (r"(^|\.)encoder\.layers\.\d+\.blocks\.\d+\.", "a Swin"),
+    (r"\.mlp\.(w12|w1|fc1_g)\.", "a ViT with gated layers (SwiGLU)"),
+    (r"^(blocks_token_only|cls_attn_blocks)\.", "a CaiT or XCiT"),
     (r"relative_position_bias_table|\.attn\.[qv]_bias$|\.lambda_1$", "a BEiT"),
     (r"^fc_norm\.", "a ViT that averages its patches (fc_norm) instead of a class token"),
     (r"^attn_pool\.", "a ViT with attention pooling (attn_pool)"),
     (r"^norm_pre\.", "a ViT with a norm before its blocks (norm_pre)"),
     (r"\.attn\.[qk]_norm\.", "a ViT that normalizes queries and keys (q_norm, k_norm)"),
-    (r"\.mlp\.(w12|w1|fc1_g)\.", "a ViT with gated layers (SwiGLU)"),
     (r"^patch_embed\.backbone\.", "a hybrid of a ResNet and a ViT"),
     (r"^encoder\.layers\.encoder_layer_0\.|^class_token$", "a ViT of torchvision"),
     (r"(^|\.)layers\.0\.(ln1|ffn)\.", "a ViT of MMPretrain"),
@@ -52,6 +53,13 @@ VITS = {
     (1280, 32, 14): "vit_huge_patch14_224",
 }
 """Plain ViTs of timm that no DeiT is."""
+
+
+def suggest(kind: str, stored: str = "") -> str:
+    """Return what to do with weights of a kind; `stored` is the architecture that their file names."""
+    if kind.startswith(("LoRA", "quantized", "the state")):
+        return "Name the file of the whole network."
+    return f"Name its architecture, timm's: --model {stored.partition('.')[0] or 'NAME'} --weights FILE."
 
 
 def recognize(names: Iterable[str]) -> str:

@@ -141,7 +141,8 @@ def _download_folder(ref: str, repo_id: str, reporter: Reporter) -> Path:
         raise WeightsNotFound(
             f"{f'There is no model file or folder {ref!r}, and it' if is_bare else ref} cannot be "
             f"loaded{' from the hub' if is_bare else ''}: {error.message}.",
-            f"It takes a repository with {CONFIG} and {WEIGHTS}, as `deitctl push` makes it. "
+            f"It takes a repository with {CONFIG} and {WEIGHTS}: of `deitctl push`, of timm, or "
+            "transformers' ViT or DeiT. "
             f"Download an exported file first: hf download {repo_id} FILE.onnx; "
             "then --model FILE.onnx.",
         ) from error

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from deitctl.errors import ModelError
-from deitctl.models.pickles import StandIn
+from deitctl.models.pickles import NUMPY_ARRAYS, StandIn
 from deitctl.models.transformers_names import PATCH_EMBEDDING, rename_transformers
 
 AVERAGED = (
@@ -164,6 +164,12 @@ def _refuse_objects(loaded: Any, path: Path) -> ModelError:
             f"{path} holds the state of an optimizer, and no model.",
             "Name the file of weights that was written beside it.",
         )
+    arrays = _find_arrays(loaded)
+    if arrays:
+        return ModelError(
+            f"{path} holds NumPy arrays ({arrays}), not torch's tensors.",
+            "Convert them: {name: torch.from_numpy(array) for name, array in ...}, then torch.save.",
+        )
     if isinstance(loaded, dict) and loaded:
         what = f"its entries are {_quote(loaded)}"
     elif isinstance(loaded, dict):
@@ -175,6 +181,18 @@ def _refuse_objects(loaded: Any, path: Path) -> ModelError:
     return ModelError(
         f"{path} is not a dictionary of tensors: {what}.",
         "Save one: torch.save(model.state_dict(), 'weights.pth').",
+    )
+
+
+def _find_arrays(value: Any, depth: int = 0) -> str:
+    """Return names of NumPy arrays in dictionaries."""
+    if not isinstance(value, dict) or depth > _MAX_DEPTH:
+        return ""
+    arrays = [
+        k for k, v in value.items() if isinstance(v, StandIn) and type(v).__name__ in NUMPY_ARRAYS
+    ]
+    return _quote(arrays, 2) or next(
+        (found for v in value.values() if (found := _find_arrays(v, depth + 1))), ""
     )
 
 

@@ -21,7 +21,7 @@ from deitctl.models.checkpoint_io import (
     load_tensors,
     require_finite,
 )
-from deitctl.models.model_config import ModelConfig, parse_preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing, parse_preprocessing
 from deitctl.models.weights import download, require_hub, require_published
 from deitctl.paths import suggest_path
 
@@ -62,6 +62,12 @@ def _get_pretrained_cfg(name: str) -> Any:
         raise ModelError(
             f"timm has no weights {name!r}.", f"Leave out {name.partition('.')[2]!r}."
         ) from error
+
+
+def read_preprocessing(name: str) -> Preprocessing:
+    """Return the preprocessing that timm gives an architecture, with or without published weights."""
+    cfg = _get_pretrained_cfg(name)
+    return parse_preprocessing(cfg.to_dict() if cfg else {})
 
 
 def get_native_size(name: str) -> int:
@@ -286,13 +292,13 @@ def _weights_not_found(name: str) -> WeightsNotFound:
     )
 
 
-def count_classes(state: Mapping[str, Tensor], name: str) -> int:
-    """Return the number of classes of the classifier in a timm model's state dict."""
+def count_classes(state: Mapping[str, Tensor], name: str) -> int | None:
+    """Return the number of classes of the classifier in a timm model's state dict, None without one."""
     cfg = _get_pretrained_cfg(name)
     classifier = (cfg.classifier if cfg else None) or "head"
     first = classifier if isinstance(classifier, str) else classifier[0]
     weight = state.get(f"{first}.weight")
-    return 1000 if weight is None else len(weight)
+    return None if weight is None else len(weight)
 
 
 def _get_hub_id(name: str) -> str:

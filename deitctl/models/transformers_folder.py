@@ -20,6 +20,7 @@ from deitctl.models.model_config import (
     read_value_range,
 )
 from deitctl.models.recognize import VITS
+from deitctl.names import canonicalize_name
 from deitctl.paths import read_json
 
 PROCESSOR = "preprocessor_config.json"
@@ -35,6 +36,17 @@ def is_transformers_config(config: Mapping[str, Any]) -> bool:
     return "architecture" not in config and ("architectures" in config or "model_type" in config)
 
 
+def lacks_processor(folder: Path) -> bool:
+    """Return whether a folder is transformers' and does not say how its images are prepared."""
+    if (folder / PROCESSOR).exists():
+        return False
+    try:
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and is_transformers_config(config)
+
+
 def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelConfig:
     """Parse a transformers config.json, and preprocessor_config.json beside it.
 
@@ -44,8 +56,11 @@ def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelCo
     where = f"{folder}/config.json"
     names = config.get("architectures")
     model_class = str(names[0]) if isinstance(names, list) and names else ""
-    if config.get("model_type") not in MODEL_TYPES:
-        kind = model_class or config.get("model_type")
+    # Written since 2019; without it the class says the same.
+    by_class = re.match(r"(ViT|DeiT)(?=For|Model)", model_class)
+    config = {"model_type": by_class[0].lower() if by_class else "", **config}
+    if config["model_type"] not in MODEL_TYPES:
+        kind = model_class or config["model_type"]
         raise ModelError(
             f"{folder} holds transformers' {str(kind)[:80]}, which is no ViT or DeiT classifier.",
             "Of transformers these are read: ViTForImageClassification, DeiTForImageClassification "
@@ -80,7 +95,7 @@ def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelCo
 
 def _find_difference(config: Mapping[str, Any]) -> str:
     """Describe in what a network differs from a DeiT; empty if in nothing."""
-    dim, eps = int(config["hidden_size"]), float(config.get("layer_norm_eps", 1e-12))
+    dim, eps = int(config.get("hidden_size", 768)), float(config.get("layer_norm_eps", 1e-12))
     same = {
         "it has no biases of query, key and value": config.get("qkv_bias", True) is True,
         f"its activation is {str(config.get('hidden_act'))[:40]}": config.get("hidden_act", "gelu")
@@ -148,9 +163,10 @@ def _read_labels(
     if len(labels) > MAX_CLASSES:
         raise ValueError(f"id2label has {len(labels)} entries")
     by_index = {int(index): label for index, label in labels.items()}
-    ordered = [by_index[i] for i in range(len(by_index))]  # a KeyError for a gap
-    if not all(isinstance(label, str) for label in ordered):
+    if not all(isinstance(label, str) for label in by_index.values()):
         raise TypeError("id2label has labels that are no strings")
+    # A KeyError for a gap.
+    ordered = [canonicalize_name(by_index[i]) for i in range(len(by_index))]
     for label in ordered:
         label.encode()  # raises for half of a surrogate pair, which no text file can hold
     stated = own.get("class_names")

@@ -77,7 +77,7 @@ def identify_weights(path: Path) -> str:
         return SAFETENSORS  # a damaged one: the reader says where
     if len(start) < 8:
         raise ModelError(
-            f"{path} is not a readable checkpoint: it has {len(start)} bytes.",
+            f"{path} is not a readable checkpoint: it ends after {len(start)} bytes.",
             "Copy or download it again.",
         )
     raise ModelError(f"{path} is no file of weights.", WEIGHTS_ARE)
