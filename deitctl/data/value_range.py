@@ -44,7 +44,7 @@ def find_stated_range(image: Image.Image, data: bytes) -> ValueRange | None:
         return FULL
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _find_tiff_range(image.tag_v2)
-    if image.format == "PNG" and (bits := find_significant_bits(data, image.mode)):
+    if image.format == "PNG" and (bits := find_significant_bits(data)):
         return ValueRange(0, 2**bits - 1)
     return None
 
@@ -73,14 +73,16 @@ def _read_number(tags: Mapping[int, Any], tag: int) -> float | None:
         return None
 
 
-def find_significant_bits(data: bytes, mode: str) -> int:
+def find_significant_bits(data: bytes) -> int:
     """Return the bits a channel that a PNG of 16 states as significant; 0 if it states none, or 16."""
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"sBIT":
-            colors = data[at + 8 : at + 8 + min(length, 4)]
-            bits = max(colors[: 3 if mode in ("RGB", "RGBA") else 1], default=0)
+            channels = data[at + 8 : at + 8 + min(length, 4)]
+            bits = max(
+                channels[:-1] if len(channels) in (2, 4) else channels, default=0
+            )  # no alpha
             return bits if 0 < bits < 16 else 0
         if kind == b"IDAT":
             break
@@ -133,10 +135,9 @@ def require_in_range(
             f"{values} and states no range, and the images that were looked at have 8 bits.",
             f"Say what is black and white: {OPTION}.",
         )
-    outside = "outside of" if value_range.low < low else "beyond"
     whose = "its file states" if stated else "this data is scaled by"
     raise DataError(
-        f"{values}, {outside} the {describe_range(value_range)} that {whose}.",
+        f"{values}, outside of the {describe_range(value_range)} that {whose}.",
         f"{OPTION} sets another, and clips.",
     )
 

@@ -18,7 +18,7 @@ from deitctl.data import reading
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import select
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
-from deitctl.data.open import open_folder
+from deitctl.data.readers.folder import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
 from deitctl.device import choose_device

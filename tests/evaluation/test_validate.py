@@ -9,8 +9,8 @@ from torch import nn
 
 from deitctl import device
 from deitctl.data.dataset import select
-from deitctl.data.open import open_folder
 from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.readers.folder import open_folder
 from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.accumulator import EvalAccumulator

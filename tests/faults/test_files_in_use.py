@@ -14,7 +14,7 @@ import pytest
 
 from deitctl.config import TrainConfig
 from deitctl.data import index
-from deitctl.data.open import open_folder
+from deitctl.data.readers.folder import open_folder
 from deitctl.errors import DataChanged
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import save_tensors
@@ -79,7 +79,7 @@ READER = """
 import os, sys
 from pathlib import Path
 from deitctl.data import index
-from deitctl.data.open import open_folder
+from deitctl.data.readers.folder import open_folder
 from deitctl.data.readers.pack import open_pack
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
