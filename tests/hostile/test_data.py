@@ -257,6 +257,7 @@ def test_a_table_that_is_none_is_one_short_line(text, tmp_path):
 def test_a_million_columns_take_no_memory(tmp_path):
     """As dictionaries, 20,000 rows of 100,000 columns would be two billion entries."""
     columns = ",".join(f"c{n}" for n in range(100_000))
+    (tmp_path / "x.png").write_bytes(png())
     path = table(tmp_path / "x.csv", f"path,label,{columns}\n" + "x.png,a\n" * 20_000)
     begun = time.monotonic()
     assert len(opened(path).unsplit.labels) == 20_000
@@ -290,6 +291,8 @@ def test_a_parquet_that_is_none_is_one_line(data, tmp_path):
 def test_a_parquet_of_other_types_is_read_as_far_as_it_goes(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"path": [1, 2], "label": [[1], [2]], "bomb": ["x" * 1000] * 2}
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(png())
     parquet.write_table(arrow.table(columns), tmp_path / "x.parquet")
     assert opened(tmp_path / "x.parquet").unsplit.class_names == ("[1]", "[2]")
 
