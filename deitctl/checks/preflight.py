@@ -1,6 +1,6 @@
 """The part of `deitctl check` that costs nothing, for a training: of names and counts of opened data.
 
-What opening data refuses or passes over is said there; files are neither listed again nor read.
+What opening data refuses or passes over is reported there; files are neither listed again nor read.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from deitctl.checks.image_info import is_image
-from deitctl.checks.issues import NUM_EXAMPLES, Issue, report
+from deitctl.checks.issues import NUM_EXAMPLES, WARNING, Issue, Remedy, report
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import KIND_OF_EXTENSION, get_extensions, is_image_kind
 from deitctl.data.find_layout import Layout, find_layout
@@ -145,9 +145,30 @@ def _add_split(result: Survey, name: str, root: Path, reporter: Reporter) -> Non
     except DataError:  # class folders without a single image
         result.issues += report("no_images", 1, [str(root)])
         return
+    result.issues += _find_merged_classes(root, folders)
     used = set(dataset.class_names)
     empty = tuple(sorted(name for name in folders if canonicalize_name(name) not in used))
     result.splits.append(Split(name, dataset, empty, str(root)))
+
+
+def _find_merged_classes(root: Path, folders: Iterable[str]) -> Iterator[Issue]:
+    """Report class folders that are read as one class, by their names in canonical form."""
+    by_name: dict[str, list[str]] = {}
+    for folder in folders:
+        by_name.setdefault(canonicalize_name(folder), []).append(folder)
+    merged = [same for same in by_name.values() if len(same) > 1]
+    yield from report(
+        "similar_class_names",
+        len(merged),
+        (" / ".join(map(ascii, same)) for same in merged),
+        details=["They are read as one class."],
+        severity=WARNING,
+        remedies=lambda: (
+            Remedy(str(root / other), "similar_class_names", "merge", str(root / same[0]))
+            for same in merged
+            for other in same[1:]
+        ),
+    )
 
 
 def _list_folders(path: Path) -> list[str]:

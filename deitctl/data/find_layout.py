@@ -239,7 +239,7 @@ class _Search:
         if not probed or len(folders) == 1:  # one is a folder around the data
             return None
         parts = {name: self._list_parts(_join(root, name)) for name in folders}
-        wrong = [name for name, found in parts.items() if found is None]
+        wrong = [name for name, named in parts.items() if named is None]
         first = _join(root, probed[0])
         if any(self.tree.list(_join(first, part)).folders for part in parts[probed[0]] or ()):
             if len(probed) == 1 and not any(self._has_images(_join(root, n)) for n in wrong):

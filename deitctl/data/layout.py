@@ -15,7 +15,7 @@ SPLIT_WORDS = {
 """What a word in a name says about the images: exact names of parts."""
 _NEUTRAL = (
     "set sets subset data dataset datasets split splits part folder folders seg "
-    "image images img imgs picture pictures pic pics photo photos sample samples jpg jpeg png"
+    "image images img imgs pic pics photo photos sample samples jpg jpeg png"
 )
 NEUTRAL_WORDS = frozenset(_NEUTRAL.split())
 """Words beside such a word that say nothing more: `training_set`, `seg_train`, `test_images`."""

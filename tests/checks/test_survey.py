@@ -85,6 +85,15 @@ def test_empty_classes_and_empty_folders(image_folder, tmp_path, reporter):
     assert survey_data(tmp_path / "void", reporter)[1].keys() == {"no_images"}
 
 
+def test_class_folders_that_are_one_class_are_named(image_folder, reporter):
+    root = image_folder({"caf\u00e9": 2, "cafe\u0301": 3, "dog": 1})
+    (issue,) = survey(str(root), reporter).issues
+    assert issue.code == "similar_class_names"
+    assert issue.severity == "warning"
+    assert issue.examples == (r"'cafe\u0301' / 'caf\xe9'",)
+    assert [(r.action, r.target) for r in issue.remedies()] == [("merge", str(root / "cafe\u0301"))]
+
+
 def test_other_files_are_counted_and_images_with_other_extensions_are_errors(
     image_folder, reporter
 ):

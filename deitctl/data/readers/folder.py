@@ -29,7 +29,7 @@ from deitctl.events import Reporter, Task
 def open_folders(root: Path, reporter: Reporter) -> dict[str, FileDataset]:
     """Open the parts of a data set in folders, or all of it under "".
 
-    What was decided about its layout, and what in it is not read, is said in a line each.
+    A line each goes to the reporter about its layout and about files that are not read.
 
     Raises:
         DataError: it cannot be read, has no class folders or no images, or is not clear.
