@@ -124,10 +124,11 @@ def load_pickle(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of damaged pickles before it fails
         try:
-            with torch.serialization.safe_globals(_make_stand_ins()):
+            # Opened here: torch goes by the suffix, and .safetensors may be any file's.
+            with path.open("rb") as file, torch.serialization.safe_globals(_make_stand_ins()):
                 # weights_only is the default since torch 2.6; stated, because nothing else keeps
                 # code from running.
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(file, map_location="cpu", weights_only=True)
         except (MemoryError, OSError, RuntimeError, EOFError, KeyError, ValueError):
             raise
         except Exception as error:  # pickle's errors for what weights_only refuses
