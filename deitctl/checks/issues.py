@@ -61,7 +61,7 @@ ISSUES = {
     "unread_images": IssueType(
         ERROR,
         "Images whose file names have an extension that is not read.",
-        "Convert or rename them to .jpg, .png or another that is.",
+        "Convert them to .jpg, .png or another that is; .heic is read after pip install 'deitctl[heif]'.",
     ),
     "unreadable_folder": IssueType(
         ERROR, "Folders that cannot be listed.", "Change their permissions."

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 MAX_TAGS = 512
 """Of a directory that are looked at; real ones have ten to eighty."""
-NEW_SUBFILE, WIDTH, HEIGHT, BITS, SAMPLES, SUB_IFDS, FORMAT, DNG_VERSION = (
-    *(254, 256, 257, 258, 277),
-    *(330, 339, 50706),
-)
+NEW_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+SAMPLES, SUB_IFDS, FORMAT, DNG_VERSION = 277, 330, 339, 50706
+MOSAICS = (32803, 34892)
+"""Photometric interpretations of a sensor's values, with and without its color filters."""
+RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65535)
+"""Of Sony, Epson, Samsung, Nikon and Pentax."""
 SIZES = {1: 1, 3: 2, 4: 4, 16: 8, 13: 4, 18: 8}
 """Bytes of a value by its type: BYTE, SHORT, LONG, LONG8, IFD, IFD8."""
 CODES = {1: "B", 2: "H", 4: "L", 8: "Q"}
@@ -25,12 +27,15 @@ class TiffTags:
 
     @property
     def is_raw(self) -> bool:
-        """Whether it is a camera's raw file: a DNG, or a thumbnail before images of other directories.
+        """Whether it is a camera's raw file: of a sensor's values, or a thumbnail before other directories.
 
         An ordinary TIFF has its image first. (A pyramid has the smaller ones behind it.)
         """
         is_thumbnail = bool(self.values.get(NEW_SUBFILE, (0,))[0] & 1)
-        return DNG_VERSION in self.values or (is_thumbnail and SUB_IFDS in self.values)
+        is_mosaic = self.values.get(PHOTOMETRIC, (0,))[0] in MOSAICS
+        is_packed = self.values.get(COMPRESSION, (0,))[0] in RAW_COMPRESSIONS
+        has_others = is_thumbnail and SUB_IFDS in self.values
+        return DNG_VERSION in self.values or is_mosaic or is_packed or has_others
 
     def describe(self) -> str:
         """Return what it holds, such as `a TIFF of 5 bands of 8 bits`; empty if that is not stated."""

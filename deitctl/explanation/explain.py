@@ -33,6 +33,7 @@ from deitctl.explanation.attention_maps import (
 from deitctl.explanation.overlay import TokenPanel, draw_panels
 from deitctl.home import expand_home
 from deitctl.inference.classifier import ScoredClass
+from deitctl.inference.folder_scan import FolderScan
 from deitctl.inference.input_range import InputRange
 from deitctl.inference.inputs import (
     ImageLike,
@@ -161,7 +162,7 @@ def explain(
     # advanced.
     return _explain_stream(
         explainer,
-        _expand_outside(folder, several, stdin),
+        _expand_outside(folder, several, stdin, reporter),
         batch_size,
         DrawingFolder(folder),
         only_disagreements,
@@ -170,17 +171,22 @@ def explain(
 
 
 def _expand_outside(
-    folder: Path, images: Iterable[ImageLike], stdin: Iterable[str]
+    folder: Path, images: Iterable[ImageLike], stdin: Iterable[str], reporter: Reporter
 ) -> Iterator[ImageLike]:
-    """Expand folders, except for earlier drawings in an output folder inside of them."""
-    output = folder.resolve()
+    """Expand folders, except for earlier drawings in an output folder inside of them.
+
+    Report what is passed over there.
+    """
+    output, scan = folder.resolve(), FolderScan()
     for image in images:
         name = str(image) if isinstance(image, str | Path) else ""
         is_outer = is_folder(name) and not Path(local_path(name)).resolve().is_relative_to(output)
-        for item in expand([image], stdin):
+        for item in expand([image], stdin, scan):
             # `explain .` a second time would otherwise explain its own drawings.
             if not (is_outer and Path(str(item)).resolve().is_relative_to(output)):
                 yield item
+    if passed_over := scan.describe():
+        reporter.warn(passed_over)
 
 
 def _explain_stream(

@@ -73,7 +73,8 @@ def test_a_raw_file_is_no_image_although_it_has_a_thumbnail(tmp_path):
     """Pillow would open the small image of its first directory."""
     thumbnail = {**bands(1), 254: (LONG, [1]), 330: (LONG, [8, 8])}
     dng = {**bands(1), 50706: (1, [])}
-    for tags in (thumbnail, dng):
+    mosaic, packed = {**bands(1), 262: (SHORT, [32803])}, {**bands(1), 259: (SHORT, [34713])}
+    for tags in (thumbnail, dng, mosaic, packed):
         with pytest.raises(DataError, match=r"^x\.tif is a camera raw file; develop it"):
             decode(tiff(tags, at_end=bytes(24)), "x.tif")
 

@@ -226,6 +226,17 @@ def test_any_name_makes_a_file_name(
     assert record.image == tmp_path / "out" / f"{stem}.gradient.png"
 
 
+def test_what_is_passed_over_in_a_folder_is_reported(
+    distilled: str, photos: list[str], tmp_path: Path, reporter
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(Path(photos[0]).read_bytes())
+    (folder / "b.psd").write_bytes(b"x")
+    [_] = explain([str(folder)], model=distilled, output=tmp_path / "out", reporter=reporter)
+    assert "1 file is not read: 1 .psd (export it as PNG or JPEG)." in reporter.warnings
+
+
 def test_an_unreadable_image_is_an_error_in_its_place(
     distilled: str, photos: list[str], tmp_path: Path
 ) -> None:
