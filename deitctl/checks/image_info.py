@@ -47,6 +47,13 @@ FORMAT_BY_EXTENSION = {
     ".tiff": "TIFF",
     ".pgm": "PPM",
     ".pbm": "PPM",
+    ".pnm": "PPM",
+    ".jpe": "JPEG",
+    ".jif": "JPEG",
+    ".mpo": "JPEG",
+    ".apng": "PNG",
+    ".j2k": "JPEG2000",
+    ".jpx": "JPEG2000",
     ".heif": "HEIF",
     ".hif": "HEIF",
 }

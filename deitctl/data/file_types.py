@@ -14,13 +14,15 @@ from deitctl.data.tiff_tags import read_tags
 
 START_BYTES = 1024
 """Of a file, which tell what it is. A PDF may have its mark anywhere in them."""
-_COMMON = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-EXTENSIONS = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".jp2", ".avif"))
+_COMMON = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+_RARE = (".jpe", ".jif", ".mpo", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx")
+EXTENSIONS = frozenset(_COMMON + _RARE)
 """Of files that are always read."""
 HEIC_EXTENSIONS = frozenset((".heic", ".heif", ".hif"))
 HEIC = "a HEIC image"
 AVIF = "an AVIF image"
 TIFF = "a TIFF image"
+APPLE_PNG = "a PNG image as iPhone apps have it (CgBI)"
 RAW = "a camera raw file"
 ZEROS = "a file of zeros"
 EMPTY = "empty"
@@ -57,6 +59,7 @@ _KINDS = (
     *READ,
     _Type(HEIC, INSTALL_HEIF + " reads {}", True),
     _Type("a HEIF image of another codec than HEVC", _CONVERT, True),
+    _Type(APPLE_PNG, "convert {} by pngcrush -revert-iphone-optimizations", True),
     _Type(RAW, _DEVELOP, True),
     *(
         _Type(name, _CONVERT, True)
@@ -114,6 +117,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     # offset, bytes, name; the first that fits
     (0, b"\xff\xd8\xff\xf7", "a JPEG-LS image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
+    (12, b"CgBI", APPLE_PNG),
     (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (0, b"GIF87a", "a GIF image"),
     (0, b"GIF89a", "a GIF image"),

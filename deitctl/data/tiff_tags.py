@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from PIL.TiffImagePlugin import COMPRESSION_INFO
+
 MAX_TAGS = 512
 """Of a directory that are looked at; real ones have ten to eighty."""
 NEW_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
@@ -13,6 +15,13 @@ MOSAICS = (32803, 34892)
 """Photometric interpretations of a sensor's values, with and without its color filters."""
 RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65535)
 """Of Sony, Epson, Samsung, Nikon and Pentax."""
+COMPRESSIONS = {
+    34887: "LERC",
+    50002: "JPEG XL",
+    34712: "JPEG 2000",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+}
 SIZES = {1: 1, 3: 2, 4: 4, 16: 8, 13: 4, 18: 8}
 """Bytes of a value by its type: BYTE, SHORT, LONG, LONG8, IFD, IFD8."""
 CODES = {1: "B", 2: "H", 4: "L", 8: "Q"}
@@ -37,12 +46,21 @@ class TiffTags:
         has_others = is_thumbnail and SUB_IFDS in self.values
         return DNG_VERSION in self.values or is_mosaic or is_packed or has_others
 
+    @property
+    def is_unsigned(self) -> bool:
+        """Whether its values are unsigned integers, or nothing else is stated."""
+        return self.values.get(FORMAT, (1,))[0] not in FORMATS
+
     def describe(self) -> str:
-        """Return what it holds, such as `a TIFF of 5 bands of 8 bits`; empty if that is not stated."""
+        """Return what is unusual in it, such as `a TIFF of 5 bands of 8 bits`; empty if nothing is stated to be."""
         bits = self.values.get(BITS, (1,))
         samples = self.values.get(SAMPLES, (len(bits),))[0]
         width, height = (self.values.get(tag, (0,))[0] for tag in (WIDTH, HEIGHT))
-        if not (width and height and samples):
+        compression = self.values.get(COMPRESSION, (1,))[0]
+        if compression not in COMPRESSION_INFO:
+            return f"a TIFF whose compression ({COMPRESSIONS.get(compression, compression)}) is not read"
+        is_ordinary = samples in (1, 3, 4) and set(bits) <= {1, 8} and self.is_unsigned
+        if not (width and height and samples) or is_ordinary:
             return ""
         number = FORMATS.get(self.values.get(FORMAT, (1,))[0], "")
         depth = f"{' and '.join(sorted({str(b) for b in bits}, key=int))} bits"

@@ -83,6 +83,7 @@ def array() -> bytes:
         (box(b"qt  "), "a QuickTime video"),
         (box(b"isom", b"mp41"), "an MP4 video"),
         (b"\xff\x0a\x00\x10", "a JPEG XL image"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI", "a PNG image as iPhone apps have it (CgBI)"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
         (b"\xff\xd8\xff\xf7", "a JPEG-LS image"),
         (bytes(128) + b"DICM\x02\0\0\0UL", "a DICOM file"),

@@ -61,6 +61,20 @@ def test_a_tiff_of_other_bands_is_refused_as_what_it_is(order, tags, says):
         decode(data, "x.tif")
 
 
+def test_a_compression_that_is_not_read_is_named():
+    data = tiff({**bands(3), 259: (SHORT, [34887])}, at_end=bytes(72))
+    with pytest.raises(
+        DataError, match=r"^x is a TIFF whose compression \(LERC\) is not read; save"
+    ):
+        decode(data, "x")
+
+
+def test_an_ordinary_layout_that_cannot_be_read_is_damage():
+    data = tiff({**bands(3), 262: (SHORT, [77])}, at_end=bytes(72))
+    with pytest.raises(DataError, match="^x is a TIFF image that is damaged or cut short"):
+        decode(data, "x")
+
+
 def test_a_directory_that_is_cut_or_points_outside_says_nothing():
     data = tiff(bands(5))
     for end in range(len(data)):
