@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from deitctl.data.layout import (
@@ -24,7 +24,7 @@ from deitctl.errors import DataError
 
 NUM_PROBED = 8
 """Class folders that are listed before the layout is known."""
-MAX_DEPTH = 4
+NUM_LOOKED_INTO = 200
 """Folders below another in which an image is looked for."""
 MAX_NAMES = 5
 STANDARD_NAMES = ("train", "val", "test", "training", "validation", "valid")
@@ -45,6 +45,8 @@ class Layout:
     """Parts with images and no class folders, which have no labels."""
     left_out: tuple[str, ...] = ()
     """Folders beside the parts that are none of them, with images in them."""
+    same_folders: tuple[str, ...] = ()
+    """Folders that every class folder holds, which are read as its depth."""
     loose: Mapping[str, int] = field(default_factory=dict)
     """Images beside the parts or beside the folder around them, by extension."""
 
@@ -71,6 +73,11 @@ class Layout:
         elif any(path not in STANDARD_NAMES for path in below.values()):
             read = ", ".join(f"{split} is {path}/" for split, path in below.items())
             sentences.append(f"Parts: {read}.")
+        if self.same_folders:
+            names = name_some(f"{name}/" for name in self.same_folders)
+            sentences.append(
+                f"Every class folder holds {names}, whose images are those of the class."
+            )
         for split, path in self.unlabeled.items():
             sentences.append(f"{path}/ has images without class folders: {split} has no labels.")
         if self.left_out:
@@ -106,8 +113,13 @@ def find_layout(tree: Tree, data: str) -> Layout:
         left_out += tuple(path for path in search.list_paths(root) if path != inner)
         root = inner
     if layout is None:
-        search.refuse_same_folders(root)
-        layout = Layout(root, {"": root})
+        unlabeled = search.find_unlabeled(root)
+        layout = Layout(
+            root,
+            {} if unlabeled else {"": root},
+            unlabeled=unlabeled,
+            same_folders=search.find_same_folders(root),
+        )
     return replace(
         layout, left_out=left_out + layout.left_out, loose=search.count_loose_images(layout)
     )
@@ -155,7 +167,10 @@ class _Search:
         self, places: Mapping[str, str], named: Mapping[str, str]
     ) -> Mapping[str, str]:
         """Enter folders that hold nothing but another around the class folders."""
-        entered = {name: self._enter(path, named[name]) for name, path in places.items()}
+        # a class called `photo` is not a folder around images
+        folders = [self.tree.list(path).folders for path in places.values()]
+        class_names = {name for names in folders if len(names) > 1 for name in names}
+        entered = {n: self._enter(path, named[n], class_names) for n, path in places.items()}
         # `train/flowers/rose`: whatever the inner folder is called, if every part has one
         inner = {name: self._find_only(path) for name, path in entered.items()}
         holding = [name for name, path in entered.items() if self.tree.list(path).folders]
@@ -165,13 +180,12 @@ class _Search:
             return {**entered, **{name: inner[name] for name in holding}}
         return entered
 
-    def _enter(self, path: str, split: str) -> str:
+    def _enter(self, path: str, split: str, class_names: Collection[str]) -> str:
         """Enter `train/train/` and `train/images/`, as unpacking makes them."""
         while inner := self._find_only(path):
             name = inner.rsplit("/", 1)[-1]
             is_doubled = match_split(name) == split or name == path.rsplit("/", 1)[-1]
-            is_around = is_neutral(name) and bool(self.tree.list(inner).folders)
-            if not (is_doubled or is_around):
+            if not (is_doubled or (is_neutral(name) and name not in class_names)):
                 break
             path = inner
         return path
@@ -231,6 +245,17 @@ class _Search:
             DataError: some hold parts and others not, or each is a data set of its own.
         """
         folders = self.tree.list(root).folders
+        paths = self.list_paths(root)[:NUM_PROBED]
+        for path in paths:
+            inner = self._find_innermost(path)
+            if len(folders) > 1 and not self.tree.has_image(inner) and self._holds_parts(inner):
+                if not any(self._has_images(p) for p in self.list_paths(root) if p != path):
+                    return None  # the only data set, beside other things
+                raise DataError(
+                    f"{self.data} holds several folders, and {inner}/ is a data set with parts of "
+                    "its own.",
+                    f"Take one of them: {self._suggest(inner)}.",
+                )
         probed = [
             name
             for name in folders[:NUM_PROBED]
@@ -238,16 +263,8 @@ class _Search:
         ]
         if not probed or len(folders) == 1:  # one is a folder around the data
             return None
-        parts = {name: self._list_parts(_join(root, name)) for name in folders}
-        wrong = [name for name, named in parts.items() if named is None]
         first = _join(root, probed[0])
-        if any(self.tree.list(_join(first, part)).folders for part in parts[probed[0]] or ()):
-            if len(probed) == 1 and not any(self._has_images(_join(root, n)) for n in wrong):
-                return None  # the only data set, beside other things
-            raise DataError(
-                f"{self.data} holds several folders, and {first}/ is a data set with parts of its own.",
-                f"Take one of them: {self._suggest(first)}.",
-            )
+        wrong = [name for name in folders if self._list_parts(_join(root, name)) is None]
         if wrong:
             raise DataError(
                 f"{self.data} has parts of the data in the class folder {first}/, and none in "
@@ -256,6 +273,12 @@ class _Search:
                 "class folders.",
             )
         return Layout(root, {"": root}, in_classes=True)
+
+    def _find_innermost(self, path: str) -> str:
+        """Return the folder below one that holds more than another folder, or an image."""
+        while not self.tree.has_image(path) and (inner := self._find_only(path)):
+            path = inner
+        return path
 
     def _list_parts(self, path: str) -> dict[str, str] | None:
         """Return the parts that a class folder holds; None if it holds none, or anything else."""
@@ -283,27 +306,44 @@ class _Search:
             return inner[0] if len(holding) > 1 or match_splits(holding) else ""
         return inner[0] if entries.folders else ""
 
-    def refuse_same_folders(self, root: str) -> None:
-        """Raise `DataError` if what would be classes are `fold1`, `fold2` ... or `images`, `masks`."""
-        folders = self.tree.list(root).folders
-        if not 2 <= len(folders) <= 4 * NUM_PROBED:
-            return
-        if not (
-            all(map(is_numbered_part, folders))
-            or all(is_aside(f) or is_neutral(f) for f in folders)
-        ):
-            return
-        places = [_join(root, name) for name in folders]
-        if any(map(self.tree.has_image, places)):
-            return
-        inside = {self.tree.list(path).folders for path in places}
-        names = next(iter(inside))
-        if len(inside) == 1 and len(names) > 1:
+    def find_unlabeled(self, root: str) -> dict[str, str]:
+        """Return the one folder of images, `images/`, whose name is no class; empty for others."""
+        paths = [p for p in self.list_paths(root)[: NUM_PROBED + 1] if self._has_images(p)]
+        only = paths[0] if len(paths) == 1 else ""
+        is_flat = bool(only) and not self.tree.list(only).folders
+        return {"": only} if is_flat and is_neutral(only.rsplit("/", 1)[-1]) else {}
+
+    def find_same_folders(self, root: str) -> tuple[str, ...]:
+        """Return the folders that all class folders hold, if they are the same and several.
+
+        Raises:
+            DataError: these may be the classes, because they are more than what holds them, or the
+                outer ones are `fold1`, `fold2` ... or `images`, `masks`.
+        """
+        names = self.tree.list(root).folders
+        paths = self.list_paths(root)
+        if len(paths) < 2 or not self._are_same(paths[:NUM_PROBED]) or not self._are_same(paths):
+            return ()
+        inside = self.tree.list(paths[0]).folders
+        is_series = all(map(is_numbered_part, names)) or all(
+            is_aside(name) or is_neutral(name) for name in names
+        )
+        has_numbers = all(any(map(str.isdecimal, name)) for name in inside)  # 2019/, 40x/
+        if is_series or (len(inside) > max(2, len(names)) and not has_numbers):
             raise DataError(
-                f"{name_some(f'{path}/' for path in places)} of {self.data} all hold "
-                f"the folders {name_some(names)}: which of both are the classes is not clear.",
-                "Name the parts of the data train/, val/ and test/, or pass one of the folders as DATA.",
+                f"{name_some(f'{path}/' for path in paths)} of {self.data} all hold the folders "
+                f"{name_some(inside)}: which of both are the classes is not clear.",
+                "If the outer ones are parts of the data, name them train, val and test; if they "
+                "are data sets, pass one as DATA; if they are classes, move their images up.",
             )
+        return inside
+
+    def _are_same(self, paths: Sequence[str]) -> bool:
+        """Whether folders hold several folders of the same names each, and no images."""
+        if any(map(self.tree.has_image, paths)):
+            return False
+        inside = {self.tree.list(path).folders for path in paths}
+        return len(inside) == 1 and len(inside.pop()) > 1
 
     def _suggest(self, path: str) -> str:
         """Return how one folder of the data is named as DATA."""
@@ -323,12 +363,15 @@ class _Search:
         places = [path for path in above if path not in layout.parts.values()]
         return dict(sum((Counter(self.tree.list(path).images) for path in places), Counter()))
 
-    def _has_images(self, path: str, depth: int = MAX_DEPTH) -> bool:
+    def _has_images(self, path: str) -> bool:
         """Whether images lie in a folder, or in the first few folders below it."""
-        if self.tree.has_image(path):
-            return True
-        folders = self.tree.list(path).folders[:NUM_PROBED] if depth else ()
-        return any(self._has_images(_join(path, name), depth - 1) for name in folders)
+        pending, num_left = [path], NUM_LOOKED_INTO
+        while pending and num_left:
+            current, num_left = pending.pop(), num_left - 1
+            if self.tree.has_image(current):
+                return True
+            pending += self.list_paths(current)[:NUM_PROBED][::-1]
+        return False
 
 
 def _join(folder: str, name: str) -> str:

@@ -26,7 +26,11 @@ _ASIDE = (
 )
 ASIDE_WORDS = frozenset(_ASIDE.split())
 """Words in names of folders that lie beside the parts of a data set and are none."""
-SERIES_WORDS = frozenset(("fold", "part", "split", "set", "batch", "chunk", "shard", "cv", "k"))
+_SERIES = (
+    "fold part split set dataset batch chunk shard cv k group session subject source domain camera"
+)
+SERIES_WORDS = frozenset(_SERIES.split())
+"""Words that a number or letter follows in names of several folders of equal contents."""
 MAX_DIGITS = 4
 """Of a number in the name of a part: `train2017`, `test1`."""
 JUNK = frozenset(
@@ -86,9 +90,10 @@ def is_aside(name: str) -> bool:
 
 
 def is_numbered_part(name: str) -> bool:
-    """Whether a folder is one of several of equal contents: `fold1`, `batch_2`, `part-03`."""
+    """Whether a folder is one of several of equal contents: `fold1`, `batch_2`, `set-A`."""
     words = _split_name(name)[1]
-    return len(words) == 2 and words[0] in SERIES_WORDS and words[1].isdecimal()
+    is_series = len(words) == 2 and words[0] in SERIES_WORDS
+    return is_series and (words[1].isdecimal() or len(words[1]) == 1)
 
 
 def _split_name(name: str) -> tuple[str | None, list[str]]:

@@ -16,16 +16,18 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.file_types import get_extensions
-from deitctl.data.layout import is_junk
+from deitctl.data.find_layout import find_layout
 from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
 from deitctl.data.range_survey import scale_for
 from deitctl.data.run_match import match_run
 from deitctl.data.splits import ALL
+from deitctl.data.trees import FolderTree
 from deitctl.errors import ConfigError, DataError, ExportError
 from deitctl.evaluation.images import (
     ScoredImages,
     choose_images,
     find_files,
+    find_image_folder,
     find_run,
     find_train_images,
     open_train_images,
@@ -52,13 +54,14 @@ class Images(NamedTuple):
     indices: tuple[int, ...] = ()
 
 
-def open_images(model: str, data: str, reporter: Reporter) -> ScoredImages:
+def open_images(model: str, data: str, reporter: Reporter, image_folder: str = "") -> ScoredImages:
     """Open the images to verify an export on.
 
     Args:
         model: the model; of a run, images that it was not trained on.
         data: data, a run, a folder of images or an image; empty: the run's, else `digits`.
         reporter: notes where the run's images cannot be opened, or are training images.
+        image_folder: that the paths of a table are below.
 
     Raises:
         DataError: no such images.
@@ -78,11 +81,11 @@ def open_images(model: str, data: str, reporter: Reporter) -> ScoredImages:
             reporter.note(
                 f"Verifying on {BUILT_IN}: the run's own data cannot be opened: {error.message}"
             )
-    return choose_images(data or BUILT_IN, [model], reporter=reporter)
+    return choose_images(data or BUILT_IN, [model], image_folder=image_folder, reporter=reporter)
 
 
 def open_calibration_images(
-    model: str, data: str, verified: Images, reporter: Reporter
+    model: str, data: str, verified: Images, reporter: Reporter, image_folder: str = ""
 ) -> ImageDataset:
     """Open images to calibrate on, none of which the export is verified on.
 
@@ -94,6 +97,7 @@ def open_calibration_images(
         data: as for `open_images`; empty: the run's.
         verified: the images of the verification.
         reporter: notes which images they are.
+        image_folder: that the paths of a table are below; empty: of the run's where it found them.
 
     Raises:
         ConfigError: neither a run nor images, or none but those of the verification.
@@ -103,7 +107,9 @@ def open_calibration_images(
     if data and (loose := _find_loose_images(data)) is not None:
         dataset, split = loose, ""
     elif data:
-        splits = open_dataset(data, SilentReporter())
+        owners = [] if run is None else [run]
+        folder = image_folder or find_image_folder(data, owners)
+        splits = open_dataset(data, SilentReporter(), folder)
         opened = choose_eval_split(splits, ALL, None, SilentReporter())
         dataset, split = opened.dataset, ""
         if run is not None:
@@ -143,8 +149,9 @@ def open_calibration_images(
 def _find_loose_images(data: str) -> ImageDataset | None:
     """Return the images of a folder without class folders, or one image; None if it is neither."""
     path = expand_home(data)
-    without_classes = path.is_dir() and not any(
-        entry.is_dir() and not is_junk(entry.name) for entry in path.iterdir()
+    tree = FolderTree(path)
+    without_classes = path.is_dir() and not (
+        tree.list("").folders and find_layout(tree, data).parts
     )
     if not without_classes and path.suffix.lower() not in get_extensions():
         return None

@@ -41,7 +41,8 @@ def cross(outer: str, inner: str) -> list[str]:
             cross("train/images val/images", "a b"),
             {"train": "train/images", "val": "val/images"},
         ),
-        (cross("train/set1 val/set1", "a b"), {"train": "train/set1", "val": "val/set1"}),
+        (cross("train/x val/x", "a b"), {"train": "train/x", "val": "val/x"}),
+        (["train/photo", "train/sketch", "val/photo"], {"train": "train", "val": "val"}),
         # classes
         (["cat", "dog"], {"": ""}),
         (["cat/2019", "cat/2020", "dog/2020"], {"": ""}),
@@ -119,11 +120,34 @@ def test_images_without_class_folders_beside_a_good_part_have_no_labels():
     assert layout.left_out == ("test/test", "seg_pred")
 
 
+def test_unlabeled_images_in_a_folder_of_their_own_have_no_labels():
+    """As in Tiny ImageNet."""
+    layout = search("train/a/images", "train/b/images", "val/images", "test/images")
+    assert dict(layout.parts) == {"train": "train"}
+    assert dict(layout.unlabeled) == {"val": "val/images", "test": "test/images"}
+
+
+def test_folders_that_every_class_holds_are_depth_and_said():
+    layout = search(*cross("benign malignant", "40X 100X 200X"))
+    assert layout.parts == {"": ""}
+    assert layout.describe() == (
+        "Every class folder holds 100X/, 200X/, 40X/, whose images are those of the class."
+    )
+    assert not search(*cross("cat dog", "2019"), "cat/2020").describe()
+
+
+def test_folders_deep_around_the_data_are_entered():
+    assert search(*cross("a/b/c/d/e/f", "x y")).root == "a/b/c/d/e/f"
+
+
 def test_parts_without_any_class_folder_are_no_classes():
     layout = search("train", "test")
     assert not layout.parts
     assert dict(layout.unlabeled) == {"train": "train", "test": "test"}
     assert not search("train").parts
+    assert dict(search("archive/images").unlabeled) == {"": "archive/images"}
+    assert search("images").parts == search("Photos2").parts == {}
+    assert search("images", "cat").parts == {"": ""}
 
 
 def test_loose_images_are_counted():
@@ -158,6 +182,12 @@ def test_parts_inside_class_folders_are_read_as_parts():
             "fold1/ is a data set with parts of its own",
         ),
         (cross("fold1 fold2 fold3", "a b"), "which of both are the classes is not clear"),
+        (cross("set_a set_b", "x y"), "which of both are the classes is not clear"),
+        (cross("art clipart", "a b c d e"), "which of both are the classes is not clear"),
+        (
+            [*cross("x/x/train x/x/val", "a b"), "test/test", "y/z"],
+            "x/x/ is a data set with parts of its own",
+        ),
         (cross("images masks", "a b"), "which of both are the classes is not clear"),
         (["cat/train", "cat/Train", "cat/val", "dog/train", "dog/val"], "which both mean train"),
     ],
