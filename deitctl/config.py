@@ -351,6 +351,15 @@ class TrainConfig:
             EVERYDAY,
         ),
     ] = 0
+    image_folder: Annotated[
+        str,
+        Option(
+            "Folder that the paths of a table are below.",
+            EVERYDAY,
+            "the table's, or one beside it that has them",
+            flag="--images",
+        ),
+    ] = ""
     value_range: Annotated[
         str,
         Option(

@@ -102,7 +102,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
                 f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1"
             )
         name = dotted_name(key)
-        if name in ("data", "seed", "model", "weights", "output_dir"):
+        if name in ("data", "image_folder", "seed", "model", "weights", "output_dir"):
             raise ConfigError(
                 f"--set {key} is not possible.",
                 f"Use the command's own argument or option for {key}.",
@@ -155,7 +155,7 @@ def list_learning(config: TrainConfig) -> dict[str, Any]:
     Not the place of the data, which may be moved.
     """
     settings = _leave_machine_out(config)
-    del settings["data"]
+    del settings["data"], settings["image_folder"]
     settings.setdefault("distill", None)  # so that a run without a teacher is known to have none
     return flatten(settings)
 

@@ -19,6 +19,8 @@ from deitctl.data.find_layout import Layout, find_layout
 from deitctl.data.layout import is_junk
 from deitctl.data.open import BUILT_IN, open_dataset
 from deitctl.data.readers.folder import begins_as_image, open_folder, open_folders
+from deitctl.data.readers.parquet import find_shards
+from deitctl.data.readers.table import is_table, refuse_image_folder
 from deitctl.data.trees import FolderTree, NameTree
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
@@ -60,8 +62,13 @@ class Survey:
     issues: list[Issue] = field(default_factory=list)
 
 
-def survey(ref: str, reporter: Reporter) -> Survey:
+def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
     """Open a data set as far as it can be opened.
+
+    Args:
+        ref: the data.
+        reporter: receives progress, and how a table was read.
+        image_folder: that the paths of a table are below.
 
     Raises:
         DataError: nothing there, or a folder, tar or table that cannot be read.
@@ -69,13 +76,16 @@ def survey(ref: str, reporter: Reporter) -> Survey:
     path = expand_home(ref or BUILT_IN)
     quiet = _ProgressReporter(reporter)  # warnings of opening become issues
     try:
-        if path.is_dir():
+        if image_folder and path.is_dir():
+            refuse_image_folder(path)
+        if path.is_dir() and not find_shards(path):
             return _survey_folder(path, quiet)
         issues = list(_check_tar(path)) if path.suffix == ".tar" and path.is_file() else []
     except OSError as error:
         raise DataError(f"{error.filename or ref} cannot be read: {error.strerror}.") from error
     try:
-        data = open_dataset(ref, quiet)
+        # How a table was read is no issue of its images.
+        data = open_dataset(ref, reporter if is_table(path) else quiet, image_folder)
     except DataError:
         # the issue says how to label the images, the error does not
         if any(issue.code == "flat_split" for issue in issues):

@@ -46,6 +46,7 @@ def check(
             default="",
         ),
     ] = "",
+    images: o.ImageFolderOpt = "",
     value_range: o.ValueRangeOpt = "auto",
     workers: Annotated[
         int,
@@ -68,6 +69,7 @@ def check(
         ground_truth=ground_truth,
         fix_list=fix_list,
         write_manifest=write_manifest,
+        images=images,
         value_range=value_range,
         workers=workers,
         reporter=reporter,

@@ -270,7 +270,12 @@ def open_for_evaluation(ref: str, reporter: Reporter) -> ImageDataset:
 
 
 def open_eval_split(
-    ref: str, split: str = "", *, run: RunData | None = None, reporter: Reporter
+    ref: str,
+    split: str = "",
+    *,
+    run: RunData | None = None,
+    image_folder: str = "",
+    reporter: Reporter,
 ) -> EvalData:
     """Return the images to evaluate on.
 
@@ -280,13 +285,16 @@ def open_eval_split(
             unsplit data that no run has split; else `train`.
         run: the run that the model is of. Of its own data, wherever that lies now, `val` is what
             the run held out.
+        image_folder: that the paths of a table are below; empty: where the table leads.
         reporter: receives what is scored unless a split is named, and a warning where training
             images are among it.
 
     Raises:
         DataError: no such data, or it lacks the split.
     """
-    data = open_dataset(ref or (run.ref if run is not None else BUILT_IN), reporter)
+    if not ref and run is not None:
+        ref, image_folder = run.ref, image_folder or run.image_folder
+    data = open_dataset(ref or BUILT_IN, reporter, image_folder)
     match = None if run is None else match_run(data.name, data.list_parts(), run)
     return choose_eval_split(data, split, match, reporter)
 

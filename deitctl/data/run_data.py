@@ -66,6 +66,8 @@ class RunData:
     split_seed: int
     rows: SplitRows | None
     """None if the file is not there: the data has more images than are listed."""
+    image_folder: str = ""
+    """That the paths of a table are below; empty: where the table leads."""
 
 
 def read_run_data(folder: Path) -> RunData | None:
@@ -85,6 +87,7 @@ def read_run_data(folder: Path) -> RunData | None:
         str(config.get("data", "")),
         split_seed if isinstance(split_seed, int) else 0,
         _read_rows(folder / SPLIT_FILE),
+        str(config.get("image_folder", "")),
     )
 
 

@@ -71,6 +71,7 @@ def evaluate_models(
     predictions: str = "",
     real_labels: str = "",
     value_range: str = "auto",
+    image_folder: str = "",
     save_temperature: bool = False,
     on_bad_image: str = "skip",
     reporter: Reporter | None = None,
@@ -98,6 +99,7 @@ def evaluate_models(
         real_labels: ReaL labels of ImageNet's validation images, see `read_real_labels`.
         value_range: of images of more than 8 bits whose files state none: `LOW,HIGH`, or `auto`:
             each model's own, or one for all of these images.
+        image_folder: that the paths of a table are below; empty: where the table leads.
         save_temperature: whether to store the fitted temperatures in the folder of the one model.
         on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
         reporter: shows progress.
@@ -121,7 +123,13 @@ def evaluate_models(
     if predictions:
         require_writable(expand_home(predictions), "--predictions")
     real = read_real_labels(expand_home(real_labels)) if real_labels else None
-    images = choose_images(data, [weights] if weights else models, split, reporter=reporter)
+    images = choose_images(
+        data,
+        [weights] if weights else models,
+        split,
+        image_folder=image_folder,
+        reporter=reporter,
+    )
     data, dataset = images.data, images.dataset
     if real is not None:
         require_real_labels(dataset, real)

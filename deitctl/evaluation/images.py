@@ -19,7 +19,7 @@ from deitctl.data.open import (
     open_dataset,
 )
 from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
-from deitctl.data.run_match import Mask, RunMatch, match_run
+from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
 from deitctl.data.splits import ALL
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter
@@ -91,7 +91,12 @@ def find_run(model: str) -> RunData | None:
 
 
 def choose_images(
-    data: str, models: Sequence[str], split: str = "", *, reporter: Reporter
+    data: str,
+    models: Sequence[str],
+    split: str = "",
+    *,
+    image_folder: str = "",
+    reporter: Reporter,
 ) -> ScoredImages:
     """Choose the images that models are scored on, and say which they are.
 
@@ -101,6 +106,8 @@ def choose_images(
         models: as the user names them.
         split: train, val, test or all. Empty: images that no model was trained on: the split `val`
             of the data, or what the run held out; training images only where there are no others.
+        image_folder: that the paths of a table are below; empty: where the table leads, of a run's
+            table where the run found them.
         reporter: receives what is scored, and a warning where training images are among it.
 
     Raises:
@@ -115,7 +122,9 @@ def choose_images(
     if not data:
         data = BUILT_IN
         reporter.note(f"No data named: using the built-in '{BUILT_IN}'.")
-    splits = open_dataset(data, reporter)
+    owners = [run for run in (owner, *runs.values()) if run is not None]
+    image_folder = image_folder or find_image_folder(data, owners)
+    splits = open_dataset(data, reporter, image_folder)
     parts = splits.list_parts()
     matches = {model: match_run(splits.name, parts, run) for model, run in runs.items()}
     match = next((match for match in matches.values() if match.is_own), None)
@@ -139,6 +148,11 @@ def choose_images(
                 "accuracies on them say nothing about new images."
             )
     return images
+
+
+def find_image_folder(data: str, runs: Iterable[RunData]) -> str:
+    """Return where a run found the images of a table, empty for data that is no run's."""
+    return next((run.image_folder for run in runs if is_place_of(run, data)), "")
 
 
 def _find_masks(
@@ -239,7 +253,7 @@ def find_files(dataset: ImageDataset, others: ImageDataset) -> Mask:
 def open_train_images(run: RunData) -> ImageDataset | None:
     """Return the images that a run was trained on; None if they are gone, or it does not say."""
     try:
-        data = open_dataset(run.ref, SilentReporter())
+        data = open_dataset(run.ref, SilentReporter(), run.image_folder)
     except DataError:
         return None
     parts = data.list_parts()

@@ -76,6 +76,7 @@ def export(
     head: str = "auto",
     verify_data: str = "",
     num_images: int = 64,
+    images: str = "",
     quantize: str = "",
     calibration_data: str = "",
     preprocess: bool = True,
@@ -97,6 +98,7 @@ def export(
         verify_data: data, a folder of images or an image; of a run's own data those that it was
             not trained on. Empty: the run's data, else `digits`.
         num_images: how many images to verify on.
+        images: folder that the paths of a table in `verify_data` or `calibration_data` are below.
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was
             trained on. Images that the file is verified on are left out.
@@ -128,7 +130,7 @@ def export(
     path = choose_path(model, output, kind)
     if kind.provide_runtime is not None:
         kind.provide_runtime(runtime, reporter)
-    images = open_images(weights or model, verify_data, reporter)
+    scored = open_images(weights or model, verify_data, reporter, images)
     loaded = load_model(model, weights=weights, reporter=reporter)
     loaded = replace(
         loaded,
@@ -142,15 +144,15 @@ def export(
     if (chosen_range := parse_value_range(value_range)) is not None:
         model_config = model_config.with_value_range(chosen_range)
     pre = model_config.preprocessing
-    images = replace(images, dataset=scale_for(images.dataset, pre.value_range))
+    scored = replace(scored, dataset=scale_for(scored.dataset, pre.value_range))
     if dynamic_size:
         require_resizable(pre)
     network = (ExportedClassifier if preprocess else BareClassifier)(
         loaded.model, model_config, fused
     )
-    sample = read_images(images.dataset, pre, num_images)
+    sample = read_images(scored.dataset, pre, num_images)
     calibration = _read_calibration(
-        weights or model, calibration_data, quantize, sample, model_config, reporter
+        weights or model, calibration_data, quantize, sample, model_config, reporter, images
     )
     reference = partial(compute_reference, network.model, model_config, fused)
     expected = reference(sample.pixels)
@@ -163,7 +165,7 @@ def export(
             draft,
             kind,
             expected,
-            images.dataset,
+            scored.dataset,
             sample,
             model_config,
             reporter,
@@ -181,7 +183,7 @@ def export(
             # last, so that the quantized network was verified by itself before
             make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
             verification = verify()
-        verification = name_images(verification, images, weights or model, sample)
+        verification = name_images(verification, scored, weights or model, sample)
         # Last, because the model card states the figures of the verification; never of an
         # unverified export.
         if kind.usage and verification.num_verified:
@@ -233,13 +235,14 @@ def _read_calibration(
     verified: Images,
     model_config: ModelConfig,
     reporter: Reporter,
+    image_folder: str,
 ) -> Pixels | None:
     """Return images to calibrate with, where the precision needs them."""
     if not quantize or not PRECISIONS[quantize].calibrated:
         if data:
             raise ConfigError("--calibration-data is for --quantize int8-static.")
         return None
-    dataset = open_calibration_images(model, data, verified, reporter)
+    dataset = open_calibration_images(model, data, verified, reporter, image_folder)
     return read_images(dataset, model_config.preprocessing, NUM_CALIBRATION).pixels
 
 

@@ -74,6 +74,7 @@ def verify_export(
     weights: str = "",
     classes: Classes = "",
     num_images: int = 64,
+    images: str = "",
     reporter: Reporter | None = None,
 ) -> VerifyResult:
     """Run an export in a fresh process on its golden sample, and on images against its model.
@@ -87,6 +88,7 @@ def verify_export(
         weights: see `load_model`.
         classes: names of the classes, see `deitctl.load`.
         num_images: how many images.
+        images: folder that the paths of a table in `verify_data` are below.
         reporter: receives progress.
 
     Raises:
@@ -121,7 +123,7 @@ def verify_export(
             "Only the golden sample was checked; --model MODEL compares images with the model, too."
         )
     else:
-        images = open_images(weights or ref, verify_data, reporter)
+        scored = open_images(weights or ref, verify_data, reporter, images)
         loaded = load_model(ref, weights=weights, reporter=reporter)
         loaded = replace(
             loaded,
@@ -133,18 +135,18 @@ def verify_export(
         loaded = replace(
             loaded, model_config=loaded.model_config.with_value_range(read_stated_range(metadata))
         )
-        images = replace(
-            images,
-            dataset=scale_for(images.dataset, loaded.model_config.preprocessing.value_range),
+        scored = replace(
+            scored,
+            dataset=scale_for(scored.dataset, loaded.model_config.preprocessing.value_range),
         )
         # A model that was trained further since would fail by its logits; this says why.
         _require_same_model(describe_model(loaded.model_config, head), metadata, export, ref)
-        sample = read_images(images.dataset, loaded.model_config.preprocessing, num_images)
+        sample = read_images(scored.dataset, loaded.model_config.preprocessing, num_images)
         expected = compute_reference(loaded.model, loaded.model_config, head, sample.pixels)
         verification = verify_against_model(
-            export, kind, expected, images.dataset, sample, loaded.model_config, reporter
+            export, kind, expected, scored.dataset, sample, loaded.model_config, reporter
         )
-        verification = name_images(verification, images, weights or ref, sample)
+        verification = name_images(verification, scored, weights or ref, sample)
         note_ties(verification, reporter)
     return VerifyResult(
         path=export,

@@ -82,6 +82,7 @@ def pack(
     *,
     max_size: int = 0,
     raw: bool = False,
+    images: str = "",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
@@ -93,6 +94,7 @@ def pack(
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
         max_size: short side in pixels above which an image becomes a smaller JPEG; 0: none does.
         raw: store pixels, which need no decoding.
+        images: folder that the paths of a table are below; empty: where the table leads.
         value_range: of images of more than 8 bits that are encoded anew, see `settle_range`; the
             pack keeps it, so that a model that is trained on it does.
         workers: processes that decode and encode, 0 for none, -1 for one a core; same result.
@@ -108,7 +110,7 @@ def pack(
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _check_path(path, data)
-    opened, encoding = open_dataset(data, reporter), Encoding(max_size, raw)
+    opened, encoding = open_dataset(data, reporter, images), Encoding(max_size, raw)
     # Files that are copied keep their values, and whoever reads them decides.
     if not encoding.copies_files or value_range != "auto":
         opened = opened.with_value_range(value_range, reporter.note)
@@ -118,7 +120,7 @@ def pack(
         for name, dataset in datasets.items()
     }
     count = sum(len(dataset.labels) for dataset in datasets.values())
-    images = encode_images([*datasets.values()], encoding, workers, reporter)
+    encoded = encode_images([*datasets.values()], encoding, workers, reporter)
     source_bytes, num_encoded, unreadable = 0, 0, list[str]()
 
     def count_images(images: Iterator[EncodedImage]) -> Iterator[tuple[bytes, int]]:
@@ -132,8 +134,8 @@ def pack(
 
     # closing ends the processes where writing fails
     # Renamed when it is complete: whoever reads the earlier pack goes on with that.
-    with open_atomic(path, "OUT") as file, closing(images):
-        tracked = track(images, reporter, "pack", count)
+    with open_atomic(path, "OUT") as file, closing(encoded):
+        tracked = track(encoded, reporter, "pack", count)
         size = write_pack(
             file, listings, count_images(tracked), next(iter(datasets.values())).value_range
         )
@@ -197,7 +199,9 @@ def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
     return StringArray.from_strings(name.removeprefix(folder) for name in names)
 
 
-def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> PackVerification:
+def verify_pack(
+    data: str, out: str, *, images: str = "", reporter: Reporter | None = None
+) -> PackVerification:
     """Compare a pack with the data that it was made of: splits, classes, names, labels, bytes.
 
     An image that was encoded anew is the same if its source has the digest in the pack, its own
@@ -208,7 +212,7 @@ def verify_pack(data: str, out: str, *, reporter: Reporter | None = None) -> Pac
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     path = expand_home(out)
-    opened = open_dataset(data, reporter)
+    opened = open_dataset(data, reporter, images)
     packs = open_pack(path)
     if (value_range := next(iter(packs.values())).value_range) is not None:
         opened = opened.with_value_range(value_range, reporter.note)

@@ -88,7 +88,11 @@ def with_chosen_batch_size(
         raise ConfigError("--batch-size auto is for one process.", "Under torchrun pass a number.")
     check(config)
     datasets = datasets or open_for_training(
-        config.data, seed=config.split_seed, reporter=reporter, value_range=config.value_range
+        config.data,
+        seed=config.split_seed,
+        reporter=reporter,
+        value_range=config.value_range,
+        image_folder=config.image_folder,
     )
     device = choose_device(config.device, config.precision)
     choice = choose_batch_size(config, datasets, device, reporter)

@@ -96,7 +96,12 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="deitctl-bench-") as name:
         folder = Path(name)
         if data := settings.get("data"):
-            datasets = open_for_training(str(data), seed=0, reporter=reporter)
+            datasets = open_for_training(
+                str(data),
+                seed=0,
+                reporter=reporter,
+                image_folder=str(settings.get("image_folder", "")),
+            )
         else:
             reporter.note(f"No data named: using {NUM_FILES} synthetic images of ImageNet's size.")
             datasets = write_synthetic_dataset(folder)

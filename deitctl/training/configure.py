@@ -92,7 +92,11 @@ def build_config(
     seed = convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed")
     value_range = str(named.get("value_range", TrainConfig.value_range))
     train, val = datasets or open_for_training(
-        data, seed=seed, reporter=reporter, value_range=value_range
+        data,
+        seed=seed,
+        reporter=reporter,
+        value_range=value_range,
+        image_folder=str(named.get("image_folder", "")),
     )
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
@@ -211,6 +215,7 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in absolute.items():
         is_name = {
             "data": value in ("", BUILT_IN),
+            "image_folder": not value,
             "distill.teacher_cache": value in ("", "off"),
             "classes": not value,
             "distill.teacher_classes": not value,

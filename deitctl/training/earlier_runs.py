@@ -25,7 +25,8 @@ def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -
     """
     fixed = {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS}
     if Run(root).saved_position() is not None:
-        fixed.pop("data", None)
+        for place in ("data", "image_folder"):
+            fixed.pop(place, None)
     requested = override(config, fixed)
     if changed := list_differences(add_tags(config), add_tags(requested)):
         longer = suggest_more_epochs(Run(root), config, requested)

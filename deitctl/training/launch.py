@@ -102,7 +102,9 @@ def resume(
     changes = {k: v for k, v in (settings or {}).items() if v is not None}
     require_same(root, config, changes)
     # The data may have been moved.
-    may_change = (*MACHINE_SETTINGS, "data")
+    if "data" in changes:  # whose images lie where it says, not where those of the former were
+        changes = {"image_folder": ""} | changes
+    may_change = (*MACHINE_SETTINGS, "data", "image_folder")
     config = override(config, {k: v for k, v in changes.items() if k in may_change})
     check(config)
     config = replace(config, output_dir=str(root))
@@ -121,8 +123,9 @@ def resume(
             if config.recipe.epochs > epochs and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
-            if changes.get("data") and world.is_main:  # seen to be the run's
-                moved = override(Run.open(root)[1], {"data": changes["data"]})
+            places: dict[str, Any] = {k: changes[k] for k in ("data", "image_folder") if k in changes}
+            if any(places.values()) and world.is_main:  # seen to be the run's
+                moved = override(Run.open(root)[1], places)
                 write_bytes(run.config_file, write_toml(moved).encode())
             return trainer.fit()
 
@@ -212,6 +215,7 @@ def _open_data(
         reporter=reporter,
         run=run_data,
         value_range=value_range or config.value_range,
+        image_folder=config.image_folder,
     )
 
 

@@ -146,7 +146,11 @@ def plan_training(
     check(config)
     silent = SilentReporter()
     train, val = datasets or open_for_training(
-        config.data, seed=config.split_seed, reporter=silent, value_range=config.value_range
+        config.data,
+        seed=config.split_seed,
+        reporter=silent,
+        value_range=config.value_range,
+        image_folder=config.image_folder,
     )
     # What the run calls too, in its order, so that what it would refuse is refused here.
     device = choose_device(config.device, config.precision)

@@ -101,6 +101,7 @@ def replay(
         reporter=reporter,
         run=read_run_data(root),
         value_range=run.saved_value_range() or config.value_range,
+        image_folder=config.image_folder,
     )
     student = build_student(config, datasets[0], reporter)
     trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)

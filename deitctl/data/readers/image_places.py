@@ -78,9 +78,11 @@ class _Place:
                 name = relative if actual == "" else os.path.join(os.path.dirname(relative), actual)
                 found.append((number, name))
         if len(found) > 1:
+            (one, name), (two, other) = found[:2]
             spellings.ambiguous = (
                 value,
-                *(os.path.join(self.roots[number], name) for number, name in found[:2]),
+                os.path.join(self.roots[one], name),
+                os.path.join(self.roots[two], other),
             )
         return found[0] if len(found) == 1 else None
 
@@ -113,7 +115,8 @@ class _FolderLists:
             return ""
         choices = listed.find_spellings(name)
         if len(choices) > 1:
-            spellings.ambiguous = (name, *(os.path.join(folder, choice) for choice in choices[:2]))
+            one, two = (os.path.join(folder, choice) for choice in choices[:2])
+            spellings.ambiguous = (name, one, two)
         if len(choices) != 1:
             return None
         stem, ending = os.path.splitext(choices[0])
@@ -246,9 +249,9 @@ def _choose_place(
 
 def _count_found(place: _Place, sample: Sequence[str], lists: _FolderLists) -> int:
     """Return how many paths lead to a file; an ambiguous one counts, and is refused once chosen."""
-    found, spellings = set(), _Spellings()
+    found: set[tuple[int, str] | str] = set()
     for value in sample:
-        spellings.ambiguous = None
+        spellings = _Spellings()
         file = place.find(value, lists, spellings)
         if file is not None or spellings.ambiguous:
             found.add(file or value)
