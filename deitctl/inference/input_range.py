@@ -103,6 +103,8 @@ def _list_looks(images: Iterable[ImageLike]) -> Iterator[Look]:
 
 
 def _look_at_file(name: str) -> tuple[Measured | None, int]:
+    if not os.path.isfile(name):  # a pipe would be waited for
+        return None, 0
     with open(name, "rb") as file:
         if begins_with_eight_bits(file.read(PNG_DEPTH + 1)):
             return None, PNG_DEPTH
