@@ -102,7 +102,7 @@ _KINDS = (
     _Type("an AppleDouble file, metadata of macOS", "remove {}"),
     _Type("a Git LFS pointer", "`git lfs pull` fetches what {} stands for"),
     _Type("a git-annex pointer", "`git annex get` fetches what {} stands for"),
-    _Type("an HTML page", "download the image instead of {}, perhaps an error or a login page"),
+    _Type("an HTML page", "perhaps a saved error or login page: download the image again"),
     _Type("a text file with an image in Base64", "decode {}: base64 -d"),
     _Type("a text file with a path, as a link becomes in some copies", "copy what {} leads to"),
     *(_Type(name, "") for name in ("an XML file", "a JSON file", "a text file")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deitctl.data.open import open_eval_split, open_for_training
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.spot_check import NUM_LOOKED_AT, choose_spread, require_images
 from deitctl.errors import DataError
@@ -38,6 +39,17 @@ def test_a_clone_without_git_lfs_is_refused(look):
     assert message.startswith("None of 24 train images of flowers can be read; for example: ")
     assert "0.png is a Git LFS pointer, not an image; `git lfs pull` fetches" in message
     assert message.endswith("`deitctl check flowers` lists all of them.")
+
+
+def test_training_and_evaluation_refuse_it_before_they_begin(image_folder, reporter):
+    root = image_folder({"train/ant": 3, "train/bee": 3, "val/ant": 2, "val/bee": 2})
+    for path in root.glob("train/*/*"):
+        path.write_bytes(POINTER)
+    with pytest.raises(DataError, match="None of 6 train images"):
+        open_for_training(str(root), seed=0, reporter=reporter)
+    assert len(open_eval_split(str(root), reporter=reporter).dataset.labels) == 4
+    with pytest.raises(DataError, match="None of 6 train images"):
+        open_eval_split(str(root), "train", reporter=reporter)
 
 
 @pytest.mark.parametrize("data", [POINTER, b"", b"<html>", bytes(999), b"\xff\x0a123", b"II\x89"])
