@@ -15,7 +15,9 @@ from PIL import Image
 
 import deitctl
 from deitctl import api
-from deitctl.errors import ConfigError
+from deitctl.errors import ConfigError, DataError
+from deitctl.models.checkpoint_io import save_tensors
+from deitctl.models.vit import VisionTransformer
 from deitctl.settings import list_settings, override, write_toml
 
 ROOT = Path(__file__).parents[1]
@@ -217,3 +219,39 @@ def test_the_examples_of_the_page_run(
         exec(compile(block, "docs/python.md", "exec"), names)
     assert (tmp_path / "runs" / "photos" / "figures" / "curves.png").is_file()
     assert (tmp_path / "report.html").is_file()
+
+
+def test_a_file_of_names_serves_every_use_of_a_bare_file(
+    image_folder: Callable[..., Path],
+    deit: Callable[..., VisionTransformer],
+    tmp_path: Path,
+    reporter,
+) -> None:
+    """Prediction, evaluation, explanation and export have the names, and the export keeps them."""
+    save_tensors(tmp_path / "w.safetensors", deit(classes=2).state_dict())
+    (tmp_path / "names.json").write_text('{"0": "owl", "1": "cat"}')
+    data = image_folder({"val/cat": 2, "val/owl": 2})
+    image = str(data / "val" / "owl" / "0.png")
+    options = {"model": str(tmp_path / "w.safetensors"), "classes": str(tmp_path / "names.json")}
+    best = deitctl.load(**options).predict(image).predictions[0]
+    assert best.label == ("owl", "cat")[best.index]
+    same = deitctl.load(options["model"], classes=["owl", "cat"]).predict(image).predictions[0]
+    assert same == best
+    with pytest.raises(DataError, match="without names.*--classes FILE names its classes"):
+        deitctl.evaluate(str(data), split="val", model=options["model"], device="cpu", workers=0)
+    result = deitctl.evaluate(str(data), split="val", **options, device="cpu", workers=0)
+    assert set(result.per_class) == {"cat", "owl"}
+    (explained,) = deitctl.explain([image], **options, output=tmp_path / "drawings", device="cpu")
+    assert explained.tokens["cls"].label == best.label
+    folder = tmp_path / "timm"
+    deitctl.export(
+        options["model"],
+        to="timm",
+        classes=options["classes"],
+        output=str(folder),
+        verify_data=str(data),
+        num_images=2,
+        reporter=reporter,
+    )
+    assert deitctl.load(folder).model_config.class_names == ("owl", "cat")
+    assert not [note for note in reporter.notes if "does not name" in note]

@@ -109,7 +109,7 @@ def apply_class_names(
         model_config: of the model.
         classes: see `read_class_names`.
         where: the model's file or name, for messages.
-        reporter: is told which names are replaced, or that there are none.
+        reporter: gets a note of names that are replaced or missing.
 
     Raises:
         ConfigError: see `read_class_names`.
@@ -123,15 +123,15 @@ def apply_class_names(
                 "from 0: --classes FILE names them."
             )
         return model_config
-    given = read_class_names(classes)
-    require_count(given.names, model_config.num_classes, where)
-    if own is not None and own != given.names:
-        place = next(n for n, name in enumerate(own) if name != given.names[n])
+    replacing = read_class_names(classes)
+    require_count(replacing.names, model_config.num_classes, where)
+    if own is not None and own != replacing.names:
+        place = next(n for n, name in enumerate(own) if name != replacing.names[n])
         reporter.note(
-            f"The class names of {where} are replaced, {own[place]!r} by {given.names[place]!r} "
+            f"The class names of {where} are replaced, {own[place]!r} by {replacing.names[place]!r} "
             "for example."
         )
-    return replace(model_config, class_names=given.names, descriptions=given.descriptions)
+    return replace(model_config, class_names=replacing.names, descriptions=replacing.descriptions)
 
 
 Entry = tuple[str, str | None]

@@ -102,7 +102,7 @@ def load_onnx_classifier(
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
         classes: names for its classes; empty for the file's.
-        reporter: is told where names are replaced or missing.
+        reporter: gets a note of names that are replaced or missing.
         allow_resizing: accept a file that resizes images itself.
 
     Raises:

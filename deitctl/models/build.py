@@ -190,8 +190,8 @@ def _choose_head_rows(
     if len(set(rows)) != count:
         # Equal class counts would load otherwise, and each class would start as another one.
         return convert.drop_heads(state), []
-    kept = f"the head keeps the weights' rows of the data's {count} classes"
-    changes = [] if rows == list(range(len(names))) else [kept]
+    rows_note = f"the head keeps the weights' rows of the data's {count} classes"
+    changes = [] if rows == list(range(len(names))) else [rows_note]
     return convert.take_head_rows(state, rows), changes
 
 

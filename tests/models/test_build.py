@@ -1,0 +1,103 @@
+"""A model to train starts with the rows of the head that belong to the data's classes, or with a new head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from deitctl.errors import ModelError
+from deitctl.models.build import build_model, has_class_rows
+from deitctl.models.checkpoint_io import save_model, save_tensors
+from deitctl.models.factory import LoadedModel
+from deitctl.models.introspect import describe_layers
+from deitctl.models.vit import VisionTransformer
+
+BARE = "w.safetensors"
+
+
+@pytest.fixture
+def bare(tmp_path: Path, deit: Callable[..., VisionTransformer]) -> VisionTransformer:
+    """A DeiT of three classes whose file does not name them."""
+    model = deit(classes=3)
+    save_tensors(tmp_path / BARE, model.state_dict())
+    return model
+
+
+def build(weights: Path, class_names: tuple[str, ...], reporter, **changes: object) -> LoadedModel:
+    options = {"img_size": 32, "drop_path_rate": 0.0, "pretrained": False, "distilled": None}
+    return build_model(
+        "deit_tiny",
+        class_names=class_names,
+        weights=str(weights),
+        reporter=reporter,
+        **{**options, **changes},  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("start_classes", "data", "rows"),
+    [
+        (("a", "b", "c"), ("c", "a", "b"), [2, 0, 1]),
+        (("a", "b", "c"), ("c", "b"), [2, 1]),
+        (("e\u0301", "b", " c"), ("\u00e9", "b", "c"), [0, 1, 2]),  # as older models have them
+        ((), ("c", "a", "b"), [0, 1, 2]),  # not named: the order is assumed, and is said
+    ],
+)
+def test_rows_of_the_head_follow_names(
+    start_classes: tuple[str, ...],
+    data: tuple[str, ...],
+    rows: list[int],
+    bare: VisionTransformer,
+    tmp_path: Path,
+    reporter,
+) -> None:
+    loaded = build(tmp_path / BARE, data, reporter, start_classes=start_classes)
+    assert torch.equal(loaded.model.head.weight, bare.head.weight[rows])
+    assert not loaded.has_new_head
+    assert has_class_rows(
+        "deit_tiny", str(tmp_path / BARE), data, reporter, start_classes=start_classes
+    )
+    assumed = [f"order of the data's classes ({', '.join(data)})" in c for c in loaded.changes]
+    assert any(assumed) == (not start_classes)
+
+
+def test_classes_of_other_names_get_a_new_head(
+    bare: VisionTransformer, tmp_path: Path, reporter
+) -> None:
+    """As many, so that their rows would fit."""
+    names, data = ("a", "b", "c"), ("a", "b", "x")
+    loaded = build(tmp_path / BARE, data, reporter, start_classes=names)
+    assert loaded.has_new_head
+    assert not torch.equal(loaded.model.head.weight, bare.head.weight)
+    weights = str(tmp_path / BARE)
+    assert not has_class_rows("deit_tiny", weights, data, reporter, start_classes=names)
+
+
+def test_names_of_another_number_of_classes_are_refused(
+    bare: VisionTransformer, tmp_path: Path, reporter
+) -> None:
+    with pytest.raises(ModelError, match="--classes names 2 classes, and .* has 3"):
+        build(tmp_path / BARE, ("a", "b"), reporter, start_classes=("a", "b"))
+
+
+def test_a_timm_model_says_that_its_head_is_new(tmp_path: Path, reporter) -> None:
+    from deitctl.models import timm_models
+
+    model = timm_models.create_model("test_resnet", num_classes=3, img_size=32)
+    config = timm_models.read_model_config(model, "test_resnet", 3).at_size(32)
+    save_model(tmp_path / "folder", model.state_dict(), config, describe_layers(model))
+    loaded = build_model(
+        str(tmp_path / "folder"),
+        class_names=("a", "b"),
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=None,
+        reporter=reporter,
+    )
+    assert loaded.changes == ("the head is new: 2 classes",)
+    assert loaded.weights == str(tmp_path / "folder" / "model.safetensors")
