@@ -370,7 +370,7 @@ def test_an_interrupted_pack_leaves_the_old_file(root, out, tmp_path):
 def test_a_signal_ends_the_processes_too(signum, make_image, out, tmp_path):
     """Each of them writes more than its pipe holds, and nobody reads it."""
     make_image(300, 300).save(tmp_path / "large.png")
-    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
+    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\n" * 10_000)
     command = [
         sys.executable,
         "-m",
@@ -400,7 +400,7 @@ def test_a_signal_ends_the_processes_too(signum, make_image, out, tmp_path):
 
 def test_a_killed_process_is_an_error(make_image, out, tmp_path):
     make_image(300, 300).save(tmp_path / "large.png")
-    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\nlarge.png,b\n" * 5000)
+    (tmp_path / "many.csv").write_text("path,label\n" + "large.png,a\n" * 10_000)
 
     killing = At(20, lambda: multiprocessing.active_children()[0].kill())
     with pytest.raises(LoaderLost, match=r"A loader process was ended by SIGKILL, .*--workers 0"):

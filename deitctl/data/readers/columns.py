@@ -52,6 +52,9 @@ PLURALS = (("s$", ""), ("es$", ""), ("ies$", "y"))
 YES, NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
 BITS = frozenset(("0", "1", "0.0", "1.0"))
 WAY_ON = "Call the column of image files 'path' and that of classes 'label'."
+PIXEL = re.compile(r"(pixel|px|p|v)?\d+(x\d+)?")
+MIN_PIXELS = 16
+SAVE_PIXELS = "Its columns are pixels, and a table here names files: save each row as a PNG."
 MAX_NAMED = 12
 
 
@@ -151,7 +154,8 @@ def find_columns(
         what = (
             f"has the columns {name_columns(names)}, and none of them is known as that of {missing}"
         )
-        raise DataError(f"{path} {what}.", WAY_ON)
+        has_pixels = sum(bool(PIXEL.fullmatch(name)) for name in reduced) >= MIN_PIXELS
+        raise DataError(f"{path} {what}.", SAVE_PIXELS if has_pixels else WAY_ON)
     return Columns(at, label, split, tuple(names), one_hot)
 
 

@@ -280,7 +280,7 @@ def _list_places(
     ]
     if used:
         roots = tuple(os.path.join(base, folder, "") for folder in used)
-        yield _Place(roots, rewrite, f"in {' and '.join(shorten(root) + os.sep for root in roots)}")
+        yield _Place(roots, rewrite, f"in {' and '.join(map(shorten, roots))}")
     if image_folder:
         depth = max(value.replace("\\", "/").count("/") for value in sample)
         for count in range(1, min(depth, MAX_DROPPED) + 1):

@@ -327,7 +327,7 @@ def _require_images(
         if len(rows):
             reporter.warn(
                 f"{len(rows):,} of the {len(found.splits[part]):,} {part + ' ' if part else ''}images "
-                f"of {path} are missing, the first is {found.values[int(rows[0])]!r}: they are left "
+                f"of {path} are missing, the first is {found.values[int(rows[0])]!r:.200}: they are left "
                 "out."
             )
 
@@ -345,9 +345,9 @@ def _refuse_places(
         )
     where = image_folder or str(path.parent)
     raise DataError(
-        f"None of the {count} of {path} is in {where} or there as written; the first is {value!r}, "
-        f"in the column {columns.names[columns.path]!r} of {name_columns(columns.names)}.",
-        "`--images FOLDER` names the folder that these paths are below.",
+        f"None of the {count} of {path} is there: the first, {value!r:.200}, is not in {where}; it is "
+        f"of the column {columns.names[columns.path]!r} of {name_columns(columns.names)}.",
+        "--images FOLDER names the folder that these paths are below.",
     )
 
 

@@ -50,9 +50,12 @@ class _Faults:
 
     count: int = 0
     first: int = 0
+    column: str = ""
+    """What the first lacks."""
 
-    def add(self, row: int) -> None:
-        self.first = self.first or row
+    def add(self, row: int, column: str) -> None:
+        if not self.count:
+            self.first, self.column = row, column
         self.count += 1
 
 
@@ -84,15 +87,17 @@ def collect_rows(
     codes, split_codes = array("q"), array("q")
     labels: dict[str, int] = {}
     splits: dict[str, int] = {}
-    faults = _Faults()
+    faults, names = _Faults(), columns.names
 
     def iterate_values() -> Iterator[str]:
         for number, row in enumerate(rows, start=first_row):
             value = row[columns.path] if columns.path < len(row) else ""
             label = name_label(_read_label(path, columns, row, number))
             split = columns.split
-            if (needs_path and not value.strip()) or not label.strip():
-                faults.add(number)
+            if needs_path and not value.strip():
+                faults.add(number, names[columns.path])
+            elif not label.strip():
+                faults.add(number, "label" if columns.label is None else names[columns.label])
             codes.append(labels.setdefault(label, len(labels)))
             name = row[split] if split is not None and split < len(row) else ""
             split_codes.append(splits.setdefault(name, len(splits)))
@@ -105,23 +110,21 @@ def collect_rows(
     if not len(values):
         raise DataError(
             f"{path} has no rows.",
-            f"It has the columns {name_columns(columns.names)}."
-            if any(columns.names)
+            f"It has the columns {name_columns(names)}."
+            if any(names)
             else "It needs the columns path,label[,split].",
         )
     if faults.count:
-        label_column = "label" if columns.label is None else columns.names[columns.label]
-        more = f", and so have {faults.count - 1:,} more" if faults.count > 1 else ""
+        more = f"; {faults.count:,} rows lack something" if faults.count > 1 else ""
         raise DataError(
-            f"{path}, row {faults.first} has no {columns.names[columns.path]!r} or no "
-            f"{label_column!r}{more}.",
+            f"{path}, row {faults.first} has no {faults.column!r}{more}.",
             f"Fill it in, or remove the row{'s' if more else ''}. The columns are "
-            f"{name_columns(columns.names)}.",
+            f"{name_columns(names)}.",
         )
-    names = _name_classes(path, list(labels), reporter)
-    class_names = tuple(sorted(set(names)))
+    classes = _name_classes(path, list(labels), reporter)
+    class_names = tuple(sorted(set(classes)))
     places = {name: at for at, name in enumerate(class_names)}
-    numbers = np.array([places[name] for name in names], np.int64)
+    numbers = np.array([places[name] for name in classes], np.int64)
     label_numbers = numbers[np.frombuffer(codes, np.int64)]
     _warn_of_lists(path, class_names, reporter)
     parts = np.array(_match_splits(path, columns, list(splits)))[
@@ -184,6 +187,9 @@ def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list
         m or re.fullmatch(r"-?\d+", n) for m, n in zip(whole, names, strict=True)
     ):
         # A missing value anywhere in a column makes pandas write 1 as 1.0.
+        reporter.note(
+            f"{path}: labels such as {next(m[0] for m in whole if m)!r} are whole numbers."
+        )
         names = [m[1] if m else name for m, name in zip(whole, names, strict=True)]
     if words := sorted({name for name in names if name.casefold() in MISSING_WORDS}):
         reporter.warn(
@@ -207,10 +213,10 @@ def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -
     known = set(class_names)
     lists = [name for name in class_names if _is_list(name, known)]
     if lists:
+        count = "a label" if len(lists) == 1 else f"{len(lists):,} labels"
         reporter.warn(
-            f"{path} has {len(lists):,} label{'s' if len(lists) > 1 else ''} such as {lists[0]!r}, "
-            "which look like several classes: each is read as one class of its own, because an image "
-            "has one class here."
+            f"{path} has {count} such as {lists[0]!r}, which looks like several classes: it is read "
+            "as one class of its own, because an image has one class here."
         )
 
 
