@@ -2,8 +2,8 @@
 
     python benchmarks/foreign_checkpoints.py deit_tiny_patch16_224.fb_in1k.safetensors photos/
 
-The first is deit_tiny's file in timm's names, the second a folder of images. Layouts that have averaged weights or a second
-network get noise for the other, so that taking the wrong one shows. Figures: docs/results/evaluation.md.
+The first is deit_tiny's file in timm's names, the second a folder of images. Layouts that have averaged weights
+or a second network get noise for the other, so that taking the wrong one shows. Figures: docs/results/evaluation.md.
 """
 
 from __future__ import annotations
@@ -271,20 +271,20 @@ def write_transformers_folder(folder: Path, state: State, heads: int, classes: i
 
 
 class Notes(SilentReporter):
-    """Keeps what is said."""
+    """Keeps what is reported."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def note(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     warn = note
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Print a row for each layout: the difference of the logits, and what was said."""
+    """Print a row for each layout: the difference of the logits, and what was reported."""
     parser = argparse.ArgumentParser()
     parser.add_argument("weights", type=Path)
     parser.add_argument("images", type=Path)
@@ -293,7 +293,7 @@ def main() -> None:
     theirs = timm.create_model("deit_tiny_patch16_224").eval()
     theirs.load_state_dict(state)
     files = sorted(p for p in options.images.iterdir() if p.is_file())[:8]
-    print(f"{len(files)} images\n\n| layout | file | logits | said |\n|---|---|---|---|")
+    print(f"{len(files)} images\n\n| layout | file | logits | reported |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (file, make)) in enumerate(LAYOUTS.items()):
             path = Path(folder, str(number), file)
@@ -315,16 +315,16 @@ def _compare(path: Path, theirs: torch.nn.Module, files: list[Path]) -> str:
         is_equal = backbone.keys() == taken.keys() and all(
             torch.equal(backbone[name], value) for name, value in taken.items()
         )
-        said = str(error).replace(str(path), path.name)
-        return f"{'no head; the backbone is equal' if is_equal else 'refused'} | {said}"
+        text = str(error).replace(str(path), path.name)
+        return f"{'no head; the backbone is equal' if is_equal else 'refused'} | {text}"
     pre = loaded.model_config.preprocessing
     pixels = torch.from_numpy(np.stack([eval_transform(read_image(f), pre) for f in files]))
     images = normalize(pixels, pre)
     rule = choose_head("auto", loaded.model_config.head, loaded.model)
     ours = fuse_heads(forward_heads(loaded.model, images), rule)
     worst = float((ours - theirs(images)).abs().max())
-    said = " ".join(notes.said).replace(str(path), path.name)
-    return f"{'equal' if worst == 0 else f'{worst:.2g}'} | {said}"
+    text = " ".join(notes.messages).replace(str(path), path.name)
+    return f"{'equal' if worst == 0 else f'{worst:.2g}'} | {text}"
 
 
 if __name__ == "__main__":

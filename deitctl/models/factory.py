@@ -177,7 +177,7 @@ def _load_deit_file(
 ) -> LoadedModel:
     """Load a DeiT's file: that of a folder with its preprocessing, or one without.
 
-    What was taken is said to `reporter`; None for published weights.
+    What was taken is reported; None for published weights.
     """
     checkpoint = read_checkpoint(path)
     state, lacks_head = convert.complete_heads(convert.normalize_names(checkpoint.state))

@@ -59,7 +59,12 @@ def suggest(kind: str, stored: str = "") -> str:
     """Return what to do with weights of a kind; `stored` is the architecture that their file names."""
     if kind.startswith(("LoRA", "quantized", "the state")):
         return "Name the file of the whole network."
-    return f"Name its architecture, timm's: --model {stored.partition('.')[0] or 'NAME'} --weights FILE."
+    if kind.startswith(("a detection", "a segmentation", "a CLIP", "another transformer")):
+        return "Name the weights of an image classifier."
+    if " of " in kind:
+        return "Its names are not timm's: convert it there, or name other weights."
+    name = stored.partition(".")[0] or "NAME"
+    return f"Name its architecture, timm's: --model {name} --weights FILE."
 
 
 def recognize(names: Iterable[str]) -> str:
@@ -76,5 +81,5 @@ def describe(shapes: Mapping[str, Sequence[int]]) -> str:
     if not shapes:
         return "no tensors"
     first = [name[:60] for name in list(shapes)[:3]]
-    shown = ", ".join(first) + (", ..." if len(shapes) > len(first) else "")
-    return f"{recognize(shapes) or 'another network'} ({shown})"
+    listed = ", ".join(first) + (", ..." if len(shapes) > len(first) else "")
+    return f"{recognize(shapes) or 'another network'} ({listed})"

@@ -152,7 +152,7 @@ def _download_folder(ref: str, repo_id: str, reporter: Reporter) -> Path:
         if not any((config.parent / name).is_file() for name in WEIGHT_FILES):
             for name in WEIGHT_FILES[1:]:
                 download(repo_id, name, reporter)
-    # timm's repositories have none; of transformers' without one it is said.
+    # timm's repositories have none; where transformers' have none, that is reported.
     with suppress(WeightsNotFound):
         download(repo_id, PROCESSOR, reporter)
     return config.parent

@@ -90,9 +90,9 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
     state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
     rest = [k for k in loaded if k not in state]
     if any(isinstance(loaded[k], dict | list | tuple | StandIn) for k in rest):
-        shown = _quote(k for k in rest if isinstance(loaded[k], dict | list | tuple | StandIn))
+        listed = _quote(k for k in rest if isinstance(loaded[k], dict | list | tuple | StandIn))
         raise ModelError(
-            f"{path} is not a dictionary of tensors alone: it has {shown} too.",
+            f"{path} is not a dictionary of tensors alone: it has {listed} too.",
             "Save the state dict by itself: torch.save(model.state_dict(), 'weights.pth').",
         )
     return Checkpoint(state, ".".join(entries), tuple(notes), architecture)
@@ -110,9 +110,9 @@ def _choose_entry(loaded: Any, path: Path) -> tuple[str, str] | None:
         # Of a distillation the teacher is another network; of DINO it is the average.
         key = TEACHER if _have_same_shapes(loaded[TEACHER], loaded[STUDENT]) else STUDENT
         return key, f"the {key}'s weights"
-    known = next((k for k in ENTRIES if k in holders), None)
-    if known is not None:
-        return known, ""
+    named = next((k for k in ENTRIES if k in holders), None)
+    if named is not None:
+        return named, ""
     if not holders or _has_tensors(loaded):
         return None
     if len(holders) > 1:
@@ -192,18 +192,18 @@ def _find_arrays(value: Any, depth: int = 0) -> str:
         k for k, v in value.items() if isinstance(v, StandIn) and type(v).__name__ in NUMPY_ARRAYS
     ]
     return _quote(arrays, 2) or next(
-        (found for v in value.values() if (found := _find_arrays(v, depth + 1))), ""
+        (nested for v in value.values() if (nested := _find_arrays(v, depth + 1))), ""
     )
 
 
 def _quote(names: Iterable[Any], most: int = 4) -> str:
-    shown = [repr(name)[:60] for name in names]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" * (len(shown) > most))
+    listed = [repr(name)[:60] for name in names]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" * (len(listed) > most))
 
 
 def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Return a checkpoint whose network has timm's names: prefixes, other libraries' names and what
-    self-supervised training adds are removed, and said.
+    self-supervised training adds are removed, and reported.
 
     Raises:
         ModelError: it holds several networks, of which one would have to be guessed.
@@ -309,5 +309,5 @@ def _drop_extras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[st
 
 def _list_parts(names: Iterable[str]) -> str:
     """Return the first parts of names, once each: `decoder_blocks, mask_token`."""
-    shown = sorted({re.sub(r"^(model|net|backbone)\.", "", n).partition(".")[0] for n in names})
-    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" * (len(shown) > 6))
+    listed = sorted({re.sub(r"^(model|net|backbone)\.", "", n).partition(".")[0] for n in names})
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" * (len(listed) > 6))

@@ -70,8 +70,8 @@ def identify_weights(path: Path) -> str:
                 "Open it where you trust it, and save a state dict with torch.save.",
             )
         return PICKLE
-    if (found := _name_foreign(path, start)) is not None:
-        what, hint = found
+    if (foreign := _name_foreign(path, start)) is not None:
+        what, hint = foreign
         raise ModelError(f"{path} is {what}.", hint)
     if path.suffix == ".safetensors":
         return SAFETENSORS  # a damaged one: the reader says where
@@ -176,8 +176,8 @@ def _require_torch_archive(path: Path) -> None:
         )
     if "model.weights.h5" in last:
         raise ModelError(f"{path} is a Keras model.", WEIGHTS_ARE)
-    shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+    listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
     raise ModelError(
-        f"{path} is a ZIP archive of {len(names)} files ({shown[:160]}), and no weights.",
+        f"{path} is a ZIP archive of {len(names)} files ({listed[:160]}), and no weights.",
         "Unpack it, and name the folder of the model, or the weights in it.",
     )

@@ -61,6 +61,10 @@ def test_the_way_on_fits_the_kind():
         infer_architecture({"q.lora_A.weight": (4, 4)}, "f")
     with pytest.raises(ModelError, match="--model resnet18 --weights FILE"):
         infer_architecture({"layer1.0.conv1.weight": (4, 4, 3, 3)}, "f", stored="resnet18.a1_in1k")
+    with pytest.raises(ModelError, match="Name the weights of an image classifier"):
+        infer_architecture({"roi_heads.box_head.fc6.weight": (4, 4)}, "f")
+    with pytest.raises(ModelError, match="a ViT of MMPretrain .*Its names are not timm's"):
+        infer_architecture({"backbone.layers.0.ln1.weight": (4,)}, "f")
     with torch.device("meta"):
         state = shapes(timm.create_model("vit_base_patch32_224").state_dict())
     with pytest.raises(ModelError, match="--model vit_base_patch32_224 --weights FILE"):
