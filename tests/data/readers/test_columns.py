@@ -1,0 +1,95 @@
+"""The columns of a table are found by the names that people give them, or named in a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deitctl.data.readers.columns import find_columns, reduce_name
+from deitctl.errors import DataError
+
+TABLE = Path("t.csv")
+
+
+def find(header: str, *rows: str) -> tuple[int, int | None, int | None]:
+    columns = find_columns(TABLE, header.split(","), [row.split(",") for row in rows])
+    return columns.path, columns.label, columns.split
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "path,label",
+            "Path,Label",
+            "PATH,LABEL",
+            "image_id,label",
+            "ImageId,Class",
+            "img,target",
+        ),
+        *(
+            "File Name,Category",
+            "filename,species",
+            "image_path,class_name",
+            "id,breed",
+            "image,tags",
+        ),
+        *(
+            "filepaths,labels",
+            "id_code,diagnosis",
+            "image_id,dx",
+            "file,class_id",
+            "filenames,classes",
+        ),
+    ],
+)
+def test_the_names_that_people_use_are_known(header):
+    assert find(header) == (0, 1, None)
+    assert find(",".join(reversed(header.split(",")))) == (1, 0, None)
+
+
+def test_the_exact_name_goes_before_others():
+    assert find("filename,image,path,class,label,category") == (2, 4, None)
+
+
+def test_identifiers_stand_for_a_column_only_where_there_is_no_other():
+    assert find("id,filename,class_id,class_name") == (1, 3, None)
+    assert find("class id,filepaths,labels,data set,scientific name", "0,a,b,train,c") == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        ("filename,image,label", "'filename' and 'image' may be that of image files.*'path'"),
+        ("path,class,category", "'class' and 'category' may be that of classes.*'label'"),
+        ("colour,shape", "has the columns 'colour', 'shape'.*image files"),
+        ("path,shape", "has the columns 'path', 'shape'.*classes"),
+        ("label," + ",".join(f"pixel{n}" for n in range(64)), "columns are pixels"),
+    ],
+)
+def test_what_is_ambiguous_or_missing_is_refused_with_the_columns(header, what):
+    with pytest.raises(DataError, match=what):
+        find(header)
+
+
+def test_a_column_of_splits_has_many_names_and_holds_splits():
+    for name in ("split", "subset", "Set", "partition", "dataset", "fold"):
+        assert find(f"path,label,{name}", "1.jpg,a,Train", "2.jpg,b,valid")[2] == 2
+    assert find("path,label,fold", "1.jpg,a,0", "2.jpg,b,1")[2] is None
+    assert find("path,label,is_valid", "1.jpg,a,False", "2.jpg,b,True")[2] == 2
+
+
+def test_columns_of_0_and_1_are_the_classes_where_none_is_called_so():
+    columns = find_columns(TABLE, ["image", "cat", "dog"], [["1", "1.0", "0.0"], ["2", "0", "1"]])
+    assert (columns.label, columns.one_hot) == (None, (1, 2))
+    with pytest.raises(DataError, match="'image', 'cat', 'age'"):
+        find("image,cat,age", "1,1,34")
+
+
+@pytest.mark.parametrize(
+    ("name", "reduced"),
+    [("Image ID", "imageid"), ("categories", "category"), ("Classes", "class"), ("x_y", "xy")],
+)
+def test_case_signs_and_plurals_make_no_other_name(name, reduced):
+    assert reduce_name(name) == reduced
