@@ -382,5 +382,5 @@ def _report_unread(
 ) -> Iterator[Prediction]:
     """Yield the predictions, then say what was passed over in folders."""
     yield from predictions
-    if said := scan.describe():
-        reporter.warn(said)
+    if passed_over := scan.describe():
+        reporter.warn(passed_over)
