@@ -393,12 +393,13 @@ def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
         ) from error
 
 
-def require_creatable(path: Path, *, within: Path | None = None) -> None:
+def require_creatable(path: Path, *, within: Path | None = None, option: str = OUTPUT) -> None:
     """Raise `DiskError` unless a file can be made at `path` with its folders; nothing is left behind.
 
     Args:
         path: of the file, which may exist.
         within: what the message names, if not the file.
+        option: what the user names it with.
     """
     try:
         folder = path.parent
@@ -409,7 +410,7 @@ def require_creatable(path: Path, *, within: Path | None = None) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         os_error = error if isinstance(error, OSError) else OSError(str(error))
-        raise DiskError.from_os_error(within or path, os_error) from error
+        raise DiskError.from_os_error(within or path, os_error, option) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -274,7 +274,7 @@ def require_cache_folder(root: Path) -> None:
         raise TeacherError(
             f"{root} holds other files and no teacher targets.", "Name another --teacher-cache."
         )
-    require_creatable(root / STAMP)
+    require_creatable(root / STAMP, within=root, option="--teacher-cache (or $DEITCTL_CACHE)")
 
 
 def read_stamp(root: Path) -> dict[str, Any]:
