@@ -49,10 +49,17 @@ class ParquetSchema:
     """Places of columns that may hold images: bytes, or structs with bytes."""
     structs: frozenset[int]
     """Places of those that are structs."""
+    paths: tuple[int, ...]
+    """Places of columns of structs with paths and no bytes."""
     class_names: Mapping[int, tuple[str, ...]]
     """Names of the classes that numbers in a column stand for, by the column's place."""
     num_bytes: int
     """Of all columns, decoded."""
+
+    def name_parts(self, places: Sequence[int]) -> dict[int, str]:
+        """Return what is read of some columns to have text: of structs the path."""
+        structs = {*self.structs, *self.paths}
+        return {at: self.names[at] + (f".{PATH}" if at in structs else "") for at in places}
 
 
 class _FileView:
@@ -205,9 +212,10 @@ class ParquetDataset(ImageDataset):
         row = int(self.rows[index])
         try:
             data = read_patiently(lambda: self.images.read(row), self.title)
-        except OSError as error:
-            raise_read_error(self.name(index), error)
         except _list_errors() as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise_read_error(self.name(index), error)
+            # pyarrow reports damage as an OSError without a number.
             why = " ".join(str(error).split())[:120]
             raise DataError(f"{self.name(index)} cannot be read: {why}.") from error
         if data is None:
@@ -236,17 +244,18 @@ def read_schema(path: Path) -> ParquetSchema:
 
         reader = _open_reader(OpenFile(str(path)))
         schema, metadata = reader.schema_arrow, reader.metadata
-        images, structs = [], set()
+        images, paths, structs = [], [], set()
         for at, field in enumerate(schema):
             inner = field.type
-            if types.is_struct(inner) and inner.get_field_index(BYTES) >= 0:
-                inner = inner.field(BYTES).type
+            if types.is_struct(inner):
+                parts = {part.name: part.type for part in _list_fields(field)}
+                inner = parts.get(BYTES, inner)
+                if PATH in parts and _has_paths_alone(reader, field):
+                    paths.append(at)
+                    continue
                 structs.add(at)
-            if (
-                types.is_binary(inner)
-                or types.is_large_binary(inner)
-                or types.is_binary_view(inner)
-            ):
+            is_bytes = (types.is_binary, types.is_large_binary, types.is_binary_view)
+            if any(check(inner) for check in is_bytes):
                 images.append(at)
         groups = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
     if max(groups, default=0) > MAX_GROUP_BYTES and images:
@@ -256,7 +265,9 @@ def read_schema(path: Path) -> ParquetSchema:
         )
     names = tuple(schema.names)
     class_names = _read_class_names(schema, names)
-    return ParquetSchema(names, tuple(images), frozenset(structs), class_names, sum(groups))
+    return ParquetSchema(
+        names, tuple(images), frozenset(structs), tuple(paths), class_names, sum(groups)
+    )
 
 
 def _read_class_names(schema: Any, names: Sequence[str]) -> dict[int, tuple[str, ...]]:
@@ -297,16 +308,14 @@ def read_rows(path: Path, columns: Mapping[int, str]) -> Iterator[list[Any]]:
                 yield row
 
 
-def has_no_bytes(path: Path, column: str) -> bool:
-    """Whether a column of structs has paths alone, by its first row."""
-    with _named_errors(path):
-        reader = _open_reader(OpenFile(str(path)))
-        if BYTES not in [field.name for field in _list_fields(reader.schema_arrow.field(column))]:
-            return False
-        batches = reader.iter_batches(1, columns=[column], use_threads=False)
-        first = next(iter(batches), None)
-        value = None if first is None or not first.num_rows else first.column(0)[0].as_py()
-        return value is not None and value[BYTES] is None and bool(value.get(PATH))
+def _has_paths_alone(reader: Any, field: Any) -> bool:
+    """Whether structs have paths and no bytes, by their type or else by the first row."""
+    if BYTES not in [part.name for part in _list_fields(field)]:
+        return True
+    batches = reader.iter_batches(1, columns=[field.name], use_threads=False)
+    first = next(iter(batches), None)
+    value = None if first is None or not first.num_rows else first.column(0)[0].as_py()
+    return value is not None and value[BYTES] is None and bool(value[PATH])
 
 
 def _list_fields(field: Any) -> list[Any]:

@@ -31,7 +31,6 @@ from deitctl.data.readers.parquet import (
     CACHE_BYTES,
     ParquetDataset,
     ParquetSchema,
-    has_no_bytes,
     is_parquet,
     name_images,
     open_images,
@@ -123,10 +122,8 @@ def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, I
 
 def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
     schema = read_schema(path)
-    columns = find_columns(
-        path, schema.names, _sample_rows(path, schema), schema.images, [*schema.class_names]
-    )
-    if columns.path in schema.images and not has_no_bytes(path, schema.names[columns.path]):
+    columns = _find_parquet_columns(path, schema)
+    if columns.path in schema.images:
         if image_folder:
             refuse_image_folder(path)
         return _open_images({"": [path]}, path, schema, columns, reporter)
@@ -149,10 +146,8 @@ def open_shards(
     """
     first, *others = [path for paths in parts.values() for path in paths]
     schema = read_schema(first)
-    columns = find_columns(
-        first, schema.names, _sample_rows(first, schema), schema.images, [*schema.class_names]
-    )
-    if columns.path not in schema.images or has_no_bytes(first, schema.names[columns.path]):
+    columns = _find_parquet_columns(first, schema)
+    if columns.path not in schema.images:
         raise DataError(
             f"{folder} has Parquet files without images: {first} has the columns "
             f"{name_columns(schema.names)}.",
@@ -168,20 +163,21 @@ def open_shards(
     return _open_images(parts, folder, schema, replace(columns, split=None), reporter)
 
 
-def _sample_rows(path: Path, schema: ParquetSchema) -> list[list[str]]:
-    """Return the first rows, without images."""
-    columns = {at: name for at, name in enumerate(schema.names) if at not in schema.images}
-    return list(islice(read_rows(path, columns), SAMPLE_ROWS))
+def _find_parquet_columns(path: Path, schema: ParquetSchema) -> Columns:
+    texts = [at for at in range(len(schema.names)) if at not in schema.images]
+    rows = list(islice(read_rows(path, schema.name_parts(texts)), SAMPLE_ROWS))
+    images = (*schema.images, *schema.paths)
+    return find_columns(path, schema.names, rows, images, [*schema.class_names])
 
 
 def _collect_parquet(
     path: Path, schema: ParquetSchema, columns: Columns, reporter: Reporter
 ) -> TableRows:
     """Read paths, labels and splits; of images in the file names, empty where they have none."""
-    taken = {at: schema.names[at] for at in columns.list_places() if at not in schema.images}
     is_image = columns.path in schema.images
-    if is_image and columns.path in schema.structs:
-        taken[columns.path] = f"{schema.names[columns.path]}.path"
+    taken = columns.list_places()
+    if is_image and columns.path not in schema.structs:
+        taken.remove(columns.path)  # bytes alone, without names
     names = schema.class_names.get(-1 if columns.label is None else columns.label)
 
     def name_label(label: str) -> str:
@@ -197,7 +193,7 @@ def _collect_parquet(
     return collect_rows(
         path,
         columns,
-        read_rows(path, taken),
+        read_rows(path, schema.name_parts(taken)),
         reporter,
         first_row=1,
         name_label=name_label,
