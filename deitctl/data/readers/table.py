@@ -28,15 +28,13 @@ from deitctl.data.readers.columns import (
 )
 from deitctl.data.readers.image_places import ADDRESS, ImagePlaces, find_images
 from deitctl.data.readers.parquet import (
-    CACHE_BYTES,
-    ParquetDataset,
     ParquetSchema,
     is_parquet,
     name_images,
-    open_images,
     read_rows,
     read_schema,
 )
+from deitctl.data.readers.parquet_images import CACHE_BYTES, ParquetDataset, open_images
 from deitctl.data.readers.table_rows import TableRows, collect_rows
 from deitctl.data.readers.text import SAMPLE_ROWS, WINDOWS, open_text
 from deitctl.errors import DataError
@@ -176,7 +174,7 @@ def _collect_parquet(
     """Read paths, labels and splits; of images in the file names, empty where they have none."""
     is_image = columns.path in schema.images
     taken = columns.list_places()
-    if is_image and columns.path not in schema.structs:
+    if is_image and columns.path not in schema.named:
         taken.remove(columns.path)  # bytes alone, without names
     names = schema.class_names.get(-1 if columns.label is None else columns.label)
 

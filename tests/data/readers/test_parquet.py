@@ -16,7 +16,7 @@ import pytest
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_dataset, open_for_training
-from deitctl.data.readers import parquet
+from deitctl.data.readers import parquet_images
 from deitctl.errors import DataChanged, DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -92,6 +92,13 @@ def test_names_that_two_images_share_are_not_used(files, tmp_path, reporter):
     assert [dataset.relative_path(n) for n in range(12)] == [f"t/{n}" for n in range(12)]
 
 
+def test_structs_of_bytes_alone_are_images_without_names(files, tmp_path, reporter):
+    images = [{"bytes": file} for file in files]
+    dataset = open_all(write_hub(tmp_path / "t.parquet", files, image=images), reporter)
+    assert [dataset.read_bytes(n) for n in range(12)] == files
+    assert dataset.relative_path(3) == "t/3"
+
+
 def test_a_row_without_bytes_is_an_unreadable_image(files, tmp_path, reporter):
     images = [{"bytes": f if n != 4 else None, "path": f"{n}"} for n, f in enumerate(files)]
     dataset = open_all(write_hub(tmp_path / "t.parquet", files, image=images), reporter)
@@ -144,10 +151,10 @@ def test_few_row_groups_are_kept_and_each_image_is_right(files, tmp_path, report
     decoded = []
     read_group = column._read_group
     monkeypatch.setattr(column, "_read_group", lambda n: decoded.append(n) or read_group(n))
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 2 * max(map(len, files)) * 3)
+    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 2 * max(map(len, files)) * 3)
     for index in np.random.default_rng(0).integers(0, 12, 60).tolist():
         assert dataset.read_bytes(index) == files[index]
-        assert len(column._groups) == 1 or column._count_bytes() <= parquet.CACHE_BYTES
+        assert len(column._groups) == 1 or column._count_bytes() <= parquet_images.CACHE_BYTES
     decoded.clear()
     for index in range(12):
         dataset.read_bytes(index)
@@ -182,7 +189,7 @@ def test_a_copy_for_another_process_reads_the_same(files, tmp_path, reporter):
 
 def test_threads_read_the_same(files, tmp_path, reporter, monkeypatch):
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 1)
+    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 1)
     found: dict[int, bytes] = {}
     threads = [
         threading.Thread(target=lambda n=n: found.update({n: dataset.read_bytes(n)}))
