@@ -18,6 +18,7 @@ from deitctl.exporters.export import ExportResult
 from deitctl.exporters.verify import VerifyResult
 from deitctl.hub.push import PushResult
 from deitctl.inference.classifier import Prediction
+from deitctl.models.model_config import ValueRange
 from deitctl.packing.pack import PackResult, PackVerification
 from deitctl.profiling.bench_result import BenchResult
 from deitctl.profiling.environment import Environment
@@ -140,6 +141,8 @@ def _name_type(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if hint in PLAIN:
         return PLAIN[hint]
+    if hint is ValueRange:
+        return "array of two numbers and a boolean"
     if dataclasses.is_dataclass(hint):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
     if origin in (Union, types.UnionType):

@@ -196,6 +196,15 @@ def test_the_model_config_is_read_from_the_metadata(file, model):
     assert (model_config.head, model_config.num_classes) == (RULE, 4)
 
 
+def test_other_names_replace_those_of_the_file(file, reporter):
+    names = ("a", "b", "c", "d")
+    named = load_onnx_classifier(str(file), **DEFAULTS, classes=names, reporter=reporter)
+    assert [named.model_config.label(n) for n in range(4)] == list(names)
+    assert ["are replaced" in note for note in reporter.notes] == [True]
+    with pytest.raises(ModelError, match="--classes names 3 classes"):
+        load_onnx_classifier(str(file), **DEFAULTS, classes=names[:3])
+
+
 def test_classes_without_names_are_numbered(changed, image_folder):
     path = changed(class_names=None, descriptions=None)
     [record] = predict([str(image_folder({"in": 1}) / "in" / "0.png")], model=str(path))

@@ -224,3 +224,24 @@ def test_a_teacher_that_is_not_here_is_refused_without_the_digits(
     line = require_one_line(config, pair, tmp_path / "run")
     assert "regnety_160" in line
     assert "--teacher-weights FILE" in line
+
+
+def test_names_for_a_bare_teacher_save_its_fine_tuning_and_key_its_cache(
+    distilled: Make, little: Pair, tmp_path: Path, reporter
+) -> None:
+    from deitctl.distillation.teacher import identify_teacher, plan_finetuning, resolve_teacher
+
+    write_deit(tmp_path / "bare.safetensors")
+    bare = distilled("run", teacher=str(tmp_path / "bare.safetensors"))
+    assert bare.distill is not None
+    assert plan_finetuning(bare, little[0], reporter)[0] == "head"
+    identities = {identify_teacher(bare.distill, reporter)}
+    for order in ("0123456789", "9876543210"):
+        (tmp_path / "names.txt").write_text("\n".join(order))
+        distill = replace(bare.distill, teacher_classes=str(tmp_path / "names.txt"))
+        config = replace(bare, distill=distill)
+        assert plan_finetuning(config, little[0], reporter) == ("no", None)
+        match = resolve_teacher(config, little[0], "", None, reporter).match
+        assert match.rows == tuple(map(int, order))
+        identities.add(identify_teacher(distill, reporter))
+    assert len(identities) == 3
