@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import ModelError
-from deitctl.exporters.hub_folders import convert_weights
+from deitctl.exporters.hub_folders import (
+    convert_weights,
+    to_processor_config,
+    to_transformers_config,
+)
 from deitctl.models.catalog import load_imagenet_classes
-from deitctl.models.checkpoint_io import load_model_config
+from deitctl.models.checkpoint_io import load_model_config, save_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.transformers_folder import from_transformers_config
 from deitctl.models.transformers_names import rename_transformers
+from deitctl.paths import write_json
 from tests.models.test_state_dicts import foreign
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -236,3 +244,40 @@ def test_weights_that_are_not_read_are_named(name, folder, reporter):
     (root / name).write_bytes(content[name[:5]])
     with pytest.raises(ModelError, match=f"{name} is (the index|an HDF5|a MessagePack)"):
         load_model(str(root), reporter=reporter)
+
+
+@pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled"])
+def test_our_own_export_is_the_model_again(alias, deit, tmp_path, reporter):
+    net, names = deit(alias), ("a", "b", "c", "d", "e")
+    model_config = ModelConfig(
+        architecture=net.arch.name,
+        num_classes=5,
+        class_names=names,
+        descriptions=("ant", "bee", "cat", "dog", "eel"),
+        preprocessing=Preprocessing(img_size=32, crop_pct=0.8, mean=(0.4, 0.5, 0.6)),
+        head="avg-probs" if net.arch.distilled else "cls",
+        temperatures={"cls": 0.8},
+    )
+    save_tensors(tmp_path / WEIGHTS, convert_weights(net), {"format": "pt"})
+    write_json(tmp_path / CONFIG, to_transformers_config(net, model_config))
+    write_json(tmp_path / PROCESSOR, to_processor_config(model_config.preprocessing))
+    loaded = load_model(str(tmp_path), reporter=reporter)
+    state = loaded.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    again = loaded.model_config
+    assert again.preprocessing.resize_to == model_config.preprocessing.resize_to
+    changed = {"preprocessing": again.preprocessing}
+    assert replace(model_config, **changed) == again
+    assert again.preprocessing.mean == (0.4, 0.5, 0.6)
+    assert not reporter.notes
+    assert not reporter.warnings
+
+
+def test_a_vit_that_no_deit_is_loads_as_timms(tmp_path, reporter):
+    theirs = timm.create_model("vit_small_patch32_224", num_classes=3, img_size=64).eval()
+    foreign.write_transformers_folder(tmp_path / "hf", theirs.state_dict(), heads=6, classes=3)
+    loaded = load_model(str(tmp_path / "hf"), reporter=reporter)
+    assert loaded.model_config.architecture == "vit_small_patch32_224"
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(images), theirs(images))
