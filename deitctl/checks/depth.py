@@ -12,17 +12,17 @@ from deitctl.data.value_range import NO_RANGE
 from deitctl.models.model_config import ValueRange, parse_value_range
 
 
-def check_depth(splits: Sequence[Split], asked: str) -> tuple[list[Split], list[Issue]]:
+def check_depth(splits: Sequence[Split], option: str) -> tuple[list[Split], list[Issue]]:
     """Choose the value range of a data set as training does; return its splits so, and the issues.
 
     Args:
         splits: of the data set.
-        asked: `auto`, or `LOW,HIGH`.
+        option: `auto`, or `LOW,HIGH`.
 
     Raises:
         ConfigError: it is neither.
     """
-    chosen = parse_value_range(asked)
+    chosen = parse_value_range(option)
     chosen = chosen or next((s.dataset.value_range for s in splits if s.dataset.value_range), None)
     issues: list[Issue] = []
     if chosen is None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from deitctl.data.decode_limits import STRIP
 from deitctl.data.value_range import (
+    BITS_PER_SAMPLE,
     FULL,
     MIN_IS_WHITE,
     PHOTOMETRIC,
@@ -210,6 +211,12 @@ def open_deep(
     """
     if image.mode.startswith("I") or image.mode == "F":
         return DeepImage(image, find_stated_range(image, data), "L", open_again)
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (8,))
+    is_planar = tags.get(PLANAR) == 2 and len(bits) > 1 and max(bits) > 8
+    if is_planar and any(tile[0] == "raw" for tile in getattr(image, "tile", ())):
+        # Pillow would mix high and low bytes.
+        raise ValueError("its 16-bit channels lie apart; store it with interleaved ones")
     raw_mode = _get_raw_mode(image) if data else ""
     name, wide, order = raw_mode.partition(";16")
     if not wide or order not in OTHER_ORDER:

@@ -122,23 +122,23 @@ class RangeSurvey:
 
 def settle_range(
     datasets: Sequence[ImageDataset],
-    asked: str | ValueRange,
+    option: str | ValueRange,
     say: Callable[[str], None],
 ) -> ValueRange:
     """Return the range of all images of a data set.
 
     Args:
         datasets: its parts; a pack may have a range already.
-        asked: `auto`, `LOW,HIGH`, or a range that was chosen before.
+        option: `auto`, `LOW,HIGH`, or a range that was chosen before.
         say: receives what is chosen, in a line.
 
     Raises:
-        ConfigError: `asked` is none of these.
+        ConfigError: `option` is none of these.
         DataError: see `RangeSurvey.choose`.
     """
-    known = asked if isinstance(asked, ValueRange) else parse_value_range(asked)
-    if known is not None:
-        return known
+    requested = option if isinstance(option, ValueRange) else parse_value_range(option)
+    if requested is not None:
+        return requested
     for dataset in datasets:
         if dataset.value_range is not None:
             return dataset.value_range

@@ -282,11 +282,11 @@ def _load_network(
 def _settle_ranges(
     networks: list[tuple[Network, ModelConfig]],
     dataset: ImageDataset,
-    asked: str,
+    option: str,
     reporter: Reporter,
 ) -> tuple[list[tuple[Network, ModelConfig]], ImageDataset]:
-    """Return models with the value range that is asked for, and images with one for the other models."""
-    if (value_range := parse_value_range(asked)) is not None:
+    """Return models with the value range of the option, and images with one for the other models."""
+    if (value_range := parse_value_range(option)) is not None:
         return [(network, config.with_value_range(value_range)) for network, config in networks], (
             dataset
         )

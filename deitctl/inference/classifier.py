@@ -93,7 +93,7 @@ class Classifier:
             reporter: warned where a range is chosen for inputs.
         """
         self.backend = backend
-        self._asked_range = parse_value_range(value_range)
+        self._user_range = parse_value_range(value_range)
         self._reporter = reporter or SilentReporter()
         self._input_range: InputRange | None = None
 
@@ -112,7 +112,7 @@ class Classifier:
 
     def _find_range(self, images: Iterable[ImageLike] = ()) -> InputRange:
         own = self.model_config.preprocessing.value_range
-        value_range = InputRange(self._asked_range or own, self._reporter)
+        value_range = InputRange(self._user_range or own, self._reporter)
         value_range.settle(images)
         return value_range
 

@@ -39,7 +39,7 @@ class ValueRange(NamedTuple):
     high: float
     """Becomes 255."""
     clips: bool = False
-    """Whether values outside are clipped, as the user has asked; else such an image is refused."""
+    """Whether values outside are clipped, as the user wants; else such an image is refused."""
 
     def __str__(self) -> str:
         return (

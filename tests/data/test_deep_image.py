@@ -163,6 +163,12 @@ def test_orientation_is_applied_to_both_bytes_of_a_color():
     assert np.array_equal(upright, np.rot90(np.rint(values / 4095 * 255), -1))
 
 
+def test_channels_that_lie_apart_are_refused_rather_than_mixed():
+    data = encode_tiff(color(3), {284: 2})
+    with pytest.raises(DataError, match="16-bit channels lie apart"):
+        decoded(data)
+
+
 def test_infinite_values_are_refused():
     values = np.array([[0, np.inf]], np.float32)
     with pytest.raises(DataError, match="inf"):

@@ -30,9 +30,9 @@ def make(folder: Path, largest: list[int]) -> FileDataset:
     return FileDataset(paths, np.zeros(len(paths), np.int64), ("a",))
 
 
-def settle(*datasets: ImageDataset, asked: str | ValueRange = "auto") -> tuple[ValueRange, str]:
+def settle(*datasets: ImageDataset, option: str | ValueRange = "auto") -> tuple[ValueRange, str]:
     said: list[str] = []
-    chosen = settle_range(datasets, asked, said.append)
+    chosen = settle_range(datasets, option, said.append)
     return chosen, "\n".join(said)
 
 
@@ -121,7 +121,7 @@ def test_integers_and_floats_without_a_range_are_refused(tmp_path):
     )
     with pytest.raises(DataError, match="integers and some floating-point.*--value-range LOW,HIGH"):
         settle(dataset)
-    assert settle(dataset, asked="0,4000")[0] == ValueRange(0, 4000, clips=True)
+    assert settle(dataset, option="0,4000")[0] == ValueRange(0, 4000, clips=True)
 
 
 def test_the_sample_is_bounded_and_spread(tmp_path):
