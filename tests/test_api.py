@@ -190,6 +190,24 @@ def test_auto_batch_size_is_in_any_case_as_on_the_command_line(
         assert deitctl.plan("digits", batch_size=text).batch_size == 48
 
 
+def test_a_plan_names_what_was_read_and_warns_as_check_does(
+    image_folder: Callable[..., Path], reporter
+) -> None:
+    counts = {"Training/cat": 6, "Training/dog": 6, "Testing/cat": 5}
+    root = image_folder({f"pets/{folder}": count for folder, count in counts.items()})
+    planned = deitctl.plan(
+        root, model="deit_tiny", recipe="probe", pretrained=False, img_size=32, reporter=reporter
+    )
+    assert planned.class_names == ("cat", "dog")
+    assert planned.train_folder == str(root / "pets" / "Training")
+    assert planned.val_folder == str(root / "pets" / "Testing")
+    assert reporter.notes[0].endswith(
+        "The data are those in pets/. Parts: train is Training/, test is Testing/."
+    )
+    (warning,) = [text for text in reporter.warnings if "validation lacks" in text]
+    assert warning.startswith(f"{root}: Classes of training that validation lacks (dog).")
+
+
 def test_open_data_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deitctl.data import open as package
 
