@@ -22,6 +22,7 @@ from pathlib import Path
 
 RENAMED = {
     "training pictures": "num_train_images",
+    "['plan']": "",
     "['classes']": "['num_classes']",
     "(p['classes'],": "(p['num_classes'],",
     '"classes": ': '"num_classes": ',
