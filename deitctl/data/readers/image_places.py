@@ -71,20 +71,20 @@ class _Place:
         relative = self.rewrite(value)
         if relative is None:
             return None
-        found = []
+        files = []
         for number, root in enumerate(self.roots):
             actual = lists.find(os.path.join(root, relative), spellings)
             if actual is not None:
                 name = relative if actual == "" else os.path.join(os.path.dirname(relative), actual)
-                found.append((number, name))
-        if len(found) > 1:
-            (one, name), (two, other) = found[:2]
+                files.append((number, name))
+        if len(files) > 1:
+            (one, name), (two, other) = files[:2]
             spellings.ambiguous = (
                 value,
                 os.path.join(self.roots[one], name),
                 os.path.join(self.roots[two], other),
             )
-        return found[0] if len(found) == 1 else None
+        return files[0] if len(files) == 1 else None
 
 
 @dataclass
@@ -179,16 +179,16 @@ def find_images(table: Path, values: StringArray, image_folder: str) -> ImagePla
 
     def iterate_names() -> Iterator[str]:
         for value in values:
-            found = place.find(value, lists, spellings)
-            missing.append(found is None)
-            if found is None:
+            file = place.find(value, lists, spellings)
+            missing.append(file is None)
+            if file is None:
                 yield os.path.join(written, value)
                 continue
-            used.add(found[0])
-            file = os.path.join(place.roots[found[0]], found[1])
-            if found[1] != value and owners.setdefault(file, value) != value:
-                spellings.ambiguous = (file, owners[file], value)
-            yield file
+            used.add(file[0])
+            name = os.path.join(place.roots[file[0]], file[1])
+            if file[1] != value and owners.setdefault(name, value) != value:
+                spellings.ambiguous = (name, owners[name], value)
+            yield name
 
     names = StringArray.from_strings(iterate_names())
     if spellings.ambiguous:
@@ -249,14 +249,14 @@ def _choose_place(
 
 def _count_found(place: _Place, sample: Sequence[str], lists: _FolderLists) -> int:
     """Return how many paths lead to a file; an ambiguous one counts, and is refused once chosen."""
-    found: set[tuple[int, str] | str] = set()
+    files: set[tuple[int, str] | str] = set()
     for value in sample:
         spellings = _Spellings()
         file = place.find(value, lists, spellings)
         if file is not None or spellings.ambiguous:
-            found.add(file or value)
+            files.add(file or value)
     # Paths that lead to one file have lost what tells them apart.
-    return len(found)
+    return len(files)
 
 
 def _find_file(place: _Place, value: str, lists: _FolderLists) -> str | None:

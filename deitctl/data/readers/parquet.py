@@ -159,9 +159,9 @@ def name_images(paths: Sequence[Path], names: Sequence[StringArray]) -> StringAr
         paths: files.
         names: of the images in each, empty where they have none.
     """
-    given = [name.replace("\\", "/").removeprefix("/") for file in names for name in file]
-    if all(given) and len(set(given)) == len(given):
-        return StringArray.from_strings(given)
+    image_paths = [name.replace("\\", "/").removeprefix("/") for file in names for name in file]
+    if all(image_paths) and len(set(image_paths)) == len(image_paths):
+        return StringArray.from_strings(image_paths)
     rows = (
         (path.stem, number)
         for path, file in zip(paths, names, strict=True)

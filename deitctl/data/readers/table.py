@@ -89,8 +89,8 @@ def open_table(path: Path, reporter: Reporter, image_folder: str = "") -> dict[s
         names, rows = _read_lines(path)
         first = list(islice(rows, SAMPLE_ROWS))
         columns = find_columns(path, names, first)
-        found = collect_rows(path, columns, chain(first, rows), reporter, first_row=1)
-        return _open_files(path, columns, found, columns.notes, reporter, image_folder)
+        table = collect_rows(path, columns, chain(first, rows), reporter, first_row=1)
+        return _open_files(path, columns, table, columns.notes, reporter, image_folder)
     return _open_text(path, reporter, image_folder)
 
 
@@ -106,16 +106,16 @@ def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, I
         notes.append(f"no header, so that its first row is the image {text.header[columns.path]!r}")
     rows = text.read_rows(skip_header=has_header)
     first_row = text.first_row - (not has_header)
-    found = collect_rows(path, columns, rows, reporter, first_row=first_row)
+    table = collect_rows(path, columns, rows, reporter, first_row=first_row)
     if text.encoding == WINDOWS:
-        texts = chain(found.class_names, found.values)
+        texts = chain(table.class_names, table.values)
         example = next((name for name in texts if not name.isascii()), "")
         reporter.warn(
             f"{path} is not UTF-8, and is read as Windows-1252"
             + (f": {example!r}" if example else "")
             + ". If a letter is wrong, save it as CSV in UTF-8."
         )
-    return _open_files(path, columns, found, [*notes, *columns.notes], reporter, image_folder)
+    return _open_files(path, columns, table, [*notes, *columns.notes], reporter, image_folder)
 
 
 def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
@@ -125,8 +125,8 @@ def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str
         if image_folder:
             refuse_image_folder(path)
         return _open_images({"": [path]}, path, schema, columns, reporter)
-    found = _collect_parquet(path, schema, columns, reporter)
-    return _open_files(path, columns, found, columns.notes, reporter, image_folder)
+    table = _collect_parquet(path, schema, columns, reporter)
+    return _open_files(path, columns, table, columns.notes, reporter, image_folder)
 
 
 def open_shards(
@@ -271,24 +271,24 @@ def _find_unnamed(path: Path, header: Sequence[str], image_folder: str) -> Colum
 def _open_files(
     path: Path,
     columns: Columns,
-    found: TableRows,
+    table: TableRows,
     notes: Iterable[str],
     reporter: Reporter,
     image_folder: str,
 ) -> dict[str, ImageDataset]:
     """Find the files of a table's rows, and build its parts."""
-    places = find_images(path, found.values, image_folder)
+    places = find_images(path, table.values, image_folder)
     decisions = [*notes, *places.notes]
-    _require_images(path, columns, found, places, image_folder, reporter)
+    _require_images(path, columns, table, places, image_folder, reporter)
     if decisions:
         reporter.note(f"{path}: {'; '.join(decisions)}.")
     return {
         part: FileDataset(
             places.names if len(at) == len(places.names) else places.names.take(at.tolist()),
-            *number_classes(found.labels[at], found.class_names),
+            *number_classes(table.labels[at], table.class_names),
             places.root,
         )
-        for part, at in found.splits.items()
+        for part, at in table.splits.items()
     }
 
 
@@ -301,7 +301,7 @@ def number_classes(labels: Labels, class_names: Sequence[str]) -> tuple[Labels, 
 def _require_images(
     path: Path,
     columns: Columns,
-    found: TableRows,
+    table: TableRows,
     places: ImagePlaces,
     image_folder: str,
     reporter: Reporter,
@@ -311,26 +311,26 @@ def _require_images(
     Raises:
         DataError: no image of a part that a training needs is there.
     """
-    missing = {part: at[places.is_missing[at]] for part, at in found.splits.items()}
+    missing = {part: at[places.is_missing[at]] for part, at in table.splits.items()}
     # A test split is scored on demand, and may be without images here, as a competition's is.
-    needed = [part for part in found.splits if part != "test" or "val" not in found.splits]
+    needed = [part for part in table.splits if part != "test" or "val" not in table.splits]
     for part in needed:
-        if len(missing[part]) == len(found.splits[part]):
-            _refuse_places(path, columns, found, part, image_folder)
+        if len(missing[part]) == len(table.splits[part]):
+            _refuse_places(path, columns, table, part, image_folder)
     for part, rows in missing.items():
         if len(rows):
             reporter.warn(
-                f"{len(rows):,} of the {len(found.splits[part]):,} {part + ' ' if part else ''}images "
-                f"of {path} are missing, the first is {found.values[int(rows[0])]!r:.200}: they are left "
+                f"{len(rows):,} of the {len(table.splits[part]):,} {part + ' ' if part else ''}images "
+                f"of {path} are missing, the first is {table.values[int(rows[0])]!r:.200}: they are left "
                 "out."
             )
 
 
 def _refuse_places(
-    path: Path, columns: Columns, found: TableRows, part: str, image_folder: str
+    path: Path, columns: Columns, table: TableRows, part: str, image_folder: str
 ) -> None:
-    at = found.splits[part]
-    value = found.values[int(at[0])]
+    at = table.splits[part]
+    value = table.values[int(at[0])]
     count = f"{len(at):,} {part + ' ' if part else ''}images"
     if ADDRESS.match(value):
         raise DataError(

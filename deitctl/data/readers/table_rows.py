@@ -182,15 +182,15 @@ def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list
                 f"{path} spells one class {' and '.join(map(repr, several[:MAX_NAMED]))}: they are "
                 "read as one."
             )
-    whole = [WHOLE.fullmatch(name) for name in names]
-    if any(whole) and all(
-        m or re.fullmatch(r"-?\d+", n) for m, n in zip(whole, names, strict=True)
+    numbers = [WHOLE.fullmatch(name) for name in names]
+    if any(numbers) and all(
+        m or re.fullmatch(r"-?\d+", n) for m, n in zip(numbers, names, strict=True)
     ):
         # A missing value anywhere in a column makes pandas write 1 as 1.0.
         reporter.note(
-            f"{path}: labels such as {next(m[0] for m in whole if m)!r} are whole numbers."
+            f"{path}: labels such as {next(m[0] for m in numbers if m)!r} are whole numbers."
         )
-        names = [m[1] if m else name for m, name in zip(whole, names, strict=True)]
+        names = [m[1] if m else name for m, name in zip(numbers, names, strict=True)]
     if words := sorted({name for name in names if name.casefold() in MISSING_WORDS}):
         reporter.warn(
             f"{path} has images of the class {' and '.join(map(repr, words))}: if that stands for a "
@@ -210,8 +210,8 @@ def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list
 
 def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -> None:
     """Warn of labels that look like several classes."""
-    known = set(class_names)
-    lists = [name for name in class_names if _is_list(name, known)]
+    class_set = set(class_names)
+    lists = [name for name in class_names if _is_list(name, class_set)]
     if lists:
         count = "a label" if len(lists) == 1 else f"{len(lists):,} labels"
         reporter.warn(
@@ -220,14 +220,14 @@ def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -
         )
 
 
-def _is_list(name: str, known: set[str]) -> bool:
+def _is_list(name: str, class_set: set[str]) -> bool:
     if LIST_BRACKETS.fullmatch(name) and re.search(r"['\",;]|^\[", name):
         return True
     if re.search(r"[^|;\s]\s*[|;]\s*[^|;\s]", name):
         return True
     parts = [part for part in re.split(r"[\s,+&]+", name) if part]
     # "golden retriever" is a class; "scab rust" is two where there are "scab" and "rust".
-    return len(parts) > 1 and known.issuperset(parts)
+    return len(parts) > 1 and class_set.issuperset(parts)
 
 
 def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[str]:
