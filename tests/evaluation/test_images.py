@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from deitctl.data.open import open_for_training
-from deitctl.data.run_data import write_split
+from deitctl.data.run_data import read_run_data, write_split
 from deitctl.errors import DataError
-from deitctl.evaluation.images import choose_images, describe_images, find_run
+from deitctl.evaluation.images import choose_images, describe_images, find_run, open_train_images
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 
@@ -321,3 +321,24 @@ def test_a_pack_of_smaller_images_is_recognized(make_run, image_folder, tmp_path
     pack(str(data), tmp_path / "small.pack", max_size=8, raw=True)
     images = choose_images(str(tmp_path / "small.pack"), [run], "train", reporter=reporter)
     assert images.count_train_images(run, range(10)) == 10
+
+
+def test_the_images_of_a_runs_table_are_found_where_the_run_found_them(data, tmp_path, reporter):
+    table, run = tmp_path / "lists" / "t.csv", tmp_path / "run"
+    names = [f"{c}/{n}.png" for c in WHOLE for n in range(20)]
+    table.parent.mkdir()
+    table.write_text("path,label\n" + "".join(f"/gone/{n},{n[:3]}\n" for n in names))
+    run.mkdir()
+    (run / "run.toml").write_text(f'data = "{table}"\nimage_folder = "{data}"\n')
+    write_split(
+        run,
+        *open_for_training(str(table), seed=0, reporter=SilentReporter(), image_folder=str(data)),
+    )
+    held_out = list_held_out(data)
+    for ref in ("", str(run), str(table)):
+        assert list_names(choose_images(ref, [str(run)], reporter=reporter).dataset) == held_out
+    assert open_train_images(read_run_data(run)) is not None
+    with pytest.raises(DataError, match="--images FOLDER"):
+        choose_images(str(table), ["deit_tiny"], reporter=reporter)
+    images = choose_images(str(table), ["deit_tiny"], image_folder=str(data), reporter=reporter)
+    assert len(images.dataset.labels) == 40

@@ -311,6 +311,29 @@ def test_a_resumed_run_trains_on_what_it_began_with(
     assert (again.run / "split.csv").read_bytes() == split
 
 
+def test_the_images_of_a_runs_table_may_be_moved(
+    little_config: Make, image_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, table = image_folder({"a": 6, "b": 6}), tmp_path / "lists" / "t.csv"
+    table.parent.mkdir()
+    names = [f"{c}/{n}.png" for c in "ab" for n in range(6)]
+    table.write_text("path,label\n" + "".join(f"/gone/{n},{n[0]}\n" for n in names))
+    config = little_config("run", data=str(table), image_folder=str(root))
+    config = replace(config, recipe=replace(config.recipe, epochs=1, batch_size=8))
+    run = run_training(config).run
+    moved = root.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="--images FOLDER"):
+        resume(run)
+    for settings, places in (
+        ({"image_folder": str(moved)}, (str(table), str(moved))),
+        ({"data": str(moved)}, (str(moved), "")),
+    ):
+        result = resume(run, settings=settings)
+        assert result.evaluation.num_images > 0
+        config = Run.open(run)[1]
+        assert (config.data, config.image_folder) == places
+
+
 def test_a_run_that_was_killed_before_it_wrote_its_split_is_resumed(
     little_config: Make, image_folder: Callable[..., Path]
 ) -> None:

@@ -206,6 +206,7 @@ def open_images(paths: Sequence[Path], column: str) -> ImageColumn:
 
 
 def open_reader(file: OpenFile) -> Any:
+    """Open a file of Parquet in pyarrow, so that it is read without threads."""
     import pyarrow
     import pyarrow.parquet
 
@@ -236,6 +237,7 @@ def list_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
+    """Raise what pyarrow reports of a file, or its absence, as a `DataError`."""
     try:
         errors = list_errors()
     except ImportError as error:
