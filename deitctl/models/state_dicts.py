@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ AVERAGED = (
     "ema",
 )
 """Entries of exponential moving averages. timm takes the first two before all others, as here."""
+_AVERAGED_NAME = re.compile(r"(^|[._])(ema|avg|averaged?|swa)([._]|$)")
+"""Others: `ema_weights`, `swa_state`; of a network in a module `ema_model.`."""
 TEACHER, STUDENT = "teacher", "student"
 """Entries of DINO, iBOT and DINOv2, whose teacher is the student's average."""
 ENTRIES = (
@@ -49,6 +51,7 @@ _COMMON_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "stud
 _EXTRAS = re.compile(
     r"(mask_token|masked_embed|embeddings\.mask_token|decoder(_\w+)?|pooler|dino_head|ibot_head"
     r"|head\.(\d+|mlp\d?|last_layer\d?))(\.|$)|(.*\.)?total_(ops|params)$"
+    r"|(n_averaged|num_updates|steps?|initted)$"
 )
 _TIMM_PATCHES = "patch_embed.proj.weight"
 
@@ -102,17 +105,19 @@ def _choose_entry(loaded: Any, path: Path) -> tuple[str, str] | None:
     """Return the entry to take and what to say of it; None if `loaded` is no wrapper."""
     if not isinstance(loaded, dict):
         return None
-    holders = [k for k, v in loaded.items() if isinstance(k, str) and _holds_state(v)]
-    averaged = next((k for k in AVERAGED if k in holders), None)
-    if averaged is not None:
-        return averaged, f"averaged weights ({averaged})"
+    answers: dict[int, bool] = {}
+    holders = [k for k, v in loaded.items() if isinstance(k, str) and _holds_state(v, answers)]
+    plain = next((k for k in ENTRIES if k in holders), None)
+    for key in (*AVERAGED, *filter(_AVERAGED_NAME.search, holders)):
+        # An average of some of the parameters is no network.
+        if key in holders and (plain is None or _have_same_shapes(loaded[key], loaded[plain])):
+            return key, f"averaged weights ({key})"
     if TEACHER in holders and STUDENT in holders:
         # Of a distillation the teacher is another network; of DINO it is the average.
         key = TEACHER if _have_same_shapes(loaded[TEACHER], loaded[STUDENT]) else STUDENT
         return key, f"the {key}'s weights"
-    named = next((k for k in ENTRIES if k in holders), None)
-    if named is not None:
-        return named, ""
+    if plain is not None:
+        return plain, ""
     if not holders or _has_tensors(loaded):
         return None
     if len(holders) > 1:
@@ -124,13 +129,30 @@ def _choose_entry(loaded: Any, path: Path) -> tuple[str, str] | None:
     return holders[0], f"the entry {holders[0]!r}"
 
 
-def _holds_state(value: Any, depth: int = 0) -> bool:
-    if not isinstance(value, dict) or value.keys() >= OPTIMIZER or depth > _MAX_DEPTH:
+def _holds_state(value: Any, answers: dict[int, bool]) -> bool:
+    """Return whether a value is a state dict or a wrapper of one.
+
+    `answers` has those of dictionaries by their id: a file may name one a million times.
+    """
+    if not isinstance(value, dict) or value.keys() >= OPTIMIZER:
         return False
-    if _has_tensors(value):
-        return True
-    names = (*AVERAGED, *ENTRIES, TEACHER)
-    return any(k in names and _holds_state(v, depth + 1) for k, v in value.items())
+    if id(value) not in answers:
+        answers[id(value)] = False  # while its own members are looked at
+        members = (value[k] for k in (*AVERAGED, *ENTRIES, TEACHER) if k in value)
+        answers[id(value)] = _has_tensors(value) or any(_holds_state(m, answers) for m in members)
+    return answers[id(value)]
+
+
+def _walk(value: Any) -> Iterator[dict[Any, Any]]:
+    """Yield a dictionary and those in it, each once."""
+    seen: set[int] = set()
+    rest = [value]
+    while rest:
+        member = rest.pop()
+        if isinstance(member, dict) and id(member) not in seen:
+            seen.add(id(member))
+            yield member
+            rest.extend(member.values())
 
 
 def _has_tensors(value: Any) -> bool:
@@ -143,8 +165,13 @@ def _has_tensors(value: Any) -> bool:
 
 def _have_same_shapes(a: Any, b: Any) -> bool:
     """Return whether two dictionaries hold the same backbone: some of their shapes differ, as heads may."""
-    shapes = [Counter(tuple(v.shape) for v in x.values() if isinstance(v, Tensor)) for x in (a, b)]
-    return sum((shapes[0] & shapes[1]).values()) >= 0.9 * min(s.total() for s in shapes)
+    first, second = _count_shapes(a), _count_shapes(b)
+    return (first & second).total() >= 0.9 * second.total()
+
+
+def _count_shapes(value: Any) -> Counter[tuple[int, ...]]:
+    tensors = (v for member in _walk(value) for v in member.values() if isinstance(v, Tensor))
+    return Counter(tuple(tensor.shape) for tensor in tensors)
 
 
 def _find_architecture(loaded: Any) -> str:
@@ -184,16 +211,15 @@ def _refuse_objects(loaded: Any, path: Path) -> ModelError:
     )
 
 
-def _find_arrays(value: Any, depth: int = 0) -> str:
+def _find_arrays(value: Any) -> str:
     """Return names of NumPy arrays in dictionaries."""
-    if not isinstance(value, dict) or depth > _MAX_DEPTH:
-        return ""
     arrays = [
-        k for k, v in value.items() if isinstance(v, StandIn) and type(v).__name__ in NUMPY_ARRAYS
+        k
+        for member in _walk(value)
+        for k, v in member.items()
+        if isinstance(v, StandIn) and type(v).__name__ in NUMPY_ARRAYS
     ]
-    return _quote(arrays, 2) or next(
-        (nested for v in value.values() if (nested := _find_arrays(v, depth + 1))), ""
-    )
+    return _quote(arrays, 2)
 
 
 def _quote(names: Iterable[Any], most: int = 4) -> str:
@@ -253,7 +279,7 @@ def _choose_prefix(
 
     def rank(candidate: tuple[str, str]) -> int:
         prefix = candidate[0].lower()
-        if re.search(r"ema|averag|\bteacher|teacher", prefix) and "momentum" not in prefix:
+        if "teacher" in prefix or _AVERAGED_NAME.search(prefix):
             # A teacher that classifies is another network than the student.
             classifies = f"{candidate[0]}head.weight" in state
             return 4 if "teacher" in prefix and classifies else 0

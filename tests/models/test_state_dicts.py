@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -110,6 +111,9 @@ def test_prefixes_are_removed_in_any_nesting(prefix, net, tmp_path, noise):
         ({"model": {"teacher": 1, "student": 0}}, 1, "model.teacher"),
         ({"best": 1, "optimizer": {"state": {}, "param_groups": []}}, 1, "best"),
         ({"net": {"module": 1}}, 1, "net.module"),
+        ({"model_state": 0, "ema_weights": 1}, 1, "ema_weights"),
+        ({"swa_state_dict": {"module": 1}, "state_dict": 0}, 1, "swa_state_dict.module"),
+        ({"schema": 0}, 0, "schema"),
     ],
 )
 def test_the_entry_is_chosen_and_named(stored, taken, entry, tmp_path, noise):
@@ -131,6 +135,28 @@ def test_a_teacher_of_another_size_is_no_average(net, deit, tmp_path):
     torch.save({"teacher": other, "student": net.state_dict()}, tmp_path / "x")
     checkpoint = read_checkpoint(tmp_path / "x")
     assert (checkpoint.entry, checkpoint.notes) == ("student", ("the student's weights",))
+
+
+def test_an_average_of_some_parameters_is_not_taken(net, tmp_path):
+    part = {"head.weight": net.state_dict()["head.weight"]}
+    torch.save({"model": net.state_dict(), "model_ema": part}, tmp_path / "x")
+    checkpoint = read_checkpoint(tmp_path / "x")
+    assert (checkpoint.entry, checkpoint.notes) == ("model", ())
+
+
+@pytest.mark.parametrize("prefix", ["ema_model.", "model_ema.module.", "averaged_model.module."])
+def test_an_average_beside_the_network_in_one_dictionary_is_taken(prefix, net, tmp_path):
+    noise = foreign._prefix("model.", foreign._noise(net.state_dict()))
+    state = noise | foreign._prefix(prefix, net.state_dict()) | {"n_averaged": torch.tensor(3)}
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    taken = read_checkpoint(tmp_path / "x.ckpt").state
+    assert taken.keys() == net.state_dict().keys()
+    assert torch.equal(taken["norm.weight"], net.state_dict()["norm.weight"])
+
+
+def test_an_averaged_model_of_torch_has_a_counter(net, tmp_path):
+    torch.save(torch.optim.swa_utils.AveragedModel(net).state_dict(), tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").state.keys() == net.state_dict().keys()
 
 
 def test_of_two_models_none_is_guessed(net, tmp_path, reporter):
@@ -172,6 +198,17 @@ def test_what_holds_no_weights_is_refused_with_what_was_found(stored, reason, tm
     with pytest.raises(ModelError, match=reason) as error:
         read_checkpoint(tmp_path / "x.pth")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_dictionary_that_holds_itself_a_hundred_thousand_times_is_refused_at_once(tmp_path):
+    inner: dict[str, object] = {}
+    inner |= dict.fromkeys(("model", "state_dict", "teacher", "student", "net", "ema"), inner)
+    inner |= {str(number): inner for number in range(100_000)}
+    torch.save(inner, tmp_path / "x.pth")
+    begun = time.process_time()
+    with pytest.raises(ModelError, match="is not a dictionary of tensors"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert time.process_time() - begun < 5
 
 
 def test_an_attribute_that_hides_a_method_of_a_dictionary_is_no_traceback(tmp_path, noise):
