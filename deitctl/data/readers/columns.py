@@ -69,6 +69,8 @@ class Columns:
     names: tuple[str, ...]
     """Of all columns."""
     one_hot: tuple[int, ...] = ()
+    rivals: tuple[str, ...] = ()
+    """Columns that could be that of images or classes too, were no other called `path` or `label`."""
 
     @property
     def flag(self) -> tuple[str, str] | None:
@@ -89,6 +91,15 @@ class Columns:
             f"{what} by the column {self.names[at]!r}"
             for what, at, name in chosen
             if at is not None and self.names[at].casefold() != name
+        ]
+        notes += [
+            f"{what} by the column {self.names[at]!r}, not {' or '.join(map(repr, rivals))}"
+            for what, at, kinds in (
+                ("images", self.path, PATH_NAMES),
+                ("classes", self.label, LABEL_NAMES),
+            )
+            if at is not None
+            and (rivals := [name for name in self.rivals if reduce_name(name) in kinds])
         ]
         if self.one_hot:
             notes.append(f"classes are the {len(self.one_hot)} columns of 0 and 1")
@@ -156,7 +167,13 @@ def find_columns(
         )
         has_pixels = sum(bool(PIXEL.fullmatch(name)) for name in reduced) >= MIN_PIXELS
         raise DataError(f"{path} {what}.", SAVE_PIXELS if has_pixels else WAY_ON)
-    return Columns(at, label, split, tuple(names), one_hot)
+    rivals = tuple(
+        names[n]
+        for kinds, chosen in ((PATH_NAMES, at), (LABEL_NAMES, label))
+        for n, name in enumerate(reduced)
+        if name in kinds and chosen is not None and n not in (at, label) and n != chosen
+    )
+    return Columns(at, label, split, tuple(names), one_hot, rivals)
 
 
 def name_columns(names: Sequence[str]) -> str:

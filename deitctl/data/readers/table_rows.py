@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,8 +211,10 @@ def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list
 
 def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -> None:
     """Warn of labels that look like several classes."""
-    class_set = set(class_names)
-    lists = [name for name in class_names if _is_list(name, class_set)]
+    # What stands alone, or in more than one list, is likely a class of its own.
+    counts = Counter(part for name in class_names for part in set(_split_list(name)))
+    likely = {*class_names, *(part for part, count in counts.items() if count > 1)}
+    lists = [name for name in class_names if _is_list(name, set(class_names), likely)]
     if lists:
         count = "a label" if len(lists) == 1 else f"{len(lists):,} labels"
         reporter.warn(
@@ -220,14 +223,21 @@ def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -
         )
 
 
-def _is_list(name: str, class_set: set[str]) -> bool:
+def _split_list(name: str) -> list[str]:
+    return [part for text in re.split("[,+&]", name) if (part := text.strip())]
+
+
+def _is_list(name: str, class_names: set[str], likely: set[str]) -> bool:
     if LIST_BRACKETS.fullmatch(name) and re.search(r"['\",;]|^\[", name):
         return True
     if re.search(r"[^|;\s]\s*[|;]\s*[^|;\s]", name):
         return True
     parts = [part for part in re.split(r"[\s,+&]+", name) if part]
     # "golden retriever" is a class; "scab rust" is two where there are "scab" and "rust".
-    return len(parts) > 1 and class_set.issuperset(parts)
+    elements = _split_list(name)
+    return (len(parts) > 1 and class_names.issuperset(parts)) or (
+        len(elements) > 1 and likely.issuperset(elements)
+    )
 
 
 def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from deitctl.data.file_types import START_BYTES, identify
 from deitctl.errors import DataError
@@ -76,9 +76,21 @@ class TextTable:
                 table = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.strips)
                 # A row of one empty field is what a blank line with spaces is.
                 rows = (row for row in table if len(row) > 1 or "".join(row).strip())
-                yield from islice(rows, int(skip_header), None)
+                for row in islice(rows, int(skip_header), None):
+                    if "".join(row[len(self.header) :]).strip():
+                        self._refuse_wide(row, table.line_num)
+                    yield row
         except (OSError, UnicodeError, csv.Error) as error:
             raise DataError(f"{self.path} cannot be read: {_describe(error)}.") from error
+
+    def _refuse_wide(self, row: Sequence[str], line: int) -> NoReturn:
+        # Which of its fields are the columns is not known: a delimiter in one that is not quoted,
+        # or a header that lacks the name of the first.
+        raise DataError(
+            f"{self.path}, line {line} has {len(row)} fields, and the first row {len(self.header)}.",
+            f"Put a field with a {DELIMITERS[self.delimiter]} in it between double quotes, and give "
+            "every column a name.",
+        )
 
 
 def open_text(path: Path, rate: Callable[[Sequence[str]], int]) -> TextTable:

@@ -53,6 +53,14 @@ def test_the_exact_name_goes_before_others():
     assert find("filename,image,path,class,label,category") == (2, 4, None)
 
 
+def test_what_could_have_been_meant_too_is_named():
+    columns = find_columns(TABLE, ["file", "path", "class", "label", "class_id"], [])
+    assert columns.notes == [
+        "images by the column 'path', not 'file'",
+        "classes by the column 'label', not 'class'",
+    ]
+
+
 def test_identifiers_stand_for_a_column_only_where_there_is_no_other():
     assert find("id,filename,class_id,class_name") == (1, 3, None)
     assert find("class id,filepaths,labels,data set,scientific name", "0,a,b,train,c") == (1, 2, 3)

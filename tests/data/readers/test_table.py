@@ -30,7 +30,7 @@ def opened(folder, reporter) -> Callable[..., ImageDataset]:
     """Open a table of six rows that has the labels, as unsplit data."""
 
     def write(*labels: str, header: str = "path,label", name: str = "t.csv") -> ImageDataset:
-        rows = [f"images/{n}.png,{label}" for n, label in enumerate(labels)]
+        rows = [f'images/{n}.png,"{label}"' for n, label in enumerate(labels)]
         (folder / name).write_text("\n".join([header, *rows]), "utf-8")
         dataset = open_dataset(str(folder / name), reporter).unsplit
         assert dataset is not None
@@ -90,6 +90,8 @@ def test_whole_numbers_are_classes_however_pandas_writes_them(opened, reporter):
         ("cat", "cat;bird", "dog"),
         ("a", "b", "['cat' 'dog']"),
         ("scab", "rust", "scab  rust"),
+        ("cat,dog", "dog, bird", "bird,cat"),
+        ("cat", "cat, dog", "dog, bird", "bird + cat"),
     ],
 )
 def test_labels_that_look_like_several_classes_are_warned_of(labels, opened, reporter):
@@ -98,7 +100,9 @@ def test_labels_that_look_like_several_classes_are_warned_of(labels, opened, rep
 
 
 def test_names_of_several_words_are_no_lists(opened, reporter):
-    opened("golden retriever", "labrador retriever", "retriever", "n01440764 tench", "a/b (c)")
+    opened(
+        "golden retriever", "labrador retriever", "retriever", "a/b (c)", "cat, wild", "cat, tame"
+    )
     assert reporter.warnings == []
 
 

@@ -93,6 +93,15 @@ def test_text_of_older_windows_is_told_by_what_is_no_utf8_however_late(tmp_path)
 
 
 @pytest.mark.parametrize(
+    "text", ["path,label\n1.jpg,a\n2.jpg,cat,dog\n", "path;label\n1;a.jpg;cat\n2;b.jpg;dog\n"]
+)
+def test_rows_of_more_fields_than_the_header_are_refused_because_columns_are_not_known(text):
+    with pytest.raises(DataError, match=r"line \d has 3 fields, and the first row 2.*quotes"):
+        read(text.encode())
+    assert read(b"path,label\n1.jpg,a,,\n")[1] == [["1.jpg", "a", "", ""]]
+
+
+@pytest.mark.parametrize(
     ("data", "what"),
     [
         (b"PK\3\4" + b"\0" * 50, "is a ZIP archive"),
