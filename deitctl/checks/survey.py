@@ -15,8 +15,8 @@ from deitctl.checks.image_info import is_image
 from deitctl.checks.issues import NUM_EXAMPLES, WARNING, Issue, Remedy, report
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import KIND_OF_EXTENSION, get_extensions, is_image_kind
-from deitctl.data.find_layout import Layout, find_layout
-from deitctl.data.layout import is_junk
+from deitctl.data.find_layout import find_layout
+from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import BUILT_IN, open_dataset
 from deitctl.data.readers.folder import begins_as_image, open_folder, open_folders
 from deitctl.data.readers.parquet import find_shards

@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from deitctl.data.layout import (
+    Layout,
     is_aside,
+    is_beside,
     is_neutral,
     is_numbered_part,
+    is_of_masks,
     match_split,
     match_splits,
+    name_some,
 )
 from deitctl.data.trees import Tree
 from deitctl.errors import DataError
@@ -26,70 +30,6 @@ NUM_PROBED = 8
 """Class folders that are listed before the layout is known."""
 NUM_LOOKED_INTO = 200
 """Folders below another in which an image is looked for."""
-MAX_NAMES = 5
-STANDARD_NAMES = ("train", "val", "test", "training", "validation", "valid")
-"""Folders that need no word about what they are read as."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The folders of class folders in a data set, by their paths below it."""
-
-    root: str
-    """Where the data begin, below folders around them; empty: at the top."""
-    parts: Mapping[str, str]
-    """Folder of class folders by split; that of data without parts under ""."""
-    in_classes: bool = False
-    """Whether each class folder holds the parts, and `parts` is that of all of them."""
-    unlabeled: Mapping[str, str] = field(default_factory=dict)
-    """Parts with images and no class folders, which have no labels."""
-    left_out: tuple[str, ...] = ()
-    """Folders beside the parts that are none of them, with images in them."""
-    same_folders: tuple[str, ...] = ()
-    """Folders that every class folder holds, which are read as its depth."""
-    loose: Mapping[str, int] = field(default_factory=dict)
-    """Images beside the parts or beside the folder around them, by extension."""
-
-    def describe(self, *, names_root: bool = True) -> str:
-        """Return what was decided, in a line; empty where nothing had to be.
-
-        Args:
-            names_root: whether a folder around the data is worth a word, as it is not in a tar.
-        """
-        sentences = []
-        if not names_root:
-            pass
-        elif self.root and set(self.parts) == {""}:
-            sentences.append(f"The class folders are those in {self.root}/.")
-        elif self.root:
-            sentences.append(f"The data are those in {self.root}/.")
-        below = {
-            split: os.path.relpath(path, self.root or ".").replace(os.sep, "/")
-            for split, path in self.parts.items()
-            if split
-        }
-        if self.in_classes:
-            sentences.append("Each class folder holds the parts: CLASS/train/IMAGE is read.")
-        elif any(path not in STANDARD_NAMES for path in below.values()):
-            read = ", ".join(f"{split} is {path}/" for split, path in below.items())
-            sentences.append(f"Parts: {read}.")
-        if self.same_folders:
-            names = name_some(f"{name}/" for name in self.same_folders)
-            sentences.append(
-                f"Every class folder holds {names}, whose images are those of the class."
-            )
-        for split, path in self.unlabeled.items():
-            sentences.append(f"{path}/ has images without class folders: {split} has no labels.")
-        if self.left_out:
-            sentences.append(f"Left out: {name_some(f'{path}/' for path in self.left_out)}.")
-        return " ".join(sentences)
-
-
-def name_some(names: Iterable[str]) -> str:
-    """Return the first few names, for a message."""
-    names = list(names)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def find_layout(tree: Tree, data: str) -> Layout:
@@ -249,7 +189,8 @@ class _Search:
         for path in paths:
             inner = self._find_innermost(path)
             if len(folders) > 1 and not self.tree.has_image(inner) and self._holds_parts(inner):
-                if not any(self._has_images(p) for p in self.list_paths(root) if p != path):
+                others = [p for p in self.list_paths(root) if p != path and not _is_beside(p)]
+                if not any(map(self._has_images, others)):
                     return None  # the only data set, beside other things
                 raise DataError(
                     f"{self.data} holds several folders, and {inner}/ is a data set with parts of "
@@ -292,19 +233,70 @@ class _Search:
         return named
 
     def find_inner(self, root: str) -> str:
-        """Return the folder around the class folders or parts if there is one, else ""."""
+        """Return the folder around the class folders or parts if there is one, else "".
+
+        Raises:
+            DataError: a folder may be around the class folders or be one of them.
+        """
         folders = self.tree.list(root).folders
-        if len(folders) > NUM_PROBED:
+        if sum(not is_beside(name) for name in folders) > NUM_PROBED:
             return ""
-        places = [_join(root, name) for name in folders]
-        inner = [path for path in places if self._has_images(path)]
-        if len(inner) != 1:
+        inner = [path for path in self.list_paths(root) if self._has_images(path)]
+        if len(inner) > 1:
+            return self._choose_inner(inner)
+        if not inner:
             return ""
         entries = self.tree.list(inner[0])
         if entries.images:  # beside parts or classes they are loose, else it is a class
             holding = [n for n in entries.folders if self._has_images(_join(inner[0], n))]
             return inner[0] if len(holding) > 1 or match_splits(holding) else ""
         return inner[0] if entries.folders else ""
+
+    def _choose_inner(self, paths: Sequence[str]) -> str:
+        """Return that of several folders with images which is around the data, else ""."""
+        neutral = [path for path in paths if is_neutral(_get_name(path)) and not _is_beside(path)]
+        others = [path for path in paths if path not in neutral]
+        if neutral and others and all(is_of_masks(_get_name(path)) for path in others):
+            self._refuse_masks(paths)
+        deep = [p for p in paths if not _is_beside(p) and self._holds_folders(p, p in neutral)]
+        if not deep or self._are_same(paths):
+            return ""
+        around = next((path for path in deep if path in neutral), deep[0])
+        others = [path for path in paths if path != around]
+        if all(
+            _is_beside(path)
+            or (around in neutral and path not in deep and match_split(_get_name(path)))
+            for path in others
+        ):
+            return around
+        inside = self.tree.list(around).folders
+        is_depth = all(any(map(str.isdecimal, name)) for name in inside)  # photo/2019/
+        is_tested = any(match_split(_get_name(path)) == "test" for path in others)
+        if is_depth or self.tree.has_image(around) or not (around in neutral or is_tested):
+            return ""
+        raise DataError(
+            f"{self.data} has {around}/ of the folders {name_some(f'{n}/' for n in inside)} beside "
+            f"{name_some(f'{path}/' for path in others)}: which of both are the classes is not clear.",
+            f"If those in {around}/ are, {self._suggest(around)}; if {_get_name(around)} is a class, "
+            "move its images up, out of its folders.",
+        )
+
+    def _refuse_masks(self, paths: Sequence[str]) -> None:
+        """Refuse images beside their masks, unless each has folders, which may be classes."""
+        if all(map(self.tree.has_image, paths)):
+            raise DataError(
+                f"{self.data} has images and no class folders: {name_some(f'{p}/' for p in paths)} "
+                "are no names of classes, but of images and what is drawn in them.",
+                "Put the images of each class into a folder with its name, or pass a table of "
+                "path,label as DATA.",
+            )
+
+    def _holds_folders(self, path: str, has_loose: bool) -> bool:
+        """Whether a folder holds several folders with images, and no image unless it may."""
+        path = self._find_innermost(path)
+        if not has_loose and self.tree.has_image(path):
+            return False
+        return sum(map(self._has_images, self.list_paths(path)[:NUM_PROBED])) > 1
 
     def find_unlabeled(self, root: str) -> dict[str, str]:
         """Return the one folder of images, `images/`, whose name is no class; empty for others."""
@@ -376,3 +368,11 @@ class _Search:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _get_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _is_beside(path: str) -> bool:
+    return is_beside(_get_name(path))

@@ -1,11 +1,12 @@
-"""Names in a data set's layout: which mean training, validation and test, and which are no data."""
+"""A data set's layout, and the names in one: which mean training, validation and test, which no data."""
 
 from __future__ import annotations
 
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainval"), "train"),
@@ -26,11 +27,29 @@ _ASIDE = (
 )
 ASIDE_WORDS = frozenset(_ASIDE.split())
 """Words in names of folders that lie beside the parts of a data set and are none."""
+_BESIDE = (
+    "sample samples demo demos example examples preview previews screenshot screenshots thumbnails "
+    "assets asset media static docs doc documentation figure figures fig figs plot plots readme "
+    "result results output outputs out log logs run runs wandb mlruns experiment experiments "
+    "model models weights checkpoint checkpoints ckpt ckpts pred predict prediction predictions "
+    "inference visualization visualizations heatmaps notebook notebooks src scripts script code "
+    "tests config configs utils lib app web build dist tools tmp temp label labels annotation "
+    "annotations metadata meta unlabeled unlabelled"
+)
+BESIDE_WORDS = frozenset(_BESIDE.split())
+"""Words of which names of folders beside the data consist, as in a project's folder."""
+MASK_WORDS = frozenset(
+    ["mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "gt"]
+)
+"""Words in names of folders that hold what is drawn in images, as images of the same names."""
 _SERIES = (
     "fold part split set dataset batch chunk shard cv k group session subject source domain camera"
 )
 SERIES_WORDS = frozenset(_SERIES.split())
 """Words that a number or letter follows in names of several folders of equal contents."""
+MAX_NAMES = 5
+STANDARD_NAMES = ("train", "val", "test", "training", "validation", "valid")
+"""Folders that need no word about what they are read as."""
 MAX_DIGITS = 4
 """Of a number in the name of a part: `train2017`, `test1`."""
 JUNK = frozenset(
@@ -42,6 +61,67 @@ JUNK = frozenset(
     )
 )
 """Folders and files of systems and tools; hidden ones (`.thumbnails`, `._1.jpg`) need no list."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of class folders in a data set, by their paths below it."""
+
+    root: str
+    """Where the data begin, below folders around them; empty: at the top."""
+    parts: Mapping[str, str]
+    """Folder of class folders by split; that of data without parts under ""."""
+    in_classes: bool = False
+    """Whether each class folder holds the parts, and `parts` is that of all of them."""
+    unlabeled: Mapping[str, str] = field(default_factory=dict)
+    """Parts with images and no class folders, which have no labels."""
+    left_out: tuple[str, ...] = ()
+    """Folders beside the parts that are none of them, with images in them."""
+    same_folders: tuple[str, ...] = ()
+    """Folders that every class folder holds, which are read as its depth."""
+    loose: Mapping[str, int] = field(default_factory=dict)
+    """Images beside the parts or beside the folder around them, by extension."""
+
+    def describe(self, *, names_root: bool = True) -> str:
+        """Return what was decided, in a line; empty where nothing had to be.
+
+        Args:
+            names_root: whether a folder around the data is worth a word, as it is not in a tar.
+        """
+        sentences = []
+        if not names_root:
+            pass
+        elif self.root and set(self.parts) == {""}:
+            sentences.append(f"The class folders are those in {self.root}/.")
+        elif self.root:
+            sentences.append(f"The data are those in {self.root}/.")
+        below = {
+            split: os.path.relpath(path, self.root or ".").replace(os.sep, "/")
+            for split, path in self.parts.items()
+            if split
+        }
+        if self.in_classes:
+            sentences.append("Each class folder holds the parts: CLASS/train/IMAGE is read.")
+        elif any(path not in STANDARD_NAMES for path in below.values()):
+            read = ", ".join(f"{split} is {path}/" for split, path in below.items())
+            sentences.append(f"Parts: {read}.")
+        if self.same_folders:
+            names = name_some(f"{name}/" for name in self.same_folders)
+            sentences.append(
+                f"Every class folder holds {names}, whose images are those of the class."
+            )
+        for split, path in self.unlabeled.items():
+            sentences.append(f"{path}/ has images without class folders: {split} has no labels.")
+        if self.left_out:
+            sentences.append(f"Left out: {name_some(f'{path}/' for path in self.left_out)}.")
+        return " ".join(sentences)
+
+
+def name_some(names: Iterable[str]) -> str:
+    """Return the first few names, for a message."""
+    names = list(names)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def is_junk(name: str) -> bool:
@@ -89,6 +169,20 @@ def is_aside(name: str) -> bool:
     return any(word in ASIDE_WORDS for word in _split_name(name)[1])
 
 
+def is_beside(name: str) -> bool:
+    """Whether a folder is one that lies around data, and by its name no class: `docs`, `runs`."""
+    split, others = _split_name(name)
+    words = [word for word in others if word in BESIDE_WORDS]
+    return (
+        split is None and bool(words) and all(word in words or _is_neutral(word) for word in others)
+    )
+
+
+def is_of_masks(name: str) -> bool:
+    """Whether a folder holds what is drawn in images by its name: `masks`, `SegmentationClass`."""
+    return any(word in MASK_WORDS for word in _split_name(name)[1])
+
+
 def is_numbered_part(name: str) -> bool:
     """Whether a folder is one of several of equal contents: `fold1`, `batch_2`, `set-A`."""
     words = _split_name(name)[1]
@@ -98,7 +192,11 @@ def is_numbered_part(name: str) -> bool:
 
 def _split_name(name: str) -> tuple[str | None, list[str]]:
     """Return what a name says about the split, and its other words; None for no or two of them."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name).strip())
+    spaced = re.sub(
+        r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])",
+        " ",
+        unicodedata.normalize("NFKC", name).strip(),
+    )
     words = re.findall(r"[^\W\d_]+|\d+|[^\w\s]", spaced.casefold())
     words = [part for word in words if word not in "-.+()[]" for part in _split_word(word)]
     splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.data.find_layout import Layout, find_layout
+from deitctl.data.find_layout import find_layout
+from deitctl.data.layout import Layout
 from deitctl.data.trees import FolderTree, NameTree
 from deitctl.errors import DataError
 
@@ -229,3 +230,70 @@ def test_a_search_lists_no_class_folder_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(tree, "_iterate", iterate)
     find_layout(tree, "data")
     assert all(listed.count(folder) < 10 for folder in "abc")
+
+
+@pytest.mark.parametrize(
+    ("folders", "root", "parts"),
+    [
+        ([*cross("images", "a b c"), "sample"], "images", {"": "images"}),
+        (
+            [*cross("images", "a b c"), "assets", "docs/img", "results/run1"],
+            "images",
+            {"": "images"},
+        ),
+        ([*cross("images", "a b c"), *cross("sample", "a b c"), "docs"], "images", {"": "images"}),
+        ([*cross("data/images", "a b c"), "results"], "data/images", {"": "data/images"}),
+        ([*cross("data/train data/val", "a b"), "runs"], "data", {"val": "data/val"}),
+        ([*cross("dataset/train", "a b"), "runs/exp/plots"], "dataset", {"train": "dataset/train"}),
+        ([*cross("images", "a b c"), "images", "demo"], "images", {"": "images"}),
+        ([*cross("images", "a b c"), "test_images"], "images", {"": "images"}),
+        ([*cross("flowers", "rose tulip"), "docs"], "flowers", {"": "flowers"}),
+        ([*cross("mnist", "0 1 2"), "figures"], "mnist", {"": "mnist"}),
+        (
+            [*cross("data", "a b"), *"docs src/x tests/y web/z app out tmp media lib".split()],
+            "data",
+            {"": "data"},
+        ),
+    ],
+)
+def test_a_folder_around_the_classes_beside_those_of_a_project_is_entered(folders, root, parts):
+    layout = search(*folders)
+    assert layout.root == root
+    assert dict(layout.parts).items() >= parts.items()
+    assert "Left out: " in layout.describe()
+
+
+@pytest.mark.parametrize(
+    ("folders", "what"),
+    [
+        ([*cross("images", "a b c"), "cat"], "images/ of the folders a/, b/, c/ beside cat/"),
+        ([*cross("data", "a b"), *cross("data_v2", "b c")], "data/ of the folders a/, b/ beside"),
+        ([*cross("flowers", "rose tulip"), "test"], "flowers/ of the folders rose/, tulip/ beside"),
+        (["images", "masks"], "images/, masks/ are no names of classes"),
+        (["JPEGImages", "SegmentationClass", "SegmentationObject"], "are no names of classes"),
+    ],
+)
+def test_a_folder_around_the_classes_or_one_of_them_is_refused(folders, what):
+    with pytest.raises(DataError, match=what) as refused:
+        search(*folders)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [*cross("photo", "2019 2020"), "sketch"],
+        [*cross("cat", "persian siamese"), "dog"],
+        [*cross("cat", "persian siamese"), "other"],
+        [*cross("with_mask", "blue white"), "without_mask"],
+        ["with_mask", "without_mask"],
+        ["photo", "photo/x", "photo/y", "sketch"],
+        ["logs", "planks"],
+        ["photo", "sketch", "sample"],
+        [*cross("bus", "single double"), "train"],
+        cross("photo sketch", "cat dog"),
+    ],
+)
+def test_classes_with_folders_of_their_own_stay_classes(folders):
+    layout = search(*folders)
+    assert (layout.root, layout.parts, layout.left_out) == ("", {"": ""}, ())

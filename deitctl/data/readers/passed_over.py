@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from deitctl.data.file_types import describe_unread
-from deitctl.data.find_layout import Layout
 from deitctl.data.index import Listing
+from deitctl.data.layout import Layout
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.names import canonicalize_name
