@@ -92,7 +92,8 @@ def _load_upright(image: Image.Image, name: str) -> None:
 
 def _scale_deep(deep: DeepImage, value_range: ValueRange | None, name: str) -> Image.Image:
     # Of values that fill 16 bits, the low bytes change nothing.
-    if value_range is None or value_range[:2] != FULL[:2] or deep.stated not in (None, FULL):
+    is_full = value_range is not None and value_range[:2] == FULL[:2]
+    if not is_full or deep.stated not in (None, FULL) or deep.nodata is not None:
         deep.load_low_bytes(lambda image: _load_upright(image, name))
     return deep.scale(deep.choose(value_range, name), name)
 

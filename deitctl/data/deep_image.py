@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,11 @@ from deitctl.data.value_range import (
     BITS_PER_SAMPLE,
     FULL,
     MIN_IS_WHITE,
+    NO_RANGE,
     PHOTOMETRIC,
     choose_range,
+    find_missing,
+    find_nodata,
     find_stated_range,
     require_in_range,
 )
@@ -42,13 +46,13 @@ class Measured(NamedTuple):
     """Smallest value."""
     high: float
     """Largest value."""
-    used_bits: int
-    """All values of integers combined by OR; 0 for floats."""
     is_float: bool
     stated: ValueRange | None
     """By the file; of a PNG whose values are beyond its bits, 16 bits."""
     was_scaled_up: bool
     """Whether they are, as the specification has it."""
+    may_be_scaled_up: bool
+    """Whether all values of a PNG that states its bits are among those that scaling up gives."""
     num_pixels: int
 
 
@@ -74,6 +78,11 @@ class DeepImage:
         tags = getattr(self.image, "tag_v2", {})
         return bool(self.raw_mode) and tags.get(PLANAR) == 2
 
+    @cached_property
+    def nodata(self) -> float | None:
+        """See `find_nodata`."""
+        return find_nodata(self.image)
+
     def load_low_bytes(self, finish: Callable[[Image.Image], None]) -> None:
         """Load the low bytes of color; `finish` loads an image and turns it upright."""
         if self.raw_mode and self.mode != "LA" and not self.is_planar:
@@ -83,28 +92,31 @@ class DeepImage:
             self.low_bytes = again
 
     def measure(self) -> Measured:
-        """Measure the colors, and hold what the file states against them."""
-        low, high, used = np.inf, -np.inf, 0
+        """Measure the colors, and hold what the file states against them.
+
+        What stands for no value is left out, see `find_missing`.
+        """
+        low, high = np.inf, -np.inf
+        states_bits = self.image.format == "PNG" and self.stated is not None
+        scaled_up = _list_scaled_up(self.stated) if states_bits and self.stated else None
         for values in self._iterate_strips():
             colors = values[..., :-1] if self.mode[-1] in "Aa" else values
-            if colors.dtype.kind == "f":
-                colors = colors[~np.isnan(colors)]
-            else:
-                used |= int(np.bitwise_or.reduce(colors, axis=None))
+            if (missing := find_missing(colors, self.nodata)) is not None:
+                colors = colors[~missing]
             if colors.size:
                 low, high = min(low, float(colors.min())), max(high, float(colors.max()))
-        if low > high:  # nothing but NaN
+            if scaled_up is not None and not scaled_up[colors].all():
+                scaled_up = None
+        if low > high:  # no values at all
             low = high = 0.0
-        is_scaled_up = (
-            self.image.format == "PNG" and self.stated is not None and high > self.stated.high
-        )
+        was_scaled_up = states_bits and self.stated is not None and high > self.stated.high
         return Measured(
             low,
             high,
-            used,
             self.image.mode == "F",
-            FULL if is_scaled_up else self.stated,
-            is_scaled_up,
+            FULL if was_scaled_up else self.stated,
+            was_scaled_up,
+            scaled_up is not None,
             self.image.width * self.image.height,
         )
 
@@ -123,16 +135,12 @@ class DeepImage:
             chosen = value_range or choose_range(*measured[:2], is_float=measured.is_float)
             require_in_range(*measured[:2], chosen, name)
             return chosen
-        if (
-            self.image.format == "PNG"
-            and value_range is not None
-            and value_range.high > stated.high
-        ):
-            # Dark enough to fit in its bits, but scaled up as others of the data are: then the bits
-            # below are empty.
-            step = (FULL.high + 1) / (stated.high + 1)
-            if measured.used_bits % step == 0:
-                return FULL
+        # Dark enough to fit in its bits, but scaled up as the specification has it, unless others of
+        # the data, which state none, are within them.
+        others = None if value_range == NO_RANGE else value_range
+        are_within = others is not None and others.high <= stated.high
+        if measured.may_be_scaled_up and not are_within:
+            return FULL
         require_in_range(*measured[:2], stated, name, stated=True)
         return stated
 
@@ -147,7 +155,7 @@ class DeepImage:
                 f"{name} has its 16-bit channels apart, of which the high bytes alone are read.",
                 "Store it with interleaved channels.",
             )
-        if self.raw_mode and self.mode != "LA" and is_full:
+        if self.raw_mode and self.mode != "LA" and is_full and self.nodata is None:
             return self.image
         table = None
         if self.image.mode not in ("I", "F"):
@@ -164,6 +172,8 @@ class DeepImage:
             pixels = _scale_values(strip, value_range) if table is None else table[strip]
             if alpha_table is not None:
                 pixels[..., -1] = alpha_table[strip[..., -1]]
+            if (missing := find_missing(strip, self.nodata)) is not None:
+                pixels[missing] = 0
             if self._is_min_white():
                 pixels = 255 - pixels
             size = (strip.shape[1], strip.shape[0])
@@ -251,7 +261,21 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
+def _list_scaled_up(stated: ValueRange) -> NDArray[np.bool_]:
+    """Return which of 16 bits' values are fewer bits scaled up: by their step, with their high bits
+    below as the specification recommends, or rounded."""
+    values = np.arange(int(stated.high) + 1)
+    bits = int(stated.high).bit_length()
+    shifted = values << (16 - bits)
+    is_scaled_up = np.zeros(65536, np.bool_)
+    is_scaled_up[shifted] = True
+    is_scaled_up[np.minimum(shifted | (values >> max(0, 2 * bits - 16)), 65535)] = True
+    is_scaled_up[np.rint(values * (65535 / stated.high)).astype(np.int64)] = True
+    return is_scaled_up
+
+
 def _scale_values(values: Values, value_range: ValueRange) -> NDArray[np.uint8]:
     low, high = value_range[:2]
-    parts = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low)
+    parts = (values.astype(np.float64) - low) / (high - low)
+    parts[np.isnan(parts)] = 0
     return np.rint(np.clip(parts, 0, 1) * 255).astype(np.uint8)

@@ -15,6 +15,7 @@ from deitctl.cores import count_cores
 from deitctl.data.decode import measure_values
 from deitctl.data.deep_image import Measured
 from deitctl.data.value_range import (
+    FLOAT_MAXIMA,
     NO_RANGE,
     OPTION,
     choose_range,
@@ -64,6 +65,8 @@ class RangeSurvey:
     """Whether values are floats, of each of these images."""
     float_tops: set[float] = field(default_factory=set)
     """Upper ends of the ranges that floats, but those of black images, would have by themselves."""
+    num_beyond: int = 0
+    """Of floats beyond any range, which choose none and are refused when they are read."""
 
     def add(self, measured: Measured | None) -> None:
         """Enter an image; None is one of 8 bits."""
@@ -73,6 +76,9 @@ class RangeSurvey:
         # Values scaled up beyond the bits that a PNG states say how the others of the data are.
         if measured.stated is not None and not measured.was_scaled_up:
             self.num_stated += 1
+            return
+        if measured.is_float and max(-measured.low, measured.high) > FLOAT_MAXIMA[-1]:
+            self.num_beyond += 1
             return
         self.num_deep += 1
         self.low = min(self.low, measured.low)
@@ -96,8 +102,13 @@ class RangeSurvey:
         """Return the range of the data, `NO_RANGE` if no image needs one.
 
         Raises:
-            DataError: some values are integers and some floats, which no range fits.
+            DataError: some values are integers and some floats, or all are beyond any range.
         """
+        if not self.num_deep and self.num_beyond:
+            raise DataError(
+                f"Images hold values beyond {FLOAT_MAXIMA[-1]:,.0f}, and their files state no range.",
+                f"Say which values are black and white: {OPTION}.",
+            )
         if not self.num_deep:
             return NO_RANGE
         if self.is_of_both_kinds:

@@ -14,13 +14,16 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE = 258, 262, 281, 340, 341
-"""Tags of TIFF."""
+NODATA = 42113
+"""Tags of TIFF; the last one is GDAL's, a number as text."""
 MIN_IS_WHITE = 0
 """A photometric interpretation, which Pillow applies to 8 bits alone."""
 FULL = ValueRange(0, 65535)
@@ -29,7 +32,10 @@ NO_RANGE = ValueRange(0, 0)
 """Of data in which no image needed a range: an image that does is refused."""
 BITS = (8, 10, 12, 14, 16)
 """Depths that cameras and scanners have; 32-bit files may hold more."""
-FLOAT_MAXIMA = (1.0, 2.0, 4.0, 8.0, 16.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+_SMALL_MAXIMA = (1.0, 2.0, 4.0, 8.0, 16.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+FLOAT_MAXIMA = (*_SMALL_MAXIMA, *(2.0**k for k in range(17, 33)))
+MISSING_FROM = 1e36
+"""Floats as large stand for no value: netCDF fills with 9.97e36, GDAL with 3.4e38."""
 OPTION = "--value-range LOW,HIGH"
 
 
@@ -96,10 +102,18 @@ def choose_range(low: float, high: float, *, is_float: bool) -> ValueRange:
     Integers: 0 to 2^k - 1 for 8, 10, 12, 14 or 16 bits (more in 32-bit files), with negative ones
     -2^(k-1) to 2^(k-1) - 1 for any k. Floats: 0 to 1, a small power of two, 255, or as integers; with
     negative ones the same on both sides.
+
+    Raises:
+        DataError: floats beyond 2^32, which measure no light.
     """
     if is_float:
         largest = max(abs(low), abs(high))
-        top = next((m for m in FLOAT_MAXIMA if largest <= m), _round_up(largest))
+        top = next((m for m in FLOAT_MAXIMA if largest <= m), None)
+        if top is None:
+            raise DataError(
+                f"Values from {low:,.6g} to {high:,.6g} are in no range that images have.",
+                f"Say which are black and white: {OPTION}.",
+            )
         return ValueRange(-top if low < 0 else 0, top)
     if low < 0:
         bits = next(k for k in range(8, 33) if low >= -(2 ** (k - 1)) and high < 2 ** (k - 1))
@@ -108,11 +122,28 @@ def choose_range(low: float, high: float, *, is_float: bool) -> ValueRange:
     return ValueRange(0, 2**bits - 1)
 
 
-def _round_up(value: float) -> float:
-    power = 2.0**17
-    while power < value and power < 2.0**127:
-        power *= 2
-    return power
+def find_nodata(image: Image.Image) -> float | None:
+    """Return the value that stands for none in a TIFF, as GDAL writes it; None if it states none."""
+    text = getattr(image, "tag_v2", {}).get(NODATA)
+    try:
+        return float(text.strip(" \0")) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def find_missing(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Return which values stand for none: nodata, NaN, infinite or huge; None if they all are values.
+
+    Such a value says nothing about the range, and is shown as its low end.
+    """
+    is_float = values.dtype.kind == "f"
+    if not is_float and nodata is None:
+        return None
+    missing = ~(np.abs(values) < MISSING_FROM) if is_float else np.zeros(values.shape, np.bool_)
+    if nodata is not None:
+        # The text has more digits, or fewer, than a float of 32 bits.
+        missing |= values == (np.float32(nodata) if is_float else nodata)
+    return missing if missing.any() else None
 
 
 def require_in_range(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 Values = NDArray[Any]
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """Of a PNG, by its channels."""
-SHORT, LONG = 3, 4
+ASCII, SHORT, LONG = 2, 3, 4
+CODES = {ASCII: "B", SHORT: "H", LONG: "I"}
 SAMPLE_FORMATS = {"u": 1, "i": 2, "f": 3}
 
 
@@ -36,7 +37,7 @@ def encode_png(values: Values, sbit: tuple[int, ...] = ()) -> bytes:
 
 def encode_tiff(
     values: Values,
-    tags: Mapping[int, int | tuple[int, ...]] | None = None,
+    tags: Mapping[int, int | tuple[int, ...] | str] | None = None,
     *,
     order: str = "<",
     compressed: bool = False,
@@ -47,7 +48,7 @@ def encode_tiff(
 
     Args:
         values: of any dtype of numpy's.
-        tags: further ones, or others than these; numbers of up to 32 bits.
+        tags: further ones, or others than these; numbers of up to 32 bits, or text.
         order: `<` or `>`.
         compressed: with deflate.
         tile: side in pixels, a multiple of 16; 0: strips.
@@ -70,7 +71,7 @@ def encode_tiff(
         blocks = [zlib.compress(block) for block in blocks]
     offsets = 8 + np.cumsum([0, *map(len, blocks)])
     bits = values.dtype.itemsize * 8
-    entries: dict[int, int | tuple[int, ...]] = {
+    entries: dict[int, int | tuple[int, ...] | str] = {
         256: width,
         257: height,
         258: (bits,) * channels,
@@ -89,9 +90,12 @@ def encode_tiff(
     table, extra = b"", b""
     after = start + 2 + 12 * len(entries) + 4
     for tag, entry in sorted(entries.items()):
-        numbers = entry if isinstance(entry, tuple) else (entry,)
-        kind = LONG if max(numbers) > 65535 or tag in (273, 279, 324, 325) else SHORT
-        data = struct.pack(f"{order}{len(numbers)}{'I' if kind == LONG else 'H'}", *numbers)
+        if isinstance(entry, str):
+            kind, numbers = ASCII, tuple(entry.encode() + b"\0")
+        else:
+            numbers = entry if isinstance(entry, tuple) else (entry,)
+            kind = LONG if max(numbers) > 65535 or tag in (273, 279, 324, 325) else SHORT
+        data = struct.pack(f"{order}{len(numbers)}{CODES[kind]}", *numbers)
         if len(data) > 4:
             place = struct.pack(order + "I", after + len(extra))
             extra += data

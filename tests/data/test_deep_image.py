@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from deitctl.data.decode import convert_image, decode, measure_values
+from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 from tests.data.deep_files import encode_png, encode_tiff
@@ -138,8 +139,27 @@ def test_values_beyond_the_bits_of_a_png_are_scaled_up_ones():
 def test_a_dark_png_is_scaled_up_where_others_of_its_data_are():
     dark = np.array([[0, 0x0100, 0x0F00]], np.uint16)  # the bits below its 12 are empty
     data = encode_png(dark, (12,))
-    assert decoded(data, ValueRange(0, 65535))[0, :, 0].tolist() == [0, 1, 15]
+    for value_range in (ValueRange(0, 65535), NO_RANGE, None):
+        assert decoded(data, value_range)[0, :, 0].tolist() == [0, 1, 15]
+    # Others of the data, whose files state nothing, are within 12 bits.
     assert decoded(data, TWELVE)[0, :, 0].tolist() == [0, 16, 239]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_dark_png_alone_is_what_it_was_before_it_was_scaled_up(bits):
+    level = np.arange(2 ** (2 * bits - 16))[None]  # those whose values fit into the bits
+    scaled_up = (
+        level << (16 - bits),
+        level << (16 - bits) | level >> (2 * bits - 16),
+        np.rint(level * 65535 / (2**bits - 1)),
+    )
+    expected = np.rint(level / (2**bits - 1) * 255)[0]
+    for values in scaled_up:
+        found = decoded(encode_png(values.astype(np.uint16), (bits,)), NO_RANGE)[0, :, 0]
+        assert np.abs(found - expected).max() <= 1
+    # And one whose values are not those stays as it is.
+    dark = encode_png(np.array([[0, 1, 400]], np.uint16), (12,))
+    assert decoded(dark, NO_RANGE)[0, :, 0].tolist() == [0, 0, 25]
 
 
 @pytest.mark.parametrize("values", [RAMP, color(3), RAMP.astype(np.float32)])
@@ -169,10 +189,49 @@ def test_channels_that_lie_apart_are_refused_rather_than_mixed():
         decoded(data)
 
 
-def test_infinite_values_are_refused():
-    values = np.array([[0, np.inf]], np.float32)
-    with pytest.raises(DataError, match="inf"):
-        decoded(encode_tiff(values), ValueRange(0, 1))
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+def nodata(text: str) -> dict[int, str]:
+    """Return GDAL's tag of the value that stands for none."""
+    return {42113: text}
+
+
+@pytest.mark.parametrize(
+    ("values", "tags"),
+    [
+        (np.array([[np.nan, np.inf, -np.inf, -FLOAT_MAX, FLOAT_MAX, 0.5, 1]], np.float32), {}),
+        (np.array([[9.96921e36, -3.4e38, 0, 0, 0, 0.5, 1]], np.float32), {}),
+        (np.array([[-9999, -9999, 0, 0, 0, 0.5, 1]], np.float32), nodata("-9999")),
+        (np.array([[-0.1, -0.1, 0, 0, 0, 0.5, 1]], np.float32), nodata("-0.1")),
+        (np.array([[-32768, 0, 0, 0, 0, 2048, 4095]], np.int16), nodata("-32768")),
+        (np.array([[65535, 0, 0, 0, 0, 2048, 4095]], np.uint16), nodata("65535 ")),
+    ],
+)
+def test_what_stands_for_no_value_sets_no_range_and_is_its_low_end(values, tags):
+    data = encode_tiff(values, tags)
+    measured = measure_values(data, "x.tif")
+    assert measured is not None
+    assert (measured.low, measured.high) == (max(0, measured.low), values[0, -1])
+    assert decoded(data)[0, :, 0].tolist() == [0, 0, 0, 0, 0, 128, 255]
+    assert decoded(data, ValueRange(0, measured.high))[0, :, 0].tolist() == [0] * 5 + [128, 255]
+
+
+def test_nodata_in_color_is_black_in_its_channel_whatever_the_range():
+    values = np.full((1, 2, 3), 65535, np.uint16)
+    values[0, 0] = 4095, 65535, 0
+    data = encode_tiff(values, nodata("65535"))
+    assert decoded(data).tolist() == [[[255, 0, 0], [0, 0, 0]]]
+    assert decoded(data, ValueRange(0, 65535)).tolist() == [[[15, 0, 0], [0, 0, 0]]]
+
+
+def test_an_image_without_any_value_is_black():
+    assert decoded(encode_tiff(np.full((1, 2), np.nan, np.float32))).tolist() == [[[0] * 3] * 2]
+
+
+def test_values_beyond_any_range_are_refused_in_a_line():
+    with pytest.raises(DataError, match=r"from 0 to 1e\+20 are in no range.*--value-range"):
+        decoded(encode_tiff(np.array([[0, 1e20]], np.float32)))
 
 
 def test_an_image_of_eight_bits_has_nothing_to_measure():

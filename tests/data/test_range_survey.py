@@ -113,6 +113,23 @@ def test_pngs_scaled_up_beyond_their_bits_decide_for_dark_ones_too(tmp_path):
     assert [int(np.asarray(dataset.read(n)).max()) for n in range(2)] == [15, 255]
 
 
+def test_missing_values_in_one_image_leave_the_others_as_they_are(tmp_path):
+    values = [np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8) for _ in range(4)]
+    values[1][0, 0], values[2][0, 0] = -3.4e38, np.inf
+    values[3][0, 0] = 1e20  # in no range that images have: this one is refused
+    paths = [str(write(tmp_path / f"{n}.tif", encode_tiff(v))) for n, v in enumerate(values)]
+    dataset = FileDataset(paths, np.zeros(4, np.int64), ("a",))
+    chosen, said = settle(dataset)
+    assert chosen == ValueRange(0, 1)
+    assert said.startswith("3 of 4 images looked at hold values up to 1 in")
+    dataset = dataset.with_value_range(chosen)
+    assert np.array_equal(np.asarray(dataset.read(1)), np.asarray(dataset.read(0)))
+    with pytest.raises(DataError, match=r"3.tif holds values from .* to 1e\+20, outside of"):
+        dataset.read(3)
+    with pytest.raises(DataError, match="beyond 4,294,967,296.*--value-range LOW,HIGH"):
+        settle(select(dataset, [3]).with_value_range(None))
+
+
 def test_integers_and_floats_without_a_range_are_refused(tmp_path):
     write(tmp_path / "a.tif", encode_tiff(ramp(4000)))
     write(tmp_path / "b.tif", encode_tiff(ramp(1, np.float32)))
