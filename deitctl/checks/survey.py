@@ -19,8 +19,9 @@ from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import BUILT_IN, open_dataset
 from deitctl.data.readers.folder import begins_as_image, open_folder, open_folders
-from deitctl.data.readers.parquet import find_shards
-from deitctl.data.readers.table import is_table, refuse_image_folder
+from deitctl.data.readers.parquet_table import refuse_image_folder
+from deitctl.data.readers.shards import find_shards
+from deitctl.data.readers.table import is_table
 from deitctl.data.trees import FolderTree, NameTree
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task

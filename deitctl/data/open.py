@@ -20,8 +20,9 @@ from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
 from deitctl.data.readers.pack import SUFFIX, open_pack
-from deitctl.data.readers.parquet import find_shards
-from deitctl.data.readers.table import is_table, open_shards, open_table, refuse_image_folder
+from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
+from deitctl.data.readers.shards import find_shards
+from deitctl.data.readers.table import is_table, open_table
 from deitctl.data.readers.tar import open_tar
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
@@ -406,12 +407,12 @@ def _open_splits(
 
 
 def _open_folder(path: Path, reporter: Reporter) -> Mapping[str, ImageDataset]:
-    """Open a folder of images, else of Parquet files."""
+    """Open a folder of Parquet files, else of images."""
+    if shards := find_shards(path):
+        return open_shards(path, shards, reporter)
     try:
         return open_folders(path, reporter)
     except DataError as error:
-        if shards := find_shards(path):
-            return open_shards(path, shards, reporter)
         tables = sorted(file for file in path.glob("*.*") if file.is_file() and is_table(file))
         if not tables:
             raise

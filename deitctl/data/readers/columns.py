@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -127,12 +128,20 @@ def rate_paths(fields: Sequence[str]) -> bool:
     return bool(_PATHS.intersection(map(reduce_name, fields)))
 
 
+def list_candidates(names: Sequence[str]) -> list[int]:
+    """Return the places of the columns whose values say what they are: splits, and columns of 0 and 1."""
+    reduced = list(map(reduce_name, names))
+    may_be_one_hot = _LABELS.isdisjoint(reduced)
+    return [at for at, name in enumerate(reduced) if may_be_one_hot or name in _SPLITS]
+
+
 def find_columns(
     path: Path,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
     images: Sequence[int] = (),
     class_labels: Sequence[int] = (),
+    read_all: Callable[[], Iterable[Sequence[str]]] = tuple,
 ) -> Columns:
     """Find the columns of a table by their names.
 
@@ -143,6 +152,7 @@ def find_columns(
         images: places of columns that hold images, of which the one is taken that there is.
         class_labels: places of columns whose metadata name classes, of which the same holds where no
             column is called like one of classes.
+        read_all: returns all rows, which are looked through where the first leave open what a column is.
 
     Raises:
         DataError: there is no column of images or of classes, or more than one.
@@ -156,7 +166,7 @@ def find_columns(
     label = _find(path, names, reduced, LABEL, (LABEL_NAMES, LABEL_KEYS), "classes", taken=at)
     if label is None and len(class_labels) == 1:
         label = class_labels[0]
-    split = _find_split(path, names, rows)
+    split = _find_split(path, names, rows, read_all)
     one_hot: tuple[int, ...] = ()
     if at is not None and label is None:
         one_hot = _find_one_hot(rows, {at, split}, len(names))
@@ -204,21 +214,35 @@ def _find(
     return None
 
 
-def _find_split(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+def _find_split(
+    path: Path,
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    read_all: Callable[[], Iterable[Sequence[str]]],
+) -> int | None:
     """Return the column of splits: the one called so, else the one of a known name that holds splits."""
     called = [at for at, name in enumerate(names) if name.casefold() == SPLIT]
     if called:
         return called[0]
     places = []
     for at, name in enumerate(map(reduce_name, names)):
-        values = [canonicalize_name(row[at]) for row in rows if at < len(row)]
-        holds_splits = name in SPLIT_NAMES and any(map(match_split, values))
-        is_flag = name in FLAGS and all(value.casefold() in YES | NO for value in values)
-        if rows and (holds_splits or is_flag):
+        if name in _SPLITS and any(
+            _holds_splits(name, (row[at] for row in some if at < len(row)))
+            for some in (rows, read_all())
+        ):
             places.append(at)
     if len(places) > 1:
         _refuse_both(path, names, places, "splits", SPLIT)
     return places[0] if places else None
+
+
+def _holds_splits(name: str, values: Iterable[str]) -> bool:
+    """Whether the values of a column are splits; of a flag, yes and no in all rows that have any."""
+    given = (value for value in map(canonicalize_name, values) if value)
+    if name in FLAGS:
+        first = next(given, None)
+        return first is not None and all(v.casefold() in YES | NO for v in chain([first], given))
+    return any(map(match_split, given))
 
 
 def _refuse_both(

@@ -1,4 +1,4 @@
-"""What Parquet files have in their columns: paths or images, labels, splits; files of one data set.
+"""What Parquet files have in their columns: paths or images, labels, splits.
 
 The hub's data sets have a column of structs of `bytes` and `path`, and the names of classes in the
 metadata of the schema. A column of the images' bytes alone is read too.
@@ -7,21 +7,20 @@ metadata of the schema. A column of the images' bytes alone is read too.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deitctl.data.arrays import StringArray
-from deitctl.data.layout import match_split
 from deitctl.data.open_file import OpenFile
 from deitctl.data.readers.parquet_images import BYTES, PATH, named_errors, open_reader
 from deitctl.errors import DataError
 
 MAGIC = b"PAR1"
 MAX_GROUP_BYTES = 2 * 2**30
-"""Of a row group, which is decoded whole for each image of it that is not in the cache."""
+"""Of a row group, which is decoded up to an image that is not in the cache."""
+BATCH_ROWS = 1024
+"""That are objects of Python at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,11 @@ class ParquetSchema:
     """Places of columns of structs with paths and no bytes."""
     class_names: Mapping[int, tuple[str, ...]]
     """Names of the classes that numbers in a column stand for, by the column's place."""
+    nested: frozenset[int]
+    """Places of columns of lists and other structures, which hold no class and no split."""
+    num_rows: int
     num_bytes: int
-    """Of all columns, decoded."""
+    """Of all columns, as they are encoded."""
 
     def name_parts(self, places: Sequence[int]) -> dict[int, str]:
         """Return what is read of some columns to have text: of structs the path."""
@@ -67,9 +69,10 @@ def read_schema(path: Path) -> ParquetSchema:
 
         reader = open_reader(OpenFile(str(path)))
         schema, metadata = reader.schema_arrow, reader.metadata
-        images, paths, structs, named = [], [], set(), set()
+        images, paths, structs, named, nested = [], [], set(), set(), set()
         for at, field in enumerate(schema):
             inner = field.type
+            nested |= {at} if types.is_nested(inner) else set()
             if types.is_struct(inner):
                 parts = {part.name: part.type for part in _list_fields(field)}
                 inner = parts.get(BYTES, inner)
@@ -84,7 +87,7 @@ def read_schema(path: Path) -> ParquetSchema:
         groups = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
     if max(groups, default=0) > MAX_GROUP_BYTES and images:
         raise DataError(
-            f"{path} has a row group of {max(groups) / 2**30:.1f} GiB, which would be held in memory.",
+            f"{path} has a row group of {max(groups) / 2**30:.1f} GiB, which is decoded for each image.",
             "Write it anew with row_group_size=1000.",
         )
     names = tuple(schema.names)
@@ -96,6 +99,8 @@ def read_schema(path: Path) -> ParquetSchema:
         frozenset(named),
         tuple(paths),
         class_names,
+        frozenset(nested),
+        metadata.num_rows,
         sum(groups),
     )
 
@@ -116,17 +121,21 @@ def _read_class_names(schema: Any, names: Sequence[str]) -> dict[int, tuple[str,
     return class_names
 
 
-def read_rows(path: Path, columns: Mapping[int, str]) -> Iterator[list[Any]]:
+def read_rows(
+    path: Path, columns: Mapping[int, str], batch_rows: int = BATCH_ROWS
+) -> Iterator[list[Any]]:
     """Yield the values of some columns of each row; those of the other columns are empty.
 
     Args:
         path: the file.
         columns: what is read of a column, by its place: its name, or `name.path` of a struct.
+        batch_rows: rows that are decoded at a time.
     """
     with named_errors(path):
         reader = open_reader(OpenFile(str(path)))
         width = len(reader.schema_arrow.names)
-        for batch in reader.iter_batches(columns=list(columns.values()), use_threads=False):
+        batches = reader.iter_batches(batch_rows, columns=list(columns.values()), use_threads=False)
+        for batch in batches:
             taken = {
                 at: _flatten(batch.column(reader.schema_arrow.names[at])).to_pylist()
                 for at in columns
@@ -150,51 +159,6 @@ def _has_paths_alone(reader: Any, field: Any) -> bool:
 
 def _list_fields(field: Any) -> list[Any]:
     return [field.type.field(n) for n in range(field.type.num_fields)]
-
-
-def name_images(paths: Sequence[Path], names: Sequence[StringArray]) -> StringArray:
-    """Return unique names of images: those that all of them have, else file and row.
-
-    Args:
-        paths: files.
-        names: of the images in each, empty where they have none.
-    """
-    image_paths = [name.replace("\\", "/").removeprefix("/") for file in names for name in file]
-    if all(image_paths) and len(set(image_paths)) == len(image_paths):
-        return StringArray.from_strings(image_paths)
-    rows = (
-        (path.stem, number)
-        for path, file in zip(paths, names, strict=True)
-        for number in range(len(file))
-    )
-    return StringArray.from_strings(f"{stem}/{number}" for stem, number in rows)
-
-
-def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of a folder by part of the data, as the hub has them; empty for none.
-
-    They lie in it, in `data/` or in `default/`, or there in a folder of a part. The part is what the
-    name begins with (`train-00000-of-00002.parquet`), or that of the folder.
-    """
-    for place in (folder, folder / "data", folder / "default"):
-        files = sorted([*place.glob("*.parquet"), *place.glob("*/*.parquet")])
-        if files:
-            break
-    else:
-        return {}
-    parts: dict[str, list[Path]] = {}
-    for file in files:
-        name = re.sub(r"(-\d+-of-\d+)?$", "", file.stem)
-        part = match_split(name) or (
-            match_split(file.parent.name) if file.parent != place else None
-        )
-        parts.setdefault(part or "", []).append(file)
-    if len(parts) > 1 and "" in parts:
-        raise DataError(
-            f"{folder} has {parts[''][0].name} beside files of splits.",
-            "Name its files after the splits, such as train-00000-of-00001.parquet, or move it away.",
-        )
-    return parts
 
 
 def _flatten(values: Any) -> Any:

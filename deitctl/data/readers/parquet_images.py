@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,21 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import require_bytes
-from deitctl.data.open_file import OpenFile
+from deitctl.data.open_file import Identity, OpenFile
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.errors import DataError
 
-if TYPE_CHECKING:
-    import pyarrow
-
 CACHE_BYTES = 256 * 2**20
-"""Of decoded row groups that a process keeps; one is always kept."""
+"""Of decoded images that a process keeps; one block is always kept."""
+BLOCK_ROWS = 16
+BLOCK_BYTES = 256 * 2**20
+"""That a block may have at most, unless an image alone has more."""
+BUFFER_BYTES = 2**20
+"""Of a column that are read at a time."""
+MAX_OPEN, MAX_CURSORS = 12, 4
+"""Files, and row groups that are decoded in part, of which a process keeps the last."""
+NUM_GROUPS = 32
+"""Row groups whose first images stand for all in a quick look."""
 BYTES, PATH = "bytes", "path"
 """Parts of the structs in a column of images."""
 
@@ -70,29 +76,64 @@ class _FileView:
         self.closed = True
 
 
-class ImageColumn:
-    """The images of a column of some files, read by row group; safe for threads and processes."""
+class Group(NamedTuple):
+    """A row group of some files."""
 
-    def __init__(self, files: Sequence[OpenFile], column: str, ends: Sequence[int]) -> None:
+    file: int
+    """Place of its file."""
+    number: int
+    """Its own, in its file."""
+    num_rows: int
+    end: int
+    """Number of rows in all files up to its end."""
+
+
+@dataclass
+class _Cursor:
+    """How far a row group is decoded."""
+
+    blocks: Iterator[Any]
+    next_block: int = 0
+
+
+class ImageColumn:
+    """The images of a column of some files, decoded in blocks of rows; safe for threads and processes.
+
+    A block is decoded from the beginning of its row group on, and the place that was reached is kept:
+    images that are read in order are decoded once.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[str, Identity]],
+        column: str,
+        groups: Sequence[Group],
+        block_rows: int,
+    ) -> None:
         """Describe a column.
 
         Args:
-            files: Parquet files of one schema.
+            files: paths and identities of Parquet files of one schema.
             column: name of the column.
-            ends: number of rows up to the end of each row group, over all files.
+            groups: their row groups, in order.
+            block_rows: rows that are decoded at a time.
         """
-        self.files, self.column, self.ends = tuple(files), column, tuple(ends)
+        self.files, self.column, self.groups = tuple(files), column, tuple(groups)
+        self.block_rows = block_rows
+        self._ends = [group.end for group in groups]
+        self._sizes = np.full(self._ends[-1] if groups else 0, -1, np.int64)
         self._start()
 
     def __reduce__(self) -> Any:
-        return ImageColumn, (self.files, self.column, self.ends)
+        return ImageColumn, (self.files, self.column, self.groups, self.block_rows)
 
     def _start(self) -> None:
         # A forked process has neither the parent's threads, which may hold the lock, nor its readers.
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._groups: OrderedDict[int, Any] = OrderedDict()
-        self._sizes: dict[int, NDArray[np.int64]] = {}
-        self._readers: list[tuple[int, Any]] = []
+        self._blocks: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._num_bytes = 0
+        self._readers: OrderedDict[int, Any] = OrderedDict()
+        self._cursors: OrderedDict[int, _Cursor] = OrderedDict()
 
     def read(self, row: int) -> bytes | None:
         """Return the bytes of an image, None where there are none.
@@ -102,53 +143,91 @@ class ImageColumn:
             DataChanged: a file is another than it was.
         """
         with self._get_lock():
-            number, at = self._locate(row)
-            value: bytes | None = self._get_group(number)[at].as_py()
+            group, block, at = self._locate(row)
+            value: bytes | None = self._get_block(group, block)[at].as_py()
             return value
 
     def num_bytes(self, row: int) -> int:
         """Return the size of an image in bytes."""
         with self._get_lock():
-            number, at = self._locate(row)
-            if number not in self._sizes:
-                self._get_group(number)
-            return int(self._sizes[number][at])
+            if self._sizes[row] < 0:
+                group, block, _ = self._locate(row)
+                self._get_block(group, block)
+            return int(self._sizes[row])
+
+    def list_first(self) -> NDArray[np.int64]:
+        """Return rows at the beginning of some row groups, spread over them: they are read quickly."""
+        chosen = np.linspace(0, len(self.groups) - 1, min(len(self.groups), NUM_GROUPS))
+        starts = [self.groups[int(number)] for number in chosen]
+        return np.concatenate(
+            [
+                np.arange(g.end - g.num_rows, g.end)[: min(BLOCK_ROWS, self.block_rows)]
+                for g in starts
+            ]
+        )
 
     def _get_lock(self) -> threading.Lock:
         if self._process != os.getpid():
             self._start()
         return self._lock
 
-    def _locate(self, row: int) -> tuple[int, int]:
-        number = bisect.bisect_right(self.ends, row)
-        return number, row - (self.ends[number - 1] if number else 0)
+    def _locate(self, row: int) -> tuple[int, int, int]:
+        number = bisect.bisect_right(self._ends, row)
+        group = self.groups[number]
+        return number, *divmod(row - (group.end - group.num_rows), self.block_rows)
 
-    def _get_group(self, number: int) -> pyarrow.ChunkedArray:
-        if number in self._groups:
-            self._groups.move_to_end(number)
-            return self._groups[number]
-        import pyarrow.compute
-
-        values = self._read_group(number)
-        lengths = pyarrow.compute.binary_length(values).fill_null(0)
-        self._sizes[number] = lengths.to_numpy().astype(np.int64)
-        self._groups[number] = values
-        while len(self._groups) > 1 and self._count_bytes() > CACHE_BYTES:
-            self._groups.popitem(last=False)
+    def _get_block(self, number: int, block: int) -> Any:
+        if (number, block) in self._blocks:
+            self._blocks.move_to_end((number, block))
+            return self._blocks[number, block]
+        cursor = self._cursors.pop(number, None)
+        if cursor is None or cursor.next_block > block:
+            cursor = _Cursor(self._decode(number))
+        values = None
+        while cursor.next_block <= block:
+            values = next(cursor.blocks)
+            self._keep(number, cursor.next_block, values)
+            cursor.next_block += 1
+        self._cursors[number] = cursor
+        while len(self._cursors) > MAX_CURSORS:
+            self._cursors.popitem(last=False)
         return values
 
-    def _count_bytes(self) -> int:
-        return sum(values.nbytes for values in self._groups.values())
+    def _keep(self, number: int, block: int, values: Any) -> None:
+        import pyarrow.compute
 
-    def _read_group(self, number: int) -> pyarrow.ChunkedArray:
-        if not self._readers:
-            for file in self.files:
-                reader = open_reader(file)
-                self._readers += [(n, reader) for n in range(reader.num_row_groups)]
-        within, reader = self._readers[number]
+        group = self.groups[number]
+        at = group.end - group.num_rows + block * self.block_rows
+        lengths = pyarrow.compute.binary_length(values).fill_null(0)
+        self._sizes[at : at + len(values)] = lengths.to_numpy(zero_copy_only=False)
+        if (number, block) not in self._blocks:
+            self._num_bytes += values.nbytes
+        self._blocks[number, block] = values
+        while len(self._blocks) > 1 and self._num_bytes > CACHE_BYTES:
+            self._num_bytes -= self._blocks.popitem(last=False)[1].nbytes
+
+    def _decode(self, number: int) -> Iterator[Any]:
+        """Yield the blocks of a row group."""
+        group = self.groups[number]
         # One thread: those of a library do not survive a fork.
-        values = reader.read_row_group(within, columns=[self.column], use_threads=False).column(0)
-        return _take_bytes(values)
+        batches = self._open(group.file).iter_batches(
+            self.block_rows, row_groups=[group.number], columns=[self.column], use_threads=False
+        )
+        rest = group.num_rows
+        while rest:
+            batch = next(batches, None)
+            # Rows are found by their number alone.
+            if batch is None or batch.num_rows != min(self.block_rows, rest):
+                raise ValueError("it has other rows than its metadata say")
+            rest -= batch.num_rows
+            yield _take_bytes(batch.column(0))
+
+    def _open(self, number: int) -> Any:
+        reader = self._readers.pop(number, None) or open_reader(OpenFile(*self.files[number]))
+        self._readers[number] = reader
+        while len(self._readers) > MAX_OPEN:
+            self._readers.popitem(last=False)
+        return reader
 
 
 @dataclass(frozen=True)
@@ -177,6 +256,9 @@ class ParquetDataset(ImageDataset):
         except list_errors():
             return 0
 
+    def list_cheap(self) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(self.rows, self.images.list_first()))
+
     def read_bytes(self, index: int) -> bytes:
         row = int(self.rows[index])
         try:
@@ -195,14 +277,19 @@ class ParquetDataset(ImageDataset):
 
 def open_images(paths: Sequence[Path], column: str) -> ImageColumn:
     """Open the images of a column of some files of one schema."""
-    files, ends = [], [0]
-    for path in paths:
+    files, groups, end, largest = [], list[Group](), 0, 1
+    for at, path in enumerate(paths):
         with named_errors(path):
-            files.append(OpenFile(os.path.abspath(path)))
-            metadata = open_reader(files[-1]).metadata
+            file = OpenFile(os.path.abspath(path))
+            files.append((file.path, file.identity))
+            metadata = open_reader(file).metadata
             for number in range(metadata.num_row_groups):
-                ends.append(ends[-1] + metadata.row_group(number).num_rows)
-    return ImageColumn(files, column, ends[1:])
+                group = metadata.row_group(number)
+                end += group.num_rows
+                groups.append(Group(at, number, group.num_rows, end))
+                largest = max(largest, group.total_byte_size)
+    # No image is larger than its encoded group, though a dictionary may repeat it in every row.
+    return ImageColumn(files, column, groups, min(BLOCK_ROWS, max(1, BLOCK_BYTES // largest)))
 
 
 def open_reader(file: OpenFile) -> Any:
@@ -212,7 +299,7 @@ def open_reader(file: OpenFile) -> Any:
 
     # pre_buffer reads in threads, which a forked process would wait for in vain.
     return pyarrow.parquet.ParquetFile(
-        pyarrow.PythonFile(_FileView(file), mode="r"), pre_buffer=False
+        pyarrow.PythonFile(_FileView(file), mode="r"), pre_buffer=False, buffer_size=BUFFER_BYTES
     )
 
 
@@ -222,9 +309,7 @@ def _take_bytes(values: Any) -> Any:
     import pyarrow.types as types
 
     if types.is_struct(values.type):
-        at = values.type.get_field_index(BYTES)
-        chunks = [chunk.flatten()[at] for chunk in values.chunks]
-        values = pyarrow.chunked_array(chunks, type=values.type.field(at).type)
+        values = values.flatten()[values.type.get_field_index(BYTES)]
     return values.cast(pyarrow.large_binary())
 
 
@@ -247,5 +332,8 @@ def named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except errors as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise_read_error(str(path), error)
+        # pyarrow reports damage as an OSError without a number.
         why = " ".join(str(error).split())[:120]
         raise DataError(f"{path} is not a readable parquet file: {why}.") from error

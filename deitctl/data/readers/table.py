@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import NoReturn
 
-import numpy as np
-
-from deitctl.data.dataset import FileDataset, ImageDataset, Labels
+from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import get_extensions
 from deitctl.data.layout import match_split
 from deitctl.data.readers.columns import (
@@ -27,16 +22,16 @@ from deitctl.data.readers.columns import (
     rate_paths,
 )
 from deitctl.data.readers.image_places import ADDRESS, ImagePlaces, find_images
-from deitctl.data.readers.parquet import (
-    ParquetSchema,
-    is_parquet,
-    name_images,
-    read_rows,
-    read_schema,
+from deitctl.data.readers.parquet import is_parquet, read_schema
+from deitctl.data.readers.parquet_table import (
+    ParquetFile,
+    collect_files,
+    find_parquet_columns,
+    open_image_files,
+    refuse_image_folder,
 )
-from deitctl.data.readers.parquet_images import CACHE_BYTES, ParquetDataset, open_images
-from deitctl.data.readers.table_rows import TableRows, collect_rows
-from deitctl.data.readers.text import SAMPLE_ROWS, WINDOWS, open_text
+from deitctl.data.readers.table_rows import TableRows, collect_rows, number_classes
+from deitctl.data.readers.text import SAMPLE_ROWS, TEXT_TYPES, WINDOWS, find_encoding, open_text
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -45,6 +40,8 @@ LINES = (".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (*TEXT, *LINES, *PARQUET)
 """Of tables that are read, in any case."""
+JSON_TYPE = "a JSON file"
+"""What `identify` calls lines of JSON."""
 OTHERS = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "a spreadsheet's own format"),
     **dict.fromkeys((".arrow", ".feather", ".ipc"), "an Arrow file"),
@@ -86,12 +83,23 @@ def open_table(path: Path, reporter: Reporter, image_folder: str = "") -> dict[s
     if suffix in PARQUET or is_parquet(path):
         return _open_parquet(path, reporter, image_folder)
     if suffix in LINES:
-        names, rows = _read_lines(path)
-        first = list(islice(rows, SAMPLE_ROWS))
-        columns = find_columns(path, names, first)
-        table = collect_rows(path, columns, chain(first, rows), reporter, first_row=1)
-        return _open_files(path, columns, table, columns.notes, reporter, image_folder)
+        return _open_lines(path, reporter, image_folder)
     return _open_text(path, reporter, image_folder)
+
+
+def _open_lines(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
+    encoding = find_encoding(path, (*TEXT_TYPES, JSON_TYPE))
+    names = tuple(dict.fromkeys(key for item in _read_objects(path, encoding) for key in item))
+
+    def read_all() -> Iterator[list[str]]:
+        for item in _read_objects(path, encoding):
+            yield ["" if item.get(name) is None else _to_text(item[name]) for name in names]
+
+    columns = find_columns(path, names, list(islice(read_all(), SAMPLE_ROWS)), read_all=read_all)
+    table = collect_rows(path, columns, read_all(), reporter, first_row=1)
+    if encoding == WINDOWS:
+        _warn_of_windows(path, table, reporter)
+    return _open_files(path, columns, table, columns.notes, reporter, image_folder)
 
 
 def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
@@ -101,148 +109,36 @@ def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, I
     has_header = columns is None
     if columns is None:
         first = list(islice(text.read_rows(), SAMPLE_ROWS))
-        columns = find_columns(path, text.header, first)
+        columns = find_columns(path, text.header, first, read_all=text.read_rows)
     else:
         notes.append(f"no header, so that its first row is the image {text.header[columns.path]!r}")
     rows = text.read_rows(skip_header=has_header)
     first_row = text.first_row - (not has_header)
     table = collect_rows(path, columns, rows, reporter, first_row=first_row)
     if text.encoding == WINDOWS:
-        texts = chain(table.class_names, table.values)
-        example = next((name for name in texts if not name.isascii()), "")
-        reporter.warn(
-            f"{path} is not UTF-8, and is read as Windows-1252"
-            + (f": {example!r}" if example else "")
-            + ". If a letter is wrong, save it as CSV in UTF-8."
-        )
+        _warn_of_windows(path, table, reporter)
     return _open_files(path, columns, table, [*notes, *columns.notes], reporter, image_folder)
 
 
+def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
+    texts = chain(table.class_names, table.values)
+    example = next((name for name in texts if not name.isascii()), "")
+    reporter.warn(
+        f"{path} is not UTF-8, and is read as Windows-1252"
+        + (f": {example!r}" if example else "")
+        + ". If a letter is wrong, save it as CSV in UTF-8."
+    )
+
+
 def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
-    schema = read_schema(path)
-    columns = _find_parquet_columns(path, schema)
-    if columns.path in schema.images:
+    file = ParquetFile(path, read_schema(path))
+    columns = find_parquet_columns([file])
+    if columns.path in file.schema.images:
         if image_folder:
             refuse_image_folder(path)
-        return _open_images({"": [path]}, path, schema, columns, reporter)
-    table = _collect_parquet(path, schema, columns, reporter)
+        return open_image_files(path, [file], columns, reporter)
+    table = collect_files(path, [file], columns, reporter)
     return _open_files(path, columns, table, columns.notes, reporter, image_folder)
-
-
-def open_shards(
-    folder: Path, parts: Mapping[str, Sequence[Path]], reporter: Reporter
-) -> dict[str, ImageDataset]:
-    """Open the Parquet files of a folder, as the hub has them.
-
-    Args:
-        folder: the folder, for messages.
-        parts: of each part of the data its files, see `find_shards`.
-        reporter: receives how they were read where that had to be decided.
-
-    Raises:
-        DataError: one of them cannot be read, or has other columns than the first, or no images.
-    """
-    first, *others = [path for paths in parts.values() for path in paths]
-    schema = read_schema(first)
-    columns = _find_parquet_columns(first, schema)
-    if columns.path not in schema.images:
-        raise DataError(
-            f"{folder} has Parquet files without images: {first} has the columns "
-            f"{name_columns(schema.names)}.",
-            f"Name one table: {first}.",
-        )
-    for other in others:
-        if (names := read_schema(other).names) != schema.names:
-            raise DataError(
-                f"{other} has the columns {name_columns(names)}, {first} "
-                f"{name_columns(schema.names)}.",
-                "Put files of different data into different folders.",
-            )
-    return _open_images(parts, folder, schema, replace(columns, split=None), reporter)
-
-
-def _find_parquet_columns(path: Path, schema: ParquetSchema) -> Columns:
-    texts = [at for at in range(len(schema.names)) if at not in schema.images]
-    rows = list(islice(read_rows(path, schema.name_parts(texts)), SAMPLE_ROWS))
-    images = (*schema.images, *schema.paths)
-    return find_columns(path, schema.names, rows, images, [*schema.class_names])
-
-
-def _collect_parquet(
-    path: Path, schema: ParquetSchema, columns: Columns, reporter: Reporter
-) -> TableRows:
-    """Read paths, labels and splits; of images in the file names, empty where they have none."""
-    is_image = columns.path in schema.images
-    taken = columns.list_places()
-    if is_image and columns.path not in schema.named:
-        taken.remove(columns.path)  # bytes alone, without names
-    names = schema.class_names.get(-1 if columns.label is None else columns.label)
-
-    def name_label(label: str) -> str:
-        if names is None or not label.removeprefix("-").isdecimal():
-            return label
-        number = int(label)
-        if not -1 <= number < len(names):
-            raise DataError(
-                f"{path} has the label {number}, and names {len(names)} classes in its metadata."
-            )
-        return names[number] if number >= 0 else ""
-
-    return collect_rows(
-        path,
-        columns,
-        read_rows(path, schema.name_parts(taken)),
-        reporter,
-        first_row=1,
-        name_label=name_label,
-        needs_path=not is_image,
-    )
-
-
-def _open_images(
-    parts: Mapping[str, Sequence[Path]],
-    title: Path,
-    schema: ParquetSchema,
-    columns: Columns,
-    reporter: Reporter,
-) -> dict[str, ImageDataset]:
-    """Open images that are stored in Parquet files, those of each part."""
-    datasets: dict[str, ImageDataset] = {}
-    column = schema.names[columns.path] + (".bytes" if columns.path in schema.structs else "")
-    for part, paths in parts.items():
-        tables = [_collect_parquet(path, schema, columns, reporter) for path in paths]
-        class_names = tuple(sorted({name for table in tables for name in table.class_names}))
-        places = {name: at for at, name in enumerate(class_names)}
-        labels = np.concatenate(
-            [np.array([places[name] for name in t.class_names])[t.labels] for t in tables]
-        )
-        names = name_images(paths, [table.values for table in tables])
-        images = open_images(paths, column)
-        splits = tables[0].splits if len(parts) == len(paths) == 1 else {}
-        for split, rows in (splits or {part: np.arange(len(labels))}).items():
-            datasets[split] = ParquetDataset(
-                images,
-                rows,
-                names if len(rows) == len(names) else names.take(rows.tolist()),
-                *number_classes(labels[rows], class_names),
-                str(title),
-            )
-    if schema.num_bytes > CACHE_BYTES:
-        reporter.note(
-            f"Images of {title} are decoded by row groups, which is slow in random order: train on "
-            f"what `deitctl pack {shlex.quote(str(title))} OUT.pack` writes."
-        )
-    if columns.notes:
-        reporter.note(f"{title}: {'; '.join(columns.notes)}.")
-    return datasets
-
-
-def refuse_image_folder(path: Path) -> NoReturn:
-    """Raise that `--images` names a folder for paths of a table, which data has none of."""
-    raise DataError(
-        f"--images is the folder of a table's paths, and {path} is no table of paths.",
-        "Leave it out.",
-    )
 
 
 def _find_unnamed(path: Path, header: Sequence[str], image_folder: str) -> Columns | None:
@@ -292,12 +188,6 @@ def _open_files(
     }
 
 
-def number_classes(labels: Labels, class_names: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
-    """Number the labels of a part of a table by the classes that it has."""
-    used = np.unique(labels)
-    return np.searchsorted(used, labels).astype(np.int64), tuple(class_names[n] for n in used)
-
-
 def _require_images(
     path: Path,
     columns: Columns,
@@ -345,20 +235,9 @@ def _refuse_places(
     )
 
 
-def _read_lines(path: Path) -> tuple[tuple[str, ...], Iterator[list[str]]]:
-    """Return the keys of the objects of a file of JSON lines, and their values as rows of text."""
-    objects = _read_objects(path)
-    first = list(islice(objects, SAMPLE_ROWS))
-    names = tuple(dict.fromkeys(key for item in first for key in item))
-    return names, (
-        ["" if item.get(name) is None else _to_text(item[name]) for name in names]
-        for item in chain(first, objects)
-    )
-
-
-def _read_objects(path: Path) -> Iterator[dict[str, object]]:
+def _read_objects(path: Path, encoding: str) -> Iterator[dict[str, object]]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding=encoding) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue

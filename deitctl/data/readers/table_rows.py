@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,21 +46,6 @@ class TableRows:
     """Rows of each part of the data; those of a table without parts are under ""."""
 
 
-@dataclass
-class _Faults:
-    """Rows that lack something."""
-
-    count: int = 0
-    first: int = 0
-    column: str = ""
-    """What the first lacks."""
-
-    def add(self, row: int, column: str) -> None:
-        if not self.count:
-            self.first, self.column = row, column
-        self.count += 1
-
-
 def collect_rows(
     path: Path,
     columns: Columns,
@@ -67,10 +53,9 @@ def collect_rows(
     reporter: Reporter,
     *,
     first_row: int = 2,
-    name_label: Callable[[str], str] = str,
     needs_path: bool = True,
 ) -> TableRows:
-    """Read all rows of a table.
+    """Read all rows of a table; a test part of which no row has a class is left out.
 
     Args:
         path: the table, for messages.
@@ -78,8 +63,6 @@ def collect_rows(
         rows: fields of each row; a row may be shorter than the table is wide.
         reporter: receives what is odd about classes.
         first_row: number of the first row, for messages.
-        name_label: names the class of a label, where labels are numbers of classes that have names;
-            the empty name is that of none.
         needs_path: whether a row without a path is refused; images in the table need none.
 
     Raises:
@@ -88,17 +71,14 @@ def collect_rows(
     codes, split_codes = array("q"), array("q")
     labels: dict[str, int] = {}
     splits: dict[str, int] = {}
-    faults, names = _Faults(), columns.names
+    pathless, names = bytearray(), columns.names
 
     def iterate_values() -> Iterator[str]:
         for number, row in enumerate(rows, start=first_row):
             value = row[columns.path] if columns.path < len(row) else ""
-            label = name_label(_read_label(path, columns, row, number))
+            label = _read_label(path, columns, row, number)
             split = columns.split
-            if needs_path and not value.strip():
-                faults.add(number, names[columns.path])
-            elif not label.strip():
-                faults.add(number, "label" if columns.label is None else names[columns.label])
+            pathless.append(needs_path and not value.strip())
             codes.append(labels.setdefault(label, len(labels)))
             name = row[split] if split is not None and split < len(row) else ""
             split_codes.append(splits.setdefault(name, len(splits)))
@@ -115,30 +95,60 @@ def collect_rows(
             if any(names)
             else "It needs the columns path,label[,split].",
         )
-    if faults.count:
-        more = f"; {faults.count:,} rows lack something" if faults.count > 1 else ""
-        raise DataError(
-            f"{path}, row {faults.first} has no {faults.column!r}{more}.",
-            f"Fill it in, or remove the row{'s' if more else ''}. The columns are "
-            f"{name_columns(names)}.",
-        )
-    classes = _name_classes(path, list(labels), reporter)
-    class_names = tuple(sorted(set(classes)))
-    places = {name: at for at, name in enumerate(class_names)}
-    numbers = np.array([places[name] for name in classes], np.int64)
-    label_numbers = numbers[np.frombuffer(codes, np.int64)]
-    _warn_of_lists(path, class_names, reporter)
+    has_path = ~np.frombuffer(bytes(pathless), np.bool_)
+    has_label = np.array([bool(label.strip()) for label in labels])[np.frombuffer(codes, np.int64)]
+    label_column = "label" if columns.label is None else names[columns.label]
+    if not has_path.all():
+        _refuse_row(path, names, first_row, ~has_path, ~(has_path & has_label), names[columns.path])
     parts = np.array(_match_splits(path, columns, list(splits)))[
         np.frombuffer(split_codes, np.int64)
     ]
+    is_test = parts == "test"
+    if not has_label.all():
+        if has_label.any() and np.array_equal(is_test, ~has_label):
+            reporter.note(
+                f"{path}: the {is_test.sum():,} test images have no classes, and are left out."
+            )
+        else:
+            _refuse_row(path, names, first_row, ~has_label, ~has_label, label_column)
+    classes = _name_classes(path, [label for label in labels if label.strip()], reporter)
+    class_names = tuple(sorted(set(classes)))
+    places = {name: at for at, name in enumerate(class_names)}
+    named = iter(classes)
+    numbers = np.array([places[next(named)] if label.strip() else -1 for label in labels], np.int64)
+    label_numbers = numbers[np.frombuffer(codes, np.int64)]
+    _warn_of_lists(path, class_names, reporter)
     rows_of = {
         part: at
         for part in ("train", "val", "test", "")
-        if len(at := np.flatnonzero(parts == part))
+        if len(at := np.flatnonzero((parts == part) & has_label))
     }
     if needs_path:
         _warn_of_duplicates(path, values, label_numbers, parts, reporter)
     return TableRows(values, label_numbers, class_names, rows_of)
+
+
+def number_classes(labels: Labels, class_names: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
+    """Number the labels of a part of a table by the classes that it has."""
+    used = np.unique(labels)
+    return np.searchsorted(used, labels).astype(np.int64), tuple(class_names[n] for n in used)
+
+
+def _refuse_row(
+    path: Path,
+    names: Sequence[str],
+    first_row: int,
+    lack_it: NDArray[np.bool_],
+    lack_something: NDArray[np.bool_],
+    column: str,
+) -> NoReturn:
+    count = int(lack_something.sum())
+    more = f"; {count:,} rows lack something" if count > 1 else ""
+    raise DataError(
+        f"{path}, row {first_row + int(lack_it.argmax())} has no {column!r}{more}.",
+        f"Fill it in, or remove the row{'s' if more else ''}. The columns are "
+        f"{name_columns(names)}.",
+    )
 
 
 def _read_label(path: Path, columns: Columns, row: Sequence[str], number: int) -> str:
@@ -240,6 +250,15 @@ def _is_list(name: str, class_names: set[str], likely: set[str]) -> bool:
     )
 
 
+def match_value(columns: Columns, value: str) -> str | None:
+    """Return the part of the data that a value of the column of splits stands for, None for none."""
+    name = canonicalize_name(value)
+    if columns.flag is None:
+        return match_split(name)
+    yes, no = columns.flag
+    return yes if name.casefold() in YES else no if name.casefold() in NO else None
+
+
 def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[str]:
     """Return the part of the data that each value of the column of splits stands for.
 
@@ -249,11 +268,7 @@ def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[s
     names = [canonicalize_name(value).casefold() for value in values]
     if set(names) <= {""}:
         return list(names)
-    if columns.flag is not None:
-        yes, no = columns.flag
-        parts = [yes if name in YES else no if name in NO else None for name in names]
-    else:
-        parts = [match_split(canonicalize_name(value)) for value in values]
+    parts = [match_value(columns, value) for value in values]
     words: dict[str, str] = {}
     for value, name, part in zip(values, names, parts, strict=True):
         if part is None:

@@ -103,7 +103,7 @@ def open_text(path: Path, rate: Callable[[Sequence[str]], int]) -> TextTable:
     Raises:
         DataError: it cannot be read, or is no text.
     """
-    encoding = _find_encoding(path)
+    encoding = find_encoding(path)
     try:
         with path.open(newline="", encoding=encoding) as file:
             lines, hint = _skip_hint(file)
@@ -125,8 +125,12 @@ def open_text(path: Path, rate: Callable[[Sequence[str]], int]) -> TextTable:
     )
 
 
-def _find_encoding(path: Path) -> str:
+def find_encoding(path: Path, kinds: Sequence[str] = TEXT_TYPES) -> str:
     """Return the encoding of a file, which is read to the end unless it begins with a mark.
+
+    Args:
+        path: the file.
+        kinds: what `identify` may call it.
 
     Raises:
         DataError: it cannot be read, or is no text.
@@ -145,7 +149,7 @@ def _find_encoding(path: Path) -> str:
             kind = identify(start, path.stat().st_size)
             if kind == "empty":
                 return "utf-8"
-            if kind not in TEXT_TYPES:
+            if kind not in kinds:
                 raise DataError(
                     f"{path} is {kind}, not a table of text.",
                     "Save it as CSV in UTF-8." if "ZIP" in kind else "",

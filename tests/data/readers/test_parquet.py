@@ -149,12 +149,13 @@ def test_few_row_groups_are_kept_and_each_image_is_right(files, tmp_path, report
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     column = dataset.images
     decoded = []
-    read_group = column._read_group
-    monkeypatch.setattr(column, "_read_group", lambda n: decoded.append(n) or read_group(n))
+    decode = column._decode
+    monkeypatch.setattr(column, "_decode", lambda n: decoded.append(n) or decode(n))
     monkeypatch.setattr(parquet_images, "CACHE_BYTES", 2 * max(map(len, files)) * 3)
     for index in np.random.default_rng(0).integers(0, 12, 60).tolist():
         assert dataset.read_bytes(index) == files[index]
-        assert len(column._groups) == 1 or column._count_bytes() <= parquet_images.CACHE_BYTES
+        assert column._num_bytes == sum(block.nbytes for block in column._blocks.values())
+        assert len(column._blocks) == 1 or column._num_bytes <= parquet_images.CACHE_BYTES
     decoded.clear()
     for index in range(12):
         dataset.read_bytes(index)
@@ -232,6 +233,6 @@ def test_damaged_images_are_unreadable_and_the_others_are_not(files, tmp_path, r
 
 
 def test_a_large_file_is_advised_to_be_packed(files, tmp_path, reporter, monkeypatch):
-    monkeypatch.setattr("deitctl.data.readers.table.CACHE_BYTES", 100)
+    monkeypatch.setattr("deitctl.data.readers.parquet_table.CACHE_BYTES", 100)
     open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     assert any("deitctl pack" in note for note in reporter.notes)

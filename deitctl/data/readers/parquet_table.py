@@ -1,0 +1,250 @@
+"""Parquet files as data: images in one of their columns, in one file or in many of the same columns."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import NoReturn
+
+from deitctl.data.arrays import StringArray
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.readers.columns import (
+    SPLIT,
+    Columns,
+    find_columns,
+    list_candidates,
+    name_columns,
+)
+from deitctl.data.readers.parquet import ParquetSchema, read_rows, read_schema
+from deitctl.data.readers.parquet_images import CACHE_BYTES, ParquetDataset, open_images
+from deitctl.data.readers.shards import require_shards
+from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
+from deitctl.data.readers.text import SAMPLE_ROWS
+from deitctl.errors import DataError
+from deitctl.events import Reporter
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """One of the files of a data set."""
+
+    path: Path
+    schema: ParquetSchema
+    part: str = ""
+    """Of the data, by its name; empty: not known."""
+
+
+def open_shards(
+    folder: Path, parts: Mapping[str, Sequence[Path]], reporter: Reporter
+) -> dict[str, ImageDataset]:
+    """Open the Parquet files of a folder, as the hub has them.
+
+    Args:
+        folder: the folder, for messages.
+        parts: of each part of the data its files, see `find_shards`.
+        reporter: receives how they were read where that had to be decided.
+
+    Raises:
+        DataError: one of them cannot be read, has other columns than the first, no images, or a split
+            that its name contradicts.
+    """
+    require_shards(parts, reporter)
+    files = [ParquetFile(path, read_schema(path), part) for part in parts for path in parts[part]]
+    # A test part may be without labels.
+    files.sort(key=lambda file: file.part == "test")
+    first = files[0]
+    columns = find_parquet_columns(files)
+    if columns.path not in first.schema.images:
+        raise DataError(
+            f"{folder} has Parquet files without images: {first.path} has the columns "
+            f"{name_columns(first.schema.names)}.",
+            f"Take one table as DATA: {first.path}.",
+        )
+    for other in files[1:]:
+        _require_same_columns(first, other, columns)
+    return open_image_files(folder, files, columns, reporter)
+
+
+def find_parquet_columns(files: Sequence[ParquetFile]) -> Columns:
+    """Find the columns of some files, by those of the first; see `find_columns`."""
+    path, schema = files[0].path, files[0].schema
+    labels = [at for at in schema.class_names if at not in schema.nested]
+    looked_at = [
+        at
+        for at in list_candidates(schema.names)
+        if at not in schema.nested and at not in schema.images
+    ]
+    if labels:  # columns of 0 and 1 are no classes then
+        looked_at = [at for at in looked_at if at in list_candidates([*schema.names, "label"])]
+    names = schema.name_parts(looked_at)
+    rows = list(islice(read_rows(path, names, SAMPLE_ROWS), SAMPLE_ROWS)) if names else []
+
+    def read_all() -> Iterator[Sequence[str]]:
+        at_splits = {at: name for at, name in names.items() if name in schema.names}
+        return chain.from_iterable(
+            read_rows(file.path, at_splits) for file in files if file.schema.names == schema.names
+        )
+
+    images = (*schema.images, *schema.paths)
+    return find_columns(path, schema.names, rows, images, labels, read_all)
+
+
+def collect_files(
+    title: Path, files: Sequence[ParquetFile], columns: Columns, reporter: Reporter
+) -> TableRows:
+    """Read paths, labels and splits; of images in the files their names, empty where they have none.
+
+    Args:
+        title: the file or folder, for messages.
+        files: of the same columns.
+        columns: of the first file.
+        reporter: see `collect_rows`.
+
+    Raises:
+        DataError: see `collect_rows`; a label without a class, a split that a file's name contradicts.
+    """
+    return collect_rows(
+        title,
+        columns if not files[0].part else _add_part(columns),
+        chain.from_iterable(_read_file(file, columns) for file in files),
+        reporter,
+        first_row=1,
+        needs_path=columns.path not in files[0].schema.images,
+    )
+
+
+def open_image_files(
+    title: Path, files: Sequence[ParquetFile], columns: Columns, reporter: Reporter
+) -> dict[str, ImageDataset]:
+    """Open images that are stored in Parquet files, those of each part."""
+    table = collect_files(title, files, columns, reporter)
+    schema = files[0].schema
+    column = schema.names[columns.path] + (".bytes" if columns.path in schema.structs else "")
+    images = open_images([file.path for file in files], column)
+    rows_of = [(file.path.stem, number) for file in files for number in range(file.schema.num_rows)]
+    datasets: dict[str, ImageDataset] = {}
+    for split, rows in table.splits.items():
+        datasets[split] = ParquetDataset(
+            images,
+            rows,
+            _name_images(table.values.take(rows.tolist()), [rows_of[row] for row in rows]),
+            *number_classes(table.labels[rows], table.class_names),
+            str(title),
+        )
+    if sum(file.schema.num_bytes for file in files) > CACHE_BYTES:
+        reporter.note(
+            f"Images of {title} are decoded by row groups, which is slow in random order: train on "
+            f"what `deitctl pack {shlex.quote(str(title))} OUT.pack` writes."
+        )
+    if columns.notes:
+        reporter.note(f"{title}: {'; '.join(columns.notes)}.")
+    return datasets
+
+
+def refuse_image_folder(path: Path) -> NoReturn:
+    """Raise that `--images` names a folder for paths of a table, which data has none of."""
+    raise DataError(
+        f"--images is the folder of a table's paths, and {path} is no table of paths.",
+        "Leave it out.",
+    )
+
+
+def _require_same_columns(first: ParquetFile, other: ParquetFile, columns: Columns) -> None:
+    """Raise `DataError` unless files have the same columns; a test part may lack that of classes."""
+    name = first.schema.names[columns.path]
+    label = None if columns.label is None else first.schema.names[columns.label]
+    names = other.schema.names
+    is_unlabeled = other.part == "test" and label is not None and label not in names
+    if names != first.schema.names and not (is_unlabeled and name in names):
+        raise DataError(
+            f"{other.path} has the columns {name_columns(names)}, {first.path} "
+            f"{name_columns(first.schema.names)}.",
+            "Put files of different data into different folders.",
+        )
+    at = names.index(name)
+    if at not in other.schema.images or (
+        (at in other.schema.structs) != (columns.path in first.schema.structs)
+    ):
+        raise DataError(
+            f"{other.path} has no images in the column {name!r}, as {first.path} has them.",
+            "Put files of different data into different folders.",
+        )
+    has_names = [
+        None
+        if label not in file.schema.names
+        else file.schema.names.index(label) in file.schema.class_names
+        for file in (first, other)
+    ]
+    if False in has_names and True in has_names:
+        with_names, without = (first, other) if has_names[0] else (other, first)
+        raise DataError(
+            f"{with_names.path} names the classes of the numbers in its column {label!r}, and "
+            f"{without.path} does not.",
+            "Write them anew from one data set.",
+        )
+
+
+def _add_part(columns: Columns) -> Columns:
+    """Return columns with the part of the data behind them."""
+    return replace(columns, split=len(columns.names), names=(*columns.names, SPLIT))
+
+
+def _read_file(file: ParquetFile, columns: Columns) -> Iterator[list[str]]:
+    """Yield the rows of a file in the columns of the first, with names of classes, and its part."""
+    schema, names = file.schema, columns.names
+    place_of = {name: at for at, name in enumerate(schema.names)}
+    taken = [place_of[names[at]] for at in columns.list_places() if names[at] in place_of]
+    at_path = place_of[names[columns.path]]
+    if at_path in schema.images and at_path not in schema.named:
+        taken.remove(at_path)  # bytes alone, without names
+    classes = () if columns.label is None else _get_classes(schema, names[columns.label])
+    order = [place_of.get(name) for name in names]
+    for row in read_rows(file.path, schema.name_parts(taken)):
+        if schema.names != names:
+            row = ["" if at is None else row[at] for at in order]
+        if classes and columns.label is not None:
+            row[columns.label] = _name_label(file.path, row[columns.label], classes)
+        if file.part:
+            _require_part(file, columns, row)
+            row.append(file.part)
+        yield row
+
+
+def _get_classes(schema: ParquetSchema, label: str) -> tuple[str, ...]:
+    return schema.class_names.get(schema.names.index(label), ()) if label in schema.names else ()
+
+
+def _name_label(path: Path, label: str, classes: Sequence[str]) -> str:
+    """Return the name of a class by its number in a file, empty for -1."""
+    if not label.removeprefix("-").isdecimal():
+        return label
+    number = int(label)
+    if not -1 <= number < len(classes):
+        raise DataError(
+            f"{path} has the label {number}, and names {len(classes)} classes in its metadata."
+        )
+    return classes[number] if number >= 0 else ""
+
+
+def _require_part(file: ParquetFile, columns: Columns, row: Sequence[str]) -> None:
+    """Raise `DataError` if the column of splits says another part than the file's name."""
+    if columns.split is None or not (value := row[columns.split]):
+        return
+    if match_value(columns, value) not in (None, file.part):
+        raise DataError(
+            f"{file.path} has rows of the split {value!r} in the column "
+            f"{columns.names[columns.split]!r}, and is called as the {file.part} split.",
+            "If the column is right, give the files names without parts, such as "
+            "data-00000-of-00002.parquet; if the name is, rename the column.",
+        )
+
+
+def _name_images(names: StringArray, rows: Sequence[tuple[str, int]]) -> StringArray:
+    """Return unique names of images: those that all of them have, else file and row."""
+    image_paths = [name.replace("\\", "/").removeprefix("/") for name in names]
+    if all(image_paths) and len(set(image_paths)) == len(image_paths):
+        return StringArray.from_strings(image_paths)
+    return StringArray.from_strings(f"{stem}/{number}" for stem, number in rows)
