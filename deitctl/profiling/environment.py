@@ -40,6 +40,7 @@ EXTRAS = {
     "executorch": ("executorch",),
     "transformers": ("transformers",),
     "parquet": ("pyarrow",),
+    "heif": ("pillow_heif",),
 }
 MIB = 2**20
 SHARED_MEMORY = "/dev/shm"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,8 @@ def test_unusable_metadata_is_one_line(changed, says, file, images, tmp_path) ->
 
 
 def test_an_exported_torch_program_is_not_opened(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "m.pt2").write_bytes(b"PK")
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:  # as torch.export.save lays it out
+        archive.writestr("m/archive_format", "pt2")
+        archive.writestr("m/models/model.json", "{}")
     with pytest.raises(DeitctlError, match="could run any code when torch loads it"):
         evaluate(str(images), model=str(tmp_path / "m.pt2"))

@@ -77,7 +77,9 @@ def test_a_missing_package_is_null_and_named_by_its_extra(monkeypatch) -> None:
 def test_extras_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {
-        extra: tuple(re.match(r"[\w-]+", requirement)[0] for requirement in requirements)
+        extra: tuple(
+            re.match(r"[\w-]+", requirement)[0].replace("-", "_") for requirement in requirements
+        )
         for extra, requirements in project["optional-dependencies"].items()
         if extra != "test"
     }

@@ -13,7 +13,9 @@ from torch import nn
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
+from deitctl.errors import WeightsNotFound
 from deitctl.events import SilentReporter
+from deitctl.models import weights
 from deitctl.recipes import DIGITS
 from deitctl.training import disk_space
 from deitctl.training.build import build_student
@@ -70,7 +72,7 @@ def test_a_disk_that_is_too_small_is_warned_of_in_the_plan_and_before_the_start(
 
 
 def test_a_plan_has_the_expected_time_and_whether_its_weights_are_here(
-    little_config: Make, little: Pair, saved: Path
+    little_config: Make, little: Pair, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = little_config("run")
     planned = plan_training(config, datasets=little)
@@ -78,5 +80,9 @@ def test_a_plan_has_the_expected_time_and_whether_its_weights_are_here(
     assert 0 < planned.expected_seconds < 1000
     assert planned.is_local is None  # random weights
     published = replace(config, recipe=replace(config.recipe, pretrained=True))
+    with pytest.raises(WeightsNotFound, match="not on this machine"):  # as the run would, offline
+        plan_training(published, datasets=little)
+    for name in ("require_hub", "require_published"):  # the hub has them
+        monkeypatch.setattr(weights, name, lambda *_: None)
     assert plan_training(published, datasets=little).is_local is False
     assert plan_training(replace(config, model=str(saved)), datasets=little).is_local is True
