@@ -21,7 +21,7 @@ from deitctl.data.decode_limits import (
     open_bounded,
     require_few_scans,
 )
-from deitctl.data.deep_image import DeepImage, Measured, open_deep
+from deitctl.data.deep_image import DeepImage, Measured, begins_with_eight_bits, open_deep
 from deitctl.data.file_types import HEIC, can_read_heic, explain_file, identify, is_raw
 from deitctl.data.heif import open_heif
 from deitctl.data.reading import raise_read_error, read_patiently
@@ -44,6 +44,9 @@ LARGE = 16_000_000
 memory."""
 OUT_OF_MEMORY = ("out of memory", "cannot allocate", "can't allocate", "could not allocate")
 """In messages of Pillow, libtiff and libavif."""
+DEEP_VERSION = 1
+"""Increased when `decode` gives other pixels for an image of more than 8 bits; cached teacher targets
+of such images are then stale."""
 _one_large = threading.Lock()
 
 
@@ -113,6 +116,17 @@ def measure_values(data: bytes, name: str) -> Measured | None:
             _load_upright(image, name)
             deep.load_low_bytes(lambda again: _load_upright(again, name))
             return deep.measure()
+
+
+def is_deep(data: bytes) -> bool:
+    """Whether an image has more than 8 bits, by its header; False if it cannot be read."""
+    if begins_with_eight_bits(data):
+        return False
+    try:
+        with _named_errors(data, ""):
+            return open_deep(_open(data, ""), data, partial(_open, data, "")) is not None
+    except DataError:
+        return False
 
 
 def measure_image(image: Image.Image) -> Measured | None:

@@ -39,6 +39,10 @@ OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 """Of the bytes of a value, by the end of Pillow's raw mode; N is the machine's own."""
 
 
+PNG_DEPTH = 24
+"""Offset of the byte of a PNG that has its bits a channel."""
+
+
 class Measured(NamedTuple):
     """The colors of an image of more than 8 bits, whatever its alpha is."""
 
@@ -209,6 +213,13 @@ class DeepImage:
                 yield values.view(np.uint32)  # Pillow's are signed
             else:
                 yield values
+
+
+def begins_with_eight_bits(start: bytes) -> bool:
+    """Whether these are the first bytes of an image that is read in 8 bits; of a PNG the header says so."""
+    if start.startswith(b"\x89PNG"):
+        return start[PNG_DEPTH : PNG_DEPTH + 1] <= b"\x08"
+    return start.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM")) or start[4:8] == b"ftyp"
 
 
 def open_deep(

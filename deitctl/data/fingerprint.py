@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.decode import DEEP_VERSION, is_deep
 from deitctl.data.splits import list_relative_paths
-from deitctl.data.value_range import NO_RANGE
+from deitctl.data.value_range import NO_RANGE, write_range
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
@@ -34,7 +35,7 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
 
     Above 1 GiB the content of 4,096 evenly spaced images is hashed, which takes seconds for
     ImageNet; an image that is added, removed, moved, renamed or encoded anew still changes a name
-    or a size.
+    or a size. Of images of more than 8 bits their range is hashed too, and how they are decoded.
     """
     count = len(dataset.labels)
     sizes = np.fromiter((dataset.num_bytes(i) for i in range(count)), np.dtype("<i8"), count)
@@ -48,18 +49,23 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
         # fingerprint.
         name = separator + PurePath(dataset.name(index)).name
         digest.update(name.encode("utf-8", "surrogateescape"))
-    if dataset.value_range not in (None, NO_RANGE):  # which decides the pixels
-        digest.update(f"\x1f{dataset.value_range}".encode())
     read_all = sizes.sum() <= MAX_READ or count <= NUM_SAMPLED
     sample = (
         range(count) if read_all else np.linspace(0, count - 1, NUM_SAMPLED).astype(int).tolist()
     )
+    has_deep_images = False
     for index in track(sample, reporter, "fingerprint the data", len(sample)):
         try:
-            digest.update(hashlib.sha256(dataset.read_bytes(index)).digest())
+            data = dataset.read_bytes(index)
+            digest.update(hashlib.sha256(data).digest())
+            has_deep_images = has_deep_images or is_deep(data)
         except DataError:
             # An unreadable image is part of the data: repairing it changes the training set.
             digest.update(b"unreadable")
+    # What decides the pixels of images of more than 8 bits beside their files.
+    value_range = "" if dataset.value_range == NO_RANGE else write_range(dataset.value_range)
+    if has_deep_images or value_range:
+        digest.update(f"\x1f{DEEP_VERSION} {value_range}".encode())
     return digest.hexdigest()[:LENGTH]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from deitctl.cores import count_cores
 from deitctl.data.decode import measure_values
-from deitctl.data.deep_image import Measured
+from deitctl.data.deep_image import Measured, begins_with_eight_bits
 from deitctl.data.value_range import (
     FLOAT_MAXIMA,
     NO_RANGE,
@@ -40,9 +40,6 @@ MAX_PIXELS = 2**27
 MAX_BYTES = 2**29
 """Of the images of a sample, after which no more are looked at, but `MIN_LOOKED_AT` are."""
 MIN_LOOKED_AT = 16
-
-PNG_DEPTH = 24
-"""Offset of the byte of a PNG that has its bits a channel."""
 
 T = TypeVar("T")
 Look: TypeAlias = Callable[[], tuple[Measured | None, int]]
@@ -222,13 +219,6 @@ def _look(dataset: ImageDataset, index: int) -> tuple[Measured | None, int]:
         return None, len(start)
     data = dataset.read_bytes(index)
     return measure_values(data, dataset.name(index)), len(data)
-
-
-def begins_with_eight_bits(start: bytes) -> bool:
-    """Whether these are the first bytes of an image of 8 bits; of a PNG the header says so."""
-    if start.startswith(b"\x89PNG"):
-        return start[PNG_DEPTH : PNG_DEPTH + 1] <= b"\x08"
-    return start.startswith((b"\xff\xd8", b"GIF8", b"RIFF", b"BM"))
 
 
 def has_eight_bits(name: str) -> bool:

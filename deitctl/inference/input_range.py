@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from deitctl.data.decode import measure_image, measure_values, read_bytes
-from deitctl.data.deep_image import Measured
+from deitctl.data.deep_image import PNG_DEPTH, Measured, begins_with_eight_bits
 from deitctl.data.range_survey import (
     NUM_LOOKED_AT,
-    PNG_DEPTH,
     Look,
     RangeSurvey,
-    begins_with_eight_bits,
     has_eight_bits,
     spread,
     survey_values,

@@ -9,6 +9,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import EvalData
 from deitctl.data.run_match import match_run
+from deitctl.data.value_range import NO_RANGE, OPTION, describe_range
 from deitctl.distributed import World
 from deitctl.errors import DataError
 from deitctl.evaluation.images import find_run, find_train_images
@@ -16,21 +17,27 @@ from deitctl.events import Reporter
 
 
 def require_same_images(data: str, train: ImageDataset, val: ImageDataset, world: World) -> None:
-    """Raise `DataError` if the processes of a run see other images, or hold out others.
+    """Raise `DataError` if the processes of a run see other images, hold out others, or scale them otherwise.
 
-    Each opens and splits the data by itself, before there is a process group: data that changes
-    meanwhile, or differs from machine to machine, would have some of them train on images that
-    others validate on.
+    Each opens and splits the data by itself, and chooses the range of images of more than 8 bits:
+    data that changes meanwhile, or differs from machine to machine, would have some of them train
+    on images that others validate on, or on darker ones.
     """
     if world.size == 1:
         return
     counts = f"{len(train.labels):,} + {len(val.labels):,}"
-    views = world.all_gather_object((fingerprint_split(train, val), counts))
-    if len(set(views)) > 1:
+    views = world.all_gather_object((fingerprint_split(train, val), counts, train.value_range))
+    if len({fingerprint for fingerprint, _, _ in views}) > 1:
         raise DataError(
             f"The processes see different training and validation images of {data}: "
-            f"{', '.join(sorted({counts for _, counts in views}))}.",
+            f"{', '.join(sorted({counts for _, counts, _ in views}))}.",
             "All machines of a run need the same files, which do not change while it starts.",
+        )
+    if len(ranges := {value_range for _, _, value_range in views}) > 1:
+        names = ["none" if r is None or r == NO_RANGE else describe_range(r) for r in ranges]
+        raise DataError(
+            f"The processes scale the images of {data} otherwise: {', '.join(sorted(names))}.",
+            f"Some could not be read everywhere. Start again, or set one range: {OPTION}.",
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deitctl.data import fingerprint
 from deitctl.data.dataset import FileDataset, ImageDataset, join, select
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.loader import EvalViews
@@ -167,14 +168,37 @@ def test_a_part_of_a_data_set_and_several_of_them_keep_the_range(tmp_path):
     assert dataset.value_range is None
 
 
-def test_another_range_is_another_fingerprint_and_none_is_that_of_before(tmp_path):
+def test_another_range_is_another_fingerprint(tmp_path):
     dataset = make(tmp_path, [300, 4000])
-    plain, none, twelve, ten = (
-        fingerprint_dataset(dataset.with_value_range(value_range), SILENT)
-        for value_range in (None, NO_RANGE, ValueRange(0, 4095), ValueRange(0, 1023))
+    ranges = (
+        None,
+        ValueRange(0, 4095),
+        ValueRange(0, 4095, clips=True),
+        ValueRange(0, 4095.0001),
+        ValueRange(0, 1023),
     )
-    assert plain == none
-    assert len({plain, twelve, ten}) == 3
+    fingerprints = [fingerprint_dataset(dataset.with_value_range(r), SILENT) for r in ranges]
+    assert len(set(fingerprints)) == len(ranges)
+    assert fingerprint_dataset(dataset.with_value_range(NO_RANGE), SILENT) == fingerprints[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "is_hashed"),
+    [
+        ("a.png", encode_png(ramp(900), (12,)), True),
+        ("a.tif", encode_tiff(ramp(900), {341: 1023}), True),
+        ("a.png", encode_png(ramp(900))[:40], False),  # damaged
+        ("a.tif", encode_tiff(ramp(255, np.uint8)), False),
+    ],
+)
+def test_the_fingerprint_of_images_of_more_than_eight_bits_has_the_version_of_their_decoding(
+    name, data, is_hashed, tmp_path, monkeypatch
+):
+    path = write(tmp_path / name, data)
+    dataset = FileDataset([str(path)], np.zeros(1, np.int64), ("a",)).with_value_range(NO_RANGE)
+    before = fingerprint_dataset(dataset, SILENT)
+    monkeypatch.setattr(fingerprint, "DEEP_VERSION", 999)
+    assert (fingerprint_dataset(dataset, SILENT) != before) == is_hashed
 
 
 def test_a_model_sees_images_by_its_own_range(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from deitctl.data.open import open_for_training
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
+from deitctl.models.model_config import ValueRange
 from deitctl.training.launch import run_training
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 
@@ -53,10 +55,10 @@ def test_validation_images_that_a_run_was_trained_on_are_a_warning_with_the_way_
 class Recorder(World):
     """The second of two processes: the first has said what this one says at its first call."""
 
-    said: tuple[str, str] = ("", "")
+    said: tuple[Any, ...] = ()
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        if not Recorder.said[0]:
+        if not Recorder.said:
             Recorder.said = value
         return [Recorder.said, value]
 
@@ -69,3 +71,9 @@ def test_processes_that_see_other_images_do_not_train(little: Pair) -> None:
         require_same_images("digits", *others, SINGLE_PROCESS)
         with pytest.raises(DataError, match="different training and validation images of digits"):
             require_same_images("digits", *others, second)
+    twelve, ten = (train.with_value_range(ValueRange(0, high)) for high in (4095, 1023))
+    Recorder.said = ()
+    require_same_images("digits", twelve, val, second)
+    for other, names in ((ten, "10 bits (0..1023), 12 bits"), (train, "12 bits (0..4095), none")):
+        with pytest.raises(DataError, match=re.escape(f"images of digits otherwise: {names}")):
+            require_same_images("digits", other, val, second)

@@ -12,12 +12,14 @@ import pytest
 import deitctl
 from deitctl.config import TrainConfig
 from deitctl.data.eval_transform import eval_transform
+from deitctl.data.loader import EvalViews
 from deitctl.data.open import open_for_training
 from deitctl.data.readers.pack import open_pack
+from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_model_config
-from deitctl.models.model_config import ValueRange
+from deitctl.models.model_config import Preprocessing, ValueRange
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
@@ -102,6 +104,20 @@ def test_a_pack_of_pixels_tells_the_range_to_the_model(twelve_bits, tmp_path):
         assert np.array_equal(parts["train"].read(n), train.read(n))
     assert deitctl.verify_pack(str(twelve_bits), str(packed)).num_different == 0
     assert open_for_training(str(packed), seed=0, reporter=SILENT)[0].value_range == TWELVE
+    assert parts["train"].with_value_range(NO_RANGE).value_range == TWELVE
+
+
+def test_pixels_in_a_pack_are_not_to_be_had_by_another_range(twelve_bits, tmp_path):
+    packed = tmp_path / "deep.pack"
+    deitctl.pack(str(twelve_bits), str(packed), max_size=8, value_range="0,2000", workers=0)
+    opened = open_for_training(str(packed), seed=0, reporter=SILENT, value_range="0,2000")
+    assert opened[0].value_range == ValueRange(0, 2000, clips=True)
+    line = r"deep.pack was packed with the value range 0..2000, and 12 bits .* is wanted. Pack"
+    with pytest.raises(DataError, match=line):
+        open_for_training(str(packed), seed=0, reporter=SILENT, value_range="0,4095")
+    for part in opened:  # as a model with another range sees them
+        with pytest.raises(DataError, match=line):
+            EvalViews(part, [Preprocessing(value_range=TWELVE)])
 
 
 def test_check_says_the_range_that_training_chooses(twelve_bits):

@@ -40,7 +40,7 @@ from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.open_file import OpenFile
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.data.splits import SPLITS
-from deitctl.data.value_range import NO_RANGE
+from deitctl.data.value_range import NO_RANGE, describe_range
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange, read_value_range
 from deitctl.paths import suggest_path
@@ -73,6 +73,21 @@ class PackDataset(ImageDataset):
     class_names: tuple[str, ...]
     value_range: ValueRange | None = None
     """By which its images of more than 8 bits were scaled, or are to be."""
+
+    def with_value_range(self, value_range: ValueRange | None) -> PackDataset:
+        """Return the same images; raise `DataError` for another range than the one they were packed by."""
+        own = self.value_range
+        if own is None:
+            return super().with_value_range(value_range)
+        if value_range is None or value_range == NO_RANGE:
+            return self
+        if value_range[:2] != own[:2]:
+            raise DataError(
+                f"{self.file.path} was packed with the value range {describe_range(own)}, and "
+                f"{describe_range(value_range)} is wanted.",
+                "Pack the images again with the one that you want (--value-range).",
+            )
+        return super().with_value_range(value_range)
 
     def name(self, index: int) -> str:
         return self.names[index]
