@@ -24,7 +24,12 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models.catalog import load_imagenet_classes
-from deitctl.models.model_config import MAX_CLASSES, ModelConfig, require_count
+from deitctl.models.model_config import (
+    MAX_CLASSES,
+    ModelConfig,
+    describe_replaced_names,
+    require_count,
+)
 from deitctl.names import canonicalize_name
 from deitctl.paths import read_regular, suggest_path
 
@@ -101,7 +106,12 @@ def read_class_names(classes: Classes) -> ClassNames:
 
 
 def apply_class_names(
-    model_config: ModelConfig, classes: Classes, where: str, reporter: Reporter
+    model_config: ModelConfig,
+    classes: Classes,
+    where: str,
+    reporter: Reporter,
+    *,
+    option: str = "--classes",
 ) -> ModelConfig:
     """Return the config of a model whose classes have the names of `classes`; empty for its own.
 
@@ -110,6 +120,7 @@ def apply_class_names(
         classes: see `read_class_names`.
         where: the model's file or name, for messages.
         reporter: gets a note of names that are replaced or missing.
+        option: which names the file, for messages.
 
     Raises:
         ConfigError: see `read_class_names`.
@@ -120,17 +131,13 @@ def apply_class_names(
         if own is None:
             reporter.note(
                 f"{where} does not name its {model_config.num_classes} classes, so they are numbered "
-                "from 0: --classes FILE names them."
+                f"from 0: {option} FILE names them."
             )
         return model_config
     replacing = read_class_names(classes)
-    require_count(replacing.names, model_config.num_classes, where)
-    if own is not None and own != replacing.names:
-        place = next(n for n, name in enumerate(own) if name != replacing.names[n])
-        reporter.note(
-            f"The class names of {where} are replaced, {own[place]!r} by {replacing.names[place]!r} "
-            "for example."
-        )
+    require_count(replacing.names, model_config.num_classes, where, option=option)
+    if clause := describe_replaced_names(own, replacing.names, where):
+        reporter.note(f"T{clause[1:]}.")
     return replace(model_config, class_names=replacing.names, descriptions=replacing.descriptions)
 
 

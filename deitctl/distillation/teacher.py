@@ -316,7 +316,11 @@ def _load_published(
         )
         where = distill.teacher_weights or distill.teacher
         model_config = apply_class_names(
-            loaded.model_config, distill.teacher_classes, where, reporter
+            loaded.model_config,
+            distill.teacher_classes,
+            where,
+            reporter,
+            option="--teacher-classes",
         )
         return replace(loaded, model_config=model_config)
     except WeightsNotFound as error:

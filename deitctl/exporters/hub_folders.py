@@ -23,7 +23,7 @@ from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model, save_tensors
 from deitctl.models.introspect import describe_layers, pin_img_size
-from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing, list_range
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 from deitctl.paths import write_json
 
@@ -159,6 +159,8 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "head": model_config.head,
         "temperatures": dict(model_config.temperatures),
     }
+    if (value_range := model_config.preprocessing.value_range) is not None:
+        ours["value_range"] = list_range(value_range)
     if model_config.class_names is not None:
         ours["class_names"] = list(model_config.class_names)
     return {

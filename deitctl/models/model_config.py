@@ -175,7 +175,7 @@ def to_timm_config(
         },
         "deitctl": {"head": model_config.head}
         | ({"temperatures": dict(model_config.temperatures)} if model_config.temperatures else {})
-        | ({"value_range": _list_range(pre.value_range)} if pre.value_range is not None else {}),
+        | ({"value_range": list_range(pre.value_range)} if pre.value_range is not None else {}),
     }
     if model_config.class_names is not None:
         config["label_names"] = list(model_config.class_names)
@@ -229,21 +229,45 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
     return model_config
 
 
-def require_count(class_names: Sequence[str], num_classes: int | None, where: str) -> None:
+def require_count(
+    class_names: Sequence[str],
+    num_classes: int | None,
+    where: str,
+    *,
+    option: str = "--classes",
+) -> None:
     """Raise `ModelError` unless there is a name for each of a head's classes.
 
     Args:
-        class_names: of `--classes`.
+        class_names: of `option`.
         num_classes: of the head; None for weights without one.
         where: the weights' file or name.
+        option: which names them.
     """
     if num_classes is None:
         raise ModelError(f"{where} has no classifier head, whose classes could have names.")
     if len(class_names) != num_classes:
         raise ModelError(
-            f"--classes names {len(class_names)} classes, and {where} has {num_classes}.",
+            f"{option} names {len(class_names)} classes, and {where} has {num_classes}.",
             "Name the classes that it was trained on, in their order.",
         )
+
+
+def describe_replaced_names(
+    own: Sequence[str] | None, class_names: Sequence[str], where: str
+) -> str:
+    """Return a clause on a model's own class names that others replace; empty if it has none, or the same.
+
+    Args:
+        own: the model's, None if it names none.
+        class_names: as many, which replace them.
+        where: the model's file or name.
+    """
+    pairs = zip(own or (), class_names, strict=own is not None)
+    for former, name in pairs:
+        if former != name:
+            return f"the class names of {where} are replaced, {former!r} by {name!r} for example"
+    return ""
 
 
 def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
@@ -262,7 +286,8 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     )
 
 
-def _list_range(value_range: ValueRange) -> list[float | bool]:
+def list_range(value_range: ValueRange) -> list[float | bool]:
+    """Return a range as configs state it, see `read_value_range`."""
     return list(value_range if value_range.clips else value_range[:2])
 
 

@@ -189,8 +189,8 @@ def build_trial(
     """
     train, val = datasets
     recipe, distill = replace(config.recipe, pretrained=False), config.distill
-    untrained = replace(config, recipe=recipe, weights="")
-    student = build_student(untrained, train, SilentReporter())
+    untrained = replace(config, recipe=recipe, weights="", classes="")
+    student = build_student(untrained, train, SilentReporter(), download=False)
     # a DistillationTeacher would fetch its weights and open its cache
     without_teacher = replace(untrained, distill=None)
     setup = build_training(

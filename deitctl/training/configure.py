@@ -330,6 +330,12 @@ def check(config: TrainConfig) -> None:
             f"--finetune-teacher scratch takes an architecture, and {distill.teacher} has weights.",
             "Leave the weights out, or use --finetune-teacher full.",
         )
+    if distill is not None and distill.finetune_teacher == "scratch" and distill.teacher_classes:
+        raise ConfigError(
+            "--teacher-classes names the classes of weights, and a teacher that is trained from scratch "
+            "has none.",
+            "Leave it out, or --finetune-teacher scratch.",
+        )
     starts = (0, *config.recipe.restart_epochs, config.recipe.epochs)
     if any(end <= start for start, end in pairwise(starts)):
         raise ConfigError(

@@ -79,6 +79,14 @@ def test_a_teacher_with_weights_is_not_trained_from_scratch(digits_teacher: Path
             )
 
 
+def test_a_teacher_from_scratch_has_no_weights_whose_classes_had_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb")
+    for settings in ({}, {"distill.teacher": "resnet18", "distill.finetune_teacher": "scratch"}):
+        named = {**settings, "distill.teacher_classes": str(tmp_path / "names.txt")}
+        with pytest.raises(ConfigError, match="--teacher-classes names the classes of weights"):
+            build_config(named, distilled=True, reporter=SILENT)
+
+
 def test_soft_distillation_takes_the_papers_alpha_tau_and_reduction() -> None:
     config, _, _ = build_config({"distill.mode": "soft"}, distilled=True, reporter=SILENT)
     assert config.distill is not None
