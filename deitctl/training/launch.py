@@ -41,7 +41,7 @@ from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_di
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
-from deitctl.training.resumption import load_checkpoint
+from deitctl.training.resumption import load_checkpoint, restore_spelling
 from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
 from deitctl.training.trainer import Trainer
 
@@ -144,6 +144,8 @@ def open_run(
     trainer; interrupts become `Interrupted`."""
     reporter = reporter or SilentReporter()
     train, val = _open_data(config, datasets, reporter, resume=resume)
+    if resume:
+        train, val = restore_spelling(Path(config.output_dir), train, val)
     require_same_images(config.data, train, val, world)
     if world.is_main:
         warn_of_trained_images(config, val, reporter)

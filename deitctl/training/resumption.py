@@ -6,14 +6,17 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deitctl.config import MAX_COUNT
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
-from deitctl.data.splits import list_relative_paths
+from deitctl.data.splits import list_relative_paths, relabel
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors, read_metadata
+from deitctl.names import canonicalize_name
 from deitctl.training.build import round_up_to_pairs
 from deitctl.training.configure import name_command
 
@@ -113,6 +116,31 @@ def require_same_settings(
             f"{name_command(trainer.config)} --config {shlex.quote(str(run.config_file))} --output NEW. "
             "A run can be resumed with other settings of the machine, and made longer (--more-epochs).",
         )
+
+
+def restore_spelling(
+    run: Path, train: ImageDataset, val: ImageDataset
+) -> tuple[ImageDataset, ImageDataset]:
+    """Return the data of a run with the names and numbers that its classes began with.
+
+    Names were taken as they are in earlier versions, decomposed or with spaces around, and numbered
+    in the order of that spelling.
+
+    Args:
+        run: its folder.
+        train: training images.
+        val: validation images.
+    """
+    names: tuple[str, ...] = ()
+    with suppress(ModelError):  # before its first epoch has ended, it has no model
+        names = load_model_config(run).class_names or ()
+    run_data = None if names else read_run_data(run)
+    if run_data is not None and run_data.rows is not None:
+        names = tuple(sorted(set(run_data.rows.labels)))
+    is_same = sorted(map(canonicalize_name, names)) == sorted(train.class_names)
+    if not is_same or set(names) == set(train.class_names):
+        return train, val
+    return relabel(train, names), relabel(val, names)
 
 
 def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:

@@ -144,6 +144,33 @@ def test_a_class_that_was_renamed_is_refused_by_name(folder_run: tuple[Path, Pat
     assert resume(run).epochs == 3
 
 
+@pytest.mark.parametrize("spelled", ["cafe\u0301", "ant "])
+def test_a_run_of_classes_in_the_spelling_of_earlier_versions_goes_on_with_their_numbers(
+    spelled: str,
+    little_config: Make,
+    image_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decomposed, the name sorts before `caff`, and composed behind it; of data with and without parts."""
+    after = spelled[:3] + ("f" if spelled.startswith("c") else "\ta")
+    parts = ("train/", "val/") if spelled.startswith("c") else ("",)
+    data = image_folder({f"{part}{name}": 8 for part in parts for name in (spelled, after)})
+    config = replace(little_config("run"), data=str(data))
+    config = replace(config, recipe=replace(config.recipe, batch_size=4))
+    with monkeypatch.context() as patch:
+        for module in ("readers.passed_over", "dataset"):
+            patch.setattr(f"deitctl.data.{module}.canonicalize_name", lambda name: name)
+        stop_after(1, patch)
+        with pytest.raises(Interrupted):
+            run_training(config)
+    began = json.loads((Path(config.output_dir) / "checkpoint" / "state.json").read_text())
+    train, val = open_for_training(str(data), seed=0, reporter=SilentReporter())
+    assert fingerprint_split(train, val) != began["data_fingerprint"]
+    assert resume(Path(config.output_dir)).epochs == 3
+    ended = json.loads((Path(config.output_dir) / CONFIG).read_text())
+    assert ended["label_names"] == sorted((spelled, after))
+
+
 def test_an_image_that_moved_to_another_class_or_part_is_refused(
     folder_run: tuple[Path, Path],
 ) -> None:
