@@ -17,7 +17,8 @@ from torch import Tensor
 from deitctl.errors import ModelError
 from deitctl.models.model_config import ModelConfig, from_timm_config, to_timm_config
 from deitctl.models.pickles import load_pickle
-from deitctl.models.state_dicts import Checkpoint, clean_names, unwrap_checkpoint
+from deitctl.models.prefixes import clean_names
+from deitctl.models.state_dicts import Checkpoint, unwrap_checkpoint
 from deitctl.models.transformers_folder import from_transformers_config, is_transformers_config
 from deitctl.models.weight_files import SAFETENSORS, identify_weights
 from deitctl.paths import DiskError, atomic_path, read_json, suggest_path, write_json
@@ -182,9 +183,12 @@ def _require_plain_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise `ModelError` if a weight is infinite or NaN; `where` names the file."""
+    """Raise `ModelError` if a weight is infinite or NaN; `where` names the file.
+
+    Tensors without memory have no values.
+    """
     for name, value in state.items():
-        if not value.is_floating_point():
+        if not value.is_floating_point() or value.is_meta:
             continue
         if value.element_size() == 1:  # float8 has no sum
             value = value.float()

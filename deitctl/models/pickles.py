@@ -8,6 +8,7 @@ which takes whatever it is given and does nothing: no module that a file names i
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -77,8 +78,8 @@ DICTIONARIES = (
 )
 """Names of dictionaries, which become plain ones."""
 
-
-_MODULES = r"(torch\.nn\.modules|timm\.models|torchvision\.models|transformers\.models)\."
+_LOCK = threading.Lock()
+"""torch's list is the process's: a reader that ends would take it from another that has not."""
 
 
 class StandIn:
@@ -125,7 +126,11 @@ def load_pickle(path: Path) -> Any:
         warnings.simplefilter("ignore")  # torch warns of damaged pickles before it fails
         try:
             # Opened here: torch goes by the suffix, and .safetensors may be any file's.
-            with path.open("rb") as file, torch.serialization.safe_globals(_make_stand_ins()):
+            with (
+                path.open("rb") as file,
+                _LOCK,
+                torch.serialization.safe_globals(_make_stand_ins()),
+            ):
                 # weights_only is the default since torch 2.6; stated, because nothing else keeps
                 # code from running.
                 return torch.load(file, map_location="cpu", weights_only=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from deitctl.errors import ModelError
+from deitctl.models.averages import AVERAGED_NAME, is_average, is_teacher_average, walk
 from deitctl.models.pickles import NUMPY_ARRAYS, StandIn
-from deitctl.models.transformers_names import PATCH_EMBEDDING, rename_transformers
+from deitctl.models.trainer_settings import find_architecture, read_preprocessing
 
 AVERAGED = (
     "state_dict_ema",  # timm's train.py
@@ -25,10 +24,8 @@ AVERAGED = (
     "ema",
 )
 """Entries of exponential moving averages. timm takes the first two before all others, as here."""
-_AVERAGED_NAME = re.compile(r"(^|[._])(ema|avg|averaged?|swa)([._]|$)")
-"""Others: `ema_weights`, `swa_state`; of a network in a module `ema_model.`."""
 TEACHER, STUDENT = "teacher", "student"
-"""Entries of DINO, iBOT and DINOv2, whose teacher is the student's average."""
+"""Entries of DINO, iBOT and DINOv2, whose teacher is the student's average; of distillations too."""
 ENTRIES = (
     "state_dict",  # timm, Lightning, MoCo v3, MMEngine
     "model",  # deit, MAE
@@ -39,21 +36,11 @@ ENTRIES = (
     "module",  # DeepSpeed
     "params",
     "weights",
+    "shadow",  # of an average: {"ema": {"decay": 0.9999, "shadow": {...}}}
     STUDENT,
 )
 OPTIMIZER = {"state", "param_groups"}
 _MAX_DEPTH = 4  # entries in entries: {"model": {"teacher": {...}}}
-_WRAPPERS = r"^((module|_orig_mod)\.)+"  # DistributedDataParallel and torch.compile
-_COMMON_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.")
-
-# What self-supervised training adds to a network, and what counters leave in it. A projection has
-# layers (`head.0`, `head.mlp.0`, `head.last_layer`), timm's other models have `head.fc`.
-_EXTRAS = re.compile(
-    r"(mask_token|masked_embed|embeddings\.mask_token|decoder(_\w+)?|pooler|dino_head|ibot_head"
-    r"|head\.(\d+|mlp\d?|last_layer\d?))(\.|$)|(.*\.)?total_(ops|params)$"
-    r"|(n_averaged|num_updates|steps?|initted)$"
-)
-_TIMM_PATCHES = "patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -67,6 +54,8 @@ class Checkpoint:
     """What was decided, in words to say once."""
     architecture: str = ""
     """The name that its trainer stored, timm's mostly; empty for none."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """Values of `Preprocessing` that it states: of its trainer's settings, or of the network itself."""
     is_own: bool = False
     """Whether deitctl wrote it: the names are its own, or those of its export to transformers."""
 
@@ -77,8 +66,9 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
     Raises:
         ModelError: there is none, or one of several would have to be guessed.
     """
-    architecture, entries = _find_architecture(loaded), list[str]()
-    notes: list[str] = []
+    architecture, entries = find_architecture(loaded), list[str]()
+    preprocessing, unread = read_preprocessing(loaded)
+    notes = list(unread)
     while len(entries) < _MAX_DEPTH:
         choice = _choose_entry(loaded, path)
         if choice is None:
@@ -93,12 +83,12 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
     state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
     rest = [k for k in loaded if k not in state]
     if any(isinstance(loaded[k], dict | list | tuple | StandIn) for k in rest):
-        listed = _quote(k for k in rest if isinstance(loaded[k], dict | list | tuple | StandIn))
+        listed = quote(k for k in rest if isinstance(loaded[k], dict | list | tuple | StandIn))
         raise ModelError(
             f"{path} is not a dictionary of tensors alone: it has {listed} too.",
             "Save the state dict by itself: torch.save(model.state_dict(), 'weights.pth').",
         )
-    return Checkpoint(state, ".".join(entries), tuple(notes), architecture)
+    return Checkpoint(state, ".".join(entries), tuple(notes), architecture, preprocessing)
 
 
 def _choose_entry(loaded: Any, path: Path) -> tuple[str, str] | None:
@@ -108,25 +98,38 @@ def _choose_entry(loaded: Any, path: Path) -> tuple[str, str] | None:
     answers: dict[int, bool] = {}
     holders = [k for k, v in loaded.items() if isinstance(k, str) and _holds_state(v, answers)]
     plain = next((k for k in ENTRIES if k in holders), None)
-    for key in (*AVERAGED, *filter(_AVERAGED_NAME.search, holders)):
+    if plain == "state_dict" and (reason := _find_swapped_average(loaded)):
+        return plain, reason
+    for key in (*AVERAGED, *filter(AVERAGED_NAME.search, holders)):
         # An average of some of the parameters is no network.
-        if key in holders and (plain is None or _have_same_shapes(loaded[key], loaded[plain])):
+        if key in holders and (plain is None or is_average(loaded[key], loaded[plain])):
             return key, f"averaged weights ({key})"
     if TEACHER in holders and STUDENT in holders:
-        # Of a distillation the teacher is another network; of DINO it is the average.
-        key = TEACHER if _have_same_shapes(loaded[TEACHER], loaded[STUDENT]) else STUDENT
+        key = TEACHER if is_teacher_average(loaded[TEACHER], loaded[STUDENT]) else STUDENT
         return key, f"the {key}'s weights"
     if plain is not None:
         return plain, ""
-    if not holders or _has_tensors(loaded):
+    # Beside a state dict there may be a metric: {"vit": {...}, "best_accuracy": tensor(0.9)}.
+    if not holders or any(isinstance(v, Tensor) and v.ndim > 1 for v in loaded.values()):
         return None
     if len(holders) > 1:
         raise ModelError(
-            f"{path} holds several models: {_quote(holders)}.",
+            f"{path} holds several models: {quote(holders)}.",
             "Save the one that is meant: torch.save(torch.load(FILE)"
             f"[{holders[0]!r}], 'weights.pth').",
         )
     return holders[0], f"the entry {holders[0]!r}"
+
+
+def _find_swapped_average(loaded: Mapping[str, Any]) -> str:
+    """Return what to say where `state_dict` is the average and the network itself lies beside it."""
+    ema = loaded.get("ema_state_dict")
+    if isinstance(ema, dict) and "steps" in ema and any(str(k).startswith("module.") for k in ema):
+        # EMAHook.before_save_checkpoint swaps the two.
+        return "averaged weights (state_dict: MMEngine keeps the others in ema_state_dict)"
+    if "current_model_state" in loaded and "averaging_state" in loaded:
+        return "averaged weights (state_dict: Lightning keeps the others in current_model_state)"
+    return ""
 
 
 def _holds_state(value: Any, answers: dict[int, bool]) -> bool:
@@ -143,46 +146,12 @@ def _holds_state(value: Any, answers: dict[int, bool]) -> bool:
     return answers[id(value)]
 
 
-def _walk(value: Any) -> Iterator[dict[Any, Any]]:
-    """Yield a dictionary and those in it, each once."""
-    seen: set[int] = set()
-    rest = [value]
-    while rest:
-        member = rest.pop()
-        if isinstance(member, dict) and id(member) not in seen:
-            seen.add(id(member))
-            yield member
-            rest.extend(member.values())
-
-
 def _has_tensors(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(isinstance(k, str) for k in value)
         and any(isinstance(v, Tensor) for v in value.values())
     )
-
-
-def _have_same_shapes(a: Any, b: Any) -> bool:
-    """Return whether two dictionaries hold the same backbone: some of their shapes differ, as heads may."""
-    first, second = _count_shapes(a), _count_shapes(b)
-    return (first & second).total() >= 0.9 * second.total()
-
-
-def _count_shapes(value: Any) -> Counter[tuple[int, ...]]:
-    tensors = (v for member in _walk(value) for v in member.values() if isinstance(v, Tensor))
-    return Counter(tuple(tensor.shape) for tensor in tensors)
-
-
-def _find_architecture(loaded: Any) -> str:
-    """Return the architecture's name that timm (`arch`) or deit (`args.model`) stored."""
-    if not isinstance(loaded, dict):
-        return ""
-    args = loaded.get("args")
-    args = args.state if isinstance(args, StandIn) else args
-    candidates = [loaded.get("arch"), args.get("model") if isinstance(args, dict) else None]
-    names = [n for n in candidates if isinstance(n, str) and re.fullmatch(r"[\w.]{1,80}", n)]
-    return names[0] if names else ""
 
 
 def _refuse_objects(loaded: Any, path: Path) -> ModelError:
@@ -198,7 +167,7 @@ def _refuse_objects(loaded: Any, path: Path) -> ModelError:
             "Convert them: {name: torch.from_numpy(array) for name, array in ...}, then torch.save.",
         )
     if isinstance(loaded, dict) and loaded:
-        what = f"its entries are {_quote(loaded)}"
+        what = f"its entries are {quote(loaded)}"
     elif isinstance(loaded, dict):
         what = "it is empty"
     elif isinstance(loaded, Tensor):
@@ -215,125 +184,13 @@ def _find_arrays(value: Any) -> str:
     """Return names of NumPy arrays in dictionaries."""
     arrays = [
         k
-        for member in _walk(value)
+        for member in walk(value)
         for k, v in member.items()
         if isinstance(v, StandIn) and type(v).__name__ in NUMPY_ARRAYS
     ]
-    return _quote(arrays, 2)
+    return quote(arrays, 2)
 
 
-def _quote(names: Iterable[Any], most: int = 4) -> str:
+def quote(names: Iterable[Any], most: int = 4) -> str:
     listed = [repr(name)[:60] for name in names]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" * (len(listed) > most))
-
-
-def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    """Return a checkpoint whose network has timm's names: prefixes, other libraries' names and what
-    self-supervised training adds are removed, and reported.
-
-    Raises:
-        ModelError: it holds several networks, of which one would have to be guessed.
-    """
-    state = {re.sub(_WRAPPERS, "", k): v for k, v in checkpoint.state.items()}
-    notes = list(checkpoint.notes)
-    prefixes = [
-        (name[: -len(anchor)], anchor)
-        for anchor in (_TIMM_PATCHES, PATCH_EMBEDDING)
-        for name in state
-        if name == anchor or name.endswith(f".{anchor}")
-    ]
-    if checkpoint.is_own:
-        if any(anchor == PATCH_EMBEDDING for _, anchor in prefixes):
-            state, _ = _take_prefix(state, prefixes[0][0], PATCH_EMBEDDING)
-            state = rename_transformers(state, str(path))
-    elif not prefixes:
-        state = _strip_common_prefixes(state)
-    else:
-        prefix, anchor = _choose_prefix(prefixes, state, path)
-        if len(prefixes) > 1:
-            notes.append(f"the weights under {prefix!r}")
-        _refuse_other_heads(prefix, state, path)
-        state, dropped = _take_prefix(state, prefix, anchor)
-        if anchor == PATCH_EMBEDDING:
-            state = rename_transformers(state, str(path))
-            notes.append("transformers' names")
-        state, extras = _drop_extras(state)
-        if dropped | extras:
-            notes.append(f"without {_list_parts(dropped | extras)}")
-    return replace(checkpoint, state=state, notes=tuple(notes))
-
-
-def _strip_common_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while state:
-        prefix = next((p for p in _COMMON_PREFIXES if all(k.startswith(p) for k in state)), None)
-        if prefix is None:
-            break
-        state = {k[len(prefix) :]: v for k, v in state.items()}
-    return state
-
-
-def _choose_prefix(
-    prefixes: list[tuple[str, str]], state: Mapping[str, Tensor], path: Path
-) -> tuple[str, str]:
-    """Return the network to take of several: an average, else the one that is trained."""
-
-    def rank(candidate: tuple[str, str]) -> int:
-        prefix = candidate[0].lower()
-        if "teacher" in prefix or _AVERAGED_NAME.search(prefix):
-            # A teacher that classifies is another network than the student.
-            classifies = f"{candidate[0]}head.weight" in state
-            return 4 if "teacher" in prefix and classifies else 0
-        if re.search(r"base_encoder|encoder_q|online|student", prefix):
-            return 1
-        return 5 if re.search(r"momentum|target|encoder_k", prefix) else 2
-
-    ranks = sorted((rank(candidate), candidate) for candidate in prefixes)
-    if len(ranks) > 1 and ranks[0][0] == ranks[1][0]:
-        raise ModelError(
-            f"{path} holds several networks: {_quote(p or 'without a prefix' for p, _ in prefixes)}.",
-            "Save the one that is meant by itself, with torch.save.",
-        )
-    return ranks[0][1]
-
-
-def _refuse_other_heads(prefix: str, state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse MoCo v3's small ViT: its weights look like deit_small's, and it has twice the heads."""
-    if "base_encoder." in prefix and state.get(f"{prefix}norm.weight", Tensor()).shape == (384,):
-        raise ModelError(
-            f"{path} holds MoCo v3's ViT-small, which has 12 attention heads where deit_small has "
-            "6: with its weights deit_small would compute something else.",
-            "Its ViT-base is read.",
-        )
-
-
-def _take_prefix(
-    state: Mapping[str, Tensor], prefix: str, anchor: str
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Return the network under a prefix, and the names of what lies beside it."""
-    # transformers has its classifiers beside the network: `vit.embeddings...`, `classifier.weight`.
-    parent = prefix.rpartition(".")[0].rpartition(".")[0] if prefix else ""
-    beside = f"{parent}." if parent else ""
-    taken: dict[str, Tensor] = {}
-    dropped: set[str] = set()
-    for name, value in state.items():
-        if name.startswith(prefix):
-            taken[name[len(prefix) :]] = value
-        elif anchor == PATCH_EMBEDDING and re.fullmatch(
-            re.escape(beside) + r"(\w+_)?classifier\.(weight|bias)", name
-        ):
-            taken[name[len(beside) :]] = value
-        else:
-            dropped.add(name)
-    return taken, dropped
-
-
-def _drop_extras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
-    """Leave out decoders, mask tokens and projection heads, which no classifier has."""
-    extras = {k for k in state if _EXTRAS.match(k)}
-    return {k: v for k, v in state.items() if k not in extras}, extras
-
-
-def _list_parts(names: Iterable[str]) -> str:
-    """Return the first parts of names, once each: `decoder_blocks, mask_token`."""
-    listed = sorted({re.sub(r"^(model|net|backbone)\.", "", n).partition(".")[0] for n in names})
-    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" * (len(listed) > 6))

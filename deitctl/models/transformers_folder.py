@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deitctl.errors import ModelError
 from deitctl.models.catalog import ARCHITECTURES, load_imagenet_classes
 from deitctl.models.model_config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     MAX_CLASSES,
     ModelConfig,
     Preprocessing,
@@ -20,14 +19,13 @@ from deitctl.models.model_config import (
     read_value_range,
 )
 from deitctl.models.recognize import VITS
+from deitctl.models.transformers_processor import read_processor
 from deitctl.names import canonicalize_name
 from deitctl.paths import read_json
 
 PROCESSOR = "preprocessor_config.json"
 MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
 """Those whose network is a DeiT's; the last two are backbones of self-supervised training."""
-# Pillow's numbers of filters.
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _MAX_EPS = 2e-6
 
 
@@ -36,15 +34,33 @@ def is_transformers_config(config: Mapping[str, Any]) -> bool:
     return "architecture" not in config and ("architectures" in config or "model_type" in config)
 
 
-def lacks_processor(folder: Path) -> bool:
-    """Return whether a folder is transformers' and does not say how its images are prepared."""
-    if (folder / PROCESSOR).exists():
-        return False
+def is_transformers_folder(folder: Path) -> bool:
+    """Return whether a folder's config.json is transformers'."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and is_transformers_config(config)
+
+
+def describe_guess(folder: Path, preprocessing: Preprocessing) -> str:
+    """Return a sentence on where our images differ from transformers'; empty if they do not.
+
+    Args:
+        folder: any model folder.
+        preprocessing: that was read from it.
+    """
+    if not is_transformers_folder(folder):
+        return ""
+    if not (folder / PROCESSOR).exists():
+        return f"{folder} has no {PROCESSOR}: ImageNet's mean and std are taken, and timm's crop."
+    # Of an odd margin transformers leaves the smaller half, and torchvision, as we do, the even one.
+    if (preprocessing.resize_to - preprocessing.img_size) % 4 == 3:
+        return (
+            f"{folder} crops {preprocessing.img_size} of {preprocessing.resize_to} pixels: the crop "
+            "is one pixel beside transformers', and logits differ a little."
+        )
+    return ""
 
 
 def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelConfig:
@@ -201,53 +217,17 @@ def _read_preprocessing(
     if not path.exists():
         return Preprocessing(img_size=size, value_range=value_range)
     try:
-        processor = read_json(path)
-    except (OSError, ValueError) as error:
+        preprocessing = read_processor(read_json(path), str(config["model_type"]), str(path))
+    except OSError as error:
         raise ModelError(f"{path} is not readable: {str(error)[:160]}.") from error
-    resized, squash = _read_size(processor.get("size", size))
-    crops = processor.get("do_center_crop", "crop_size" in processor)
-    cropped, _ = _read_size(processor["crop_size"]) if crops else (resized, True)
-    is_square = squash or crops
-    rescales = processor.get("do_rescale", True) and (
-        abs(float(processor.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
-    )
-    if not (processor.get("do_resize", True) and is_square and rescales and cropped <= resized):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(
-            f"{path} says a preprocessing that deitctl has not: images are resized, cropped at the "
-            "center, scaled to 0..1 and normalized.",
-            "Use it with transformers itself.",
-        )
-    if cropped != size:
+            f"{path} is not an image processor's: {str(error)[:200]}.",
+            "Download it again, or save the processor again by its save_pretrained(FOLDER).",
+        ) from error
+    if preprocessing.img_size != size:
         raise ModelError(
-            f"{folder} contradicts itself: its images have {cropped} pixels a side, its network "
-            f"takes {size}."
+            f"{folder} contradicts itself: its images have {preprocessing.img_size} pixels a side, "
+            f"its network takes {size}."
         )
-    crop_pct = cropped / resized
-    if int(cropped / crop_pct) != resized:  # rounded down, as timm does
-        crop_pct = cropped / (resized + 0.5)
-    normalizes = processor.get("do_normalize", True)
-    return Preprocessing(
-        img_size=size,
-        crop_pct=crop_pct,
-        interpolation=_RESAMPLE[int(processor.get("resample", 3 if crops else 2))],
-        crop_mode="squash" if squash else "center",
-        mean=_read_channels(processor.get("image_mean", IMAGENET_MEAN) if normalizes else (0,) * 3),
-        std=_read_channels(processor.get("image_std", IMAGENET_STD) if normalizes else (1,) * 3),
-        value_range=value_range,
-    )
-
-
-def _read_size(value: Any) -> tuple[int, bool]:
-    """Return a side in pixels, and whether both sides get it, whatever the aspect ratio."""
-    if not isinstance(value, Mapping):  # of ViT's and DeiT's processors before 2022
-        return int(value), True
-    if "shortest_edge" in value:
-        return int(value["shortest_edge"]), False
-    if value["height"] != value["width"]:
-        raise ValueError(f"images of {value['height']} x {value['width']} pixels")
-    return int(value["height"]), True
-
-
-def _read_channels(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
+    return replace(preprocessing, value_range=value_range)

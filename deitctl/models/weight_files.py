@@ -56,8 +56,10 @@ def identify_weights(path: Path) -> str:
         start = file.read(_START)
     if not start:
         raise ModelError(f"{path} is empty (0 bytes).", "Copy or download it again.")
-    # A safetensors file: the length of its header, then the header, a JSON object.
-    if start[8:9] == b"{" and not start.startswith((b"PK", b"\x80", b"{")):
+    # A safetensors file: the length of its header, then the header, a JSON object. The length may
+    # begin as anything does.
+    header = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and 8 + header <= path.stat().st_size:
         return SAFETENSORS
     if start.startswith(b"PK"):
         _require_torch_archive(path)
@@ -98,7 +100,11 @@ def _name_foreign(path: Path, start: bytes) -> tuple[str, str] | None:
     if start[4:8] == b"TFL3":
         return "a TensorFlow Lite model", WEIGHTS_ARE
     # Protocol buffers: the field ir_version, then one of ONNX's other fields.
-    if start[:1] == b"\x08" and 1 <= start[1] <= 32 and start[2:3] in (b"\x12", b":", b"B", b'"'):
+    if (
+        start[:1] == b"\x08"
+        and b"\x01" <= start[1:2] <= b"\x20"
+        and start[2:3] in (b"\x12", b":", b"B", b'"')
+    ):
         return (
             "an ONNX file, which only `deitctl predict` and `eval` can run",
             f"{WEIGHTS_ARE} Name those that it was exported from.",

@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from deitctl.data.eval_transform import eval_transform
+from deitctl.data.eval_transform import eval_transform, get_crop_offset
 from deitctl.errors import ModelError
 from deitctl.exporters.hub_folders import (
     convert_weights,
@@ -22,7 +22,7 @@ from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import load_model_config, save_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads, fuse_heads
-from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.models.model_config import ModelConfig, Preprocessing, ValueRange
 from deitctl.models.transformers_folder import from_transformers_config
 from deitctl.models.transformers_names import rename_transformers
 from deitctl.paths import write_json
@@ -125,7 +125,12 @@ def test_a_backbone_is_read_and_has_no_head(folder, reporter):
 PROCESSORS = {
     "DeiT's, of 2021": ({"size": 36, "crop_size": 32}, ("squash", 36)),
     "ViT's": (
-        {"size": {"height": 32, "width": 32}, "do_center_crop": None, "crop_size": None},
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": 32, "width": 32},
+            "do_center_crop": None,
+            "crop_size": None,
+        },
         ("squash", 32),
     ),
     "the short side": ({"size": {"shortest_edge": 37}}, ("center", 37)),
@@ -172,6 +177,21 @@ def test_a_folder_without_a_processor_is_warned_of(folder, reporter):
     (root / PROCESSOR).unlink()
     load_model(str(root), reporter=reporter)
     assert "has no preprocessor_config.json: ImageNet's mean and std" in reporter.warnings[0]
+
+
+@pytest.mark.parametrize(("side", "is_beside"), [(35, True), (37, False), (36, False)])
+@pytest.mark.parametrize("squash", [True, False])
+def test_a_crop_one_pixel_beside_transformers_is_warned_of(
+    side, is_beside, squash, folder, reporter
+):
+    size = {"height": side, "width": side} if squash else {"shortest_edge": side}
+    root, _ = folder(processor={"size": size, "do_center_crop": True, "crop_size": 32})
+    load_model(str(root), reporter=reporter)
+    said = [
+        f"crops 32 of {side} pixels: the crop is one pixel beside" in w for w in reporter.warnings
+    ]
+    assert said == [True] * is_beside
+    assert (get_crop_offset(side, 32) != (side - 32) // 2) == is_beside
 
 
 def test_labels_are_names_in_canonical_form_each_once(folder):
@@ -254,7 +274,12 @@ def test_our_own_export_is_the_model_again(alias, deit, tmp_path, reporter):
         num_classes=5,
         class_names=names,
         descriptions=("ant", "bee", "cat", "dog", "eel"),
-        preprocessing=Preprocessing(img_size=32, crop_pct=0.8, mean=(0.4, 0.5, 0.6)),
+        preprocessing=Preprocessing(
+            img_size=32,
+            crop_pct=0.8,
+            mean=(0.4, 0.5, 0.6),
+            value_range=ValueRange(0, 4095, clips=net.arch.distilled),
+        ),
         head="avg-probs" if net.arch.distilled else "cls",
         temperatures={"cls": 0.8},
     )
@@ -269,6 +294,7 @@ def test_our_own_export_is_the_model_again(alias, deit, tmp_path, reporter):
     changed = {"preprocessing": again.preprocessing}
     assert replace(model_config, **changed) == again
     assert again.preprocessing.mean == (0.4, 0.5, 0.6)
+    assert again.preprocessing.value_range == model_config.preprocessing.value_range
     assert not reporter.notes
     assert not reporter.warnings
 
