@@ -155,11 +155,11 @@ def predict(
             )
         raise typer.Exit(3 if num_failed else 0)
     classifier, scan = load(), FolderScan()
-    classifier.settle_range(expand([name for name in images if name != STDIN]))
+    num_named = classifier.settle_range(expand([name for name in images if name != STDIN]))
     predictions = classifier.stream(
         expand(images, sys.stdin, scan), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
     )
-    with _track(_count(images), reporter) as progress:
+    with _track(_count(images, num_named), reporter) as progress:
         num_failed = PRINTERS[shape](progress.follow(predictions))
     _warn_of_unread(scan, num_failed, progress.count, reporter)
     if (
@@ -203,13 +203,16 @@ def _track(total: int | None, reporter: Reporter, num_written: int = 0) -> Itera
         reporter.note(f"{progress.count:,} images in {seconds:.1f} s, {speed:.1f} images/s.")
 
 
-def _count(images: list[str]) -> int | None:
-    """Return how many inputs there are, None if only the end of stdin tells."""
-    from deitctl.inference.inputs import count_images
+def _count(images: list[str], num_named: int) -> int | None:
+    """Return how many inputs there are, None if only the end of stdin tells.
 
-    if "-" in images and sys.stdin.isatty():
-        return 1  # typed by hand: no bar between the lines
-    return count_images(images)
+    Args:
+        images: as they are named.
+        num_named: of them and in their folders, but those of stdin.
+    """
+    if "-" not in images:
+        return num_named
+    return 1 if sys.stdin.isatty() else None  # typed by hand: no bar between the lines
 
 
 def _predict_to_file(

@@ -22,6 +22,7 @@ from deitctl.data.value_range import (
     FULL,
     MIN_IS_WHITE,
     NO_RANGE,
+    OPTION,
     PHOTOMETRIC,
     choose_range,
     find_missing,
@@ -58,6 +59,12 @@ class Measured(NamedTuple):
     may_be_scaled_up: bool
     """Whether all values of a PNG that states its bits are among those that scaling up gives."""
     num_pixels: int
+
+
+class RangeNeeded(DataError):
+    """An image of more than 8 bits states no range, and none was chosen: by its own values one can be."""
+
+    measured: Measured | None = None
 
 
 @dataclass(eq=False)
@@ -129,6 +136,7 @@ class DeepImage:
 
         Raises:
             DataError: it has values outside of it.
+            RangeNeeded: it states no range, and `value_range` is `NO_RANGE`.
         """
         is_scaled = self.stated == FULL and self.image.format != "PNG"  # by Pillow, to FULL
         if is_scaled or (value_range is not None and value_range.clips):
@@ -136,9 +144,7 @@ class DeepImage:
         measured = self.measure()
         stated = measured.stated
         if stated is None:
-            chosen = value_range or choose_range(*measured[:2], is_float=measured.is_float)
-            require_in_range(*measured[:2], chosen, name)
-            return chosen
+            return self._choose_unstated(measured, value_range, name)
         # Dark enough to fit in its bits, but scaled up as the specification has it, unless others of
         # the data, which state none, are within them.
         others = None if value_range == NO_RANGE else value_range
@@ -147,6 +153,23 @@ class DeepImage:
             return FULL
         require_in_range(*measured[:2], stated, name, stated=True)
         return stated
+
+    def _choose_unstated(
+        self, measured: Measured, value_range: ValueRange | None, name: str
+    ) -> ValueRange:
+        if value_range is not None and value_range != NO_RANGE:
+            require_in_range(*measured[:2], value_range, name)
+            return value_range
+        own = choose_range(*measured[:2], is_float=measured.is_float)
+        if value_range == NO_RANGE and (measured.low, measured.high) != (0, 0):  # black anyway
+            error = RangeNeeded(
+                f"{name} holds values from {measured.low:,.6g} to {measured.high:,.6g} and states no "
+                "range, and the images that were looked at have 8 bits.",
+                f"Say what is black and white: {OPTION}.",
+            )
+            error.measured = measured
+            raise error
+        return own
 
     def scale(self, value_range: ValueRange, name: str) -> Image.Image:
         """Return the image in 8 bits: the values of a range become 0..255, rounded.

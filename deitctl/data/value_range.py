@@ -160,15 +160,10 @@ def require_in_range(
     """
     if value_range.clips or (value_range.low <= low and high <= value_range.high):
         return
-    values = f"{name} holds values from {low:,.6g} to {high:,.6g}"
-    if value_range == NO_RANGE:
-        raise DataError(
-            f"{values} and states no range, and the images that were looked at have 8 bits.",
-            f"Say what is black and white: {OPTION}.",
-        )
     whose = "its file states" if stated else "this data is scaled by"
     raise DataError(
-        f"{values}, outside of the {describe_range(value_range)} that {whose}.",
+        f"{name} holds values from {low:,.6g} to {high:,.6g}, outside of the "
+        f"{describe_range(value_range)} that {whose}.",
         f"{OPTION} sets another, and clips.",
     )
 

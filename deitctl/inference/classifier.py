@@ -102,19 +102,21 @@ class Classifier:
         """Architecture, classes, preprocessing and head rule."""
         return self.backend.model_config
 
-    def settle_range(self, images: Iterable[ImageLike]) -> None:
+    def settle_range(self, images: Iterable[ImageLike]) -> int:
         """Choose the value range of all predictions from now on, by a sample of images.
 
         Without it, each call of a method chooses one for its own images. A model that was trained on
         images of more than 8 bits has its range, and nothing is chosen.
-        """
-        self._input_range = self._find_range(images)
 
-    def _find_range(self, images: Iterable[ImageLike] = ()) -> InputRange:
+        Returns:
+            How many images there are.
+        """
+        self._input_range = self._begin_range()
+        return self._input_range.settle(images)
+
+    def _begin_range(self) -> InputRange:
         own = self.model_config.preprocessing.value_range
-        value_range = InputRange(self._user_range or own, self._reporter)
-        value_range.settle(images)
-        return value_range
+        return InputRange(self._user_range or own, self._reporter)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # str is an iterable of str, but means one path
@@ -194,9 +196,9 @@ class Classifier:
 
     def _load_batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[list[Input]]:
         preprocessing = self.model_config.preprocessing
-        value_range = self._input_range or self._find_range(
-            images if isinstance(images, list) else ()  # an iterator would be used up
-        )
+        value_range = self._input_range or self._begin_range()
+        if value_range is not self._input_range and isinstance(images, list):
+            value_range.settle(images)  # an iterator would be used up
         if self.backend.resizes_images:
             return load_batches(images, preprocessing, 1, to_unresized_array, value_range)
         return load_batches(images, preprocessing, batch_size, value_range=value_range)
@@ -366,7 +368,9 @@ def predict(
     )
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
     if isinstance(several, list):
-        classifier.settle_range(expand([i for i in several if not (isinstance(i, str) and i == STDIN)]))
+        classifier.settle_range(
+            expand([i for i in several if not (isinstance(i, str) and i == STDIN)])
+        )
     scan = FolderScan()
     predictions = classifier.stream(
         expand(several, stdin, scan),

@@ -8,8 +8,7 @@ image by image, because a dark image would become as light as a bright one.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,30 +44,42 @@ class InputRange:
             reporter: warned when one is chosen.
         """
         self.value_range = value_range
-        self._reporter, self._lock = reporter, threading.Lock()
+        self._reporter = reporter
         self._is_each_its_own = False
 
-    def settle(self, images: Iterable[ImageLike]) -> None:
+    @property
+    def for_decoding(self) -> ValueRange | None:
+        """What `decode` takes: the range, `NO_RANGE` until there is one, or None if each image has its own."""
+        return None if self._is_each_its_own else self.value_range or NO_RANGE
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to choose any more."""
+        return self._is_each_its_own or self.value_range is not None
+
+    def settle(self, images: Iterable[ImageLike]) -> int:
         """Choose the range by a sample of inputs, unless it is there or none has more than 8 bits.
 
         Integers and floats among them have no range in common: then each image has its own.
-        """
-        if self.value_range is None and not self._is_each_its_own:
-            looks = list(_list_looks(images))
-            self._take(survey_values(spread(looks, NUM_LOOKED_AT)))
 
-    def settle_by(self, data: bytes, name: str) -> ValueRange | None:
-        """Return the range, which an image chooses that was not looked at before, as one of the web."""
-        if self.value_range is None and not begins_with_eight_bits(data):
-            with self._lock:
-                if self.value_range is None:
-                    survey = RangeSurvey()
-                    survey.add(measure_values(data, name))
-                    self._take(survey)
-        return self.value_range
+        Returns:
+            How many inputs there are.
+        """
+        looks, num_images = _sample_looks(images)
+        if looks and not self.is_settled:
+            self._take(survey_values(spread(looks, NUM_LOOKED_AT)))
+        return num_images
+
+    def settle_by(self, images: Iterable[Measured | None]) -> None:
+        """Choose the range by images that were not in that sample: the first that state none, in a batch."""
+        survey = RangeSurvey()
+        for measured in images:
+            survey.add(measured)
+        if not self.is_settled:
+            self._take(survey)
 
     def _take(self, survey: RangeSurvey) -> None:
-        if self._is_each_its_own:
+        if not survey.num_deep:
             return
         if survey.is_mixed:  # files of several sources, and no data set
             self._is_each_its_own = True
@@ -78,26 +89,44 @@ class InputRange:
                 "sets one range."
             )
             return
-        chosen = survey.choose()
-        if chosen != NO_RANGE:
-            self.value_range = chosen
-            self._reporter.warn(f"{survey.describe(chosen)} The model has no range of its own.")
+        self.value_range = survey.choose()
+        self._reporter.warn(
+            f"{survey.describe(self.value_range)} The model has no range of its own."
+        )
 
 
-def _list_looks(images: Iterable[ImageLike]) -> Iterator[Look]:
-    """Yield how to look at each input that may have more than 8 bits; what is no file has 8."""
+def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:
+    """Return how to look at inputs that may have more than 8 bits, spread over all, and the number of all.
+
+    Of many inputs every second, then every fourth ... is kept, so that few of them are held.
+    """
+    kept: list[Look] = []
+    num_images = num_looks = 0
+    step = 1
+    for image in images:
+        num_images += 1
+        if (look := _find_look(image)) is None:
+            continue
+        if num_looks % step == 0:
+            kept.append(look)
+        num_looks += 1
+        if len(kept) > 2 * NUM_LOOKED_AT:
+            kept, step = kept[::2], 2 * step
+    return kept, num_images
+
+
+def _find_look(image: ImageLike) -> Look | None:
+    """Return how to look at an input before it is read; None where that is not to be had, or it has 8 bits."""
     from deitctl.inference.inputs import local_path  # which imports this module
 
-    for image in images:
-        if isinstance(image, str | os.PathLike):
-            name = str(image)
-            path = local_path(name)
-            if not has_eight_bits(path) and "://" not in path:
-                yield partial(_look_at_file, path)
-        elif isinstance(image, bytes | bytearray | memoryview):
-            yield partial(_look_at_bytes, bytes(image))
-        elif isinstance(image, Image.Image):
-            yield partial(_look_at_image, image)
+    if isinstance(image, str | os.PathLike):
+        path = local_path(str(image))
+        is_looked_at = not has_eight_bits(path) and "://" not in path
+        return partial(_look_at_file, path) if is_looked_at else None
+    if isinstance(image, bytes | bytearray | memoryview):
+        is_looked_at = not begins_with_eight_bits(bytes(image[: PNG_DEPTH + 1]))
+        return partial(_look_at_bytes, image) if is_looked_at else None
+    return partial(_look_at_image, image) if isinstance(image, Image.Image) else None
 
 
 def _look_at_file(name: str) -> tuple[Measured | None, int]:
@@ -109,8 +138,10 @@ def _look_at_file(name: str) -> tuple[Measured | None, int]:
     return _look_at_bytes(read_bytes(Path(name)), name)
 
 
-def _look_at_bytes(data: bytes, name: str = "an image") -> tuple[Measured | None, int]:
-    return measure_values(data, name), len(data)
+def _look_at_bytes(
+    data: bytes | bytearray | memoryview, name: str = "an image"
+) -> tuple[Measured | None, int]:
+    return measure_values(bytes(data), name), len(data)
 
 
 def _look_at_image(image: Image.Image) -> tuple[Measured | None, int]:

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.decode import convert_image, decode, read_bytes
+from deitctl.data.decode import convert_image, decode, read_image
+from deitctl.data.deep_image import Measured, RangeNeeded
 from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.inference.folder_scan import FolderScan
 from deitctl.inference.input_range import InputRange
-from deitctl.models.model_config import Preprocessing
+from deitctl.models.model_config import Preprocessing, ValueRange
 from deitctl.paths import suggest_path
 from deitctl.threads import DaemonThreads
 
@@ -35,6 +36,7 @@ STDIN = "-"
 MAX_SUGGESTIONS = 10
 """Inputs that are compared with the names beside them."""
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Input(NamedTuple):
@@ -44,6 +46,14 @@ class Input(NamedTuple):
     pixels: Pixels | None
     """uint8 [3,S,S], or [3,H,W] for a model that resizes; None if it could not be read."""
     error: str | None
+
+
+class _Unscaled(NamedTuple):
+    """An input of more than 8 bits that states no range, as long as there is none."""
+
+    name: str
+    image: ImageLike
+    measured: Measured | None
 
 
 def is_image(images: Images) -> bool:
@@ -81,12 +91,6 @@ def expand(
             yield from files
         else:
             yield image
-
-
-def count_images(images: Iterable[str]) -> int | None:
-    """Return how many images `expand` will yield; None where only the end of stdin tells."""
-    names = list(images)
-    return None if STDIN in names else sum(1 for _ in expand(names))
 
 
 def suggest_inputs(images: Iterable[str]) -> Iterator[str]:
@@ -129,14 +133,14 @@ def name_image(image: ImageLike, index: int) -> str:
 
 
 def open_image(
-    image: ImageLike, name: str = "the image", value_range: InputRange | None = None
+    image: ImageLike, name: str = "the image", value_range: ValueRange | None = None
 ) -> Image.Image:
     """Return an image as upright RGB.
 
     Args:
         image: see `ImageLike`.
         name: for messages, of an image without a path.
-        value_range: of images of more than 8 bits; None: each has its own.
+        value_range: of images of more than 8 bits, see `decode`.
 
     Raises:
         DataError: it cannot be read or downloaded, or an array has another dtype, shape or range.
@@ -144,9 +148,9 @@ def open_image(
     if isinstance(image, str | os.PathLike):
         return _open_name(str(image), value_range)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode(bytes(image), name, value_range)
+        return decode(bytes(image), name, value_range=value_range)
     if isinstance(image, Image.Image):
-        return convert_image(image, name, value_range.value_range if value_range else None)
+        return convert_image(image, name, value_range)
     torch = sys.modules.get("torch")  # nobody has a tensor without having imported it
     if torch is not None and isinstance(image, torch.Tensor):
         return Image.fromarray(_tensor_to_array(image, name))
@@ -165,16 +169,18 @@ def open_image(
     )
 
 
-def _decode(data: bytes, name: str, value_range: InputRange | None) -> Image.Image:
-    chosen = value_range.settle_by(data, name) if value_range is not None else None
-    return decode(data, name, value_range=chosen)
+def _fetch(image: ImageLike) -> ImageLike:
+    """Return the file's bytes of an address, and anything else as it is."""
+    if not isinstance(image, str) or not is_url(image):
+        return image
+    from deitctl.inference.download import fetch  # http takes longer to import than to decode
+
+    return fetch(image)
 
 
-def _open_name(name: str, value_range: InputRange | None) -> Image.Image:
+def _open_name(name: str, value_range: ValueRange | None) -> Image.Image:
     if is_url(name):
-        from deitctl.inference.download import fetch  # http takes longer to import than to decode
-
-        return _decode(fetch(name), name, value_range)
+        return open_image(_fetch(name), name, value_range)
     path = local_path(name)
     if is_folder(name):
         scan = FolderScan()
@@ -185,7 +191,7 @@ def _open_name(name: str, value_range: InputRange | None) -> Image.Image:
         )
     if "://" in name and path == name and not os.path.exists(name):
         raise DataError(f"{name} is not read: addresses are http, https or file.")
-    return _decode(read_bytes(Path(path)), path, value_range)
+    return read_image(Path(path), value_range)
 
 
 def _tensor_to_array(tensor: torch.Tensor, name: str) -> Pixels:
@@ -240,33 +246,36 @@ def load_batches(
     """
     inputs_range = value_range or InputRange(preprocessing.value_range, SilentReporter())
 
-    def load(numbered: tuple[int, ImageLike]) -> Input:
-        index, image = numbered
-        name = name_image(image, index)
+    def open_input(name: str, image: ImageLike, chosen: ValueRange | None) -> Input:
+        return Input(name, transform(open_image(image, name, chosen), preprocessing), None)
+
+    def load(named: tuple[str, ImageLike, ValueRange | None]) -> Input | _Unscaled:
+        name, image, chosen = named
         try:
-            return Input(
-                name, transform(open_image(image, name, inputs_range), preprocessing), None
-            )
+            image = _fetch(image)
+            return open_input(name, image, chosen)
+        except RangeNeeded as error:
+            return _Unscaled(name, image, error.measured)
         except DataError as error:
             return Input(name, None, str(error))
 
-    settled = _settle_by_batch(images, batch_size, inputs_range)
-    yield from read_ahead(enumerate(settled), load, batch_size)
+    def scale(item: Input | _Unscaled) -> Input:
+        if isinstance(item, Input):
+            return item
+        try:
+            return open_input(item.name, item.image, inputs_range.for_decoding)
+        except DataError as error:
+            return Input(item.name, None, str(error))
+
+    # The range as it is when a batch begins, and one of a batch as a whole: threads that came to it
+    # first would choose by chance.
+    named = ((name_image(im, n), im, inputs_range.for_decoding) for n, im in enumerate(images))
+    for batch in read_ahead(named, load, batch_size):
+        inputs_range.settle_by(item.measured for item in batch if isinstance(item, _Unscaled))
+        yield [scale(item) for item in batch]
 
 
-def _settle_by_batch(
-    images: Iterable[ImageLike], batch_size: int, value_range: InputRange
-) -> Iterator[ImageLike]:
-    """Yield images, of each batch once the first that has more than 8 bits has chosen the range."""
-    remaining = iter(images)
-    while batch := list(islice(remaining, batch_size)):
-        value_range.settle(batch)
-        yield from batch
-
-
-def read_ahead(
-    items: Iterator[T], load: Callable[[T], Input], batch_size: int
-) -> Iterator[list[Input]]:
+def read_ahead(items: Iterator[T], load: Callable[[T], R], batch_size: int) -> Iterator[list[R]]:
     """Apply `load` in threads, one batch ahead; memory holds two batches at most."""
     with DaemonThreads(min(8, os.cpu_count() or 1)) as threads:
 

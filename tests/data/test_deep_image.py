@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deitctl.data.decode import convert_image, decode, measure_values
+from deitctl.data.deep_image import RangeNeeded
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
@@ -227,6 +229,15 @@ def test_nodata_in_color_is_black_in_its_channel_whatever_the_range():
 
 def test_an_image_without_any_value_is_black():
     assert decoded(encode_tiff(np.full((1, 2), np.nan, np.float32))).tolist() == [[[0] * 3] * 2]
+
+
+def test_an_image_that_needs_a_range_says_what_it_holds_but_black_is_black():
+    with pytest.raises(RangeNeeded, match="images that were looked at have 8 bits") as caught:
+        decoded(encode_png(RAMP), NO_RANGE)
+    assert caught.value.measured is not None
+    assert caught.value.measured.high == 4095
+    assert pickle.loads(pickle.dumps(caught.value)).measured == caught.value.measured
+    assert decoded(encode_png(RAMP * 0), NO_RANGE).max() == 0
 
 
 def test_values_beyond_any_range_are_refused_in_a_line():

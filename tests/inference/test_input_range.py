@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deitctl.data.decode import measure_values, read_image
+from deitctl.data.deep_image import Measured
+from deitctl.data.range_survey import NUM_LOOKED_AT
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
+from deitctl.inference import download, input_range, inputs
 from deitctl.inference.classifier import Classifier
 from deitctl.inference.input_range import InputRange
 from deitctl.inference.inputs import load_batches
@@ -120,6 +125,61 @@ def test_files_of_several_sources_are_each_scaled_by_themselves(tmp_path):
 
 def test_images_of_eight_bits_settle_nothing(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    inputs = InputRange(None, SilentReporter())
-    inputs.settle([str(tmp_path / "a.png"), "http://example.com/a.png", str(tmp_path / "none.png")])
-    assert inputs.value_range is None
+    chosen = InputRange(None, SilentReporter())
+    names = [str(tmp_path / "a.png"), "http://example.com/a.png", str(tmp_path / "none.png")]
+    assert chosen.settle(iter(names)) == 3
+    assert chosen.value_range is None
+
+
+def test_images_that_no_look_reaches_settle_by_their_batch_whatever_thread_is_first(
+    tmp_path, monkeypatch
+):
+    """Of 30 equal runs, three once scaled by the brightest of the batch, and 27 failed on it."""
+    paths = [Path(p).rename(Path(p).with_suffix(".jpg")) for p in make(tmp_path, 900, 4000, 700)]
+    fast = {paths[0]: 0.0, paths[1]: 0.01, paths[2]: 0.0}
+    monkeypatch.setattr(inputs, "read_image", lambda p, r: time.sleep(fast[p]) or read_image(p, r))
+    found, messages = classify([str(p) for p in paths])
+    assert found == [56, 249, 44]
+    assert len(messages) == 1
+    assert "3 of 3 images looked at hold values up to 4,000" in messages[0]
+    monkeypatch.setattr(inputs, "is_url", lambda name: name.endswith(".jpg"))
+    fetched: list[str] = []
+    monkeypatch.setattr(download, "fetch", lambda n: fetched.append(n) or Path(n).read_bytes())
+    assert classify([str(p) for p in paths])[0] == [56, 249, 44]
+    assert sorted(fetched) == sorted(map(str, paths))  # each once
+
+
+def test_nothing_is_looked_at_twice(tmp_path, monkeypatch):
+    stated = [
+        str(write(tmp_path / f"{n}.png", encode_png(np.full((8, 8), 999, np.uint16), (10,))))
+        for n in range(40)
+    ]
+    looks: list[str] = []
+
+    def measure(data: bytes, name: str) -> Measured | None:
+        looks.append(name)
+        return measure_values(data, name)
+
+    monkeypatch.setattr(input_range, "measure_values", measure)
+    assert classify(stated) == ([249] * 40, [])
+    assert sorted(looks) == sorted(stated)
+
+
+def test_of_many_inputs_a_few_are_held_and_all_are_counted():
+    names = (f"/nowhere/{n}.png" for n in range(100_000))
+    looks, num_images = input_range._sample_looks(names)
+    assert num_images == 100_000
+    assert NUM_LOOKED_AT <= len(looks) <= 2 * NUM_LOOKED_AT
+    places = [int(Path(look.args[0]).stem) for look in looks]
+    assert set(np.diff(places)) == {places[1]}
+    assert places[-1] > 99_000
+
+
+def test_values_beyond_any_range_are_an_error_of_their_image_alone(tmp_path):
+    huge = encode_tiff(np.full((8, 8), 1e20, np.float32))
+    paths = [str(write(tmp_path / "a.tif", huge)), *make(tmp_path, 4095)]
+    found, messages = classify(paths)
+    assert found == [-1, 255]
+    assert len(messages) == 1
+    assert classify(iter(paths))[0] == [-1, 255]
+    assert classify(paths[:1]) == ([-1], [])

@@ -15,7 +15,6 @@ from deitctl.data.decode import decode
 from deitctl.errors import DataError
 from deitctl.inference.inputs import (
     Input,
-    count_images,
     expand,
     is_image,
     is_url,
@@ -216,9 +215,3 @@ def test_a_misspelled_input_gets_a_suggestion(image_folder, monkeypatch):
         "There is no 'fotos'. Did you mean 'photos'?",
         "There is no 'photos/0.pgn'. Did you mean 'photos/0.png'?",
     ]
-
-
-def test_inputs_are_counted_unless_stdin_names_some(image_folder):
-    photos = str(image_folder({"photos": 2}) / "photos")
-    assert count_images([photos, "gone.jpg"]) == 3
-    assert count_images([photos, "-"]) is None
