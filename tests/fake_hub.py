@@ -1,7 +1,7 @@
 """A fake hub: the requests by which its client creates a repository, commits to it and reads from it.
 
 Of the documented layout only: creation, branches, preupload (small files in the commit, weights through LFS), commit,
-and `resolve`. No Xet, no multipart uploads, no pull requests.
+and `resolve`, of a range of bytes too. No Xet, no multipart uploads, no pull requests.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import pytest
+from huggingface_hub import constants
 
 WRITES, READS = "hf_thatMayWrite", "hf_thatMayRead"
 """Tokens that it accepts."""
@@ -71,7 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         path = unquote(self.path.partition("?")[0])
-        self.hub.requests.append(f"{self.command} {path}")
+        span = self.headers.get("Range", "")
+        self.hub.requests.append(f"{self.command} {path} {span}".rstrip())
         if self.hub.broken and self.hub.broken in path:
             return self._answer(422, {"error": "the disk is full"})
         if path.startswith("/lfs/"):  # a signed address of a store, which asks for no token
@@ -112,7 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, X_Error_Code="EntryNotFound" if branch else "RevisionNotFound")
         data = repository.branches[branch][file]
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
-        return self._answer(200, data, ETag=etag, X_Repo_Commit=repository.commit(branch))
+        commit, span = repository.commit(branch), self.headers.get("Range", "")
+        if span:
+            first, last = map(int, span.removeprefix("bytes=").split("-"))
+            return self._answer(206, data[first : last + 1], ETag=etag, X_Repo_Commit=commit)
+        return self._answer(200, data, ETag=etag, X_Repo_Commit=commit)
 
     def _write(self, path: str, body: bytes) -> None:
         if path == "/api/validate-yaml":
@@ -189,3 +198,22 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def connect(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
+    """Run a hub that this process's client takes for the hub, with an empty cache below a folder."""
+    with serve() as served:
+        # the template of addresses is made of it at import
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setenv("HF_HOME", str(folder / "home"))
+        yield served

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from deitctl.errors import WeightsNotFound
-from deitctl.events import Reporter, SilentReporter
+from deitctl.events import Reporter
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
-    find_weights_file,
     load_model_config,
     read_checkpoint,
     require_finite,
 )
 from deitctl.models.factory import LoadedModel, find_architecture
-from deitctl.models.model_config import ModelConfig, require_count
-from deitctl.models.sources import has_weights, resolve_folder
+from deitctl.models.model_config import ModelConfig, describe_replaced_names, require_count
+from deitctl.models.outline import fetch_outline, read_outline
+from deitctl.models.sources import choose_weights_file, get_repo_id, has_weights, resolve_folder
 from deitctl.models.state_dicts import Checkpoint
-from deitctl.models.taken import say_what_was_taken
+from deitctl.models.taken import complete_preprocessing, say_what_was_taken
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_local_weights, find_weights
 from deitctl.names import find_names
@@ -57,7 +57,7 @@ def build_model(
         distilled: whether a DeiT has a distillation token; None for the variant that `ref` names.
         start_classes: names of the weights' classes, in the order of their logits; empty for those
             that come with the weights, if any do.
-        download: False: weights that would be downloaded are left random.
+        download: False: weights that would be downloaded are left random; their shapes are matched.
         reporter: shows downloads, and is warned where plain weights stand for distilled ones.
 
     Raises:
@@ -67,21 +67,32 @@ def build_model(
     arch = find_architecture(ref, reporter)
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     start = weights or (ref if has_weights(ref) else "")
+    source = _open_start(start, reporter, download=download) if start else None
     if arch is not None:
         if distilled is not None:
             arch = catalog.get_distilled(arch) if distilled else catalog.get_plain(arch)
-        source = None
-        if start or pretrained:
-            source = _read_start(start, arch, start_classes, bool(distilled), download, reporter)
-        loaded = _build_deit(arch, start, source, class_names, img_size, drop_path_rate)
-        if start and source is not None and source.checkpoint is not None:
-            folder = resolve_folder(start, SilentReporter())
-            preprocessing = load_model_config(folder).preprocessing if folder else None
-            path = Path(source.name)
-            say_what_was_taken(path, arch.alias, preprocessing, source.checkpoint, reporter)
+        if pretrained and source is None:
+            source = _open_published(arch, bool(distilled), download, reporter)
+        loaded = _build_deit(arch, source, start_classes, class_names, img_size, drop_path_rate)
     else:
         loaded = _build_timm(
-            ref, start, len(class_names), img_size, drop_path_rate, pretrained, download, reporter
+            ref,
+            source,
+            len(class_names),
+            img_size=img_size,
+            drop_path_rate=drop_path_rate,
+            pretrained=pretrained,
+            download=download,
+            reporter=reporter,
+        )
+    if start and source is not None:
+        folder = source.folder
+        say_what_was_taken(
+            Path(source.name),
+            arch.alias if arch else loaded.model_config.architecture,
+            load_model_config(folder).preprocessing if folder else None,
+            source.checkpoint,
+            reporter,
         )
     model_config = replace(
         loaded.model_config,
@@ -103,36 +114,87 @@ def has_class_rows(
     """Return whether `build_model` takes the classes' rows of the head from the weights.
 
     A file without class names and of as many classes counts: its rows are taken to be in this order.
+    Of weights that would be downloaded, nothing but their shapes is.
     """
-    if (arch := find_architecture(ref, reporter)) is None:
+    if find_architecture(ref, reporter) is None:
         return False  # the heads of timm's models are always new
     start = weights or (ref if has_weights(ref) else "")
     if not start:
-        return set(class_names) <= set(load_imagenet_classes()[0])
-    source = _read_start(start, arch, start_classes, False, True, reporter)
-    if source.class_names is None:
-        return convert.count_classes(source.state) == len(class_names)
-    return None not in find_names(class_names, source.class_names)
+        names = start_classes or load_imagenet_classes()[0]
+        return None not in find_names(class_names, names)
+    source = _open_start(start, reporter, download=False, has_values=False)
+    rows = _name_rows(source, start_classes)
+    if rows.class_names is None:
+        return convert.count_classes(rows.state) == len(class_names)
+    return None not in find_names(class_names, rows.class_names)
 
 
 @dataclass(frozen=True)
-class _Start:
+class _Source:
     """Weights that a training starts from."""
 
-    state: Mapping[str, Tensor]
+    checkpoint: Checkpoint
     """Meta tensors for weights that are to be downloaded."""
-    class_names: tuple[str, ...] | None
-    """Of its head's rows; None if they are not known."""
     name: str
-    """The file, or the published weights that are to be downloaded."""
-    checkpoint: Checkpoint | None = None
-    """What was read; None for what is to be downloaded."""
+    """The file, or the published weights or the repository that are to be downloaded."""
+    folder: Path | None = None
+    """The model folder that they are in, if they are in one."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A DeiT's weights, and what the rows of its head are."""
+
+    state: Mapping[str, Tensor]
+    class_names: tuple[str, ...] | None
+    """None if they are not known."""
+    replacement: str
+    """Says that they are not the weights' own; empty if they are."""
+
+
+def _open_start(
+    start: str, reporter: Reporter, *, download: bool, has_values: bool = True
+) -> _Source:
+    """Read a file, or the weights of a folder or a repository; without `has_values` their outline."""
+    folder = resolve_folder(start, reporter, download_weights=download)
+    if folder is not None and (outline := fetch_outline(start, folder)) is not None:
+        return _Source(outline, get_repo_id(start), folder)
+    path = choose_weights_file(start, folder) if folder else Path(start)
+    checkpoint = read_checkpoint(path) if has_values else read_outline(path)
+    return _Source(checkpoint, str(path), folder)
+
+
+def _open_published(
+    arch: Architecture, distilled: bool, download: bool, reporter: Reporter
+) -> _Source:
+    """Read the published weights of an architecture, or the outline of those to be downloaded."""
+    arch, path = _find_published(arch, distilled, download, reporter)
+    if path is not None:
+        return _Source(read_checkpoint(path), str(path))
+    with torch.device("meta"):
+        published = VisionTransformer(arch, num_classes=1000, img_size=arch.img_size)
+    return _Source(Checkpoint(published.state_dict()), arch.full_name)
+
+
+def _name_rows(source: _Source, start_classes: Sequence[str]) -> _Rows:
+    """Return the weights with the names of their head's rows: the named ones, else their own."""
+    state = convert.normalize_names(source.checkpoint.state)
+    require_finite(state, source.name)
+    count = convert.count_classes(state)
+    own = load_model_config(source.folder).class_names if source.folder else None
+    if own is None and count == 1000:
+        own = load_imagenet_classes()[0]
+    if not start_classes:
+        return _Rows(state, own, "")
+    require_count(start_classes, count, source.name)
+    replacement = describe_replaced_names(own, start_classes, source.name)
+    return _Rows(state, tuple(start_classes), replacement)
 
 
 def _build_deit(
     arch: Architecture,
-    start: str,
-    source: _Start | None,
+    source: _Source | None,
+    start_classes: Sequence[str],
     class_names: Sequence[str],
     img_size: int,
     drop_path_rate: float,
@@ -147,83 +209,49 @@ def _build_deit(
             drop_path_rate=drop_path_rate,
         )
 
-    model = build()
-    changes: list[str] = []
-    has_new_head = False
-    if source is not None:
-        state, changes = _choose_head_rows(source, class_names)
-        has_new_head = convert.count_classes(state) != len(class_names)
-        target = model
-        if any(value.is_meta for value in state.values()):  # matched, and nothing is loaded
-            with torch.device("meta"):
-                target = build()
-        changes += convert.load_adapted(target, state, start or arch.hub_id)
-    folder = resolve_folder(start, SilentReporter()) if start else None
-    model_config = _keep_normalization(arch.to_model_config(), folder)
+    model, model_config = build(), arch.to_model_config()
+    if source is None:
+        return LoadedModel(model, model_config.at_size(size))
+    rows = _name_rows(source, start_classes)
+    state, changes = _choose_head_rows(rows, source.name, class_names)
+    target = model
+    if any(value.is_meta for value in state.values()):  # matched, and nothing is loaded
+        with torch.device("meta"):
+            target = build()
+    changes += convert.load_adapted(target, state, source.name)
     return LoadedModel(
         model,
-        model_config.at_size(size),
-        tuple(changes),
-        has_new_head,
-        weights=source.name if source else "",
-        entry=source.checkpoint.entry if source and source.checkpoint else "",
+        _keep_normalization(model_config, source.folder, source.checkpoint).at_size(size),
+        (*([rows.replacement] if rows.replacement else []), *changes),
+        has_new_head=convert.count_classes(state) != len(class_names),
+        weights=source.name,
+        entry=source.checkpoint.entry,
     )
 
 
 def _choose_head_rows(
-    source: _Start, class_names: Sequence[str]
+    rows: _Rows, where: str, class_names: Sequence[str]
 ) -> tuple[Mapping[str, Tensor], list[str]]:
     """Return weights whose head has the data's classes in their order, or no head; and the changes.
 
     Fine-tuning to classes that the weights know keeps their rows of the head instead of a new one.
     """
-    state, names, count = source.state, source.class_names, len(class_names)
+    state, names, count = rows.state, rows.class_names, len(class_names)
     if names is None:
         if convert.count_classes(state) != count:
             return state, []
         examples = ", ".join([*class_names[:3], *(["..."] if count > 3 else [])])
         return state, [
             f"the head's rows are taken to be in the order of the data's classes ({examples}), because "
-            f"{Path(source.name).name} names none; --classes FILE names them"
+            f"{Path(where).name} names none; --classes FILE names them"
         ]
-    rows = [row for row in find_names(class_names, names) if row is not None]
-    if len(set(rows)) != count:
+    places = [place for place in find_names(class_names, names) if place is not None]
+    if len(set(places)) != count:
         # Equal class counts would load otherwise, and each class would start as another one.
         return convert.drop_heads(state), []
-    rows_note = f"the head keeps the weights' rows of the data's {count} classes"
-    changes = [] if rows == list(range(len(names))) else [rows_note]
-    return convert.take_head_rows(state, rows), changes
-
-
-def _read_start(
-    start: str,
-    arch: Architecture,
-    class_names: Sequence[str],
-    distilled: bool,
-    download: bool,
-    reporter: Reporter,
-) -> _Start:
-    """Read what a training starts from: a file, a folder, or the published weights of `arch`."""
-    if start:
-        folder = resolve_folder(start, reporter)
-        path: Path | None = find_weights_file(folder) if folder else Path(start)
-    else:
-        folder, (arch, path) = None, _find_published(arch, distilled, download, reporter)
-    if path is None:
-        with torch.device("meta"):
-            published = VisionTransformer(arch, num_classes=1000, img_size=arch.img_size)
-        return _Start(published.state_dict(), load_imagenet_classes()[0], arch.full_name)
-    checkpoint = read_checkpoint(path)
-    state = convert.normalize_names(checkpoint.state)
-    require_finite(state, str(path))
-    names = load_model_config(folder).class_names if folder else None
-    count = convert.count_classes(state)
-    if class_names:
-        require_count(class_names, count, str(path))
-        names = tuple(class_names)
-    if names is None and count == 1000:
-        names = load_imagenet_classes()[0]
-    return _Start(state, names, str(path), checkpoint)
+    is_same = places == list(range(len(names)))
+    note = f"the head keeps the weights' rows of the data's {count} classes"
+    return convert.take_head_rows(state, places), [] if is_same else [note]
 
 
 def _find_published(
@@ -252,16 +280,16 @@ def _find_published(
 
 def _build_timm(
     ref: str,
-    start: str,
+    source: _Source | None,
     num_classes: int,
+    *,
     img_size: int,
     drop_path_rate: float,
     pretrained: bool,
     download: bool,
     reporter: Reporter,
 ) -> LoadedModel:
-    start_folder = resolve_folder(start, reporter) if start else None
-    ref_folder = resolve_folder(ref, reporter)
+    ref_folder = resolve_folder(ref, reporter, download_weights=False)
     ref_config = load_model_config(ref_folder) if ref_folder else None
     name = ref_config.architecture if ref_config else ref
     model_args = dict(ref_config.model_args) if ref_config else {}
@@ -270,7 +298,7 @@ def _build_timm(
         img_size = (
             ref_config.preprocessing.img_size if ref_config else timm_models.get_native_size(name)
         )
-    if pretrained and not start:
+    if pretrained and source is None:
         name = timm_models.add_tag(name)
         with reporter.task(f"load {name}", None, "bytes"):
             model, _ = timm_models.load_published(
@@ -288,33 +316,35 @@ def _build_timm(
             drop_path_rate=drop_path_rate,
             model_args=model_args,
         )
-    checkpoint, weights = None, name if pretrained else ""
-    if start:
-        path = find_weights_file(start_folder) if start_folder else Path(start)
-        checkpoint, weights = read_checkpoint(path), str(path)
-        timm_models.load_weights(model, checkpoint.state, weights, new_head=True)
-        preprocessing = load_model_config(start_folder).preprocessing if start_folder else None
-        say_what_was_taken(path, name, preprocessing, checkpoint, reporter)
+    if source is not None:
+        timm_models.load_weights(model, source.checkpoint.state, source.name, new_head=True)
     model_config = replace(
         timm_models.read_model_config(model, name, num_classes), model_args=model_args
     )
-    model_config = _keep_normalization(model_config, start_folder or ref_folder)
-    has_new_head = (bool(start) or pretrained) and timm_models.has_zero_heads(model)
+    folder = source.folder if source and source.folder else ref_folder
+    model_config = _keep_normalization(model_config, folder, source.checkpoint if source else None)
+    has_new_head = (source is not None or pretrained) and timm_models.has_zero_heads(model)
     return LoadedModel(
         model,
         model_config.at_size(img_size),
         (f"the head is new: {num_classes} classes",) if has_new_head else (),
         has_new_head,
-        weights=weights,
-        entry=checkpoint.entry if checkpoint else "",
+        weights=source.name if source else (name if pretrained else ""),
+        entry=source.checkpoint.entry if source else "",
     )
 
 
-def _keep_normalization(model_config: ModelConfig, folder: Path | None) -> ModelConfig:
-    """Return the config with the normalization that a folder's weights were trained with."""
-    if folder is None:
+def _keep_normalization(
+    model_config: ModelConfig, folder: Path | None, checkpoint: Checkpoint | None
+) -> ModelConfig:
+    """Return the config with the normalization that weights were trained with: their folder's, else
+    what the file states."""
+    if folder is not None:
+        source = load_model_config(folder).preprocessing
+    elif checkpoint is not None:
+        source = complete_preprocessing(model_config.preprocessing, checkpoint)
+    else:
         return model_config
-    source = load_model_config(folder).preprocessing
     preprocessing = replace(
         model_config.preprocessing,
         mean=source.mean,

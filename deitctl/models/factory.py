@@ -16,15 +16,22 @@ from deitctl.home import expand_home
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.catalog import Architecture
 from deitctl.models.checkpoint_io import (
-    find_weights_file,
     load_model_config,
     read_checkpoint,
     require_finite,
 )
-from deitctl.models.model_config import ModelConfig, Preprocessing
-from deitctl.models.sources import has_weights, is_weights_file, require_timm_name, resolve_folder
-from deitctl.models.taken import say_what_was_taken
-from deitctl.models.transformers_folder import PROCESSOR, lacks_processor
+from deitctl.models.model_config import ModelConfig
+from deitctl.models.outline import fetch_outline, read_outline
+from deitctl.models.sources import (
+    choose_weights_file,
+    has_weights,
+    is_weights_file,
+    require_timm_name,
+    resolve_folder,
+)
+from deitctl.models.state_dicts import Checkpoint
+from deitctl.models.taken import complete_preprocessing, say_what_was_taken
+from deitctl.models.transformers_folder import describe_guess
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_weights
 
@@ -54,7 +61,7 @@ def load_model(
         ref: an alias or timm name, `hf-hub:owner/name`, a model folder, or a weights file.
         weights: a weights file or model folder, for a `ref` that is a name.
         img_size: input size in pixels if not the weights' own; position embeddings are resized.
-        download: False: for published weights that would be downloaded, a model without them.
+        download: False: for weights that would be downloaded, a model without values.
         reporter: shows downloads.
 
     Raises:
@@ -67,16 +74,17 @@ def load_model(
         )
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     if weights:
-        return _load_named(ref, weights, img_size, reporter)
-    if (folder := resolve_folder(ref, reporter)) is not None:
-        return _load_folder(folder, img_size, reporter)
+        return _load_named(ref, weights, img_size, download, reporter)
+    if (folder := resolve_folder(ref, reporter, download_weights=download)) is not None:
+        return _load_folder(ref, folder, img_size, reporter)
     if is_weights_file(ref):
-        return _load_deit_file(Path(ref), None, img_size, reporter)
+        return _load_deit(Path(ref), read_checkpoint(Path(ref)), None, img_size, reporter)
     arch = catalog.find(ref)
     if arch is not None:
         if not download and find_weights(arch) is None:
             return _describe_published(arch, img_size)
-        return _load_deit_file(fetch_weights(arch, reporter), arch, img_size)
+        path = fetch_weights(arch, reporter)
+        return _load_deit(path, read_checkpoint(path), arch, img_size)
     require_timm_name(ref)
     if (name := timm_models.add_tag(ref)) != ref:
         reporter.note(f"{ref} means timm's weights {name}.")
@@ -85,7 +93,9 @@ def load_model(
     return LoadedModel(model.eval(), model_config)
 
 
-def _load_named(ref: str, weights: str, img_size: int, reporter: Reporter) -> LoadedModel:
+def _load_named(
+    ref: str, weights: str, img_size: int, download: bool, reporter: Reporter
+) -> LoadedModel:
     """Load weights whose architecture is named beside them."""
     if has_weights(ref):
         raise ModelError(
@@ -94,12 +104,13 @@ def _load_named(ref: str, weights: str, img_size: int, reporter: Reporter) -> Lo
     arch = catalog.find(ref)
     if arch is None:
         require_timm_name(ref)
-    folder = resolve_folder(weights, reporter)
+    folder = resolve_folder(weights, reporter, download_weights=download)
     if folder is None and arch is None:
         return _load_timm_file(ref, Path(weights), img_size, reporter)
     if folder is None:
-        return _load_deit_file(Path(weights), arch, img_size, reporter)
-    loaded = _load_folder(folder, img_size, reporter)
+        path = Path(weights)
+        return _load_deit(path, read_checkpoint(path), arch, img_size, reporter)
+    loaded = _load_folder(weights, folder, img_size, reporter)
     name = loaded.model_config.architecture
     is_same = _is_same_deit(catalog.find(name), arch) if arch else name == ref.partition(".")[0]
     # Both were named by the user: a contradiction is refused, not resolved.
@@ -114,10 +125,10 @@ def _load_named(ref: str, weights: str, img_size: int, reporter: Reporter) -> Lo
 
 def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     """Return the DeiT that `ref` means, None for a timm model; raise `ModelError` for neither."""
-    if (folder := resolve_folder(ref, reporter)) is not None:
+    if (folder := resolve_folder(ref, reporter, download_weights=False)) is not None:
         return catalog.find(load_model_config(folder).architecture)
     if is_weights_file(ref):
-        checkpoint = read_checkpoint(expand_home(ref))
+        checkpoint = read_outline(expand_home(ref))
         shapes = {k: tuple(v.shape) for k, v in convert.normalize_names(checkpoint.state).items()}
         return convert.infer_architecture(shapes, ref, checkpoint.architecture)
     arch = catalog.find(ref)
@@ -130,19 +141,27 @@ def _is_same_deit(a: Architecture | None, b: Architecture) -> bool:
     return a is not None and convert.has_same_backbone(a, b) and a.distilled == b.distilled
 
 
-def _load_folder(folder: Path, img_size: int, reporter: Reporter) -> LoadedModel:
-    model_config = load_model_config(folder)
+def _load_folder(ref: str, folder: Path, img_size: int, reporter: Reporter) -> LoadedModel:
+    model_config, outline = load_model_config(folder), fetch_outline(ref, folder)
+    if sentence := describe_guess(folder, model_config.preprocessing):
+        reporter.warn(sentence)
+    path = choose_weights_file(ref, folder)
+    checkpoint = outline or read_checkpoint(path)
     arch = catalog.find(model_config.architecture)
     if arch is None:
-        model, model_config = timm_models.load_folder(folder, img_size)
+        has_names = model_config.class_names is not None
+        model, model_config = timm_models.load_folder(folder, path, checkpoint.state, img_size)
+        say_what_was_taken(
+            path,
+            model_config.architecture,
+            model_config.preprocessing,
+            checkpoint,
+            reporter,
+            is_imagenet=not has_names and model_config.class_names is not None,
+        )
         return LoadedModel(model.eval(), model_config)
-    loaded = _load_deit_file(
-        find_weights_file(folder),
-        arch,
-        img_size or model_config.preprocessing.img_size,
-        reporter,
-        model_config.preprocessing,
-    )
+    size = img_size or model_config.preprocessing.img_size
+    loaded = _load_deit(path, checkpoint, arch, size, reporter, model_config)
     inferred = loaded.model_config
     if model_config.class_names is None:  # ImageNet's, for a thousand classes
         model_config = replace(
@@ -152,10 +171,6 @@ def _load_folder(folder: Path, img_size: int, reporter: Reporter) -> LoadedModel
         raise ModelError(
             f"{folder} names {model_config.num_classes} classes, "
             f"its weights have {inferred.num_classes}."
-        )
-    if lacks_processor(folder):
-        reporter.warn(
-            f"{folder} has no {PROCESSOR}: ImageNet's mean and std are taken, and timm's crop."
         )
     # A distilled DeiT whose file has the class head alone cannot do what its config says.
     by_weights = model_config.head == "auto" or (arch.distilled and inferred.head == "cls")
@@ -168,18 +183,18 @@ def _load_folder(folder: Path, img_size: int, reporter: Reporter) -> LoadedModel
     return replace(loaded, model_config=model_config.at_size(inferred.preprocessing.img_size))
 
 
-def _load_deit_file(
+def _load_deit(
     path: Path,
+    checkpoint: Checkpoint,
     arch: Architecture | None,
     img_size: int,
     reporter: Reporter | None = None,
-    preprocessing: Preprocessing | None = None,
+    folder_config: ModelConfig | None = None,
 ) -> LoadedModel:
-    """Load a DeiT's file: that of a folder with its preprocessing, or one without.
+    """Make a DeiT of what was read of a file: that of a folder with its config, or one without.
 
     What was taken is reported; None for published weights.
     """
-    checkpoint = read_checkpoint(path)
     state, lacks_head = convert.complete_heads(convert.normalize_names(checkpoint.state))
     require_finite(state, str(path))
     shapes = {k: tuple(v.shape) for k, v in state.items()}
@@ -212,8 +227,19 @@ def _load_deit_file(
         model_config = replace(
             model_config, num_classes=num_classes, class_names=None, descriptions=None
         )
+    if folder_config is None:
+        preprocessing = complete_preprocessing(model_config.preprocessing, checkpoint)
+        model_config = replace(model_config, preprocessing=preprocessing)
     if reporter is not None:
-        say_what_was_taken(path, inferred.alias, preprocessing, checkpoint, reporter)
+        say_what_was_taken(
+            path,
+            inferred.alias,
+            folder_config.preprocessing if folder_config else None,
+            checkpoint,
+            reporter,
+            is_imagenet=num_classes == 1000
+            and (folder_config is None or folder_config.class_names is None),
+        )
     return LoadedModel(model.eval(), model_config, tuple(changes))
 
 
@@ -235,6 +261,7 @@ def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) ->
             f"{path} has no classifier head of {name}.",
             f"Fine-tune it first: deitctl train DATA --model {name} --weights FILE.",
         )
+    img_size = img_size or checkpoint.preprocessing.get("img_size", 0)
     model = timm_models.create_model(name, num_classes=num_classes, img_size=img_size)
     model_config = timm_models.read_model_config(model, name, num_classes)
     timm_models.load_weights(model, checkpoint.state, str(path), new_head=False)
@@ -247,4 +274,6 @@ def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) ->
         is_bare=True,
         is_imagenet=model_config.class_names is not None,
     )
+    preprocessing = complete_preprocessing(model_config.preprocessing, checkpoint)
+    model_config = replace(model_config, preprocessing=preprocessing)
     return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)

@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from deitctl.errors import ModelError, WeightsNotFound
-from deitctl.events import Reporter
+from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
 from deitctl.models import catalog, timm_models
-from deitctl.models.checkpoint_io import CONFIG, WEIGHT_FILES, WEIGHTS
+from deitctl.models.checkpoint_io import CONFIG, WEIGHT_FILES, WEIGHTS, find_weights_file
 from deitctl.models.transformers_folder import PROCESSOR
-from deitctl.models.weights import download, fetch_weights, find_weights
+from deitctl.models.weights import (
+    download,
+    fetch_weights,
+    find_cached,
+    find_weights,
+    require_published,
+)
 from deitctl.paths import suggest_path
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "hf:", "https://huggingface.co/", "huggingface.co/")
 """timm's two, transformers' short one, and the address of the page."""
+_REPOSITORY = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?:@(?P<revision>[^/@]+)"  # timm's form
+    r"|(?P<page>/(?:tree|blob|resolve)/(?P<branch>[^/]+)(?:/(?P<file>[^?]+))?(?:\?.*)?))?/?"
+)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 """Of names that mean files, there or not. What a file is, its content says."""
 
@@ -26,15 +38,36 @@ def get_repo_id(ref: str) -> str:
     """Return the hub repository that a model's name means, `owner/name`; empty if it means none.
 
     `owner/name` alone means a repository where there is neither such a path nor a folder `owner`.
+
+    Raises:
+        ModelError: it names a file or a revision of a repository.
     """
-    for prefix in HUB_PREFIXES:
-        if ref.startswith(prefix):
-            return ref.removeprefix(prefix).removesuffix("/tree/main").rstrip("/") or ref
-    owner, _, name = ref.partition("/")
-    is_repo_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", ref) is not None
-    if not is_repo_id or Path(name).suffix in (*WEIGHT_SUFFIXES, ".onnx", ".pt2"):
-        return ""
-    return "" if os.path.exists(owner) else ref
+    prefix = next((p for p in HUB_PREFIXES if ref.startswith(p)), "")
+    match = _REPOSITORY.fullmatch(ref.removeprefix(prefix))
+    if match is None:
+        return ref if prefix else ""
+    repo_id, revision, file = (
+        match["id"],
+        match["revision"] or match["branch"] or "main",
+        match["file"] or "",
+    )
+    if not prefix:
+        is_page = match["page"] is not None
+        has_suffix = Path(ref).suffix in (*WEIGHT_SUFFIXES, ".onnx", ".pt2")
+        if (has_suffix and not is_page) or os.path.exists(repo_id.partition("/")[0]):
+            return ""
+    if revision != "main":
+        raise ModelError(
+            f"{ref} names the revision {revision!r} of {repo_id}, and `main` is read.",
+            f"Download it: hf download {repo_id} --revision {revision} --local-dir FOLDER; then "
+            "--model FOLDER.",
+        )
+    if file not in ("", CONFIG, *WEIGHT_FILES):
+        raise ModelError(
+            f"{ref} is the page of one file.",
+            f"Name the repository, {repo_id}, or download the file: hf download {repo_id} {file}.",
+        )
+    return repo_id
 
 
 def is_model_folder(ref: str) -> bool:
@@ -108,20 +141,26 @@ def needs_download(ref: str) -> bool:
     Raises:
         WeightsNotFound: they are neither here nor there.
     """
-    if get_repo_id(ref):
-        return False
+    if repo_id := get_repo_id(ref):
+        if any(find_cached(repo_id, name) for name in WEIGHT_FILES):
+            return False
+        require_published(repo_id, CONFIG)
+        return True
     if (arch := catalog.find(ref)) is not None:
         return find_weights(arch) is None
     return timm_models.needs_download(ref)
 
 
-def resolve_folder(ref: str, reporter: Reporter) -> Path | None:
-    """Return the model folder of `ref`, downloaded from the hub if need be; None without one."""
+def resolve_folder(ref: str, reporter: Reporter, *, download_weights: bool = True) -> Path | None:
+    """Return the model folder of `ref`, downloaded from the hub if need be; None without one.
+
+    Without `download_weights` it may hold a repository's config alone, which is small.
+    """
     path = expand_home(ref)
     if is_model_folder(ref):
         return path
     if repo_id := get_repo_id(ref):
-        return _download_folder(ref, repo_id, reporter)
+        return _download_folder(ref, repo_id, download_weights, reporter)
     is_path = "/" in ref or "\\" in ref or path.suffix in WEIGHT_SUFFIXES
     if is_path and not path.exists():
         raise ModelError(f"There is no model file or folder {ref!r}.", suggest_path(ref))
@@ -132,7 +171,13 @@ def resolve_folder(ref: str, reporter: Reporter) -> Path | None:
     return None
 
 
-def _download_folder(ref: str, repo_id: str, reporter: Reporter) -> Path:
+def choose_weights_file(ref: str, folder: Path) -> Path:
+    """Return the weights of a model folder: the file of it that `ref` names, else the folder's first."""
+    path = expand_home(ref)
+    return path if path.is_file() else find_weights_file(folder)
+
+
+def _download_folder(ref: str, repo_id: str, download_weights: bool, reporter: Reporter) -> Path:
     """Return the folder of a hub repository's model: timm's, transformers' or one of `deitctl push`."""
     try:
         config = download(repo_id, CONFIG, reporter)
@@ -146,16 +191,22 @@ def _download_folder(ref: str, repo_id: str, reporter: Reporter) -> Path:
             f"Download an exported file first: hf download {repo_id} FILE.onnx; "
             "then --model FILE.onnx.",
         ) from error
-    try:
-        download(repo_id, WEIGHTS, reporter)
-    except WeightsNotFound:
-        if not any((config.parent / name).is_file() for name in WEIGHT_FILES):
-            for name in WEIGHT_FILES[1:]:
-                download(repo_id, name, reporter)
+    if download_weights:
+        try:
+            download(repo_id, WEIGHTS, reporter)
+        except WeightsNotFound:
+            if not any((config.parent / name).is_file() for name in WEIGHT_FILES):
+                for name in WEIGHT_FILES[1:]:
+                    download(repo_id, name, reporter)
+    _download_processor(repo_id, config.parent)
+    return config.parent
+
+
+@lru_cache(maxsize=16)  # a hub that has none, or no connection, is asked once
+def _download_processor(repo_id: str, _folder: Path) -> None:
     # timm's repositories have none; where transformers' have none, that is reported.
     with suppress(WeightsNotFound):
-        download(repo_id, PROCESSOR, reporter)
-    return config.parent
+        download(repo_id, PROCESSOR, SilentReporter())
 
 
 def require_timm_name(name: str) -> None:

@@ -16,9 +16,7 @@ from deitctl.models.catalog import ARCHITECTURES, TIMM_TAGS, load_imagenet_class
 from deitctl.models.checkpoint_io import (
     CONFIG,
     WEIGHTS,
-    find_weights_file,
     load_model_config,
-    load_tensors,
     require_finite,
 )
 from deitctl.models.model_config import ModelConfig, Preprocessing, parse_preprocessing
@@ -177,19 +175,23 @@ def load_weights(
 ) -> None:
     """Load a state dict strictly; with `new_head` the classifier is set to zero instead.
 
+    One without values (meta tensors) is matched, and the model keeps its own.
+
     Raises:
         ModelError: the state dict does not fit, or holds infinite or NaN values.
     """
-    state = dict(state)
+    state, own = dict(state), model.state_dict()
     if new_head:
         heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
         # Zero makes all classes equally likely. With timm's initialization, meant for a thousand
         # classes, a few classes start at ten times the loss of a guess in some families, and a
         # linear probe takes epochs to recover.
-        state |= {
-            k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.startswith(heads)
-        }
+        state |= {k: torch.zeros_like(v) for k, v in own.items() if k.startswith(heads)}
+    # What has another shape, or is not the model's, stays and is refused below.
+    state |= {
+        k: own[k] for k, v in state.items() if v.is_meta and k in own and own[k].shape == v.shape
+    }
     require_finite(state, where)
     try:
         model.load_state_dict(state, strict=True)
@@ -319,8 +321,17 @@ def is_cached(name: str) -> bool:
     return bool(hub_id) and isinstance(try_to_load_from_cache(hub_id, WEIGHTS), str)
 
 
-def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig]:
-    """Load the folder of a model that is no DeiT; `img_size` in pixels, 0 for its own."""
+def load_folder(
+    folder: Path, file: Path, state: Mapping[str, Tensor], img_size: int = 0
+) -> tuple[nn.Module, ModelConfig]:
+    """Make the model of a folder that is no DeiT's.
+
+    Args:
+        folder: of timm's or transformers' layout.
+        file: its weights, for messages.
+        state: what was read of them. Meta tensors are matched, and the model has no values.
+        img_size: input size in pixels; 0 for its own.
+    """
     model_config = load_model_config(folder)
     model_config = model_config.at_size(img_size) if img_size else model_config
     if not is_timm_model(model_config.architecture):
@@ -330,8 +341,6 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
         )
     # Passed apart, because only some models take it and the user's size goes before the folder's.
     model_args = {k: v for k, v in model_config.model_args.items() if k != "img_size"}
-    file = find_weights_file(folder)
-    state = load_tensors(file)
 
     def build() -> nn.Module:
         return create_model(
@@ -343,9 +352,11 @@ def load_folder(folder: Path, img_size: int = 0) -> tuple[nn.Module, ModelConfig
 
     # config.json is untrusted: allocate nothing before its sizes are checked
     with torch.device("meta"):
-        _require_same_shapes(build(), state, str(file))
-    model = build()
-    load_weights(model, state, str(file), new_head=False)
+        model = build()
+    _require_same_shapes(model, state, str(file))
+    if not any(value.is_meta for value in state.values()):
+        model = build()
+        load_weights(model, state, str(file), new_head=False)
     if model_config.class_names is None and model_config.num_classes == 1000:
         names, descriptions = load_imagenet_classes()
         model_config = replace(model_config, class_names=names, descriptions=descriptions)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deitctl.errors import WeightsNotFound
+from deitctl.errors import DeitctlError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.home import expand_home, is_in_private_folder
 from deitctl.models.catalog import OFFICIAL_URL, Architecture
@@ -33,11 +33,16 @@ def find_local_weights(arch: Architecture) -> Path | None:
         for name in names:
             if (path := expand_home(folder) / name).is_file():
                 return path
-    if (path_in_cache := _find_in_cache(arch.hub_id, FILE)) is not None:
+    return find_cached(arch.hub_id, FILE)
+
+
+def find_cached(repo_id: str, filename: str) -> Path | None:
+    """Return a hub repository's file in the hub's cache, or None."""
+    if (path_in_cache := _find_in_cache(repo_id, filename)) is not None:
         return path_in_cache
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(arch.hub_id, FILE)
+    cached = try_to_load_from_cache(repo_id, filename)
     return Path(cached) if isinstance(cached, str) else None
 
 
@@ -111,6 +116,8 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
         ) from error
     if isinstance(cached, str):
         return Path(cached)
+    if cached is not None:  # the hub was asked for it once, and of this revision
+        raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}")
     require_hub()
     disable_progress_bars()  # the reporter shows progress
     with (
@@ -135,17 +142,40 @@ def require_published(repo_id: str, filename: str) -> None:
         get_hf_file_metadata(hf_hub_url(repo_id, filename))
 
 
+def fetch_header(
+    repo_id: str, filename: str
+) -> tuple[dict[str, tuple[str, list[int]]], dict[str, str]]:
+    """Return type and shape of the tensors in a hub repository's safetensors file, and its metadata.
+
+    Nothing but its header is fetched.
+
+    Raises:
+        WeightsNotFound: the hub has no such file, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    require_hub()
+    with _translating(repo_id, filename):
+        header = HfApi().parse_safetensors_file_metadata(repo_id, filename)
+    return {
+        name: (info.dtype, info.shape) for name, info in header.tensors.items()
+    }, header.metadata
+
+
 @contextmanager
 def _translating(repo_id: str, filename: str) -> Iterator[None]:
     """Turn the errors of the hub's client into `WeightsNotFound`."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
 
     try:
         yield
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, SafetensorsParsingError) as error:
         raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}") from error
-    except (OSError, ValueError) as error:
-        raise WeightsNotFound(f"the download failed: {str(error).splitlines()[0][:120]}") from error
+    except DeitctlError:
+        raise
+    except Exception as error:  # the client's transport errors differ between its versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise WeightsNotFound(f"the download failed: {reason}") from error
 
 
 def require_hub() -> None:

@@ -29,7 +29,7 @@ from deitctl.models.factory import load_model
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.recipes import DIGITS
 from deitctl.settings import write_toml
-from tests.fake_hub import READS, WRITES, Hub, serve
+from tests.fake_hub import READS, WRITES, Hub, connect, serve
 
 # huggingface_hub 2.4 uploads with an argument that its transport no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -37,19 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that this process's client takes for the hub, with an empty cache and a token that may write."""
-    with serve() as served:
-        # the template of addresses is made of it at import
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    """A hub with an empty cache and a token that may write."""
+    with connect(monkeypatch, tmp_path) as served:
         monkeypatch.setenv("HF_TOKEN", WRITES)
         yield served
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,37 @@ def test_a_timm_model_says_that_its_head_is_new(tmp_path: Path, reporter) -> Non
     )
     assert loaded.changes == ("the head is new: 2 classes",)
     assert loaded.weights == str(tmp_path / "folder" / "model.safetensors")
+
+
+def test_names_that_replace_those_of_a_run_are_said(
+    deit: Callable[..., VisionTransformer], tmp_path: Path, reporter
+) -> None:
+    """Swapped names swap the rows of the head."""
+    model = deit(classes=2)
+    config = model.arch.to_model_config().at_size(model.img_size)
+    config = replace(config, num_classes=2, class_names=("owl", "cat"), descriptions=None)
+    save_model(tmp_path / "run", model.state_dict(), config, describe_layers(model))
+    for names, rows in ((("owl", "cat"), [1, 0]), (("cat", "owl"), [0, 1])):
+        loaded = build(tmp_path / "run", ("cat", "owl"), reporter, start_classes=names)
+        assert torch.equal(loaded.model.head.weight, model.head.weight[rows])
+        said = [c for c in loaded.changes if "are replaced, 'owl' by 'cat' for example" in c]
+        assert bool(said) == (names == ("cat", "owl"))
+
+
+def test_names_of_published_weights_that_are_not_here_count_as_they_will(
+    monkeypatch: pytest.MonkeyPatch, reporter
+) -> None:
+    from deitctl.models import build as package
+
+    monkeypatch.setattr(package, "find_weights", lambda arch: None)
+    options = {"weights": "", "pretrained": True, "download": False}
+    imagenet = tuple(f"c{i}" for i in range(1000))
+    with pytest.raises(ModelError, match="--classes names 2 classes, and deit_tiny.* has 1000"):
+        build(**options, class_names=("a", "b"), start_classes=("a", "b"), reporter=reporter)
+    loaded = build(**options, class_names=("c7", "c1"), start_classes=imagenet, reporter=reporter)
+    assert not loaded.has_new_head
+    assert "the head keeps the weights' rows of the data's 2 classes" in loaded.changes
+    for names, has_rows in ((imagenet, True), ((), False)):
+        assert (
+            has_class_rows("deit_tiny", "", ("c7", "c1"), reporter, start_classes=names) is has_rows
+        )
