@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +13,16 @@ import numpy as np
 from deitctl.checks.image_info import is_image
 from deitctl.checks.issues import NUM_EXAMPLES, WARNING, Issue, Remedy, report
 from deitctl.data.dataset import FileDataset, ImageDataset
-from deitctl.data.file_types import KIND_OF_EXTENSION, get_extensions, is_image_kind
+from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind
 from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import BUILT_IN, open_dataset
-from deitctl.data.readers.folder import begins_as_image, open_folder, open_folders
+from deitctl.data.readers.folder import open_folder, open_folders
 from deitctl.data.readers.parquet_table import refuse_image_folder
 from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table
-from deitctl.data.trees import FolderTree, NameTree
+from deitctl.data.readers.tar import iterate_files
+from deitctl.data.trees import FolderTree, NameTree, is_image_file
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 from deitctl.home import expand_home
@@ -81,7 +81,8 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
             refuse_image_folder(path)
         if path.is_dir() and not find_shards(path):
             return _survey_folder(path, quiet)
-        issues = list(_check_tar(path)) if path.suffix == ".tar" and path.is_file() else []
+        is_tar = path.suffix.lower() == ".tar" and path.is_file()
+        issues = list(_check_tar(path, quiet)) if is_tar else []
     except OSError as error:
         raise DataError(f"{error.filename or ref} cannot be read: {error.strerror}.") from error
     try:
@@ -190,14 +191,8 @@ def _list_folders(path: Path) -> list[str]:
 def _list_images(path: Path) -> list[str]:
     with os.scandir(path) as entries:
         return [
-            e.name
-            for e in entries
-            if e.is_file() and _has_image_extension(e.name) and not is_junk(e.name)
+            e.name for e in entries if e.is_file() and not is_junk(e.name) and is_image_file(e.path)
         ]
-
-
-def _has_image_extension(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in get_extensions()
 
 
 @dataclass
@@ -219,13 +214,12 @@ def _check_strays(root: Path, folders: Iterable[str]) -> Iterator[Issue]:
     subfolders, unreadable = _Names(), _Names()
     for folder in folders:
         for current, files in _walk(root / folder, unreadable):
-            if current != str(root / folder) and any(map(_has_image_extension, files)):
+            paths = [os.path.join(current, file) for file in files]
+            passed_over = [path for path in paths if not is_image_file(path)]
+            if current != str(root / folder) and len(passed_over) < len(files):
                 subfolders.add(current)
-            for file in files:
-                extension = os.path.splitext(file)[1].lower()
-                path = os.path.join(current, file)
-                if not _has_image_extension(file) and (extension or not begins_as_image(path)):
-                    others.setdefault(extension, _Names()).add(path)
+            for path in passed_over:
+                others.setdefault(os.path.splitext(path)[1].lower(), _Names()).add(path)
     loose = sorted(_list_images(root))
     yield from report("loose_images", len(loose), (str(root / f) for f in loose))
     yield from report("subfolders", subfolders.count, subfolders.examples)
@@ -273,26 +267,17 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
         )
 
 
-def _check_tar(path: Path) -> Iterator[Issue]:
+def _check_tar(path: Path, reporter: Reporter) -> Iterator[Issue]:
     """Report what opening a tar leaves out: other files, and images outside class folders."""
     others: dict[str, _Names] = {}
     images: dict[str, _Names] = {}  # by folder
-    try:
-        # uncompressed only, as training reads it: images are at offsets
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name.lstrip("/"))
-                if not member.isfile() or any(map(is_junk, name.parts)):
-                    continue
-                if _has_image_extension(name.name):
-                    folder = str(name.parent).removeprefix(".")
-                    images.setdefault(folder, _Names()).add(f"{path}:{name}")
-                else:
-                    others.setdefault(name.suffix.lower(), _Names()).add(f"{path}:{name}")
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{path} is not a readable, uncompressed tar: {error}.", "Unpack a .tar.gz first."
-        ) from error
+    for member in iterate_files(path, reporter):
+        name = PurePosixPath(member.name)
+        if member.is_image:
+            names = images.setdefault(str(name.parent).removeprefix("."), _Names())
+        else:
+            names = others.setdefault(name.suffix.lower(), _Names())
+        names.add(f"{path}:{name}")
     tree = NameTree(f"{folder}/.".lstrip("/") for folder in images)
     layout = find_layout(tree, str(path))
     yield from _report_layout(layout, [], f"{path}:")  # one folder around all is usual

@@ -2,8 +2,8 @@
 
 An index is one file: a magic line and a block of arrays (`arrays.encode_block`). It records the
 state of every directory that the scan entered; adding, removing or renaming a file changes its
-directory, and makes the index stale. Whatever an index holds is validated; one that is stale or
-damaged is written anew.
+directory, and makes the index stale. So does a change of a file that was looked into and is no
+image. Whatever an index holds is validated; one that is stale or damaged is written anew.
 
 Letters: N images.
 """
@@ -35,7 +35,7 @@ MIN_AGE_NS = 2_000_000_000
 """How long every directory must have been unchanged before a scan. A change within one tick of the
 file system's clock leaves no trace in its times; the coarsest clock, FAT's, ticks every two
 seconds."""
-MAGIC = b"deitctl index 3\n"
+MAGIC = b"deitctl index 4\n"
 MISSING = (0, 0, 0, 0, 0)
 """State of a directory that does not exist."""
 LISTING_DTYPES = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
@@ -69,7 +69,7 @@ class ScanState:
         """Set to False by a scan that could not enter a directory."""
 
     def add(self, path: str) -> None:
-        """Record the state of a directory or of a link's target.
+        """Record the state of a directory, of a link's target, or of a file that is no image yet.
 
         Args:
             path: relative to the root, "" for the root itself.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from deitctl.data.file_types import get_extensions
+from deitctl.data.file_types import (
+    START_BYTES,
+    get_extensions,
+    is_image_start,
+    may_be_image,
+)
 from deitctl.data.layout import is_junk
 from deitctl.errors import DataError
+
+MAX_SNIFFED = 20
+"""Files of no known type that are looked into for whether a folder has an image."""
 
 
 class Entries(NamedTuple):
@@ -55,21 +64,24 @@ class FolderTree:
         if path in self._entries:
             return bool(self._entries[path].images)
         try:
-            return any(extension for _, extension in self._iterate(path))
+            return any(not folder for folder, _ in self._iterate(path, MAX_SNIFFED))
         except OSError:
             return False
 
     def _scan(self, path: str) -> Entries:
         folders, images = [], Counter[str]()
         for folder, extension in self._iterate(path):
-            if extension:
-                images[extension] += 1
-            else:
+            if folder:
                 folders.append(folder)
+            else:
+                images[extension] += 1
         return Entries(tuple(sorted(folders)), images)
 
-    def _iterate(self, path: str) -> Iterator[tuple[str, str]]:
-        """Yield the name of each folder, and the extension of each image."""
+    def _iterate(self, path: str, max_sniffed: float = math.inf) -> Iterator[tuple[str, str]]:
+        """Yield the name of each folder, and the extension of each image.
+
+        Of files whose name does not say what they are, no more than `max_sniffed` are looked into.
+        """
         extensions = get_extensions()
         with os.scandir(os.path.join(self.root, path)) as entries:
             for entry in entries:
@@ -80,6 +92,10 @@ class FolderTree:
                     yield entry.name, ""
                 elif extension in extensions:
                     yield "", extension
+                elif max_sniffed and may_be_image(entry.name):
+                    max_sniffed -= 1
+                    if begins_as_image(entry.path):
+                        yield "", extension
 
 
 class NameTree:
@@ -112,4 +128,22 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
+        return False
+
+
+def is_image_file(path: str) -> bool:
+    """Whether a file is an image that is read: by its extension, else by its first bytes."""
+    name = os.path.basename(path)
+    extension = os.path.splitext(name)[1].lower()
+    return extension in get_extensions() or (may_be_image(name) and begins_as_image(path))
+
+
+def begins_as_image(path: str) -> bool:
+    """Whether a file, whose name does not say it, begins as an image that is read."""
+    try:
+        if not os.path.isfile(path):  # opening a pipe would block
+            return False
+        with open(path, "rb") as file:
+            return is_image_start(file.read(START_BYTES))
+    except OSError:
         return False

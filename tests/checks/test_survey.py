@@ -116,6 +116,17 @@ def test_a_link_to_a_parent_folder_is_entered_once(image_folder, reporter):
     assert survey_data(root, reporter)[1].keys() == {"ignored_files"}
 
 
+def test_a_parquet_file_beside_class_folders_changes_nothing(image_folder, reporter):
+    """Embeddings of the images, say."""
+    root = image_folder({"cat": 2, "dog": 2})
+    (root / "eel").mkdir()
+    for place in (root, root / "cat"):
+        (place / "embeddings.parquet").write_bytes(b"PAR1")
+    surveyed = survey(str(root), reporter)
+    assert [split.empty for split in surveyed.splits] == [("eel",)]
+    assert [issue.code for issue in surveyed.issues] == ["ignored_files"]
+
+
 @pytest.mark.parametrize(
     ("counts", "splits", "codes"),
     [
@@ -128,13 +139,13 @@ def test_a_link_to_a_parent_folder_is_entered_once(image_folder, reporter):
 def test_a_tar_is_surveyed_too(counts, splits, codes, image_folder, tmp_path, reporter):
     root = image_folder(counts)
     for arcname in ("", "around"):
-        with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        with tarfile.open(tmp_path / "data.TAR", "w") as archive:
             for entry in sorted(root.iterdir()):
                 archive.add(
                     entry,
                     f"{arcname}/{entry.name}" if arcname and counts != {"": 3} else entry.name,
                 )
-        sizes, issues = survey_data(tmp_path / "data.tar", reporter)
+        sizes, issues = survey_data(tmp_path / "data.TAR", reporter)
         assert (sizes, {code: count for code, (count, _) in issues.items()}) == (splits, codes)
 
 

@@ -24,7 +24,6 @@ from deitctl.data.file_types import (
     EXTENSIONS,
     HEIC,
     KIND_OF_EXTENSION,
-    MAGIC,
     READ,
     SIDE_FILES,
     describe_unread,
@@ -33,7 +32,9 @@ from deitctl.data.file_types import (
     get_extensions,
     identify,
     is_image_start,
+    may_be_image,
 )
+from deitctl.data.magic import MAGIC
 
 
 def encode(kind: str, mode: str = "RGB") -> bytes:
@@ -199,6 +200,23 @@ def test_unread_files_are_counted_in_a_sentence_with_the_way_on(monkeypatch):
         "1,203 files are not read: 1,200 .xyz, 2 without an extension, each a DICOM file (export them "
         "as PNG with a window applied, by pydicom for example), 1 .jxl (convert it to PNG or JPEG)."
     )
+
+
+def test_many_kinds_of_files_are_named_by_the_first_of_them():
+    counts = {f".{n:04}": 1 for n in range(3000)} | {".xyz": 2}
+    assert describe_unread(counts) == (
+        "3,002 files are not read: 2 .xyz, 1 .0000, 1 .0001, 1 .0002, 1 .0003, and 2,996 other kinds."
+    )
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.0001", "cat.jpg_large", "a.b c", "a."])
+def test_a_name_without_a_known_extension_may_be_an_image(name):
+    assert may_be_image(name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.heic", "a.txt", "a.zip", "a.dcm", "a.jxl"])
+def test_a_name_with_a_known_extension_says_what_it_is(name):
+    assert not may_be_image(name)
 
 
 def test_labels_and_notes_beside_images_deserve_no_word():

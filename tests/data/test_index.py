@@ -172,6 +172,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "added where a link leads": lambda root: new_image(root, "../first/9.png"),
     "mounted where a link led nowhere": mount,
     "added and the time put back": restore_mtime,
+    "finished what was no image": lambda root: shutil.copyfile(
+        root / "ant" / "0.png", root / "dog" / "scan"
+    ),
 }
 
 
@@ -180,6 +183,7 @@ def test_whatever_changes_is_listed_again(change, image_folder, root, reporter, 
     image_folder({"first": 1, "second": 2}, ".")
     (root / "eel").symlink_to(root.parent / "first", target_is_directory=True)
     (root / "dog" / "later").symlink_to(root.parent / "disk", target_is_directory=True)
+    (root / "dog" / "scan").touch()
     time.sleep(REST)
     before = content(open_folder(root, reporter))
     assert (scans(), index.get_index_path(root).exists()) == (1, True)
@@ -259,7 +263,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda data: data[: len(data) // 2],
     "all but one": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
-    "another version": lambda data: data.replace(b"index 3", b"index 4", 1),
+    "another version": lambda data: data.replace(b"index 4", b"index 3", 1),
     "another program": lambda data: b"PK\3\4" + data,
     "header": flip(0.1),
     "middle": flip(0.5),

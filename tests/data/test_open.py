@@ -355,15 +355,29 @@ def test_files_that_are_not_read_are_said_once(image_folder, reporter):
     assert len(reporter.warnings) == 2
 
 
-def test_an_image_without_extension_is_an_image(image_folder, reporter):
+@pytest.mark.parametrize(
+    "name", ["ILSVRC2012_val_00000001", "scan.0001", "cat.jpg_large", "a.PNG "]
+)
+def test_an_image_without_a_known_extension_is_an_image(name, image_folder, reporter):
     root = image_folder({"cat": 2, "dog": 2})
-    (root / "cat" / "1.png").rename(root / "cat" / "ILSVRC2012_val_00000001")
+    (root / "cat" / "1.png").rename(root / "cat" / name)
     (root / "cat" / "LICENSE").write_text("no image")
     for ref in (str(root), make_tar(root)):
         dataset = open_dataset(ref, reporter).unsplit
         assert np.bincount(dataset.labels).tolist() == [2, 2]
-        assert dataset.read(1).size == (24, 18)
+        names = [dataset.relative_path(i) for i in range(4)]
+        assert dataset.read(names.index(f"cat/{name}")).size == (24, 18)
     assert not reporter.warnings
+
+
+def test_layouts_of_images_without_a_known_extension_are_found(image_folder, reporter):
+    root = image_folder({"data/train/cat": 2, "data/train/dog": 2, "data/val/dog": 1, "docs": 1})
+    for image in sorted(root.rglob("*.png")):
+        image.rename(image.with_suffix(".0001"))
+    for ref in (str(root), make_tar(root)):
+        parts = open_dataset(ref, reporter).list_parts()
+        assert {name: len(part.labels) for name, part in parts.items()} == {"train": 4, "val": 1}
+        assert "Left out: docs/" in reporter.notes[-1]
 
 
 def test_two_spellings_of_a_class_are_one_and_said(image_folder, reporter):

@@ -11,17 +11,12 @@ import numpy as np
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, drop_empty_classes
-from deitctl.data.file_types import (
-    START_BYTES,
-    describe_unread,
-    get_extensions,
-    is_image_start,
-)
+from deitctl.data.file_types import describe_unread, get_extensions, may_be_image
 from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk, match_split
 from deitctl.data.readers.passed_over import merge_spellings, report_unread, require_labels
-from deitctl.data.trees import FolderTree, is_folder
+from deitctl.data.trees import FolderTree, begins_as_image, is_folder
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
 
@@ -136,8 +131,9 @@ def _list_class_folders(root: Path, state: ScanState, unread: Counter[str]) -> l
         if entry.is_symlink():
             state.add(entry.name)
         extension = os.path.splitext(entry.name)[1].lower()
-        has_images |= extension in get_extensions()
-        if extension or begins_as_image(entry.path):
+        is_image = extension in get_extensions() or _begins_as_image(entry, entry.name, state)
+        has_images |= is_image
+        if extension or is_image:
             unread[extension] += 1
     if not folders:
         what = "images but no class folders" if has_images else "no class folders"
@@ -181,7 +177,7 @@ def _list_images(
             extension = os.path.splitext(entry.name)[1].lower()
             if is_folder(entry):
                 folders.append(name)
-            elif extension in extensions or (not extension and begins_as_image(entry.path)):
+            elif extension in extensions or _begins_as_image(entry, name, state):
                 yield name
             else:
                 if extension:
@@ -192,12 +188,11 @@ def _list_images(
         task.advance(len(entries))
 
 
-def begins_as_image(path: str) -> bool:
-    """Whether a file, whose name does not say it, begins as an image that is read."""
-    try:
-        if not os.path.isfile(path):  # opening a pipe would block
-            return False
-        with open(path, "rb") as file:
-            return is_image_start(file.read(START_BYTES))
-    except OSError:
+def _begins_as_image(entry: os.DirEntry[str], name: str, state: ScanState) -> bool:
+    """Whether a file of no known type is an image; the index goes stale if one becomes an image."""
+    if not may_be_image(entry.name):
         return False
+    is_image = begins_as_image(entry.path)
+    if not is_image:
+        state.add(name)
+    return is_image

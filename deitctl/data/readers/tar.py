@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import require_bytes
-from deitctl.data.file_types import START_BYTES, get_extensions, is_image_start
+from deitctl.data.file_types import START_BYTES, get_extensions, is_image_start, may_be_image
 from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk
@@ -126,6 +127,32 @@ def _list_members(
 
     Appends offset and size of each, in bytes, to `spans`, and counts other files in `unread`.
     """
+    for member in iterate_files(path, reporter):
+        if member.is_image:
+            spans.extend((member.offset, member.size))
+            yield member.name
+        elif extension := PurePosixPath(member.name).suffix.lower():
+            unread[extension] += 1
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int
+    """Of its bytes in the tar."""
+    size: int
+    """In bytes."""
+    is_image: bool
+    """Whether it is an image that is read."""
+
+
+def iterate_files(path: Path, reporter: Reporter) -> Iterator[Member]:
+    """Yield the files in a tar, junk left out.
+
+    Raises:
+        DataError: it is not a readable, uncompressed tar.
+    """
     extensions = get_extensions()
     try:
         with (
@@ -143,16 +170,12 @@ def _list_members(
                 last = member.offset
                 # Only a name: nothing is ever unpacked, so `..` leads nowhere.
                 name = PurePosixPath(member.name.lstrip("/"))
-                extension = name.suffix.lower()
-                if not member.isreg() or any(map(is_junk, name.parts)):
-                    pass
-                elif not member.issparse() and (
-                    extension in extensions or (not extension and _is_image(archive, member))
-                ):
-                    spans.extend((member.offset_data, member.size))
-                    yield str(name)
-                elif extension:
-                    unread[extension] += 1
+                if member.isreg() and not any(map(is_junk, name.parts)):
+                    is_image = not member.issparse() and (
+                        name.suffix.lower() in extensions
+                        or (may_be_image(name.name) and _begins_as_image(archive, member))
+                    )
+                    yield Member(str(name), member.offset_data, member.size, is_image)
                 task.advance()
     except Exception as error:  # damaged tars raise RecursionError, MemoryError, ValueError, ...
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -161,8 +184,7 @@ def _list_members(
         ) from error
 
 
-def _is_image(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
-    """Whether a member, whose name does not say it, begins as an image that is read."""
+def _begins_as_image(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
     file = archive.extractfile(member)
     return file is not None and is_image_start(file.read(START_BYTES))
 
