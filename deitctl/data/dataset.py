@@ -70,6 +70,13 @@ class ImageDataset(ABC):
             DataError: it is nothing that can be read.
         """
 
+    def list_cheap(self) -> NDArray[np.int64]:
+        """Return indices of images, spread over the data, that are read quickly in this order.
+
+        They are all, unless an image takes reading others.
+        """
+        return np.arange(len(self.labels))
+
     def read_start(self, index: int) -> bytes:
         """Return the first bytes of the stored image, `START_BYTES` or more if it has them.
 
@@ -169,6 +176,10 @@ class Subset(ImageDataset):
     def num_bytes(self, index: int) -> int:
         return self.dataset.num_bytes(int(self.indices[index]))
 
+    def list_cheap(self) -> NDArray[np.int64]:
+        cheap = np.flatnonzero(np.isin(self.indices, self.dataset.list_cheap()))
+        return cheap if len(cheap) else np.arange(min(len(self.labels), 16))
+
     def read_start(self, index: int) -> bytes:
         return self.dataset.read_start(int(self.indices[index]))
 
@@ -216,6 +227,12 @@ class JoinedDataset(ImageDataset):
     def num_bytes(self, index: int) -> int:
         dataset, place = self._locate(index)
         return dataset.num_bytes(place)
+
+    def list_cheap(self) -> NDArray[np.int64]:
+        starts = [0, *self.ends[:-1].tolist()]
+        return np.concatenate(
+            [part.list_cheap() + start for part, start in zip(self.datasets, starts, strict=True)]
+        )
 
     def read_start(self, index: int) -> bytes:
         dataset, place = self._locate(index)

@@ -22,7 +22,7 @@ from deitctl.data.readers.folder import open_folders
 from deitctl.data.readers.pack import SUFFIX, open_pack
 from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
 from deitctl.data.readers.shards import find_shards
-from deitctl.data.readers.table import is_table, open_table
+from deitctl.data.readers.table import is_table, name_rivals, open_table
 from deitctl.data.readers.tar import open_tar
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
@@ -151,11 +151,13 @@ def open_for_training(
         )
     classes = len(train.class_names)
     if classes < 2 or len(val.labels) == 0:
+        path = expand_home(ref)
+        rivals = name_rivals(path) if classes < 2 and is_table(path) else ""
         raise DataError(
             f"{data.name} has {len(train.labels)} training and {len(val.labels)} validation images "
             f"in {classes} "
             f"class{'es' if classes != 1 else ''}.",
-            "Training needs at least two classes of at least two images.",
+            rivals or "Training needs at least two classes of at least two images.",
         )
     return train, val
 

@@ -205,7 +205,8 @@ def _sample(dataset: ImageDataset) -> Iterator[Look]:
     """Yield a look at each of a data set's images that may have more than 8 bits, and at a few others."""
     if dataset.is_in_memory:
         return
-    names = spread(range(len(dataset.labels)), NUM_NAMES)
+    cheap = dataset.list_cheap()
+    names = [int(cheap[place]) for place in spread(range(len(cheap)), NUM_NAMES)]
     may_be_deep = [index for index in names if not has_eight_bits(dataset.name(index))]
     deep = set(may_be_deep)
     others = [index for index in names if index not in deep]

@@ -34,7 +34,8 @@ def require_images(dataset: ImageDataset, part: str, name: str, reporter: Report
     """
     if dataset.is_in_memory:
         return
-    chosen = choose_spread(dataset.labels).tolist()
+    cheap = dataset.list_cheap()
+    chosen = cheap[choose_spread(dataset.labels[cheap])].tolist()
     error_of_index = {index: _find_error(dataset, index) for index in chosen}
     errors = _sort_errors({dataset.name(i): error for i, error in error_of_index.items() if error})
     is_class_lost = _is_class_lost(dataset.labels, error_of_index)

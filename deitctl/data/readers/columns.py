@@ -83,6 +83,11 @@ class Columns:
         places = [self.path, self.label, self.split, *self.one_hot]
         return [at for at in places if at is not None]
 
+    def list_rivals(self, at: int | None) -> list[str]:
+        """Return the columns that could be what that of images or of classes is, by its place."""
+        kinds = PATH_NAMES if at == self.path else LABEL_NAMES
+        return [name for name in self.rivals if reduce_name(name) in kinds]
+
     @property
     def notes(self) -> list[str]:
         """Which columns were taken that are not called `path`, `label` or `split`."""
@@ -95,12 +100,8 @@ class Columns:
         ]
         notes += [
             f"{what} by the column {self.names[at]!r}, not {' or '.join(map(repr, rivals))}"
-            for what, at, kinds in (
-                ("images", self.path, PATH_NAMES),
-                ("classes", self.label, LABEL_NAMES),
-            )
-            if at is not None
-            and (rivals := [name for name in self.rivals if reduce_name(name) in kinds])
+            for what, at in (("images", self.path), ("classes", self.label))
+            if at is not None and (rivals := self.list_rivals(at))
         ]
         if self.one_hot:
             notes.append(f"classes are the {len(self.one_hot)} columns of 0 and 1")

@@ -73,10 +73,14 @@ class _Place:
             return None
         files = []
         for number, root in enumerate(self.roots):
-            actual = lists.find(os.path.join(root, relative), spellings)
-            if actual is not None:
-                name = relative if actual == "" else os.path.join(os.path.dirname(relative), actual)
-                files.append((number, name))
+            # Blanks around a path, as `1.png ,cat` has them, are part of a name only if there is such.
+            for spelling in dict.fromkeys((relative, relative.strip())):
+                actual = lists.find(os.path.join(root, spelling), spellings)
+                if actual is not None:
+                    spellings.num_others += spelling != relative
+                    folder = os.path.dirname(spelling)
+                    files.append((number, os.path.join(folder, actual) if actual else spelling))
+                    break
         if len(files) > 1:
             (one, name), (two, other) = files[:2]
             spellings.ambiguous = (
@@ -100,7 +104,7 @@ class _Spellings:
 
 
 class _FolderLists:
-    """The names in folders, each listed once, which is cheaper than to ask for every file."""
+    """The names of files in folders, each listed once, which is cheaper than to ask for every file."""
 
     def __init__(self) -> None:
         self._lists: dict[str, _FolderList | None] = {}
@@ -110,7 +114,7 @@ class _FolderLists:
         folder, name = os.path.split(path)
         listed = self._list(folder)
         if listed is None:  # cannot be listed, though files in it may be opened
-            return "" if os.path.lexists(path) else None
+            return "" if os.path.lexists(path) and not os.path.isdir(path) else None
         if name in listed.names:
             return ""
         choices = listed.find_spellings(name)
@@ -129,7 +133,8 @@ class _FolderLists:
         if folder not in self._lists:
             try:
                 with os.scandir(folder or os.curdir) as entries:
-                    self._lists[folder] = _FolderList(frozenset(entry.name for entry in entries))
+                    files = frozenset(entry.name for entry in entries if not entry.is_dir())
+                self._lists[folder] = _FolderList(files)
             except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in it
                 self._lists[folder] = _FolderList(frozenset())
             except OSError:

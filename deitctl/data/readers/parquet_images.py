@@ -155,15 +155,13 @@ class ImageColumn:
                 self._get_block(group, block)
             return int(self._sizes[row])
 
-    def list_first(self) -> NDArray[np.int64]:
-        """Return rows at the beginning of some row groups, spread over them: they are read quickly."""
-        chosen = np.linspace(0, len(self.groups) - 1, min(len(self.groups), NUM_GROUPS))
-        starts = [self.groups[int(number)] for number in chosen]
+    def list_first(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of the first of some rows in some row groups, spread over all of them."""
+        groups = np.searchsorted(self._ends, rows, side="right")
+        used = np.unique(groups)
+        chosen = used[np.linspace(0, len(used) - 1, min(len(used), NUM_GROUPS)).astype(np.int64)]
         return np.concatenate(
-            [
-                np.arange(g.end - g.num_rows, g.end)[: min(BLOCK_ROWS, self.block_rows)]
-                for g in starts
-            ]
+            [np.flatnonzero(groups == g)[:BLOCK_ROWS] for g in chosen] or [np.arange(0)]
         )
 
     def _get_lock(self) -> threading.Lock:
@@ -257,7 +255,7 @@ class ParquetDataset(ImageDataset):
             return 0
 
     def list_cheap(self) -> NDArray[np.int64]:
-        return np.flatnonzero(np.isin(self.rows, self.images.list_first()))
+        return self.images.list_first(self.rows)
 
     def read_bytes(self, index: int) -> bytes:
         row = int(self.rows[index])

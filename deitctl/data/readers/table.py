@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -89,17 +89,25 @@ def open_table(path: Path, reporter: Reporter, image_folder: str = "") -> dict[s
 
 def _open_lines(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
     encoding = find_encoding(path, (*TEXT_TYPES, JSON_TYPE))
+    columns, read_all = _find_line_columns(path, encoding)
+    table = collect_rows(path, columns, read_all(), reporter, first_row=1)
+    if encoding == WINDOWS:
+        _warn_of_windows(path, table, reporter)
+    return _open_files(path, columns, table, columns.notes, reporter, image_folder)
+
+
+def _find_line_columns(
+    path: Path, encoding: str
+) -> tuple[Columns, Callable[[], Iterator[list[str]]]]:
+    """Return the columns of lines of JSON, which are the keys of all objects, and what reads the rows."""
     names = tuple(dict.fromkeys(key for item in _read_objects(path, encoding) for key in item))
 
     def read_all() -> Iterator[list[str]]:
         for item in _read_objects(path, encoding):
             yield ["" if item.get(name) is None else _to_text(item[name]) for name in names]
 
-    columns = find_columns(path, names, list(islice(read_all(), SAMPLE_ROWS)), read_all=read_all)
-    table = collect_rows(path, columns, read_all(), reporter, first_row=1)
-    if encoding == WINDOWS:
-        _warn_of_windows(path, table, reporter)
-    return _open_files(path, columns, table, columns.notes, reporter, image_folder)
+    first = list(islice(read_all(), SAMPLE_ROWS))
+    return find_columns(path, names, first, read_all=read_all), read_all
 
 
 def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
@@ -141,6 +149,27 @@ def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str
     return _open_files(path, columns, table, columns.notes, reporter, image_folder)
 
 
+def name_rivals(path: Path) -> str:
+    """Return which other columns of a table may be that of classes, in a sentence; empty for none."""
+    try:
+        if is_parquet(path):
+            columns = find_parquet_columns([ParquetFile(path, read_schema(path))])
+        elif path.suffix.lower() in LINES:
+            columns = _find_line_columns(path, find_encoding(path, (*TEXT_TYPES, JSON_TYPE)))[0]
+        else:
+            text = open_text(path, rate_header)
+            columns = find_columns(path, text.header, [], read_all=text.read_rows)
+    except DataError:
+        return ""
+    rivals = columns.list_rivals(columns.label)
+    if columns.label is None or not rivals:
+        return ""
+    return (
+        f"Its classes are by the column {columns.names[columns.label]!r}; if "
+        f"{' or '.join(map(repr, rivals))} has them, call that one 'label'."
+    )
+
+
 def _find_unnamed(path: Path, header: Sequence[str], image_folder: str) -> Columns | None:
     """Return the columns of a table without a header: an image that its first row names, and a class."""
     if rate_paths(header) or not 2 <= len(header) <= 3:
@@ -172,19 +201,20 @@ def _open_files(
     reporter: Reporter,
     image_folder: str,
 ) -> dict[str, ImageDataset]:
-    """Find the files of a table's rows, and build its parts."""
+    """Find the files of a table's rows, and build its parts of the images that are there."""
     places = find_images(path, table.values, image_folder)
     decisions = [*notes, *places.notes]
     _require_images(path, columns, table, places, image_folder, reporter)
     if decisions:
         reporter.note(f"{path}: {'; '.join(decisions)}.")
+    found = {part: at[~places.is_missing[at]] for part, at in table.splits.items()}
     return {
         part: FileDataset(
             places.names if len(at) == len(places.names) else places.names.take(at.tolist()),
             *number_classes(table.labels[at], table.class_names),
             places.root,
         )
-        for part, at in table.splits.items()
+        for part, at in found.items()
     }
 
 
@@ -209,10 +239,15 @@ def _require_images(
             _refuse_places(path, columns, table, part, image_folder)
     for part, rows in missing.items():
         if len(rows):
+            at = table.splits[part]
+            lost = set(table.labels[at]) - set(table.labels[at[~places.is_missing[at]]])
             reporter.warn(
-                f"{len(rows):,} of the {len(table.splits[part]):,} {part + ' ' if part else ''}images "
+                f"{len(rows):,} of the {len(at):,} {part + ' ' if part else ''}images "
                 f"of {path} are missing, the first is {table.values[int(rows[0])]!r:.200}: they are left "
-                "out."
+                "out"
+                + (f", and with them all of the class {table.class_names[min(lost)]!r}" if lost else "")
+                + (f" and of {len(lost) - 1:,} more" if len(lost) > 1 else "")
+                + "."
             )
 
 

@@ -129,3 +129,18 @@ def test_each_folder_is_listed_once_however_many_rows_name_it(tmp_path, monkeypa
     monkeypatch.setattr("os.scandir", lambda path: listed.append(str(path)) or scandir(path))
     find(tmp_path, *(f"{folder}/{n}.jpg" for folder in "ab" for n in range(50)))
     assert sorted(listed) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+
+
+def test_a_folder_is_no_image(tmp_path):
+    touch(tmp_path, "images/1/other.png", "images/1.png", "images/2.png", "3.png/other.png")
+    places = find(tmp_path, "1", "2", images=tmp_path / "images")
+    assert relative(places) == ["1.png", "2.png"]
+    assert find(tmp_path, "images/1.png", "3.png", "images/1").is_missing.tolist() == [0, 1, 0]
+
+
+def test_blanks_around_a_path_are_none_of_it_unless_a_file_has_them(tmp_path):
+    touch(tmp_path, "images/1.png", "images/2.png", "images/3.png ")
+    places = find(tmp_path, "images/1.png ", " images/2.png", "images/3.png ")
+    assert relative(places) == ["images/1.png", "images/2.png", "images/3.png "]
+    assert places.notes == ("2 of its names are spelled otherwise than the files",)
+    assert not places.is_missing.any()

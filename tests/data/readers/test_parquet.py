@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -10,13 +11,17 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from deitctl.data.dataset import ImageDataset
+from deitctl.data.dataset import ImageDataset, join, select
 from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.range_survey import survey_datasets
 from deitctl.data.readers import parquet_images
+from deitctl.data.readers.parquet import read_rows
+from deitctl.data.spot_check import require_images
 from deitctl.errors import DataChanged, DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -236,3 +241,86 @@ def test_a_large_file_is_advised_to_be_packed(files, tmp_path, reporter, monkeyp
     monkeypatch.setattr("deitctl.data.readers.parquet_table.CACHE_BYTES", 100)
     open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     assert any("deitctl pack" in note for note in reporter.notes)
+
+
+def test_what_a_dictionary_repeats_is_decoded_in_small_blocks(tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 10**6)
+    monkeypatch.setattr(parquet_images, "BLOCK_BYTES", 10**6)
+    table = pa.table({"image": pa.array([bytes(200_000)] * 300), "label": ["a", "b"] * 150})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd")
+    assert (tmp_path / "t.parquet").stat().st_size < 20_000
+    dataset = open_all(tmp_path / "t.parquet", reporter)
+    before = pa.total_allocated_bytes()
+    assert [dataset.num_bytes(n) for n in range(300)] == [200_000] * 300
+    assert dataset.read_bytes(299) == bytes(200_000)
+    assert pa.total_allocated_bytes() - before < 5 * 10**6
+
+
+def test_sizes_and_images_in_order_decode_each_row_group_once(
+    files, tmp_path, reporter, monkeypatch
+):
+    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 1)
+    monkeypatch.setattr(parquet_images, "BLOCK_ROWS", 2)
+    dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
+    decoded = []
+    decode = dataset.images._decode
+    monkeypatch.setattr(dataset.images, "_decode", lambda n: decoded.append(n) or decode(n))
+    assert [dataset.read_bytes(n) for n in range(12)] == files
+    assert [dataset.num_bytes(n) for n in range(12)] == list(map(len, files))
+    assert decoded == [0, 1, 2, 3]
+
+
+def test_a_quick_look_is_at_the_beginnings_of_few_row_groups(
+    files, tmp_path, reporter, monkeypatch
+):
+    monkeypatch.setattr(parquet_images, "NUM_GROUPS", 2)
+    dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
+    assert dataset.list_cheap().tolist() == [0, 1, 2, 9, 10, 11]
+    decoded = []
+    decode = dataset.images._decode
+    monkeypatch.setattr(dataset.images, "_decode", lambda n: decoded.append(n) or decode(n))
+    survey_datasets([dataset])
+    require_images(dataset, "", "t", reporter)
+    assert sorted(decoded) == [0, 3]
+    some = select(dataset, [1, 4, 7, 10])
+    assert some.list_cheap().tolist() == [0, 3]
+    assert join([some, dataset]).list_cheap().tolist() == [0, 3, 4, 5, 6, 13, 14, 15]
+
+
+def test_few_files_are_open_at_a_time_and_a_want_of_handles_is_no_damage(
+    files, tmp_path, reporter, monkeypatch
+):
+    for number, file in enumerate(files):
+        write_hub(tmp_path / f"train-{number:05}-of-00012.parquet", [file], number)
+    monkeypatch.setattr(parquet_images, "MAX_OPEN", 2)
+    train = open_dataset(str(tmp_path), reporter).train
+    for _ in range(2):
+        assert [train.read_bytes(n) for n in range(12)] == files
+        assert len(train.images._readers) <= 2
+    error = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(parquet_images.os, "open", Mock(side_effect=error))
+    with pytest.raises(OSError, match="Too many open files"):
+        open_dataset(str(tmp_path), reporter)
+
+
+def test_only_columns_that_may_matter_are_read(files, tmp_path, reporter, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "deitctl.data.readers.parquet_table.read_rows",
+        lambda path, columns, *rest: (
+            read.extend(columns.values()) or read_rows(path, columns, *rest)
+        ),
+    )
+    extra = {"embedding": [[0.5] * 8] * 12, "caption": ["x"] * 12, "subset": ["a"] * 12}
+    open_all(write_hub(tmp_path / "t.parquet", files, **extra), reporter)
+    assert set(read) == {"image.path", "label", "subset"}
+
+
+def test_a_split_that_begins_late_is_found(files, tmp_path, reporter):
+    files = files * 3
+    subset = [""] * 30 + ["test"] * 6
+    path = write_hub(tmp_path / "t.parquet", files, subset=subset)
+    with pytest.raises(DataError, match="rows without a split"):
+        open_dataset(str(path), reporter)
+    path = write_hub(tmp_path / "t.parquet", files, is_test=[0] * 30 + [1] * 6)
+    assert len(open_dataset(str(path), reporter).test.labels) == 6

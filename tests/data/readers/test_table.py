@@ -255,6 +255,58 @@ def test_missing_images_are_counted_in_every_part_with_the_first(folder, reporte
     assert "'x0.png'" in reporter.warnings[0]
 
 
+def test_images_that_are_missing_are_no_part_of_the_data(folder, reporter):
+    rows = [f"images/{n}.png,{'abc'[n % 3]}" for n in (0, 9, 8, 3, 1, 11)]
+    (folder / "t.csv").write_text("\n".join(["path,label", *rows]))
+    dataset = open_dataset(str(folder / "t.csv"), reporter).unsplit
+    assert list_labels(dataset) == ["a", "a", "b"]
+    assert [dataset.relative_path(n)[7:8] for n in range(3)] == ["0", "3", "1"]
+    assert "left out, and with them all of the class 'c'." in reporter.warnings[0]
+
+
+def test_a_test_part_without_labels_is_left_out_with_a_line(folder, reporter):
+    rows = [f"images/{n}.png,{'ab'[n % 2]},train" for n in range(4)]
+    (folder / "t.csv").write_text(
+        "\n".join(["path,label,split", *rows, "images/4.png,,test", "images/5.png, ,test"])
+    )
+    data = open_dataset(str(folder / "t.csv"), reporter)
+    assert (list_labels(data.train), data.test) == (["a", "b", "a", "b"], None)
+    assert any("the 2 test images have no classes" in note for note in reporter.notes)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_keys_of_json_lines_may_begin_late_and_text_has_any_mark(encoding, folder, reporter):
+    rows = [{"path": f"images/{n % 6}.png", "label": "ab"[n % 2]} for n in range(20)]
+    rows.append({"path": "images/5.png", "label": CAFE, "split": "test"})
+    (folder / "t.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding
+    )
+    with pytest.raises(DataError, match="rows without a split"):
+        open_dataset(str(folder / "t.jsonl"), reporter)
+    for row in rows[:20]:
+        row["split"] = "train"
+    (folder / "t.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding
+    )
+    assert list_labels(open_dataset(str(folder / "t.jsonl"), reporter).test) == [CAFE]
+
+
+def test_a_table_of_one_class_is_refused_with_the_column_that_may_have_them(
+    folder, reporter, make_image
+):
+    for number in range(6):
+        make_image(8, 8, number).save(folder / f"images/{number}.png")
+    rows = [f"images/{n}.png,{['cat', 'dog'][n % 2]},animal" for n in range(6)]
+    (folder / "t.csv").write_text("\n".join(["image_id,class,label", *rows]))
+    with pytest.raises(DataError, match="1 class.*column 'label'; if 'class' has them"):
+        open_for_training(str(folder / "t.csv"), seed=0, reporter=reporter)
+    (folder / "t.jsonl").write_text(
+        "\n".join(json.dumps({"path": r.split(",")[0], "label": 1, "dx": "a"}) for r in rows)
+    )
+    with pytest.raises(DataError, match="1 class.*column 'label'; if 'dx' has them"):
+        open_for_training(str(folder / "t.jsonl"), seed=0, reporter=reporter)
+
+
 def test_a_folder_of_images_is_for_tables_alone(image_folder, reporter):
     root = image_folder({"a": 2, "b": 2})
     for data in (str(root), "digits"):
