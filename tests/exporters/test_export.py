@@ -154,6 +154,7 @@ def test_a_timm_folder_predicts_the_mean_of_logits_and_reports_it(model, reporte
         str(model),
         to="timm",
         head="dist",
+        classes=list("abcdefghij"),
         num_images=5,
         output=str(tmp_path / "out"),
         reporter=reporter,
@@ -165,7 +166,9 @@ def test_a_timm_folder_predicts_the_mean_of_logits_and_reports_it(model, reporte
         "model.safetensors",
     ]
     assert [n for n in reporter.notes if "timm fuses heads by avg-logits" in n]
-    assert json.loads((result.path / "config.json").read_text())["deitctl"]["head"] == "dist"
+    config = json.loads((result.path / "config.json").read_text())
+    assert (config["deitctl"]["head"], config["label_names"]) == ("dist", list("abcdefghij"))
+    assert [n for n in reporter.notes if "are replaced, '0' by 'a' for example" in n]
     assert result.bytes == sum(p.stat().st_size for p in result.path.iterdir())
 
 
