@@ -8,7 +8,6 @@ ImageNet; CSV with a header.
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,9 @@ from typing import Any
 
 from deitctl.data.classes import describe_classes
 from deitctl.data.file_types import START_BYTES, identify
-from deitctl.data.readers.text import MARKS, TEXT_TYPES, WINDOWS
-from deitctl.errors import ConfigError
+from deitctl.data.readers.columns import LABEL_KEYS, LABEL_NAMES, name_columns, reduce_name
+from deitctl.data.readers.text import TEXT_TYPES, TextTable, find_encoding, open_text
+from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models.catalog import load_imagenet_classes
@@ -38,6 +38,8 @@ Classes = str | Path | Sequence[str]
 CONFIG = "config.json"
 """Of a model folder, which may be named for its config."""
 MAX_BYTES = 1 << 24
+MAX_LITERAL = 1 << 20
+"""Characters of a Python dictionary."""
 WORDNET_ID = re.compile(r"n\d{8}")
 KEYED_LINE = re.compile(r"\s*(\d+|n\d{8})(?:\s*[,;:\t|]\s*|\s+)(\S.*)")
 """`0 cat`, `0: cat`, `0,cat`, `n02123045 tabby, tabby cat`."""
@@ -48,15 +50,11 @@ MAP_KEYS = ("id2label", "idx_to_class", "label2id", "class_to_idx")
 """Under which configs and annotations have classes: timm, ours, Keras; transformers, torchvision."""
 NAME_COLUMNS = (
     "name",
-    "classname",
-    "labelname",
-    "class",
-    "label",
-    "category",
-    "categoryname",
+    *sorted(LABEL_NAMES, key=lambda name: (not name.endswith("name"), name)),
     "description",
 )
-NUMBER_COLUMNS = ("index", "idx", "id", "classid", "labelid", "classindex", "number", "label")
+"""In order of preference; see `reduce_name`."""
+NUMBER_COLUMNS = ("index", "idx", "id", "number", *sorted(LABEL_KEYS), "label")
 MIN_IMAGENET = 0.9
 """Share of a thousand names that are ImageNet's, each in its place, in a file that names ImageNet."""
 
@@ -92,7 +90,7 @@ def read_class_names(classes: Classes) -> ClassNames:
         path = path / CONFIG if path.is_dir() else path
         where = str(path)
         try:
-            entries = _parse(_read_text(path), path.suffix.lower())
+            entries = _parse(path)
         except _Malformed as error:
             raise ConfigError(
                 f"{where} does not name classes: {error}.",
@@ -156,18 +154,15 @@ def _read_text(path: Path) -> str:
     kind = identify(data[:START_BYTES], len(data))
     if kind not in (*TEXT_TYPES, "a JSON file", "empty"):
         raise _Malformed(f"it is {kind}")
-    encodings = [encoding for mark, encoding in MARKS if data.startswith(mark)]
-    if not encodings and b"\0" in data[:2]:  # UTF-16 without a mark
-        encodings = ["utf-16-be" if data.startswith(b"\0") else "utf-16-le"]
-    for encoding in encodings or ("utf-8", WINDOWS):
-        with suppress(UnicodeError):
-            text = data.decode(encoding)
-            if "\0" not in text:
-                return text
+    with suppress(UnicodeError):
+        text = data.decode(find_encoding(path, (*TEXT_TYPES, "a JSON file")))
+        if "\0" not in text:
+            return text
     raise _Malformed("it is no text in UTF-8, UTF-16 or Windows-1252")
 
 
-def _parse(text: str, suffix: str) -> list[Entry]:
+def _parse(path: Path) -> list[Entry]:
+    text, suffix = _read_text(path), path.suffix.lower()
     if suffix == ".json" or text.lstrip()[:1] in ("{", "["):
         try:
             return _parse_value(_parse_literal(text))
@@ -177,13 +172,13 @@ def _parse(text: str, suffix: str) -> list[Entry]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
     if lines == [""]:
         raise _Malformed("it is empty")
-    if entries := _parse_table(lines, suffix):
+    table = open_text(path, _rate_header)
+    if entries := _parse_table(table, suffix):
         return entries
     entries = _parse_lines([line.strip() for line in lines])
-    columns = next(csv.reader(lines[:1], delimiter="\t" if suffix == ".tsv" else ","))
-    if suffix in (".csv", ".tsv") and entries[0][0] == lines[0].strip() and len(columns) > 1:
+    if suffix in (".csv", ".tsv") and entries[0][0] == lines[0].strip() and len(table.header) > 1:
         raise _Malformed(
-            f"which of its columns has the names is unknown: {', '.join(columns)[:100]}"
+            f"which of its columns has the names is unknown: {name_columns(table.header)}"
         )
     return entries
 
@@ -192,6 +187,8 @@ def _parse_literal(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
+        if len(text) > MAX_LITERAL:  # parsing takes hundreds of times its size
+            raise _Malformed("it is no JSON, and too large for a Python dictionary") from None
         return ast.literal_eval(text.strip())  # {0: 'tench, Tinca tinca', ...}
 
 
@@ -253,29 +250,34 @@ def _order(numbered: Sequence[tuple[Any, Entry]]) -> list[Entry]:
     ]
 
 
-def _parse_table(lines: Sequence[str], suffix: str) -> list[Entry]:
+def _rate_header(fields: Sequence[str]) -> int:
+    """Return how many columns of names and numbers of classes a header names."""
+    names = set(map(reduce_name, fields))
+    return sum(bool(names & set(kinds)) for kinds in (NAME_COLUMNS, NUMBER_COLUMNS))
+
+
+def _parse_table(table: TextTable, suffix: str) -> list[Entry]:
     """Return the classes of a table with a header, or of a CSV; none for another text."""
-    for delimiter in "\t,;|":
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-        header = [re.sub(r"[\W_]", "", cell.lower()) for cell in rows.pop(0)]
-        is_column = (
-            len(header) == 1 and suffix in (".csv", ".tsv") and not re.search("[,;|]", lines[0])
-        )
-        is_table = len(header) > 1 or is_column
-        if not rows or not is_table or any(len(row) != len(header) for row in rows):
-            continue
-        places = range(len(header))
-        ids = [c for c in places if all(WORDNET_ID.fullmatch(row[c]) for row in rows)]
-        keys = [c for c in places if header[c] in NUMBER_COLUMNS and _is_number(rows, c)]
-        names = [c for name in NAME_COLUMNS for c in places if header[c] == name]
-        columns = (ids + [c for c in names if c not in (*ids, *keys)])[:2]
-        if not names or not columns:
-            continue
-        entries = [(row[columns[0]], row[columns[1]] if len(columns) > 1 else None) for row in rows]
-        if not keys:
-            return entries
-        return _order([(row[keys[0]], entry) for row, entry in zip(rows, entries, strict=True)])
-    return []
+    header = list(map(reduce_name, table.header))
+    if len(header) == 1 and suffix not in (".csv", ".tsv"):
+        return []
+    try:
+        rows = [[cell.strip() for cell in row] for row in table.read_rows()]
+    except DataError:  # lines of names with commas in them
+        return []
+    if not rows or any(len(row) != len(header) for row in rows):
+        return []
+    places = range(len(header))
+    ids = [c for c in places if all(WORDNET_ID.fullmatch(row[c]) for row in rows)]
+    keys = [c for c in places if header[c] in NUMBER_COLUMNS and _is_number(rows, c)]
+    names = [c for name in NAME_COLUMNS for c in places if header[c] == name]
+    columns = (ids + [c for c in names if c not in (*ids, *keys)])[:2]
+    if not names or not columns:
+        return []
+    entries = [(row[columns[0]], row[columns[1]] if len(columns) > 1 else None) for row in rows]
+    if not keys:
+        return entries
+    return _order([(row[keys[0]], entry) for row, entry in zip(rows, entries, strict=True)])
 
 
 def _is_number(rows: Iterable[Sequence[str]], column: int) -> bool:

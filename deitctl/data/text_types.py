@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 _BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
@@ -9,11 +10,14 @@ _BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _HTML = re.compile(r"<(!doctype\s+html|html|head|body|title|script|meta)\b", re.IGNORECASE)
 _SVG = re.compile(r"<(!doctype\s+svg|svg|[\w-]+:svg)\b", re.IGNORECASE)
 _MARKUP = re.compile(r"<[?!a-z]", re.IGNORECASE)
-BOMS = (
-    (b"\xef\xbb\xbf", "utf-8"),
-    (b"\xff\xfe", "utf-16-le"),
-    (b"\xfe\xff", "utf-16-be"),
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
 )
+"""Byte order marks, and the encoding that each stands for."""
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Not tab, line ends, form feed and escape: what is no text."""
 
@@ -47,9 +51,9 @@ def identify_text(start: bytes) -> str:
 
 def _decode(start: bytes) -> str | None:
     """Return a text of UTF-8, UTF-16 with its mark, or Latin-1; None for what is no text."""
-    for bom, encoding in BOMS:
-        if start.startswith(bom):
-            text = start[len(bom) :].decode(encoding, errors="replace")
+    for mark, encoding in MARKS:
+        if start.startswith(mark):
+            text = start.decode(encoding, errors="replace").rstrip("\ufffd")  # a cut character
             return None if CONTROLS.search(text) else text
     try:
         # the last character may be cut

@@ -44,6 +44,9 @@ def write(folder: Path, name: str, content: str | bytes | object) -> Path:
         ("a.csv", "Name;Class ID\ncat;0\nbig owl;1\n"),
         ("a.csv", "0,cat\n1,big owl\n"),
         ("a.csv", 'class_name\ncat\n"big owl"\n'),
+        ("a.csv", "Class IDs;Species\n0;cat\n1;big owl\n"),
+        ("a.csv", "sep=;\nid;label\n0;cat\n1;big owl\n"),
+        ("a.csv", "index|Category Name\n0|cat\n1|big owl\n"),
         ("a.csv", "label,description\n0,cat\n1,big owl\n"),
         ("a.tsv", "id\tname\n0\tcat\n1\tbig owl\n"),
         ("a.json", ["cat", "big owl"]),
@@ -149,10 +152,15 @@ def test_a_thousand_names_of_imagenet_are_its_classes(content: str, tmp_path: Pa
         ("a.json", {"0": "cat", "2": "owl"}, "0 to 2, do not number 2 classes"),
         ("a.json", {"x": "cat", "y": "owl"}, "keys are no numbers"),
         ("a.json", {}, "it is empty"),
-        ("a.csv", "foo,bar\nx,y\n", "which of its columns has the names is unknown: foo, bar"),
+        ("a.csv", "foo,bar\nx,y\n", "which of its columns has the names is unknown: 'foo', 'bar'"),
         ("a.csv", "index,name\n0,cat\n2,owl\n", "do not number 2 classes"),
         ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(100), "it is a PNG image"),
         ("a.txt", b"cat\0owl", "it is no text"),
+        (
+            "a.txt",
+            "{0: 'cat', 1: 'owl'," + " " * (1 << 20) + "}",
+            "too large for a Python dictionary",
+        ),
     ],
 )
 def test_what_names_no_classes_is_refused_in_a_line(

@@ -16,16 +16,9 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from deitctl.data.file_types import START_BYTES, identify
+from deitctl.data.text_types import MARKS
 from deitctl.errors import DataError
 
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-"""Byte order marks, and the encoding that each stands for."""
 WINDOWS = "cp1252"
 """Of text that is not UTF-8: what spreadsheets of western Europe and America write by default."""
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tabulator", "|": "bar", " ": "space"}
