@@ -145,11 +145,10 @@ class DeepImage:
         stated = measured.stated
         if stated is None:
             return self._choose_unstated(measured, value_range, name)
-        # Dark enough to fit in its bits, but scaled up as the specification has it, unless others of
-        # the data, which state none, are within them.
-        others = None if value_range == NO_RANGE else value_range
-        are_within = others is not None and others.high <= stated.high
-        if measured.may_be_scaled_up and not are_within:
+        # Dark enough to fit in its bits, but scaled up as others of the data are. Where none is beyond
+        # its bits, they are taken as they are: images of 8 bits in 12 have empty bits too.
+        are_scaled_up = value_range is not None and value_range.high > stated.high
+        if measured.may_be_scaled_up and are_scaled_up:
             return FULL
         require_in_range(*measured[:2], stated, name, stated=True)
         return stated

@@ -55,6 +55,8 @@ class RangeSurvey:
     """Of more than 8 bits, whose file states no range."""
     num_stated: int = 0
     """Of more than 8 bits, whose file states its range."""
+    num_maybe_scaled_up: int = 0
+    """Of these, PNGs with values within their bits that are such as scaling up to 16 bits gives."""
     low: float = 0.0
     high: float = 0.0
     """Of those without a stated range."""
@@ -73,6 +75,7 @@ class RangeSurvey:
         # Values scaled up beyond the bits that a PNG states say how the others of the data are.
         if measured.stated is not None and not measured.was_scaled_up:
             self.num_stated += 1
+            self.num_maybe_scaled_up += measured.may_be_scaled_up and measured.high > 0
             return
         if measured.is_float and max(-measured.low, measured.high) > FLOAT_MAXIMA[-1]:
             self.num_beyond += 1
@@ -127,6 +130,16 @@ class RangeSurvey:
             f"{kind} that state no range: scaled as {describe_range(chosen)}; {OPTION} changes it."
         )
 
+    def describe_doubt(self) -> str:
+        """Return in a line that all PNGs may be dark ones that were scaled up; empty where one shows they are not."""
+        if self.num_deep or not 0 < self.num_maybe_scaled_up == self.num_stated:
+            return ""
+        return (
+            f"{self.num_stated} of {self.num_looked_at} images looked at hold values within the bits that "
+            "they state (sBIT), and empty bits below: scaled by these bits. If they are dark images that "
+            "were scaled up to 16 bits: --value-range 0,65535."
+        )
+
 
 def settle_range(
     datasets: Sequence[ImageDataset],
@@ -152,8 +165,8 @@ def settle_range(
             return dataset.value_range
     survey = survey_datasets(datasets)
     chosen = survey.choose()
-    if chosen != NO_RANGE:
-        say(survey.describe(chosen))
+    if message := survey.describe(chosen) if chosen != NO_RANGE else survey.describe_doubt():
+        say(message)
     return chosen
 
 

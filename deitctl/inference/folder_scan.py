@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from deitctl.data.file_types import (
     DEAD_LINK,
     HEIC_EXTENSIONS,
-    KIND_OF_EXTENSION,
-    SIDE_FILES,
     START_BYTES,
     describe_unread,
     get_extensions,
     identify,
     is_image_start,
+    may_be_image,
 )
 from deitctl.data.layout import is_junk
 from deitctl.paths import walk
@@ -57,8 +56,10 @@ class FolderScan:
         extension = os.path.splitext(name)[1].lower()
         if extension in get_extensions() or extension in HEIC_EXTENSIONS:
             return True
-        if extension in SIDE_FILES or extension in KIND_OF_EXTENSION or name.lower() in SIDE_NAMES:
-            self.unread[extension] += name.lower() not in SIDE_NAMES
+        if name.lower() in SIDE_NAMES:
+            return False
+        if not may_be_image(name):
+            self.unread[extension] += 1
             return False
         start = _read_start(path)
         if start is not None and is_image_start(start):

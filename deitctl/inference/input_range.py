@@ -80,6 +80,8 @@ class InputRange:
 
     def _take(self, survey: RangeSurvey) -> None:
         if not survey.num_deep:
+            if doubt := survey.describe_doubt():
+                self._reporter.warn(doubt)
             return
         if survey.is_mixed:  # files of several sources, and no data set
             self._is_each_its_own = True
@@ -98,9 +100,9 @@ class InputRange:
 def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:
     """Return how to look at inputs that may have more than 8 bits, spread over all, and the number of all.
 
-    Of many inputs every second, then every fourth ... is kept, so that few of them are held.
+    Of many inputs every second, then every fourth ... is sampled, so that few of them are held.
     """
-    kept: list[Look] = []
+    looks: list[Look] = []
     num_images = num_looks = 0
     step = 1
     for image in images:
@@ -108,11 +110,11 @@ def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:
         if (look := _find_look(image)) is None:
             continue
         if num_looks % step == 0:
-            kept.append(look)
+            looks.append(look)
         num_looks += 1
-        if len(kept) > 2 * NUM_LOOKED_AT:
-            kept, step = kept[::2], 2 * step
-    return kept, num_images
+        if len(looks) > 2 * NUM_LOOKED_AT:
+            looks, step = looks[::2], 2 * step
+    return looks, num_images
 
 
 def _find_look(image: ImageLike) -> Look | None:

@@ -41,13 +41,6 @@ class ValueRange(NamedTuple):
     clips: bool = False
     """Whether values outside are clipped, as the user wants; else such an image is refused."""
 
-    def __str__(self) -> str:
-        return (
-            f"{self.low:g},{self.high:g}"
-            if max(map(abs, self[:2])) < 1e5
-            else (f"{self.low:.0f},{self.high:.0f}")
-        )
-
 
 def parse_value_range(text: str) -> ValueRange | None:
     """Parse `LOW,HIGH`, which clips what lies outside; None for `auto`.

@@ -141,14 +141,13 @@ def test_values_beyond_the_bits_of_a_png_are_scaled_up_ones():
 def test_a_dark_png_is_scaled_up_where_others_of_its_data_are():
     dark = np.array([[0, 0x0100, 0x0F00]], np.uint16)  # the bits below its 12 are empty
     data = encode_png(dark, (12,))
-    for value_range in (ValueRange(0, 65535), NO_RANGE, None):
-        assert decoded(data, value_range)[0, :, 0].tolist() == [0, 1, 15]
-    # Others of the data, whose files state nothing, are within 12 bits.
-    assert decoded(data, TWELVE)[0, :, 0].tolist() == [0, 16, 239]
+    assert decoded(data, ValueRange(0, 65535))[0, :, 0].tolist() == [0, 1, 15]
+    for value_range in (TWELVE, NO_RANGE, None):
+        assert decoded(data, value_range)[0, :, 0].tolist() == [0, 16, 239]
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
-def test_a_dark_png_alone_is_what_it_was_before_it_was_scaled_up(bits):
+def test_a_dark_png_beside_scaled_up_ones_is_known_by_its_values(bits):
     level = np.arange(2 ** (2 * bits - 16))[None]  # those whose values fit into the bits
     scaled_up = (
         level << (16 - bits),
@@ -156,12 +155,13 @@ def test_a_dark_png_alone_is_what_it_was_before_it_was_scaled_up(bits):
         np.rint(level * 65535 / (2**bits - 1)),
     )
     expected = np.rint(level / (2**bits - 1) * 255)[0]
+    full = ValueRange(0, 65535)
     for values in scaled_up:
-        found = decoded(encode_png(values.astype(np.uint16), (bits,)), NO_RANGE)[0, :, 0]
+        found = decoded(encode_png(values.astype(np.uint16), (bits,)), full)[0, :, 0]
         assert np.abs(found - expected).max() <= 1
     # And one whose values are not those stays as it is.
     dark = encode_png(np.array([[0, 1, 400]], np.uint16), (12,))
-    assert decoded(dark, NO_RANGE)[0, :, 0].tolist() == [0, 0, 25]
+    assert decoded(dark, full)[0, :, 0].tolist() == [0, 0, 25]
 
 
 @pytest.mark.parametrize("values", [RAMP, color(3), RAMP.astype(np.float32)])

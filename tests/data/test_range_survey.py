@@ -114,6 +114,23 @@ def test_pngs_scaled_up_beyond_their_bits_decide_for_dark_ones_too(tmp_path):
     assert [int(np.asarray(dataset.read(n)).max()) for n in range(2)] == [15, 255]
 
 
+def test_pngs_that_are_dark_or_have_empty_bits_are_a_line(tmp_path):
+    empty_bits = np.array([[0, 0x0660, 0x0FF0]], np.uint16)
+    sure = encode_png(empty_bits + np.uint16(1), (12,))
+    paths = [str(write(tmp_path / "a.png", encode_png(empty_bits, (12,))))]
+    dataset = FileDataset(paths * 3, np.zeros(3, np.int64), ("a",))
+    chosen, said = settle(dataset)
+    assert chosen == NO_RANGE
+    assert said.startswith(
+        "3 of 3 images looked at hold values within the bits that they state (sBIT)"
+    )
+    assert said.endswith("scaled up to 16 bits: --value-range 0,65535.")
+    window, _ = settle(dataset, option="0,65535")
+    assert np.asarray(dataset.with_value_range(window).read(0))[0, :, 0].tolist() == [0, 6, 16]
+    paths.append(str(write(tmp_path / "b.png", sure)))
+    assert settle(FileDataset(paths, np.zeros(2, np.int64), ("a",))) == (NO_RANGE, "")
+
+
 def test_missing_values_in_one_image_leave_the_others_as_they_are(tmp_path):
     values = [np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8) for _ in range(4)]
     values[1][0, 0], values[2][0, 0] = -3.4e38, np.inf

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deitctl.data import file_types
 from deitctl.data.readers.folder import open_folder
+from deitctl.data.trees import is_image_file
 from deitctl.inference.folder_scan import FolderScan
 from deitctl.inference.inputs import expand, open_image
 
@@ -73,6 +74,19 @@ def test_images_are_found_by_their_bytes_where_the_name_says_nothing(tmp_path, p
     names, found = scan(tmp_path)
     assert names == ["IMG_0001", "a.png_large", "b.png?w=600", "c.PNG"]
     assert found.describe() == "2 files are not read: 1 .xyz, 1 without an extension, a text file."
+
+
+def test_training_and_check_find_the_same_files_by_their_bytes(tmp_path, png, reporter):
+    names = ["scan", "scan.0001", "cat.jpg_large", "cat.jpg!d", "a.PNG", "b.png.part", "v1.2"]
+    others = {"README": b"text", "notes.txt": png, "a.0002": b"no image", "b.dcm": png, ".c": png}
+    data = write(tmp_path / "data" / "class", **dict.fromkeys(names, png), **others).parent
+    found = scan(data)[0]
+    assert found == [f"class/{name}" for name in sorted(names)]
+    assert sorted(open_folder(data, reporter).paths) == [str(data / name) for name in found]
+    assert [path for path in sorted(data.rglob("*")) if is_image_file(str(path))] == [
+        data / "class" / ".c",  # junk, which its callers leave out
+        *(data / name for name in found),
+    ]
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
