@@ -22,10 +22,9 @@ from deitctl.models.trainer_settings import pair_channels
 from deitctl.models.transformers_names import PATCH_EMBEDDING, rename_transformers
 
 _TIMM_PATCHES = "patch_embed.proj.weight"
+_WRAPPER = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
 # DistributedDataParallel's is removed at the start alone: a few networks have a part of that name.
-_WRAPPERS = re.compile(
-    r"^(module\.)+|(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
+_WRAPPERS = re.compile(rf"^((module|{_WRAPPER})\.)+|(?<![^.]){_WRAPPER}\.")
 _COMMON_PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "timm_model.", "student.")
 _TEACHER = re.compile(r"(^|[._])teachers?\d*[._]")
 _STUDENT = re.compile(r"(^|[._])student[._]")
@@ -48,14 +47,13 @@ def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         ModelError: it holds several networks, of which one would have to be guessed, or one that
             computes something else than its tensors' names say.
     """
-    state = dict(checkpoint.state)
+    state = _remove_wrappers(checkpoint.state, path)
     if checkpoint.is_own:
         if anchors := [p for p in _find_prefixes(state) if p[1] == PATCH_EMBEDDING]:
             state, _ = _take_prefix(state, *anchors[0])
             state = rename_transformers(state, str(path))
         return replace(checkpoint, state=state)
     notes = list(checkpoint.notes)
-    state = _remove_wrappers(state, path)
     state, dropped = _drop_counters(state)
     state, preprocessing = _take_normalization(state, path)
     taken, beside = _choose_student(state)
@@ -101,28 +99,23 @@ def _remove_wrappers(state: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
 
 def _drop_counters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
     """Leave out steps and metrics: whole numbers, and what lies in modules of scalars and them alone."""
+    if len(state) < _LEAST_OF_A_NETWORK:
+        return dict(state), set()
     networks = {
         name[:end]
         for name, value in state.items()
         if value.ndim and value.is_floating_point()
         for end in (match.start() for match in re.finditer(r"\.", name))
     }
-    counters = {
-        name
-        for name, value in state.items()
-        if (
-            _is_whole(name, value)
-            and (not value.ndim or name.rpartition(".")[0] not in networks)
-            and not name.endswith("num_batches_tracked")
-        )
-        or ("." in name and not value.ndim and name.rpartition(".")[0] not in networks)
-    }
+    counters: set[str] = set()
+    for name, value in state.items():
+        parent, _, last = name.rpartition(".")
+        is_whole = not value.is_floating_point() and last != "num_batches_tracked"
+        if (is_whole and not value.ndim) or (
+            parent not in networks and (is_whole or (parent and not value.ndim))
+        ):
+            counters.add(name)
     return {k: v for k, v in state.items() if k not in counters}, counters
-
-
-def _is_whole(name: str, value: Tensor) -> bool:
-    # Outlines have no types: `n_averaged`, and no parameter, is a scalar outside of all modules.
-    return not value.is_floating_point() or (value.is_meta and not value.ndim and "." not in name)
 
 
 def _take_normalization(

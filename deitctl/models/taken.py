@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deitctl.events import Reporter
 from deitctl.models import timm_models
@@ -29,17 +32,38 @@ def say_what_was_taken(
         checkpoint: what was read.
         reporter: receives a note. None is given of a model folder where nothing was decided.
         is_bare: whether the file has no config beside it.
-        is_imagenet: whether a bare file of another network than a DeiT gets ImageNet's class names.
+        is_imagenet: whether a file that names no classes gets ImageNet's names, as a bare one of a
+            DeiT does where it has a thousand.
     """
     if preprocessing is not None and not is_bare and not checkpoint.notes:
         return
+    is_bare = is_bare or preprocessing is None
     if preprocessing is None:
-        _warn_of_other_images(path, name, checkpoint.architecture, reporter)
+        if "mean" not in checkpoint.preprocessing:
+            _warn_of_other_images(path, name, checkpoint.architecture, reporter)
         head = checkpoint.state.get("head.weight")
         is_imagenet = is_imagenet or (head is not None and len(head) == 1000)
-    parts = [name, describe_normalization(preprocessing or Preprocessing())]
+    preprocessing = preprocessing or Preprocessing()
+    if is_bare:
+        preprocessing = complete_preprocessing(preprocessing, checkpoint)
+    parts = [name, describe_normalization(preprocessing)]
+    if is_bare and (stated := _describe_stated(checkpoint.preprocessing)):
+        parts.append(stated)
     parts += ["1000 classes taken as ImageNet-1k"] * is_imagenet + [*checkpoint.notes]
     reporter.note(f"{path}: {', '.join(parts)}.")
+
+
+def complete_preprocessing(preprocessing: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
+    """Return the preprocessing of a bare file's model with what the file states; the size is kept."""
+    stated = {k: v for k, v in checkpoint.preprocessing.items() if k != "img_size"}
+    return replace(preprocessing, **stated)
+
+
+def _describe_stated(stated: Mapping[str, Any]) -> str:
+    """Return what a file states of its crop, in words; empty for nothing."""
+    words = [f"crop {stated['crop_pct']:g}"] if "crop_pct" in stated else []
+    words += [stated[key] for key in ("crop_mode", "interpolation") if key in stated]
+    return f"{' '.join(words)} as it was trained" if words else ""
 
 
 def _warn_of_other_images(path: Path, name: str, stored: str, reporter: Reporter) -> None:

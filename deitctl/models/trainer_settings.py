@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deitctl.config import MAX_SIZE
 from deitctl.models.pickles import StandIn
 
 # deit, timm, DINO and MAE: `args`; Lightning: `hyper_parameters`; own loops: the others.
@@ -57,6 +58,8 @@ _OPTIONS = {
     "eval_crop_ratio": "crop_pct",  # deit's main.py
     "crop_mode": "crop_mode",
     "interpolation": "interpolation",
+    "img_size": "img_size",
+    "input_size": "img_size",
 }
 """timm's names of options, and those of `Preprocessing`."""
 
@@ -75,6 +78,9 @@ def _parse(name: str, value: Any) -> Any:
     """Return a value as `Preprocessing` has it; None if it cannot be one."""
     if name in ("mean", "std"):
         return value if isinstance(value, list | tuple) else None
+    if name == "img_size":
+        side = value[-1] if isinstance(value, list | tuple) and value else value
+        return side if isinstance(side, int) and 0 < side <= MAX_SIZE else None
     if name == "crop_pct":
         is_share = isinstance(value, int | float) and 0.05 <= value <= 1
         return float(value) if is_share else None

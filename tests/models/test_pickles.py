@@ -10,6 +10,7 @@ import pathlib
 import pickletools
 import types
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +45,13 @@ def test_settings_of_a_trainer_become_stand_ins_and_weights_stay(new, tmp_path, 
     # The list is for this read alone: other code's torch.load is as strict as before.
     with pytest.raises(Exception, match="argparse.Namespace"):
         torch.load(path, weights_only=True)
+
+
+def test_files_are_read_in_several_threads_at_once(tmp_path, noise):
+    torch.save({"model": {"a": noise(2)}, "args": SETTINGS}, tmp_path / "x")
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(load_pickle, [tmp_path / "x"] * 80))
+    assert all(isinstance(loaded["args"], StandIn) for loaded in read)
 
 
 def test_no_stand_in_has_the_power_of_what_it_stands_for():

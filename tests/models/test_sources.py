@@ -22,6 +22,9 @@ from tests.models.test_state_dicts import foreign
         ("hf:a/b", "a/b"),
         ("https://huggingface.co/a/b", "a/b"),
         ("https://huggingface.co/a/b/tree/main", "a/b"),
+        ("https://huggingface.co/a/b/blob/main/model.safetensors", "a/b"),
+        ("a/b/tree/main", "a/b"),
+        ("hf-hub:a/b@main", "a/b"),
         ("deit_tiny", ""),
         ("a/b.pth", ""),
         ("a/model.onnx", ""),
@@ -34,6 +37,20 @@ from tests.models.test_state_dicts import foreign
 )
 def test_a_name_of_owner_and_repository_is_the_hubs(ref, repo_id):
     assert get_repo_id(ref) == repo_id
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason"),
+    [
+        ("hf-hub:a/b@v1.2", "revision 'v1.2' of a/b.*hf download a/b --revision v1.2"),
+        ("https://huggingface.co/a/b/tree/refs", "revision 'refs'"),
+        ("https://huggingface.co/a/b/resolve/main/x.onnx?download=true", "hf download a/b x.onnx"),
+        ("a/b/blob/main/sub/w.pth", "is the page of one file"),
+    ],
+)
+def test_revisions_and_pages_of_files_are_refused_with_what_to_type(ref, reason):
+    with pytest.raises(ModelError, match=reason):
+        get_repo_id(ref)
 
 
 def test_a_path_below_a_folder_that_is_there_is_no_repository(tmp_path, monkeypatch, reporter):
@@ -105,3 +122,26 @@ def test_a_folder_without_a_config_names_what_is_in_it(tmp_path, reporter):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="It holds LoRA adapters"):
         load_model(str(tmp_path), reporter=reporter)
+
+
+def test_a_file_that_the_cache_knows_the_hub_has_not_is_not_asked_for(
+    deit, tmp_path, monkeypatch, reporter
+):
+    from huggingface_hub import constants
+
+    revision, repo = "1" * 40, tmp_path / "models--x--y"
+    foreign.write_transformers_folder(
+        repo / "snapshots" / revision, deit().state_dict(), heads=3, classes=5
+    )
+    (repo / "snapshots" / revision / "preprocessor_config.json").unlink()
+    (repo / ".no_exist" / revision).mkdir(parents=True)
+    (repo / ".no_exist" / revision / "preprocessor_config.json").touch()
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    asked: list[int] = []
+    monkeypatch.setattr("deitctl.models.weights.require_hub", lambda: asked.append(1))
+    for _ in range(2):
+        load_model("x/y", reporter=reporter)
+    assert not asked
+    assert "has no preprocessor_config.json" in reporter.warnings[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import re
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -225,3 +227,184 @@ def test_a_vit_of_timm_with_another_mean_is_warned_of(net, tmp_path, reporter):
     torch.save(stored, tmp_path / "x.pth.tar")
     load_model(str(tmp_path / "x.pth.tar"), reporter=reporter)
     assert any("--model vit_tiny_patch16_224 --weights" in message for message in reporter.warnings)
+
+
+def test_a_vit_whose_trainer_states_mean_and_crop_is_prepared_as_stated(net, tmp_path, reporter):
+    args = argparse.Namespace(mean=(0.5,), std=[0.5] * 3, crop_pct=1.0, interpolation="bilinear")
+    stored = {"arch": "vit_tiny_patch16_224", "state_dict": net.state_dict(), "args": args}
+    torch.save(stored, tmp_path / "x")
+    pre = load_model(str(tmp_path / "x"), reporter=reporter).model_config.preprocessing
+    assert (pre.mean, pre.std, pre.crop_pct) == ((0.5,) * 3, (0.5,) * 3, 1)
+    assert (pre.interpolation, pre.img_size) == ("bilinear", 32)
+    assert not reporter.warnings
+    assert "mean 0.5 and std 0.5, crop 1 bilinear as it was trained" in reporter.notes[0]
+
+
+@pytest.mark.parametrize("scale", [1, 255], ids=["of 0..1", "of 0..255"])
+@pytest.mark.parametrize("inner", ["0.mean 0.std 1.", "norm.pixel_mean norm.pixel_std net."])
+def test_a_network_that_normalizes_its_own_images_gives_its_mean_and_std(
+    scale, inner, net, tmp_path, reporter
+):
+    mean, std, prefix = inner.split()
+    values = {mean: torch.full((1, 3, 1, 1), 0.4), std: torch.full((3,), 0.25)}
+    state = foreign._prefix(prefix, net.state_dict())
+    state |= {name: value * scale for name, value in values.items()}
+    torch.save({"state_dict": state}, tmp_path / "x")
+    pre = load_model(str(tmp_path / "x"), reporter=reporter).model_config.preprocessing
+    assert pre.mean == pytest.approx((0.4,) * 3)
+    assert pre.std == pytest.approx((0.25,) * 3)
+    assert "mean 0.4 and std 0.25" in reporter.notes[0]
+
+
+def test_two_normalizations_are_refused(net, tmp_path):
+    state = foreign._prefix("1.", net.state_dict())
+    state |= {"0.mean": torch.full((3,), 0.5), "0.std": torch.full((3,), 0.5)}
+    args = argparse.Namespace(mean=[0.4] * 3, std=[0.5] * 3)
+    torch.save({"state_dict": state, "args": args}, tmp_path / "x")
+    with pytest.raises(ModelError, match="normalizes twice"):
+        read_checkpoint(tmp_path / "x")
+    torch.save(state | {"0.std": torch.zeros(3)}, tmp_path / "x")
+    with pytest.raises(ModelError, match="normalizes images inside the network"):
+        read_checkpoint(tmp_path / "x")
+
+
+def mark(state, value):
+    """Return a state dict whose norm.bias tells it from another of the same network."""
+    return {**state, "norm.bias": torch.full_like(state["norm.bias"], value)}
+
+
+TEACHERS = {
+    "of the same network": lambda state: mark(state, 2),
+    "of features": lambda state: foreign._without_head(mark(state, 2)),
+    "transformers'": lambda state: foreign.to_transformers(mark(state, 2)),
+    "Swin": lambda _: {
+        "patch_embed.proj.weight": torch.zeros(96, 3, 4, 4),
+        "layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(169, 3),
+        "head.fc.weight": torch.zeros(10, 768),
+    },
+    "ResNet": lambda _: timm.create_model("resnet18", num_classes=3).state_dict(),
+    "of fewer layers": lambda state: {
+        k: v for k, v in mark(foreign._without_head(state), 2).items() if "blocks.1" not in k
+    },
+}
+
+
+@pytest.mark.parametrize("level", ["entries", "prefixes"])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_of_a_student_that_classifies_and_its_teacher_the_student_is_taken(
+    kind, level, net, tmp_path
+):
+    student, teacher = mark(net.state_dict(), 1), TEACHERS[kind](net.state_dict())
+    stored = {"student": student, "teacher": teacher}
+    if level == "prefixes":
+        stored = foreign._prefix("student.", student) | foreign._prefix("teacher.", teacher)
+    torch.save(stored, tmp_path / "x")
+    checkpoint = read_checkpoint(tmp_path / "x")
+    assert checkpoint.state["norm.bias"].unique().tolist() == [1]
+    assert "student" in " ".join(checkpoint.notes)
+
+
+@pytest.mark.parametrize("level", ["entries", "prefixes"])
+def test_a_teacher_without_classes_of_a_student_without_is_its_average(level, net, tmp_path):
+    student, teacher = (foreign._without_head(mark(net.state_dict(), n)) for n in (1, 2))
+    stored = {"student": student, "teacher": teacher}
+    if level == "prefixes":
+        stored = foreign._prefix("student.", student) | foreign._prefix("teacher.", teacher)
+    torch.save(stored, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").state["norm.bias"].unique().tolist() == [2]
+
+
+def test_a_student_of_another_kind_is_not_replaced_by_its_teacher(net, tmp_path):
+    student = timm.create_model("resnet18", num_classes=5).state_dict()
+    both = foreign._prefix("student.", student) | foreign._prefix("teacher.", net.state_dict())
+    torch.save({"state_dict": both}, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").state.keys() == student.keys()
+
+
+def test_a_name_that_holds_the_letters_of_an_average_is_none(net, tmp_path):
+    state = net.state_dict()
+    both = foreign._prefix("image_net.", state)
+    both |= foreign._prefix("semantic_net.", foreign._without_head(state))
+    torch.save(both, tmp_path / "x")
+    with pytest.raises(ModelError, match="holds several networks: 'image_net.', 'semantic_net.'"):
+        read_checkpoint(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("beside", "keeper"),
+    [
+        (lambda state: {"ema_state_dict": {"steps": torch.tensor(5)} | state}, "MMEngine"),
+        (lambda state: {"current_model_state": state, "averaging_state": {}}, "Lightning"),
+    ],
+)
+def test_of_an_average_that_was_swapped_in_the_network_itself_is_left(
+    beside, keeper, net, tmp_path
+):
+    raw = foreign._prefix("module.", mark(net.state_dict(), 2))
+    torch.save({"state_dict": mark(net.state_dict(), 1)} | beside(raw), tmp_path / "x")
+    checkpoint = read_checkpoint(tmp_path / "x")
+    assert checkpoint.state["norm.bias"].unique().tolist() == [1]
+    assert f"averaged weights (state_dict: {keeper}" in checkpoint.notes[0]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"num_updates": torch.tensor(3)},
+        {"val_acc.correct": torch.tensor(3), "val_acc.confusion": torch.zeros(5, 5).long()},
+        {"train_loss.mean_value": torch.tensor(0.3), "train_loss.weight": torch.tensor(2.0)},
+        {"criterion.weight": torch.ones(5)},
+    ],
+    ids=str,
+)
+def test_counters_and_metrics_are_left_out_and_named(extra, net, tmp_path):
+    torch.save(net.state_dict() | extra, tmp_path / "x")
+    checkpoint = read_checkpoint(tmp_path / "x")
+    assert checkpoint.state.keys() == net.state_dict().keys()
+    assert checkpoint.notes == (f"without {next(iter(extra)).partition('.')[0]}",)
+
+
+def test_wrappers_inside_the_network_are_removed(net, tmp_path):
+    for part in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
+        state = {re.sub(r"(blocks\.\d+)", rf"\1.{part}", k): v for k, v in net.state_dict().items()}
+        torch.save(state, tmp_path / "x")
+        assert read_checkpoint(tmp_path / "x").state.keys() == net.state_dict().keys()
+
+
+def test_a_metric_beside_the_only_state_dict_does_not_hide_it(net, tmp_path):
+    torch.save({"vit": net.state_dict(), "best_acc": torch.tensor(0.9)}, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").state.keys() == net.state_dict().keys()
+
+
+def test_a_convnet_in_lightning_loses_its_criterion_and_keeps_its_counters(tmp_path):
+    state = timm.create_model("resnet18", num_classes=3).state_dict()
+    stored = foreign._prefix("model.", state) | {"criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": stored}, tmp_path / "x")
+    checkpoint = read_checkpoint(tmp_path / "x")
+    assert checkpoint.state.keys() == state.keys()
+    assert checkpoint.notes == ("without criterion",)
+
+
+def test_positions_that_are_sines_are_mocos_and_those_of_a_training_are_not(deit, tmp_path):
+    state = deit("deit_small").state_dict()
+    torch.save({"state_dict": foreign._prefix("module.", state)}, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").state.keys() == state.keys()
+    fixed = state["pos_embed"].clone()
+    fixed[:, 0] = 0
+    for stored in (
+        {"state_dict": foreign._prefix("module.", state | {"pos_embed": fixed})},
+        {"arch": "vit_small", "state_dict": state},
+    ):
+        torch.save(stored, tmp_path / "x")
+        with pytest.raises(ModelError, match="12 attention heads where deit_small has 6"):
+            read_checkpoint(tmp_path / "x")
+
+
+def test_what_is_computed_from_a_pooler_or_from_logits_is_refused(net, tmp_path):
+    theirs = foreign.to_transformers(net.state_dict())
+    pooled = theirs | {"vit.pooler.dense.weight": torch.ones(4, 4)}
+    twice = foreign._prefix("net.", net.state_dict()) | {"classifier.weight": torch.ones(3, 5)}
+    for state, reason in ((pooled, "pooler"), (twice, "two classifiers: .*'classifier.weight'")):
+        torch.save(state, tmp_path / "x")
+        with pytest.raises(ModelError, match=reason):
+            read_checkpoint(tmp_path / "x")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.models import timm_models
 from deitctl.models.catalog import TIMM_TAGS
-from deitctl.models.checkpoint_io import save_model
+from deitctl.models.checkpoint_io import load_tensors, save_model
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig, parse_preprocessing
 
@@ -115,7 +115,8 @@ def test_a_convnets_folder_has_equal_logits_here_and_in_timm(tmp_path, noise):
     save_model(
         tmp_path / "net", model.state_dict(), model_config, timm_models.describe_layers(model)
     )
-    ours, read = timm_models.load_folder(tmp_path / "net")
+    path = tmp_path / "net" / "model.safetensors"
+    ours, read = timm_models.load_folder(tmp_path / "net", path, load_tensors(path))
     theirs = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True).eval()
     images = noise(1, 3, 64, 64)
     with torch.no_grad():
@@ -134,7 +135,7 @@ def test_a_folder_of_an_unknown_architecture_is_refused(tmp_path):
         {"classifier": ("head",), "first_conv": "c", "fixed_input_size": False},
     )
     with pytest.raises(ModelError, match="'regnety_003', which timm does not have"):
-        timm_models.load_folder(tmp_path)
+        timm_models.load_folder(tmp_path, tmp_path / "model.safetensors", {})
 
 
 def test_missing_weights_are_named_with_their_url(reporter):

@@ -25,6 +25,7 @@ from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing, ValueRange
 from deitctl.models.transformers_folder import from_transformers_config
 from deitctl.models.transformers_names import rename_transformers
+from deitctl.models.transformers_processor import read_processor
 from deitctl.paths import write_json
 from tests.models.test_state_dicts import foreign
 
@@ -172,6 +173,77 @@ def test_a_preprocessing_that_cannot_be_said_is_refused(changes, folder, reporte
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_the_named_file_of_a_folder_is_the_one_that_is_read(folder, reporter):
+    root, _ = folder()
+    state = load_file(root / WEIGHTS)
+    torch.save({k: torch.zeros_like(v) for k, v in state.items()}, root / "pytorch_model.bin")
+    for name, is_other in (("pytorch_model.bin", True), (WEIGHTS, False)):
+        for ref, weights in ((str(root / name), ""), ("deit_tiny", str(root / name))):
+            loaded = load_model(ref, weights=weights, reporter=reporter)
+            assert (not loaded.model.head.weight.any()) == is_other
+            assert loaded.model_config.class_names[0] == "kind 0"
+
+
+# What transformers 5.24 does where the file does not say: models/*/image_processing_*.py.
+SILENT = {
+    "ViT": ({}, 224, (224, "squash", "bilinear", 0.5)),
+    "DeiT": ({}, 224, (256, "squash", "bicubic", 0.5)),
+    "CLIP": ({}, 224, (224, "center", "bicubic", 0.48145466)),
+    "CLIP, a number": (
+        {"size": 256, "crop_size": 224},
+        224,
+        (256, "center", "bicubic", 0.48145466),
+    ),
+    "ViT, nulls": ({"image_mean": None, "crop_size": None}, 224, (224, "squash", "bilinear", 0.5)),
+    "ViT, a pair": ({"size": [96, 96]}, 96, (96, "squash", "bilinear", 0.5)),
+    "ViT, not normalized": ({"do_normalize": False}, 224, (224, "squash", "bilinear", 0)),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_what_a_processor_does_not_say_is_its_classes_default(name, tmp_path):
+    stated, size, (resized, mode, interpolation, mean) = SILENT[name]
+    kind = name.partition(",")[0]
+    for named in ("ImageProcessor", "ImageProcessorFast", "FeatureExtractor"):
+        key = "image_processor_type" if "Image" in named else "feature_extractor_type"
+        pre = read_processor(stated | {key: kind + named}, "vit", "f")
+        assert (pre.img_size, pre.resize_to, pre.crop_mode) == (size, resized, mode)
+        assert (pre.interpolation, pre.mean[0]) == (interpolation, mean)
+    if kind in ("ViT", "DeiT"):
+        assert read_processor(stated, kind.lower(), "f").resize_to == resized
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rescale_offset": True}, "another range than 0..1"),
+        ({"do_flip_channel_order": True}, "it has do_flip_channel_order"),
+        ({"do_pad": True}, "it has do_pad"),
+        ({"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.9}, "ConvNextImageProc"),
+        ({"size": {"shortest_edge": 36, "longest_edge": 48}}, "longest_edge"),
+        ({"image_mean": "x"}, "three channels"),
+        ({"resample": 9}, "resample = 9"),
+    ],
+    ids=str,
+)
+def test_an_error_of_a_processor_names_its_file(changes, reason, folder, reporter):
+    root, _ = folder(processor=changes)
+    with pytest.raises(ModelError, match=reason) as error:
+        load_model(str(root), reporter=reporter)
+    assert error.value.message.startswith(str(root / PROCESSOR))
+
+
+def test_a_thousand_labels_that_are_no_names_are_said_to_be_imagenets(deit, tmp_path, reporter):
+    state = deit(classes=1000).state_dict()
+    foreign.write_transformers_folder(tmp_path / "hf", state, heads=3, classes=1000)
+    config = json.loads((tmp_path / "hf" / CONFIG).read_text())
+    config["id2label"] = {str(i): f"LABEL_{i}" for i in range(1000)}
+    (tmp_path / "hf" / CONFIG).write_text(json.dumps(config))
+    loaded = load_model(str(tmp_path / "hf"), reporter=reporter)
+    assert loaded.model_config.class_names[0] == "n01440764"
+    assert "1000 classes taken as ImageNet-1k" in reporter.notes[0]
+
+
 def test_a_folder_without_a_processor_is_warned_of(folder, reporter):
     root, _ = folder()
     (root / PROCESSOR).unlink()
@@ -304,6 +376,8 @@ def test_a_vit_that_no_deit_is_loads_as_timms(tmp_path, reporter):
     foreign.write_transformers_folder(tmp_path / "hf", theirs.state_dict(), heads=6, classes=3)
     loaded = load_model(str(tmp_path / "hf"), reporter=reporter)
     assert loaded.model_config.architecture == "vit_small_patch32_224"
+    said = "vit_small_patch32_224, ImageNet mean and std, transformers' names"
+    assert reporter.notes == [f"{tmp_path / 'hf' / WEIGHTS}: {said}."]
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(loaded.model(images), theirs(images))

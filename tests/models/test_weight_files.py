@@ -70,6 +70,24 @@ def test_weights_are_read_whatever_their_name(name, tmp_path, noise):
         assert torch.equal(load_tensors(path)["a"], state["a"])
 
 
+@pytest.mark.parametrize("length", [0x4B50, 0x4380, 0x447B], ids=["PK", "pickle", "JSON"])
+def test_the_length_of_a_safetensors_header_does_not_make_it_another_file(length, tmp_path, noise):
+    save_file({"a": noise(2, 3)}, tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:end].ljust(length)
+    (tmp_path / "x").write_bytes(length.to_bytes(8, "little") + header + data[end:])
+    assert identify_weights(tmp_path / "x") == SAFETENSORS
+
+
+@pytest.mark.parametrize("content", [b"\x08", b"\xde", b"{", b"PK", b"\x80", b"\x80\x02"])
+def test_a_file_of_one_or_two_bytes_is_no_crash(content, tmp_path):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ModelError) as error:
+        load_tensors(tmp_path / "x")
+    assert "index out of range" not in error.value.message
+
+
 def write_zip(path: Path, *names: str) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
