@@ -46,7 +46,7 @@ def train(
     img_size: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
-    images: PathLike | None = None,
+    image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,
     pretrained: bool | None = None,
@@ -97,7 +97,7 @@ def distill(
     img_size: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
-    images: PathLike | None = None,
+    image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
@@ -201,7 +201,7 @@ def cache_teacher(
     epochs: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
-    images: PathLike | None = None,
+    image_folder: PathLike | None = None,
     value_range: str | None = None,
     teacher_weights: PathLike | None = None,
     teacher_classes: PathLike | None = None,
@@ -276,7 +276,7 @@ def compare(
     img_size: int | None = None,
     seed: int | None = None,
     split_seed: int | None = None,
-    images: PathLike | None = None,
+    image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
@@ -354,7 +354,7 @@ def bench(
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    images: PathLike | None = None,
+    image_folder: PathLike | None = None,
     seconds: float = 2.0,
     reporter: Reporter | None = None,
     **overrides: Any,
@@ -392,7 +392,7 @@ def evaluate(
     save_temperature: bool = False,
     batch_size: int = 64,
     img_size: int = 0,
-    images: PathLike = "",
+    image_folder: PathLike = "",
     value_range: str = "auto",
     on_bad_image: OnBadImage = "skip",
     workers: int = -1,
@@ -420,7 +420,7 @@ def evaluate(
         save_temperature: store the fitted temperature with the model.
         batch_size: images at a time.
         img_size: side of the input in pixels; 0: the model's own.
-        images: folder that the paths of a table are below; empty: where the table or its run leads.
+        image_folder: folder that the paths of a table are below; empty: where the table or its run leads.
         value_range: `LOW,HIGH`, black and white of images of more than 8 bits, whose values outside
             are clipped; `auto`: what their files state, else the model's, else one for all.
         on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
@@ -459,7 +459,6 @@ def evaluate_models(
     from deitctl.report.build import require_report_paths, write_report
 
     options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
-    options["image_folder"] = options.pop("images", "")
     reporter = reporter or SilentReporter()
     require_report_paths(str(report), str(figures), options.get("predictions", ""))
     results = package.evaluate_models(

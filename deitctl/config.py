@@ -38,6 +38,8 @@ class Option:
     """What `--help` says of a default that is not a fixed value."""
     flag: str = ""
     """Empty: the setting's name with dashes; for a boolean `--name/--no-name`."""
+    keyword: str = ""
+    """In the Python API; empty: the flag without its dashes."""
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
@@ -358,6 +360,7 @@ class TrainConfig:
             EVERYDAY,
             "the table's, or one beside it that has them",
             flag="--images",
+            keyword="image_folder",  # `images` are those that `predict` is given
         ),
     ] = ""
     value_range: Annotated[

@@ -46,7 +46,7 @@ class Setting:
     def keyword(self) -> str:
         """The keyword in the Python API: the option without its dashes, also of a switch `--no-NAME`."""
         flag = self.flag.partition("/")[0].removeprefix("--").removeprefix("no-")
-        return flag.replace("-", "_")
+        return self.option.keyword or flag.replace("-", "_")
 
 
 @cache  # the annotations are evaluated once: every start of the command line needs all of them

@@ -63,6 +63,7 @@ def test_a_setting_names_its_flag_and_its_keyword() -> None:
     assert named["compile"] == ("--compile/--no-compile", "compile")
     assert named["distill.dist_token"] == ("--no-dist-token", "dist_token")
     assert named["output_dir"] == ("--output", "output")
+    assert named["image_folder"] == ("--images", "image_folder")
 
 
 def test_settings_of_a_recipe_have_no_default_of_their_own_where_recipes_differ() -> None:

@@ -54,7 +54,7 @@ def check(
     ground_truth: str = "",
     fix_list: str = "",
     write_manifest: str = "",
-    images: str = "",
+    image_folder: str = "",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
@@ -66,7 +66,7 @@ def check(
         ground_truth: labels of images that lie in no class folders, see `read_ground_truth`.
         fix_list: CSV file to write the remedies to.
         write_manifest: CSV file to write, a `path,label,split` table that training accepts.
-        images: folder that the paths of a table are below; empty: where the table leads.
+        image_folder: folder that the paths of a table are below; empty: where the table leads.
         value_range: of images of more than 8 bits, see `settle_range`.
         workers: decoding processes, 0 for none, -1 for one a core.
         reporter: shows progress.
@@ -84,7 +84,7 @@ def check(
     for output in filter(None, (fix_list, write_manifest)):
         _require_writable(Path(output))
     labels = read_ground_truth(expand_home(ground_truth)) if ground_truth else {}
-    surveyed = survey(data, reporter, images)
+    surveyed = survey(data, reporter, image_folder)
     issues = surveyed.issues
     if ground_truth and not any(split.flat for split in surveyed.splits):
         in_a_tar = any(issue.code == "flat_split" for issue in issues)

@@ -46,7 +46,7 @@ def check(
             default="",
         ),
     ] = "",
-    images: o.ImageFolderOpt = "",
+    image_folder: o.ImageFolderOpt = "",
     value_range: o.ValueRangeOpt = "auto",
     workers: Annotated[
         int,
@@ -69,7 +69,7 @@ def check(
         ground_truth=ground_truth,
         fix_list=fix_list,
         write_manifest=write_manifest,
-        images=images,
+        image_folder=image_folder,
         value_range=value_range,
         workers=workers,
         reporter=reporter,

@@ -75,7 +75,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, o.option("--batch-size", help="Images at a time.", min=1)] = 64,
     img_size: o.ImgSizeOpt = 0,
-    images: o.ImageFolderOpt = "",
+    image_folder: o.ImageFolderOpt = "",
     value_range: o.ValueRangeOpt = "auto",
     predictions: Annotated[
         str,
@@ -132,7 +132,7 @@ def evaluate(
         head=head,
         batch_size=batch_size,
         img_size=img_size,
-        images=images,
+        image_folder=image_folder,
         value_range=value_range,
         on_bad_image=on_bad_image,
         workers=workers,

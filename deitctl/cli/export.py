@@ -62,7 +62,7 @@ def export(
     dynamic_size: Annotated[
         bool, o.option("--dynamic-size", help="Take images of any size, resized inside; onnx.")
     ] = False,
-    images: o.ImageFolderOpt = "",
+    image_folder: o.ImageFolderOpt = "",
     value_range: o.ValueRangeOpt = "auto",
     runtime: Annotated[
         str,
@@ -93,7 +93,7 @@ def export(
         calibration_data=calibration_data,
         preprocess=preprocess,
         dynamic_size=dynamic_size,
-        images=images,
+        image_folder=image_folder,
         value_range=value_range,
         runtime=runtime,
         reporter=make_reporter(quiet),

@@ -187,7 +187,9 @@ DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)
 PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
 WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]
 ImgSizeOpt = Annotated[int, setting_option("img_size", default="", panel=EVERYDAY, min=0)]
-ImageFolderOpt = Annotated[str, setting_option("images", default=IMAGES_DEFAULT, panel=EVERYDAY)]
+ImageFolderOpt = Annotated[
+    str, setting_option("image_folder", default=IMAGES_DEFAULT, panel=EVERYDAY)
+]
 ValueRangeOpt = Annotated[str, setting_option("value_range", default=None, panel=EVERYDAY)]
 OnBadImageOpt = Annotated[str, setting_option("on_bad_image", default=None, panel=MACHINE)]
 NumImagesOpt = Annotated[

@@ -45,7 +45,7 @@ def pack(
     raw: Annotated[
         bool, o.option("--raw", help="Store pixels: nothing to decode, several times the bytes.")
     ] = False,
-    images: o.ImageFolderOpt = "",
+    image_folder: o.ImageFolderOpt = "",
     value_range: o.ValueRangeOpt = "auto",
     verify: Annotated[
         bool, o.option("--verify", help="Write nothing: compare OUT with DATA, image by image.")
@@ -75,7 +75,7 @@ def pack(
             raise UsageError(
                 "--verify writes nothing.", "Leave --max-size, --raw and --workers out."
             )
-        verification = deitctl.verify_pack(data, out, images=images, reporter=reporter)
+        verification = deitctl.verify_pack(data, out, image_folder=image_folder, reporter=reporter)
         if shape == "json":
             print_json(to_object(verification))
         else:
@@ -93,7 +93,7 @@ def pack(
         out,
         max_size=max_size or 0,
         raw=raw,
-        images=images,
+        image_folder=image_folder,
         value_range=value_range,
         workers=workers,
         reporter=reporter,

@@ -32,7 +32,7 @@ def verify(
     classes: o.ClassesOpt = "",
     verify_data: o.VerifyDataOpt = "",
     num_images: o.NumImagesOpt = 64,
-    images: o.ImageFolderOpt = "",
+    image_folder: o.ImageFolderOpt = "",
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
@@ -50,7 +50,7 @@ def verify(
         weights=weights,
         classes=classes,
         num_images=num_images,
-        images=images,
+        image_folder=image_folder,
         reporter=make_reporter(quiet),
     )
     print_json(to_object(result)) if shape == "json" else print_record("verified", result)

@@ -76,7 +76,7 @@ def export(
     head: str = "auto",
     verify_data: str = "",
     num_images: int = 64,
-    images: str = "",
+    image_folder: str = "",
     quantize: str = "",
     calibration_data: str = "",
     preprocess: bool = True,
@@ -98,7 +98,7 @@ def export(
         verify_data: data, a folder of images or an image; of a run's own data those that it was
             not trained on. Empty: the run's data, else `digits`.
         num_images: how many images to verify on.
-        images: folder that the paths of a table in `verify_data` or `calibration_data` are below.
+        image_folder: folder that the paths of a table in `verify_data` or `calibration_data` are below.
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was
             trained on. Images that the file is verified on are left out.
@@ -130,7 +130,7 @@ def export(
     path = choose_path(model, output, kind)
     if kind.provide_runtime is not None:
         kind.provide_runtime(runtime, reporter)
-    scored = open_images(weights or model, verify_data, reporter, images)
+    scored = open_images(weights or model, verify_data, reporter, image_folder)
     loaded = load_model(model, weights=weights, reporter=reporter)
     loaded = replace(
         loaded,
@@ -152,7 +152,7 @@ def export(
     )
     sample = read_images(scored.dataset, pre, num_images)
     calibration = _read_calibration(
-        weights or model, calibration_data, quantize, sample, model_config, reporter, images
+        weights or model, calibration_data, quantize, sample, model_config, reporter, image_folder
     )
     reference = partial(compute_reference, network.model, model_config, fused)
     expected = reference(sample.pixels)

@@ -74,7 +74,7 @@ def verify_export(
     weights: str = "",
     classes: Classes = "",
     num_images: int = 64,
-    images: str = "",
+    image_folder: str = "",
     reporter: Reporter | None = None,
 ) -> VerifyResult:
     """Run an export in a fresh process on its golden sample, and on images against its model.
@@ -88,7 +88,7 @@ def verify_export(
         weights: see `load_model`.
         classes: names of the classes, see `deitctl.load`.
         num_images: how many images.
-        images: folder that the paths of a table in `verify_data` are below.
+        image_folder: folder that the paths of a table in `verify_data` are below.
         reporter: receives progress.
 
     Raises:
@@ -123,7 +123,7 @@ def verify_export(
             "Only the golden sample was checked; --model MODEL compares images with the model, too."
         )
     else:
-        scored = open_images(weights or ref, verify_data, reporter, images)
+        scored = open_images(weights or ref, verify_data, reporter, image_folder)
         loaded = load_model(ref, weights=weights, reporter=reporter)
         loaded = replace(
             loaded,

@@ -82,7 +82,7 @@ def pack(
     *,
     max_size: int = 0,
     raw: bool = False,
-    images: str = "",
+    image_folder: str = "",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
@@ -94,7 +94,7 @@ def pack(
         out: the file, which must end in .pack; another pack there is replaced, nothing else is.
         max_size: short side in pixels above which an image becomes a smaller JPEG; 0: none does.
         raw: store pixels, which need no decoding.
-        images: folder that the paths of a table are below; empty: where the table leads.
+        image_folder: folder that the paths of a table are below; empty: where the table leads.
         value_range: of images of more than 8 bits that are encoded anew, see `settle_range`; the
             pack keeps it, so that a model that is trained on it does.
         workers: processes that decode and encode, 0 for none, -1 for one a core; same result.
@@ -110,7 +110,7 @@ def pack(
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _check_path(path, data)
-    opened, encoding = open_dataset(data, reporter, images), Encoding(max_size, raw)
+    opened, encoding = open_dataset(data, reporter, image_folder), Encoding(max_size, raw)
     # Files that are copied keep their values, and whoever reads them decides.
     if not encoding.copies_files or value_range != "auto":
         opened = opened.with_value_range(value_range, reporter.note)
@@ -200,7 +200,7 @@ def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
 
 
 def verify_pack(
-    data: str, out: str, *, images: str = "", reporter: Reporter | None = None
+    data: str, out: str, *, image_folder: str = "", reporter: Reporter | None = None
 ) -> PackVerification:
     """Compare a pack with the data that it was made of: splits, classes, names, labels, bytes.
 
@@ -212,7 +212,7 @@ def verify_pack(
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     path = expand_home(out)
-    opened = open_dataset(data, reporter, images)
+    opened = open_dataset(data, reporter, image_folder)
     packs = open_pack(path)
     if (value_range := next(iter(packs.values())).value_range) is not None:
         opened = opened.with_value_range(value_range, reporter.note)
