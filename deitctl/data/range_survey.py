@@ -40,6 +40,8 @@ MAX_PIXELS = 2**27
 MAX_BYTES = 2**29
 """Of the images of a sample, after which no more are looked at, but `MIN_LOOKED_AT` are."""
 MIN_LOOKED_AT = 16
+OUTLIES = 8
+"""Times the largest value of all others, above which an image that sets the range alone is named."""
 
 T = TypeVar("T")
 Look: TypeAlias = Callable[[], tuple[Measured | None, int]]
@@ -64,6 +66,8 @@ class RangeSurvey:
     """Whether values are floats, of each of these images."""
     float_tops: set[float] = field(default_factory=set)
     """Upper ends of the ranges that floats, but those of black images, would have by themselves."""
+    largest: list[float] = field(default_factory=list)
+    """Magnitude of each of these images' largest value."""
     num_beyond: int = 0
     """Of floats beyond any range, which choose none and are refused when they are read."""
 
@@ -83,9 +87,15 @@ class RangeSurvey:
         self.num_deep += 1
         self.low = min(self.low, measured.low)
         self.high = max(self.high, measured.high)
+        self.largest.append(max(-measured.low, measured.high))
         self.kinds.add(measured.is_float)
         if measured.is_float and measured.high > 0:
             self.float_tops.add(choose_range(0, measured.high, is_float=True).high)
+
+    @property
+    def has_deep(self) -> bool:
+        """Whether an image has more than 8 bits."""
+        return self.num_deep + self.num_stated + self.num_beyond > 0
 
     @property
     def is_of_both_kinds(self) -> bool:
@@ -124,6 +134,9 @@ class RangeSurvey:
         values = f"up to {self.high:,.6g}"
         if self.low < 0:
             values = f"from {self.low:,.6g} {values.removeprefix('up ')}"
+        second, first = sorted((0.0, *self.largest))[-2:]
+        if 0 < OUTLIES * second < first:  # a value that stands for none, or a hot pixel
+            values += f" (all but one of them up to {second:,.6g})"
         kind = "floating-point files" if True in self.kinds else "files of more than 8 bits"
         return (
             f"{self.num_deep} of {self.num_looked_at} images looked at hold values {values} in "
@@ -159,6 +172,8 @@ def settle_range(
     """
     requested = option if isinstance(option, ValueRange) else parse_value_range(option)
     if requested is not None:
+        if isinstance(option, str) and not survey_datasets(datasets).has_deep:
+            say(f"--value-range {option}: none of the images looked at has more than 8 bits.")
         return requested
     for dataset in datasets:
         if dataset.value_range is not None:

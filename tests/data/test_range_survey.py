@@ -148,6 +148,28 @@ def test_missing_values_in_one_image_leave_the_others_as_they_are(tmp_path):
         settle(select(dataset, [3]).with_value_range(None))
 
 
+def test_an_image_that_sets_the_range_alone_is_in_the_line(tmp_path):
+    values = [ramp(1, np.float32), ramp(0.9, np.float32), ramp(1, np.float32)]
+    values[2][0, 0] = -9999  # stated nowhere
+    paths = [str(write(tmp_path / f"{n}.tif", encode_tiff(v))) for n, v in enumerate(values)]
+    said = settle(FileDataset(paths, np.zeros(3, np.int64), ("a",)))[1]
+    assert (
+        "3 of 3 images looked at hold values from -9,999 to 1 in one of them alone, and else 1, in"
+        in said
+    )
+
+
+def test_an_option_without_images_that_it_scales_is_a_line(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    dataset = FileDataset([str(tmp_path / "a.png")], np.zeros(1, np.int64), ("a",))
+    assert settle(dataset, option="0,100") == (
+        ValueRange(0, 100, clips=True),
+        "--value-range 0,100: none of the images looked at has more than 8 bits.",
+    )
+    assert settle(dataset, option=ValueRange(0, 100))[1] == ""  # a run that goes on
+    assert settle(make(tmp_path, [300]), option="0,100")[1] == ""
+
+
 def test_integers_and_floats_without_a_range_are_refused(tmp_path):
     write(tmp_path / "a.tif", encode_tiff(ramp(4000)))
     write(tmp_path / "b.tif", encode_tiff(ramp(1, np.float32)))
