@@ -87,7 +87,8 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
         raise DataError(f"{error.filename or ref} cannot be read: {error.strerror}.") from error
     try:
         # How a table was read is no issue of its images.
-        data = open_dataset(ref, reporter if is_table(path) else quiet, image_folder)
+        messages = reporter if is_table(path) else quiet
+        data = open_dataset(ref, messages, image_folder, with_missing=True)
     except DataError:
         # the issue says how to label the images, the error does not
         if any(issue.code == "flat_split" for issue in issues):

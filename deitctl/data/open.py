@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset, join
-from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
+from deitctl.data.held_out import hold_out_fifth
 from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
@@ -26,12 +26,7 @@ from deitctl.data.readers.table import is_table, name_rivals, open_table
 from deitctl.data.readers.tar import open_tar
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
-from deitctl.data.splits import (
-    ALL,
-    HeldOutSplit,
-    hold_out,
-    relabel,
-)
+from deitctl.data.splits import ALL, relabel
 from deitctl.data.spot_check import require_images
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -40,8 +35,6 @@ from deitctl.models.model_config import ValueRange
 from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
-VAL_FRACTION = 0.2
-"""Held out of a dataset without validation images."""
 KINDS = (
     "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or 'digits'."
 )
@@ -134,7 +127,7 @@ def open_for_training(
     if unsplit is not None and run is not None:
         train, val = _continue_split(data.name, unsplit, run, reporter)
     elif unsplit is not None:
-        train, val = _hold_out_fifth(data.name, unsplit, seed, reporter)
+        train, val = hold_out_fifth(data.name, unsplit, seed, reporter)
     elif "train" in parts and len(parts) > 1:
         # By name: the validation split may lack a class, and be numbered otherwise.
         train = parts["train"]
@@ -165,69 +158,6 @@ def open_for_training(
 def _find_unsplit(parts: Mapping[str, ImageDataset]) -> ImageDataset | None:
     """Return the images that a run splits: those of unsplit data, or of a `train` alone."""
     return next(iter(parts.values())) if set(parts) in ({""}, {"train"}) else None
-
-
-def _hold_out_fifth(
-    name: str, unsplit: ImageDataset, seed: int, reporter: Reporter
-) -> tuple[ImageDataset, ImageDataset]:
-    """Hold out a fifth, which resembles no training image as far as that can be had."""
-    groups = group_duplicates(unsplit, reporter)
-    near = None if groups is None else groups.near
-    split, chosen_by = hold_out(unsplit, VAL_FRACTION, seed, near), "name"
-    if groups is not None and _is_collapsed(split):
-        # An image in many copies, each by its name, would hardly ever be held out.
-        split, chosen_by = (
-            hold_out(unsplit, VAL_FRACTION, seed, groups.near, groups.digests),
-            "content, as many are equal",
-        )
-    if groups is not None and _is_collapsed(split):
-        # Images of a fixed camera, X-rays, scans: hashes are of what all of them share.
-        split, chosen_by = (
-            hold_out(unsplit, VAL_FRACTION, seed, groups.exact, groups.digests),
-            "content",
-        )
-        reporter.warn(
-            f"So many images of {name} resemble another that only equal ones were kept together. "
-            "If they are frames of a video or shots of one scene, split them by source into train/ "
-            "and val/: else accuracies are too high."
-        )
-    num_held, count = len(split.val.labels), len(unsplit.labels)
-    sentences = [
-        f"{name} has no validation set: {num_held} of {count} images are held out, chosen by "
-        f"{chosen_by}."
-    ]
-    if split.num_moved:
-        sentences.append(
-            f"Of that fifth, {split.num_moved} stayed in training because of a near duplicate there."
-        )
-    if groups is None:
-        sentences.append(
-            f"Duplicates were not looked for among more than {MAX_IMAGES:,} images or "
-            f"{MAX_BYTES // 2**30} GiB."
-        )
-    reporter.note(" ".join(sentences))
-    if split.num_leaked:
-        reporter.warn(
-            f"{split.num_leaked} of the images held out of {name} have a duplicate in training, "
-            "because their classes have no others: accuracies are too high."
-        )
-    fifth = VAL_FRACTION * count
-    # Of classes of two images half are held out, which is as it should be; copies of one are not.
-    if num_held < fifth / 2 or (num_held > 2 * fifth and chosen_by != "name"):
-        reporter.warn(
-            f"{num_held} of {count} images of {name} are held out, where a fifth is {fifth:.0f}, "
-            "because of many copies. Remove those, which `deitctl check` lists, or put validation "
-            "images into val/."
-            if split.num_moved or chosen_by != "name"
-            else f"Only {num_held} of {count} images of {name} are held out, where a fifth is "
-            f"{fifth:.0f}: accuracies are uncertain. Put validation images into val/."
-        )
-    return split.train, split.val
-
-
-def _is_collapsed(split: HeldOutSplit) -> bool:
-    """Whether duplicates keep most of the fifth in training."""
-    return split.num_moved > len(split.val.labels) - split.num_leaked
 
 
 def _note_test(name: str, parts: Mapping[str, ImageDataset], reporter: Reporter) -> None:
@@ -356,18 +286,21 @@ def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Repor
     reporter.note(" ".join(sentences))
 
 
-def open_dataset(ref: str, reporter: Reporter, image_folder: str = "") -> DatasetSplits:
+def open_dataset(
+    ref: str, reporter: Reporter, image_folder: str = "", *, with_missing: bool = False
+) -> DatasetSplits:
     """Open a folder, tar, pack, table or `digits`, the default.
 
     Args:
         ref: the user's name of the dataset.
         reporter: receives what was decided, and what is passed over.
         image_folder: that the paths of a table are below; empty: its own folder.
+        with_missing: whether a table's images that are not there stay in it, to be listed.
 
     Raises:
         DataError: it is none of them, or empty, or has no paths to be below `image_folder`.
     """
-    name, splits = _open_splits(ref or BUILT_IN, reporter, image_folder)
+    name, splits = _open_splits(ref or BUILT_IN, reporter, image_folder, with_missing)
     for dataset in splits.values():
         for class_name in dataset.class_names:
             try:
@@ -381,7 +314,7 @@ def open_dataset(ref: str, reporter: Reporter, image_folder: str = "") -> Datase
 
 
 def _open_splits(
-    ref: str, reporter: Reporter, image_folder: str
+    ref: str, reporter: Reporter, image_folder: str, with_missing: bool
 ) -> tuple[str, Mapping[str, ImageDataset]]:
     path = expand_home(ref)
     if image_folder and not is_table(path):
@@ -404,7 +337,7 @@ def _open_splits(
         return str(path), open_pack(path)
     if is_table(path):
         folder = str(expand_home(image_folder)) if image_folder else ""
-        return str(path), open_table(path, reporter, folder)
+        return str(path), open_table(path, reporter, folder, with_missing=with_missing)
     raise make_refusal(path, KINDS)
 
 

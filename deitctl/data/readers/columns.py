@@ -239,11 +239,11 @@ def _find_split(
 
 def _holds_splits(name: str, values: Iterable[str]) -> bool:
     """Whether the values of a column are splits; of a flag, yes and no in all rows that have any."""
-    given = (value for value in map(canonicalize_name, values) if value)
+    filled = (value for value in map(canonicalize_name, values) if value)
     if name in FLAGS:
-        first = next(given, None)
-        return first is not None and all(v.casefold() in YES | NO for v in chain([first], given))
-    return any(map(match_split, given))
+        first = next(filled, None)
+        return first is not None and all(v.casefold() in YES | NO for v in chain([first], filled))
+    return any(map(match_split, filled))
 
 
 def _refuse_both(

@@ -62,13 +62,16 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (*SUFFIXES, *OTHERS)
 
 
-def open_table(path: Path, reporter: Reporter, image_folder: str = "") -> dict[str, ImageDataset]:
+def open_table(
+    path: Path, reporter: Reporter, image_folder: str = "", *, with_missing: bool = False
+) -> dict[str, ImageDataset]:
     """Open a table's `train`, `val` and `test` split, or all of it under "".
 
     Args:
         path: the table.
         reporter: receives how it was read where that had to be decided, and images that are missing.
         image_folder: the folder that paths are below; empty: that of the table, or one beside it.
+        with_missing: whether images that are not there stay in it, to be listed.
 
     Raises:
         DataError: it cannot be read, has no rows, a row without image, class or split, no column of
@@ -81,19 +84,21 @@ def open_table(path: Path, reporter: Reporter, image_folder: str = "") -> dict[s
             WAYS_ON.get(suffix, "Save the sheet as CSV in UTF-8."),
         )
     if suffix in PARQUET or is_parquet(path):
-        return _open_parquet(path, reporter, image_folder)
+        return _open_parquet(path, reporter, image_folder, with_missing)
     if suffix in LINES:
-        return _open_lines(path, reporter, image_folder)
-    return _open_text(path, reporter, image_folder)
+        return _open_lines(path, reporter, image_folder, with_missing)
+    return _open_text(path, reporter, image_folder, with_missing)
 
 
-def _open_lines(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
+def _open_lines(
+    path: Path, reporter: Reporter, image_folder: str, with_missing: bool
+) -> dict[str, ImageDataset]:
     encoding = find_encoding(path, (*TEXT_TYPES, JSON_TYPE))
     columns, read_all = _find_line_columns(path, encoding)
     table = collect_rows(path, columns, read_all(), reporter, first_row=1)
     if encoding == WINDOWS:
         _warn_of_windows(path, table, reporter)
-    return _open_files(path, columns, table, columns.notes, reporter, image_folder)
+    return _open_files(path, columns, table, columns.notes, reporter, image_folder, with_missing)
 
 
 def _find_line_columns(
@@ -110,7 +115,9 @@ def _find_line_columns(
     return find_columns(path, names, first, read_all=read_all), read_all
 
 
-def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
+def _open_text(
+    path: Path, reporter: Reporter, image_folder: str, with_missing: bool
+) -> dict[str, ImageDataset]:
     text = open_text(path, rate_header)
     notes = text.notes
     columns = _find_unnamed(path, text.header, image_folder)
@@ -125,7 +132,9 @@ def _open_text(path: Path, reporter: Reporter, image_folder: str) -> dict[str, I
     table = collect_rows(path, columns, rows, reporter, first_row=first_row)
     if text.encoding == WINDOWS:
         _warn_of_windows(path, table, reporter)
-    return _open_files(path, columns, table, [*notes, *columns.notes], reporter, image_folder)
+    return _open_files(
+        path, columns, table, [*notes, *columns.notes], reporter, image_folder, with_missing
+    )
 
 
 def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
@@ -138,7 +147,9 @@ def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
     )
 
 
-def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str, ImageDataset]:
+def _open_parquet(
+    path: Path, reporter: Reporter, image_folder: str, with_missing: bool
+) -> dict[str, ImageDataset]:
     file = ParquetFile(path, read_schema(path))
     columns = find_parquet_columns([file])
     if columns.path in file.schema.images:
@@ -146,7 +157,7 @@ def _open_parquet(path: Path, reporter: Reporter, image_folder: str) -> dict[str
             refuse_image_folder(path)
         return open_image_files(path, [file], columns, reporter)
     table = collect_files(path, [file], columns, reporter)
-    return _open_files(path, columns, table, columns.notes, reporter, image_folder)
+    return _open_files(path, columns, table, columns.notes, reporter, image_folder, with_missing)
 
 
 def name_rivals(path: Path) -> str:
@@ -200,21 +211,24 @@ def _open_files(
     notes: Iterable[str],
     reporter: Reporter,
     image_folder: str,
+    with_missing: bool,
 ) -> dict[str, ImageDataset]:
-    """Find the files of a table's rows, and build its parts of the images that are there."""
+    """Find the files of a table's rows, and build its parts, of the images that are there unless others are wanted."""
     places = find_images(path, table.values, image_folder)
     decisions = [*notes, *places.notes]
     _require_images(path, columns, table, places, image_folder, reporter)
     if decisions:
         reporter.note(f"{path}: {'; '.join(decisions)}.")
-    found = {part: at[~places.is_missing[at]] for part, at in table.splits.items()}
+    taken = table.splits
+    if not with_missing:
+        taken = {part: at[~places.is_missing[at]] for part, at in taken.items()}
     return {
         part: FileDataset(
             places.names if len(at) == len(places.names) else places.names.take(at.tolist()),
             *number_classes(table.labels[at], table.class_names),
             places.root,
         )
-        for part, at in found.items()
+        for part, at in taken.items()
     }
 
 
@@ -245,7 +259,11 @@ def _require_images(
                 f"{len(rows):,} of the {len(at):,} {part + ' ' if part else ''}images "
                 f"of {path} are missing, the first is {table.values[int(rows[0])]!r:.200}: they are left "
                 "out"
-                + (f", and with them all of the class {table.class_names[min(lost)]!r}" if lost else "")
+                + (
+                    f", and with them all of the class {table.class_names[min(lost)]!r}"
+                    if lost
+                    else ""
+                )
                 + (f" and of {len(lost) - 1:,} more" if len(lost) > 1 else "")
                 + "."
             )
