@@ -13,7 +13,7 @@ from deitctl.checks.issues import ERROR, WARNING, Issue, Remedy, make_remedies, 
 from deitctl.checks.survey import ALL, Split
 
 MIN_IMAGES = 5
-"""Of a class in each split."""
+"""Of a class, to train on."""
 FEW_IMAGES = 50  # of which a held-out fifth is ten
 MAX_IMBALANCE = 20
 IMAGENET_CLASSES = 1000
@@ -35,13 +35,6 @@ def check_classes(splits: Sequence[Split]) -> Iterator[Issue]:
     if trained is not None:
         yield from _check_counts(trained)
     yield from _find_similar_names(list(labeled.values()))
-    small = [
-        f"{split.name}/{name}: {count}"
-        for split in labeled.values()
-        for name, count in count_by_class(split).items()
-        if count < MIN_IMAGES
-    ]
-    yield from report("few_images", len(small), small)
 
 
 def count_by_class(split: Split) -> dict[str, int]:
@@ -99,6 +92,8 @@ def _check_counts(split: Split) -> Iterator[Issue]:
     yield from report("imbalance", counts[largest] > MAX_IMBALANCE * counts[smallest], [example])
     total = sum(counts.values())
     yield from report("small_split", total < FEW_IMAGES, [f"{split.name}: {total}"])
+    small = [f"{split.name}/{name}: {n}" for name, n in counts.items() if n < MIN_IMAGES]
+    yield from report("few_images", len(small), small)
 
 
 def _find_similar_names(splits: Sequence[Split]) -> Iterator[Issue]:

@@ -1,4 +1,4 @@
-"""Bytes at the start of files of each kind, by which they are told apart."""
+"""Bytes at the start of files of each kind, by which `identify` names them."""
 
 from __future__ import annotations
 

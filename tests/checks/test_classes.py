@@ -98,7 +98,7 @@ def test_a_thousand_numbered_classes_are_reported(write):
 
 def test_too_few_classes_images_and_splits_are_reported():
     issues = find_issues(
-        make_split("train", {"cat": 90, "dog": 4}), make_split("val", {"cat": 5, "dog": 5})
+        make_split("train", {"cat": 90, "dog": 4}), make_split("val", {"cat": 5, "dog": 3})
     )
     assert issues["few_images"] == ("warning", 1, ("train/dog: 4",))
     assert issues["imbalance"] == ("note", 1, ("cat: 90, dog: 4",))

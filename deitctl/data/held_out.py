@@ -1,0 +1,85 @@
+"""What is held out of data without validation images, and what is reported of it."""
+
+from __future__ import annotations
+
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
+from deitctl.data.splits import HeldOutSplit, hold_out
+from deitctl.events import Reporter
+
+VAL_FRACTION = 0.2
+"""Held out of a dataset without validation images."""
+
+
+def hold_out_fifth(
+    name: str, unsplit: ImageDataset, seed: int, reporter: Reporter
+) -> tuple[ImageDataset, ImageDataset]:
+    """Hold out a fifth, which resembles no training image as far as that can be had.
+
+    Args:
+        name: of the data.
+        unsplit: the images.
+        seed: of the choice.
+        reporter: receives how many are held out, and warnings where accuracies would be too high or
+            uncertain.
+
+    Returns:
+        Training and validation images.
+    """
+    groups = group_duplicates(unsplit, reporter)
+    near = None if groups is None else groups.near
+    split, chosen_by = hold_out(unsplit, VAL_FRACTION, seed, near), "name"
+    if groups is not None and _is_collapsed(split):
+        # An image in many copies, each by its name, would hardly ever be held out.
+        split, chosen_by = (
+            hold_out(unsplit, VAL_FRACTION, seed, groups.near, groups.digests),
+            "content, as many are equal",
+        )
+    if groups is not None and _is_collapsed(split):
+        # Images of a fixed camera, X-rays, scans: hashes are of what all of them share.
+        split, chosen_by = (
+            hold_out(unsplit, VAL_FRACTION, seed, groups.exact, groups.digests),
+            "content",
+        )
+        reporter.warn(
+            f"So many images of {name} resemble another that only equal ones were kept together. "
+            "If they are frames of a video or shots of one scene, split them by source into train/ "
+            "and val/: else accuracies are too high."
+        )
+    num_held, count = len(split.val.labels), len(unsplit.labels)
+    sentences = [
+        f"{name} has no validation set: {num_held} of {count} images are held out, chosen by "
+        f"{chosen_by}."
+    ]
+    if split.num_moved:
+        sentences.append(
+            f"Of that fifth, {split.num_moved} stayed in training because of a near duplicate there."
+        )
+    if groups is None:
+        sentences.append(
+            f"Duplicates were not looked for among more than {MAX_IMAGES:,} images or "
+            f"{MAX_BYTES // 2**30} GiB."
+        )
+    reporter.note(" ".join(sentences))
+    if split.num_leaked:
+        reporter.warn(
+            f"{split.num_leaked} of the images held out of {name} have a duplicate in training, "
+            "because their classes have no others: accuracies are too high."
+        )
+    fifth = VAL_FRACTION * count
+    # Of classes of two images half are held out, which is as it should be; copies of one are not.
+    if num_held < fifth / 2 or (num_held > 2 * fifth and chosen_by != "name"):
+        reporter.warn(
+            f"{num_held} of {count} images of {name} are held out, where a fifth is {fifth:.0f}, "
+            "because of many copies. Remove those, which `deitctl check` lists, or put validation "
+            "images into val/."
+            if split.num_moved or chosen_by != "name"
+            else f"Only {num_held} of {count} images of {name} are held out, where a fifth is "
+            f"{fifth:.0f}: accuracies are uncertain. Put validation images into val/."
+        )
+    return split.train, split.val
+
+
+def _is_collapsed(split: HeldOutSplit) -> bool:
+    """Whether duplicates keep most of the fifth in training."""
+    return split.num_moved > len(split.val.labels) - split.num_leaked
