@@ -25,6 +25,7 @@ from deitctl.data.value_range import (
     OPTION,
     PHOTOMETRIC,
     choose_range,
+    describe_range,
     find_missing,
     find_nodata,
     find_stated_range,
@@ -158,6 +159,13 @@ class DeepImage:
     ) -> ValueRange:
         if value_range is not None and value_range != NO_RANGE:
             require_in_range(*measured[:2], value_range, name)
+            is_of_ones = measured.is_float and 0 <= measured.low <= measured.high <= 1
+            if is_of_ones and measured.high > 0 and value_range[0] == 0 and value_range.high >= 255:
+                raise DataError(
+                    f"{name} holds floats up to {measured.high:.6g}, all of them black in the "
+                    f"{describe_range(value_range)} that this data is scaled by.",
+                    f"{OPTION} sets another.",
+                )
             return value_range
         own = choose_range(*measured[:2], is_float=measured.is_float)
         if value_range == NO_RANGE and (measured.low, measured.high) != (0, 0):  # black anyway

@@ -173,6 +173,17 @@ def test_values_beyond_the_range_are_refused_and_not_clipped(values):
         decode(encode(values), "x.img", value_range=ValueRange(0, 1023))
 
 
+def test_floats_up_to_one_in_a_range_of_integers_are_refused_and_not_black():
+    data = encode_tiff(np.array([[0, 0.5, 0.9]], np.float32))
+    with pytest.raises(
+        DataError, match=r"floats up to 0.9, all of them black in the 12 bits.*--val"
+    ):
+        decode(data, "x.tif", value_range=TWELVE)
+    assert decoded(data, ValueRange(0, 4095, clips=True)).max() == 0  # as the user wants
+    assert decoded(data, ValueRange(0, 2))[0, :, 0].tolist() == [0, 64, 115]
+    assert decoded(encode_tiff(np.zeros((1, 2), np.float32)), TWELVE).max() == 0
+
+
 def test_twelve_bits_packed_are_read_as_they_are_stated():
     packed = np.array([[0x00, 0x08, 0x00, 0xFF, 0xFF, 0xFF]], np.uint8)  # 0, 2048, 4095, 4095
     data = encode_tiff(packed, {256: 4, 258: 12, 279: 6})
