@@ -111,7 +111,9 @@ class Layout:
                 f"Every class folder holds {names}, whose images are those of the class."
             )
         for split, path in self.unlabeled.items():
-            sentences.append(f"{path}/ has images without class folders: {split} has no labels.")
+            sentences.append(
+                f"{path}/ has no class folders: the {split} images have no labels, and are left out."
+            )
         if self.left_out:
             sentences.append(f"Left out: {name_some(f'{path}/' for path in self.left_out)}.")
         return " ".join(sentences)

@@ -114,7 +114,7 @@ def test_other_names_of_parts_are_said():
 def test_images_without_class_folders_beside_a_good_part_have_no_labels():
     layout = search("train/a", "train/b", "test")
     assert (dict(layout.parts), dict(layout.unlabeled)) == ({"train": "train"}, {"test": "test"})
-    assert "test has no labels" in layout.describe()
+    assert "the test images have no labels, and are left out" in layout.describe()
     layout = search(
         *cross("seg_train/seg_train seg_test/seg_test", "a b"), "seg_pred/seg_pred", "test/test"
     )

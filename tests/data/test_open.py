@@ -338,7 +338,7 @@ def test_unlabeled_test_images_leave_training_as_it_is(image_folder, reporter):
     root = image_folder({"train/cat": 8, "train/dog": 9, "test": 5})
     train, val = open_for_training(str(root), seed=0, reporter=reporter)
     assert len(train.labels) + len(val.labels) == 17
-    assert "test has no labels" in reporter.notes[0]
+    assert "the test images have no labels, and are left out" in reporter.notes[0]
     with pytest.raises(DataError, match="images but no class folders in test/, train/"):
         open_dataset(str(image_folder({"train": 2, "test": 2}, "flat")), reporter)
 

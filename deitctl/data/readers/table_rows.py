@@ -107,7 +107,7 @@ def collect_rows(
     if not has_label.all():
         if has_label.any() and np.array_equal(is_test, ~has_label):
             reporter.note(
-                f"{path}: the {is_test.sum():,} test images have no classes, and are left out."
+                f"{path}: the {is_test.sum():,} test images have no labels, and are left out."
             )
         else:
             _refuse_row(path, names, first_row, ~has_label, ~has_label, label_column)

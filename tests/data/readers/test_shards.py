@@ -160,7 +160,7 @@ def test_a_test_part_without_labels_is_left_out_with_a_line(labels, tmp_path, re
     data = open_dataset(str(tmp_path), reporter)
     assert list_classes(data.train) == ["cat", "dog"]
     assert data.test is None
-    assert sum("the 3 test images have no classes" in note for note in reporter.notes) == 1
+    assert sum("the 3 test images have no labels" in note for note in reporter.notes) == 1
 
 
 def test_a_part_with_some_labels_alone_is_refused(tmp_path, reporter):

@@ -271,7 +271,7 @@ def test_a_test_part_without_labels_is_left_out_with_a_line(folder, reporter):
     )
     data = open_dataset(str(folder / "t.csv"), reporter)
     assert (list_labels(data.train), data.test) == (["a", "b", "a", "b"], None)
-    assert any("the 2 test images have no classes" in note for note in reporter.notes)
+    assert any("the 2 test images have no labels" in note for note in reporter.notes)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
