@@ -125,26 +125,19 @@ def verify_export(
     else:
         scored = open_images(weights or ref, verify_data, reporter, image_folder)
         loaded = load_model(ref, weights=weights, reporter=reporter)
-        loaded = replace(
-            loaded,
-            model_config=apply_class_names(loaded.model_config, classes, weights or ref, reporter),
-        )
+        model_config = apply_class_names(loaded.model_config, classes, weights or ref, reporter)
         if (head := metadata.get("head", "")) not in HEADS:
             raise ExportError(f"{export} does not say how its heads are fused.", "Export it again.")
         # `export --value-range` may have set another.
-        loaded = replace(
-            loaded, model_config=loaded.model_config.with_value_range(read_stated_range(metadata))
-        )
-        scored = replace(
-            scored,
-            dataset=scale_for(scored.dataset, loaded.model_config.preprocessing.value_range),
-        )
+        model_config = model_config.with_value_range(read_stated_range(metadata))
+        pre = model_config.preprocessing
+        dataset = scale_for(scored.dataset, pre.value_range)
         # A model that was trained further since would fail by its logits; this says why.
-        _require_same_model(describe_model(loaded.model_config, head), metadata, export, ref)
-        sample = read_images(scored.dataset, loaded.model_config.preprocessing, num_images)
-        expected = compute_reference(loaded.model, loaded.model_config, head, sample.pixels)
+        _require_same_model(describe_model(model_config, head), metadata, export, ref)
+        sample = read_images(dataset, pre, num_images)
+        expected = compute_reference(loaded.model, model_config, head, sample.pixels)
         verification = verify_against_model(
-            export, kind, expected, scored.dataset, sample, loaded.model_config, reporter
+            export, kind, expected, dataset, sample, model_config, reporter
         )
         verification = name_images(verification, scored, weights or ref, sample)
         note_ties(verification, reporter)

@@ -10,7 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from deitctl.config import Recipe
+from deitctl.events import Reporter
 from deitctl.home import expand_home
+from deitctl.training.build import TrainSetup
 
 MIB = 2**20
 
@@ -72,6 +74,21 @@ def plan_disks(
         )
         for folder, size in needs.values()
     ]
+
+
+def warn_of_full_disks(root: Path, setup: TrainSetup, reporter: Reporter) -> None:
+    """Warn if what a run is going to write into its folder and its cache does not fit on its disks."""
+    missing = count_run_bytes(setup.state.model, setup.config.recipe) - measure_folder(root)
+    cache = setup.teacher.cache if setup.teacher else None
+    targets = cache.count_missing(setup.teacher.total_views) if setup.teacher and cache else 0
+    for disk in plan_disks(
+        root,
+        max(0, missing),
+        cache.root if cache else None,
+        targets * cache.codec.width * 2 if cache else 0,  # two bytes for each number of a target
+    ):
+        if not disk.is_enough:
+            reporter.warn(disk.message)
 
 
 def measure_folder(root: Path) -> int:

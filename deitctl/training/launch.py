@@ -35,9 +35,9 @@ from deitctl.models.factory import LoadedModel
 from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_differences, list_learning, override, write_toml
-from deitctl.training.build import TrainSetup, build_student, build_training, note_changes
+from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.configure import add_tags, check, name_command
-from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
+from deitctl.training.disk_space import warn_of_full_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
@@ -123,7 +123,9 @@ def resume(
             if config.recipe.epochs > epochs and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
-            places: dict[str, Any] = {k: changes[k] for k in ("data", "image_folder") if k in changes}
+            places: dict[str, Any] = {
+                k: changes[k] for k in ("data", "image_folder") if k in changes
+            }
             if any(places.values()) and world.is_main:  # seen to be the run's
                 moved = override(Run.open(root)[1], places)
                 write_bytes(run.config_file, write_toml(moved).encode())
@@ -253,23 +255,8 @@ def build_trainer(
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
     setup.state.progress.value_range = write_range(setup.train.value_range)
     if run.writes:
-        warn_of_full_disks(run, setup, reporter)
+        warn_of_full_disks(run.root, setup, reporter)
     return Trainer(run, setup, reporter)
-
-
-def warn_of_full_disks(run: Run, setup: TrainSetup, reporter: Reporter) -> None:
-    """Warn if what a run is going to write does not fit on its disks."""
-    missing = count_run_bytes(setup.state.model, setup.config.recipe) - measure_folder(run.root)
-    cache = setup.teacher.cache if setup.teacher else None
-    targets = cache.count_missing(setup.teacher.total_views) if setup.teacher and cache else 0
-    for disk in plan_disks(
-        run.root,
-        max(0, missing),
-        cache.root if cache else None,
-        targets * cache.codec.width * 2 if cache else 0,  # two bytes for each number of a target
-    ):
-        if not disk.is_enough:
-            reporter.warn(disk.message)
 
 
 def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -> None:

@@ -178,25 +178,10 @@ def plan_training(
             train_run=_refuse_training,
             reporter=reporter or silent,
         )
-        teacher = _plan_teacher(
-            distill,
-            num_classes=len(train.class_names),
-            num_images=num_images,
-            num_seen=num_images * recipe.epochs,
-            num_views=distill.views or recipe.epochs * recipe.augment.repeated_aug,
-            finetuning=run_teacher.plan(),
-        )
+        teacher = _plan_teacher(distill, recipe, train, run_teacher.plan())
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
-    run_bytes, cache_bytes = count_run_bytes(setup.state.model, recipe), 0
-    cache, cache_mib = None, teacher.cache_mib if teacher else None
-    if distill is not None and cache_mib is not None and distill.teacher_cache != NO_CACHE:
-        cache = Path(distill.teacher_cache or choose_cache_path("teacher_targets", reporter))
-        cache_bytes = round(cache_mib * 2**20)
-    disks = plan_disks(Path(config.output_dir or "runs"), run_bytes, cache, cache_bytes)
-    for disk in disks:
-        if not disk.is_enough and reporter is not None:
-            reporter.warn(disk.message)
+    disks = _plan_disks(config, count_run_bytes(setup.state.model, recipe), teacher, reporter)
     expected = estimate_seconds(setup) if distill is None else None
     return TrainPlan(
         model=student.model_config.architecture,
@@ -244,17 +229,33 @@ def _refuse_training(config: TrainConfig) -> Mapping[str, Any]:
     raise AssertionError("a dry run trains no teacher")
 
 
+def _plan_disks(
+    config: TrainConfig, run_bytes: int, teacher: TeacherPlan | None, reporter: Reporter | None
+) -> list[DiskNeed]:
+    """Return what the run needs of its disks, and warn of what is not there."""
+    distill, cache, cache_bytes = config.distill, None, 0
+    cache_mib = teacher.cache_mib if teacher else None
+    if distill is not None and cache_mib is not None and distill.teacher_cache != NO_CACHE:
+        cache = Path(distill.teacher_cache or choose_cache_path("teacher_targets", reporter))
+        cache_bytes = round(cache_mib * 2**20)
+    disks = plan_disks(Path(config.output_dir or "runs"), run_bytes, cache, cache_bytes)
+    for disk in disks:
+        if not disk.is_enough and reporter is not None:
+            reporter.warn(disk.message)
+    return disks
+
+
 def _plan_teacher(
     distill: DistillConfig,
-    *,
-    num_classes: int,
-    num_images: int,
-    num_seen: int,
-    num_views: int,
+    recipe: Recipe,
+    train: ImageDataset,
     finetuning: tuple[str, Recipe | None],
 ) -> TeacherPlan:
-    finetuned, recipe = finetuning
-    finetune_epochs = recipe.epochs if recipe else 0
+    num_classes, num_images = len(train.class_names), len(train.labels)
+    num_seen = num_images * recipe.epochs
+    num_views = distill.views or recipe.epochs * recipe.augment.repeated_aug
+    finetuned, finetune_recipe = finetuning
+    finetune_epochs = finetune_recipe.epochs if finetune_recipe else 0
     weight = distill.alpha * distill.tau**2 if distill.mode == "soft" else distill.alpha
     if distill.mode == "soft" and distill.reduction == "mean":
         weight /= num_classes

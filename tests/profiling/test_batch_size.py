@@ -174,6 +174,13 @@ def test_a_step_of_more_images_takes_more_memory(little_config: Make, little: Pa
     assert tries[1].memory_bytes > tries[0].memory_bytes + 2**22
 
 
+def test_names_of_the_weights_change_nothing_that_is_measured(
+    little_config: Make, little: Pair
+) -> None:
+    named = replace(little_config("x"), weights="w.pth", classes="names.txt")
+    assert build_trial(named, little, CPU).context.num_classes == 10
+
+
 def test_the_teacher_is_in_the_measured_steps(distilled: Make, little: Pair) -> None:
     for sees, views in (("unmixed", 2), ("mixed", 0)):
         trial = build_trial(distilled("x", teacher_input=sees, views=views), little, CPU)

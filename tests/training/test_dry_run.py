@@ -209,7 +209,8 @@ def test_a_dry_run_refuses_the_teacher_that_the_run_refuses(
         imagenet_teacher().rename(tmp_path / "teacher")
     if kind.startswith("damaged"):
         (tmp_path / "teacher" / "model.safetensors").write_bytes(b"\xff" * 1000)
-    require_one_line(distilled("run", **TEACHERS[kind](tmp_path)), little, tmp_path / "run")
+    line = require_one_line(distilled("run", **TEACHERS[kind](tmp_path)), little, tmp_path / "run")
+    assert ("--teacher-classes names 2 classes" in line) == (kind == "names of other weights")
 
 
 def test_a_teacher_that_is_not_here_is_refused_without_the_digits(
