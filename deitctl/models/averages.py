@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-AVERAGED_NAME = re.compile(r"(^|[._])(ema|avg|averaged?|swa)([._]|$)")
+AVERAGED_NAME = re.compile(
+    r"(^|[._-])(ema|avg|averaged?|swa|shadow|polyak)([._-]|$)", re.IGNORECASE
+)
 """Of entries, `ema_weights`, and of modules in a network, `ema_model.`: whole words alone."""
 
 CLASSIFIER = re.compile(
@@ -19,8 +21,32 @@ CLASSIFIER = re.compile(
 
 
 def is_average(candidate: Any, network: Any) -> bool:
-    """Return whether a state dict, or a wrapper of one, can be another's average: all of its network."""
-    return _have_same_shapes(candidate, network) and classifies(candidate) == classifies(network)
+    """Return whether a state dict, or a wrapper of one, can be another's average: all of its network.
+
+    Before it has averaged anything, torch's `AveragedModel` holds the network that a training began with.
+    """
+    return has_begun(candidate) and is_same_network(candidate, network)
+
+
+def is_same_network(a: Any, b: Any) -> bool:
+    """Return whether two state dicts, or wrappers of them, are of one architecture, with classes or without."""
+    return _have_same_shapes(a, b) and classifies(a) == classifies(b)
+
+
+def has_begun(average: Any) -> bool:
+    """Return whether no counter of an average says that it has averaged nothing yet."""
+    counters = [member.get("n_averaged") for member in walk(average)]
+    return all(n.any() if isinstance(n, Tensor) else n != 0 for n in counters)
+
+
+def holds_matrices(value: Any) -> bool:
+    """Return whether dictionaries, or lists in them, have tensors with more than one axis."""
+    members = [v for m in walk(value) for v in m.values()] if isinstance(value, dict) else [value]
+    return any(
+        isinstance(t, Tensor) and t.ndim > 1
+        for member in members
+        for t in (member if isinstance(member, list | tuple) else (member,))
+    )
 
 
 def is_teacher_average(teacher: Any, student: Any) -> bool:

@@ -10,7 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from deitctl.errors import ModelError
-from deitctl.models.averages import AVERAGED_NAME, is_average, is_teacher_average, walk
+from deitctl.models.averages import (
+    AVERAGED_NAME,
+    has_begun,
+    holds_matrices,
+    is_average,
+    is_same_network,
+    is_teacher_average,
+    walk,
+)
 from deitctl.models.pickles import NUMPY_ARRAYS, StandIn
 from deitctl.models.trainer_settings import find_architecture, read_preprocessing
 
@@ -69,13 +77,16 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
     architecture, entries = find_architecture(loaded), list[str]()
     preprocessing, unread = read_preprocessing(loaded)
     notes = list(unread)
+    if (average := _find_callbacks_average(loaded)) is not None:
+        name, loaded = average
+        notes.append(f"averaged weights ({name})")
+        entries.append(name)
     while len(entries) < _MAX_DEPTH:
         choice = _choose_entry(loaded, path)
         if choice is None:
             break
-        key, note = choice
-        if note:
-            notes.append(note)
+        key, said = choice
+        notes += said
         entries.append(key)
         loaded = dict(loaded)[key]
     if not _has_tensors(loaded):
@@ -91,18 +102,71 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
     return Checkpoint(state, ".".join(entries), tuple(notes), architecture, preprocessing)
 
 
-def _choose_entry(loaded: Any, path: Path) -> tuple[str, str] | None:
+def _find_callbacks_average(loaded: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return the average that one of Lightning's callbacks keeps, and where; None without one."""
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("callbacks"), dict):
+        return None
+    for callback, kept in loaded["callbacks"].items():
+        for key, value in kept.items() if isinstance(kept, dict) else ():
+            is_named = isinstance(key, str) and AVERAGED_NAME.search(key)
+            # StochasticWeightAveraging counts beside its average.
+            if is_named and has_begun(kept) and _has_tensors(value):
+                network = loaded.get("state_dict")
+                if is_average(value, network):
+                    return f"callbacks.{str(callback)[:40]}.{key}", value
+    return None
+
+
+def _choose_entry(loaded: Any, path: Path) -> tuple[str, list[str]] | None:
     """Return the entry to take and what to say of it; None if `loaded` is no wrapper."""
     if not isinstance(loaded, dict):
         return None
     answers: dict[int, bool] = {}
     holders = [k for k, v in loaded.items() if isinstance(k, str) and _holds_state(v, answers)]
+    choice = _prefer_entry(loaded, holders, path)
+    if choice is None:
+        return None
+    key, note = choice
+    return key, [*([note] if note else []), *_describe_others(loaded, holders, key, note)]
+
+
+def _describe_others(
+    loaded: Mapping[str, Any], holders: list[str], key: str, note: str
+) -> list[str]:
+    """Say which networks and averages beside the entry that is taken are not."""
+    if note and key == "state_dict":  # it is said what lies beside it
+        return []
+    # The network of an average and the other of a student and its teacher go without saying.
+    usual = {key, *ENTRIES, TEACHER} if note else {key}
+    networks = [k for k in holders if k not in usual and is_same_network(loaded[k], loaded[key])]
+    unfit = [
+        k
+        for k, value in loaded.items()
+        if isinstance(k, str)
+        and k not in {key, *networks}
+        and (k in AVERAGED or AVERAGED_NAME.search(k))
+        and holds_matrices(value)
+    ]
+    return [
+        *([f"also there: {quote(networks)}"] if networks else []),
+        *([f"without {quote(unfit)}, which is no average of all of it"] if unfit else []),
+    ]
+
+
+def _prefer_entry(
+    loaded: Mapping[str, Any], holders: list[str], path: Path
+) -> tuple[str, str] | None:
+    """Return which of the entries that hold state dicts to take, and what to say of it."""
     plain = next((k for k in ENTRIES if k in holders), None)
     if plain == "state_dict" and (reason := _find_swapped_average(loaded)):
         return plain, reason
     for key in (*AVERAGED, *filter(AVERAGED_NAME.search, holders)):
         # An average of some of the parameters is no network.
-        if key in holders and (plain is None or is_average(loaded[key], loaded[plain])):
+        if (
+            key in holders
+            and key != plain
+            and (plain is None or is_average(loaded[key], loaded[plain]))
+        ):
             return key, f"averaged weights ({key})"
     if TEACHER in holders and STUDENT in holders:
         key = TEACHER if is_teacher_average(loaded[TEACHER], loaded[STUDENT]) else STUDENT
@@ -192,5 +256,6 @@ def _find_arrays(value: Any) -> str:
 
 
 def quote(names: Iterable[Any], most: int = 4) -> str:
+    """Return the first names, quoted, and how many more there are."""
     listed = [repr(name)[:60] for name in names]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" * (len(listed) > most))

@@ -116,6 +116,14 @@ def test_prefixes_are_removed_in_any_nesting(prefix, net, tmp_path, noise):
         ({"model_state": 0, "ema_weights": 1}, 1, "ema_weights"),
         ({"swa_state_dict": {"module": 1}, "state_dict": 0}, 1, "swa_state_dict.module"),
         ({"schema": 0}, 0, "schema"),
+        ({"model": 0, "model_ema_state_dict": 1}, 1, "model_ema_state_dict"),
+        ({"model_state": 0, "model_ema_state": 1}, 1, "model_ema_state"),
+        ({"model": 0, "ema_state": {"module": 1}}, 1, "ema_state.module"),
+        ({"model": 0, "shadow": 1}, 1, "shadow"),
+        ({"model": 0, "ema": {"shadow": 1}}, 1, "ema.shadow"),
+        ({"model": 0, "EMA": 1}, 1, "EMA"),
+        ({"model": 0, "averaged_model": 1}, 1, "averaged_model"),
+        ({"net": 0, "polyak-weights": 1}, 1, "polyak-weights"),
     ],
 )
 def test_the_entry_is_chosen_and_named(stored, taken, entry, tmp_path, noise):
@@ -143,7 +151,70 @@ def test_an_average_of_some_parameters_is_not_taken(net, tmp_path):
     part = {"head.weight": net.state_dict()["head.weight"]}
     torch.save({"model": net.state_dict(), "model_ema": part}, tmp_path / "x")
     checkpoint = read_checkpoint(tmp_path / "x")
-    assert (checkpoint.entry, checkpoint.notes) == ("model", ())
+    said = "without 'model_ema', which is no average of all of it"
+    assert (checkpoint.entry, checkpoint.notes) == ("model", (said,))
+
+
+@pytest.mark.parametrize("name", ["best_state", "model_best", "net"])
+def test_a_network_that_is_not_taken_is_said_to_be_there(name, net, tmp_path):
+    state = net.state_dict()
+    torch.save(
+        {"model": state, name: state, "dino_loss": {"center": state["pos_embed"]}}, tmp_path / "x"
+    )
+    checkpoint = read_checkpoint(tmp_path / "x")
+    assert (checkpoint.entry, checkpoint.notes) == ("model", (f"also there: {name!r}",))
+
+
+def test_beside_an_average_the_best_weights_are_said_and_its_network_is_not(net, tmp_path):
+    state = net.state_dict()
+    torch.save({"model": state, "model_ema": state, "best_state": state}, tmp_path / "x")
+    said = ("averaged weights (model_ema)", "also there: 'best_state'")
+    assert read_checkpoint(tmp_path / "x").notes == said
+
+
+def test_an_average_without_names_is_said_not_to_be_used(net, tmp_path):
+    state = net.state_dict()
+    ema = {"decay": 0.99, "shadow_params": list(state.values()), "collected_params": None}
+    torch.save(
+        {"model": state, "ema": ema, "ema_decay": 0.99, "avg_loss": torch.ones(3)}, tmp_path / "x"
+    )
+    assert read_checkpoint(tmp_path / "x").notes == (
+        "without 'ema', which is no average of all of it",
+    )
+
+
+@pytest.mark.parametrize(
+    ("callback", "key", "count", "is_taken"),
+    [
+        ("EMACallback", "ema_state_dict", {}, True),
+        ("StochasticWeightAveraging", "average_model_state", {"n_averaged": 2}, True),
+        (
+            "StochasticWeightAveraging",
+            "average_model_state",
+            {"n_averaged": torch.tensor(0)},
+            False,
+        ),
+    ],
+)
+def test_the_average_of_a_callback_of_lightning_is_taken_once_it_has_begun(
+    callback, key, count, is_taken, net, tmp_path
+):
+    states = [
+        foreign._prefix("model.", s) for s in (foreign._noise(net.state_dict()), net.state_dict())
+    ]
+    callbacks = {"ModelCheckpoint{'monitor': None}": {}, callback: {key: states[1], **count}}
+    torch.save({"state_dict": states[0], "callbacks": callbacks}, tmp_path / "x.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "x.ckpt")
+    expected = states[is_taken]["model.norm.weight"]
+    assert torch.equal(checkpoint.state["norm.weight"], expected)
+    name = f"callbacks.{callback}.{key}"
+    assert checkpoint.notes == ((f"averaged weights ({name})",) if is_taken else ())
+
+
+def test_an_average_that_has_not_begun_is_not_taken(net, tmp_path):
+    average = torch.optim.swa_utils.AveragedModel(net).state_dict()
+    torch.save({"model": net.state_dict(), "swa": average}, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").entry == "model"
 
 
 @pytest.mark.parametrize("prefix", ["ema_model.", "model_ema.module.", "averaged_model.module."])
@@ -254,6 +325,14 @@ def test_a_network_that_normalizes_its_own_images_gives_its_mean_and_std(
     assert pre.mean == pytest.approx((0.4,) * 3)
     assert pre.std == pytest.approx((0.25,) * 3)
     assert "mean 0.4 and std 0.25" in reporter.notes[0]
+
+
+def test_a_teachers_normalization_is_not_its_students(net, tmp_path):
+    state = net.state_dict()
+    both = foreign._prefix("student.", state) | foreign._prefix("teacher.1.", state)
+    both |= {"teacher.0.mean": torch.full((3,), 0.5), "teacher.0.std": torch.full((3,), 0.5)}
+    torch.save(both, tmp_path / "x")
+    assert read_checkpoint(tmp_path / "x").preprocessing == {}
 
 
 def test_two_normalizations_are_refused(net, tmp_path):
