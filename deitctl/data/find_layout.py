@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from deitctl.data.layout import (
     Layout,
+    is_around,
     is_aside,
     is_beside,
     is_neutral,
@@ -185,6 +186,8 @@ class _Search:
             DataError: some hold parts and others not, or each is a data set of its own.
         """
         folders = self.tree.list(root).folders
+        if all(is_around(name) or is_of_masks(name) for name in folders):
+            return None  # `images/train/` and `labels/train/`
         paths = self.list_paths(root)[:NUM_PROBED]
         for path in paths:
             inner = self._find_innermost(path)
@@ -254,7 +257,7 @@ class _Search:
 
     def _choose_inner(self, paths: Sequence[str]) -> str:
         """Return that of several folders with images which is around the data, else ""."""
-        neutral = [path for path in paths if is_neutral(_get_name(path)) and not _is_beside(path)]
+        neutral = [path for path in paths if is_around(_get_name(path)) and not _is_beside(path)]
         others = [path for path in paths if path not in neutral]
         if neutral and others and all(is_of_masks(_get_name(path)) for path in others):
             self._refuse_masks(paths)
@@ -283,13 +286,21 @@ class _Search:
 
     def _refuse_masks(self, paths: Sequence[str]) -> None:
         """Refuse images beside their masks, unless each has folders, which may be classes."""
-        if all(map(self.tree.has_image, paths)):
+        if all(map(self._is_flat, paths)):
             raise DataError(
                 f"{self.data} has images and no class folders: {name_some(f'{p}/' for p in paths)} "
                 "are no names of classes, but of images and what is drawn in them.",
                 "Put the images of each class into a folder with its name, or pass a table of "
                 "path,label as DATA.",
             )
+
+    def _is_flat(self, path: str) -> bool:
+        """Whether the images in a folder lie directly in it, or in parts without class folders."""
+        inside = self.tree.list(path).folders
+        is_parted = bool(inside) and len(match_splits(inside)) == len(inside)
+        return self.tree.has_image(path) or (
+            is_parted and all(self.tree.has_image(_join(path, name)) for name in inside)
+        )
 
     def _holds_folders(self, path: str, has_loose: bool) -> bool:
         """Whether a folder holds several folders with images, and no image unless it may."""

@@ -171,6 +171,11 @@ def is_aside(name: str) -> bool:
     return any(word in ASIDE_WORDS for word in _split_name(name)[1])
 
 
+def is_around(name: str) -> bool:
+    """Whether a folder's name, and no number, says that class folders or images are in it: `images`."""
+    return is_neutral(name) and any(map(str.isalpha, name))
+
+
 def is_beside(name: str) -> bool:
     """Whether a folder is one that lies around data, and by its name no class: `docs`, `runs`."""
     split, others = _split_name(name)

@@ -47,6 +47,7 @@ class FolderTree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._entries: dict[str, Entries] = {}
+        self._has_image: dict[str, bool] = {}
 
     def list(self, path: str) -> Entries:
         """List a folder; raise `DataError` if it is the root and cannot be."""
@@ -63,10 +64,13 @@ class FolderTree:
         """Whether an image is directly in a folder: listed until the first one."""
         if path in self._entries:
             return bool(self._entries[path].images)
-        try:
-            return any(not folder for folder, _ in self._iterate(path, MAX_SNIFFED))
-        except OSError:
-            return False
+        if path not in self._has_image:
+            try:
+                has_image = any(not folder for folder, _ in self._iterate(path, MAX_SNIFFED))
+            except OSError:
+                has_image = False
+            self._has_image[path] = has_image
+        return self._has_image[path]
 
     def _scan(self, path: str) -> Entries:
         folders, images = [], Counter[str]()

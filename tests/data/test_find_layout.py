@@ -149,6 +149,8 @@ def test_parts_without_any_class_folder_are_no_classes():
     assert dict(search("archive/images").unlabeled) == {"": "archive/images"}
     assert search("images").parts == search("Photos2").parts == {}
     assert search("images", "cat").parts == {"": ""}
+    parts = dict(search(*cross("images", "train val")).unlabeled)
+    assert parts == {"train": "images/train", "val": "images/val"}
 
 
 def test_loose_images_are_counted():
@@ -158,6 +160,7 @@ def test_loose_images_are_counted():
 
 
 def test_parts_inside_class_folders_are_read_as_parts():
+    assert search(*cross("1 2", "train val")).in_classes
     layout = search(*cross("cat dog", "train val"), "eel/train")
     assert layout.in_classes
     assert layout.parts == {"": ""}
@@ -273,6 +276,7 @@ def test_a_folder_around_the_classes_beside_those_of_a_project_is_entered(folder
         ([*cross("data", "a b"), *cross("data_v2", "b c")], "data/ of the folders a/, b/ beside"),
         ([*cross("flowers", "rose tulip"), "test"], "flowers/ of the folders rose/, tulip/ beside"),
         (["images", "masks"], "images/, masks/ are no names of classes"),
+        (cross("images labels", "train val"), "images/, labels/ are no names of classes"),
         (["JPEGImages", "SegmentationClass", "SegmentationObject"], "are no names of classes"),
     ],
 )
@@ -290,6 +294,7 @@ def test_a_folder_around_the_classes_or_one_of_them_is_refused(folders, what):
         [*cross("cat", "persian siamese"), "other"],
         [*cross("with_mask", "blue white"), "without_mask"],
         ["with_mask", "without_mask"],
+        [*cross("1", "x y"), "2"],
         ["photo", "photo/x", "photo/y", "sketch"],
         ["logs", "planks"],
         ["photo", "sketch", "sample"],
