@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -86,8 +86,8 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
     except OSError as error:
         raise DataError(f"{error.filename or ref} cannot be read: {error.strerror}.") from error
     try:
-        # How a table was read is no issue of its images.
-        messages = reporter if is_table(path) else quiet
+        # How tables and Parquet files were read is no issue of their images.
+        messages = reporter if is_table(path) or path.is_dir() else quiet
         data = open_dataset(ref, messages, image_folder, with_missing=True)
     except DataError:
         # the issue says how to label the images, the error does not
@@ -128,7 +128,8 @@ def _survey_folder(path: Path, reporter: Reporter) -> Survey:
     for name in ("train", "val", "test", ""):
         for folders in (layout.parts, layout.unlabeled):
             if name in folders:
-                _add_split(result, name or ALL, path / folders[name], reporter)
+                not_read = layout.list_not_read(name) if name in layout.parts else frozenset()
+                _add_split(result, name or ALL, path / folders[name], reporter, not_read)
     return result
 
 
@@ -138,13 +139,14 @@ def _report_layout(layout: Layout, entered: list[str], prefix: str) -> Iterator[
     depth = layout.root.count("/") + 2 if layout.root else 1
     entered = entered + [part for part in parts if part.count("/") + 1 > depth]
     yield from report("nested_split", len(entered), [f"{prefix}{p}" for p in entered])
-    yield from report(
-        "unused_folder", len(layout.left_out), [f"{prefix}{p}" for p in layout.left_out]
-    )
+    unused = (*layout.left_out, *layout.copies, *layout.masks)
+    yield from report("unused_folder", len(unused), [f"{prefix}{p}" for p in unused])
 
 
-def _add_split(result: Survey, name: str, root: Path, reporter: Reporter) -> None:
-    folders = _list_folders(root)
+def _add_split(
+    result: Survey, name: str, root: Path, reporter: Reporter, not_read: Collection[str]
+) -> None:
+    folders = [folder for folder in _list_folders(root) if folder not in not_read]
     if not folders:
         paths = tuple(sorted(str(root / f) for f in _list_images(root)))
         if paths:
@@ -154,7 +156,7 @@ def _add_split(result: Survey, name: str, root: Path, reporter: Reporter) -> Non
         return
     result.issues += _check_strays(root, folders)
     try:
-        dataset = open_folder(root, reporter)
+        dataset = open_folder(root, reporter, not_read)
     except DataError:  # class folders without a single image
         result.issues += report("no_images", 1, [str(root)])
         return

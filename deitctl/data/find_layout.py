@@ -12,25 +12,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from deitctl.data.inside_parts import are_same, find_copies, find_masks, find_same_folders
 from deitctl.data.layout import (
     Layout,
     is_around,
     is_aside,
     is_beside,
     is_neutral,
-    is_numbered_part,
     is_of_masks,
     match_split,
     match_splits,
     name_some,
 )
-from deitctl.data.trees import Tree
+from deitctl.data.trees import NUM_PROBED, Tree, find_innermost, find_only, has_images, join_path
 from deitctl.errors import DataError
-
-NUM_PROBED = 8
-"""Class folders that are listed before the layout is known."""
-NUM_LOOKED_INTO = 200
-"""Folders below another in which an image is looked for."""
 
 
 def find_layout(tree: Tree, data: str) -> Layout:
@@ -48,22 +43,33 @@ def find_layout(tree: Tree, data: str) -> Layout:
     left_out: tuple[str, ...] = ()
     while True:
         layout = search.find_parts(root) or search.find_parts_in_classes(root)
-        inner = "" if layout else search.find_inner(root)
+        if layout or find_copies(tree, root, data):
+            break
+        inner = search.find_inner(root)
         if not inner:
             break
         left_out += tuple(path for path in search.list_paths(root) if path != inner)
         root = inner
     if layout is None:
         unlabeled = search.find_unlabeled(root)
-        layout = Layout(
-            root,
-            {} if unlabeled else {"": root},
-            unlabeled=unlabeled,
-            same_folders=search.find_same_folders(root),
-        )
+        layout = Layout(root, {} if unlabeled else {"": root}, unlabeled=unlabeled)
+    if not layout.in_classes:
+        layout = _look_inside(layout, tree, data)
     return replace(
         layout, left_out=left_out + layout.left_out, loose=search.count_loose_images(layout)
     )
+
+
+def _look_inside(layout: Layout, tree: Tree, data: str) -> Layout:
+    """Return a layout with what its parts hold besides images in class folders."""
+    copies: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    for part in layout.parts.values():
+        copies += find_copies(tree, part, data)
+        masks += find_masks(tree, part, copies)
+        same = same or find_same_folders(tree, part, data, {*copies, *masks})
+    return replace(layout, copies=copies, masks=masks, same_folders=same)
 
 
 class _Search:
@@ -76,19 +82,21 @@ class _Search:
         named = match_splits(folders)
         if not named:
             return None
-        places = self._enter_parts({name: _join(root, name) for name in named}, named)
+        places = self._enter_parts({name: join_path(root, name) for name in named}, named)
         deep = [name for name in named if self.tree.list(places[name]).folders]
         flat = [n for n in named if n not in deep and self.tree.list(places[n]).images]
         if not deep and len(flat) < len(folders):
             return None  # classes: `test` and `control`, `valid` and `invalid`
-        others = [n for n in folders if n not in named and self._has_images(_join(root, n))]
+        others = [
+            n for n in folders if n not in named and has_images(self.tree, join_path(root, n))
+        ]
         if around := [n for n in deep if self._holds_parts(places[n])]:
             if len(folders) == 1:
                 return None
             raise DataError(
-                f"{self.data} has parts of the data in {_join(root, around[0])}/, which is itself "
+                f"{self.data} has parts of the data in {join_path(root, around[0])}/, which is itself "
                 "named as a part.",
-                f"Put the parts beside each other, or {self._suggest(_join(root, around[0]))}.",
+                f"Put the parts beside each other, or {self._suggest(join_path(root, around[0]))}.",
             )
         is_only = others and len({named[name] for name in (*deep, *flat)}) == 1
         if is_only and not self._is_part(root, deep, others):
@@ -100,7 +108,7 @@ class _Search:
             unlabeled={named[n]: places[n] for n in flat if named[n] not in parts},
             left_out=(
                 *(places[n] for n in flat if named[n] in parts),
-                *(_join(root, n) for n in others),
+                *(join_path(root, n) for n in others),
             ),
         )
 
@@ -113,7 +121,7 @@ class _Search:
         class_names = {name for names in folders if len(names) > 1 for name in names}
         entered = {n: self._enter(path, named[n], class_names) for n, path in places.items()}
         # `train/flowers/rose`: whatever the inner folder is called, if every part has one
-        inner = {name: self._find_only(path) for name, path in entered.items()}
+        inner = {name: find_only(self.tree, path) for name, path in entered.items()}
         holding = [name for name, path in entered.items() if self.tree.list(path).folders]
         if holding and all(
             (path := inner[name]) and self.tree.list(path).folders for name in holding
@@ -123,18 +131,13 @@ class _Search:
 
     def _enter(self, path: str, split: str, class_names: Collection[str]) -> str:
         """Enter `train/train/` and `train/images/`, as unpacking makes them."""
-        while inner := self._find_only(path):
+        while inner := find_only(self.tree, path):
             name = inner.rsplit("/", 1)[-1]
             is_doubled = match_split(name) == split or name == path.rsplit("/", 1)[-1]
             if not (is_doubled or (is_neutral(name) and name not in class_names)):
                 break
             path = inner
         return path
-
-    def _find_only(self, path: str) -> str:
-        """Return the one folder that a folder holds if it holds no image beside it."""
-        folders, images = self.tree.list(path)
-        return _join(path, folders[0]) if len(folders) == 1 and not images else ""
 
     def _is_part(self, root: str, deep: Sequence[str], others: Sequence[str]) -> bool:
         """Whether the only folder that is named as a part is one, and not a class of that name.
@@ -144,23 +147,23 @@ class _Search:
         """
         if all(map(is_aside, others)):
             return True
-        if any(self.tree.has_image(_join(root, name)) for name in deep):
+        if any(self.tree.has_image(join_path(root, name)) for name in deep):
             return False
         part = deep[0]
-        inside = {self.tree.list(_join(root, name)).folders for name in (part, *others)}
+        inside = {self.tree.list(join_path(root, name)).folders for name in (part, *others)}
         if len(inside) == 1 and len(inside.pop()) == 1:
             return False  # `train/side/`, `bus/side/`, `car/side/`
         raise DataError(
-            f"{self.data} has {_join(root, part)}/ of folders, as a part of the data has, beside "
+            f"{self.data} has {join_path(root, part)}/ of folders, as a part of the data has, beside "
             f"{name_some(f'{name}/' for name in others)}, which may be classes.",
-            f"If {part} is a part, {self._suggest(_join(root, part))}, and name other parts train, "
+            f"If {part} is a part, {self._suggest(join_path(root, part))}, and name other parts train, "
             "val and test; if it is a class, move its images up, out of its folders.",
         )
 
     def _holds_parts(self, path: str) -> bool:
         """Whether a folder holds two parts of class folders."""
         named = match_splits(self.tree.list(path).folders)
-        deep = {split for n, split in named.items() if self.tree.list(_join(path, n)).folders}
+        deep = {split for n, split in named.items() if self.tree.list(join_path(path, n)).folders}
         return len(deep) > 1
 
     def _choose(self, names: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
@@ -190,10 +193,10 @@ class _Search:
             return None  # `images/train/` and `labels/train/`
         paths = self.list_paths(root)[:NUM_PROBED]
         for path in paths:
-            inner = self._find_innermost(path)
+            inner = find_innermost(self.tree, path)
             if len(folders) > 1 and not self.tree.has_image(inner) and self._holds_parts(inner):
                 others = [p for p in self.list_paths(root) if p != path and not _is_beside(p)]
-                if not any(map(self._has_images, others)):
+                if not any(has_images(self.tree, p) for p in others):
                     return None  # the only data set, beside other things
                 raise DataError(
                     f"{self.data} holds several folders, and {inner}/ is a data set with parts of "
@@ -203,26 +206,20 @@ class _Search:
         probed = [
             name
             for name in folders[:NUM_PROBED]
-            if len(set((self._list_parts(_join(root, name)) or {}).values())) > 1
+            if len(set((self._list_parts(join_path(root, name)) or {}).values())) > 1
         ]
         if not probed or len(folders) == 1:  # one is a folder around the data
             return None
-        first = _join(root, probed[0])
-        wrong = [name for name in folders if self._list_parts(_join(root, name)) is None]
+        first = join_path(root, probed[0])
+        wrong = [name for name in folders if self._list_parts(join_path(root, name)) is None]
         if wrong:
             raise DataError(
                 f"{self.data} has parts of the data in the class folder {first}/, and none in "
-                f"{_join(root, wrong[0])}/.",
+                f"{join_path(root, wrong[0])}/.",
                 "Give every class folder the same parts, or put train/, val/ and test/ around the "
                 "class folders.",
             )
         return Layout(root, {"": root}, in_classes=True)
-
-    def _find_innermost(self, path: str) -> str:
-        """Return the folder below one that holds more than another folder, or an image."""
-        while not self.tree.has_image(path) and (inner := self._find_only(path)):
-            path = inner
-        return path
 
     def _list_parts(self, path: str) -> dict[str, str] | None:
         """Return the parts that a class folder holds; None if it holds none, or anything else."""
@@ -244,14 +241,14 @@ class _Search:
         folders = self.tree.list(root).folders
         if sum(not is_beside(name) for name in folders) > NUM_PROBED:
             return ""
-        inner = [path for path in self.list_paths(root) if self._has_images(path)]
+        inner = [path for path in self.list_paths(root) if has_images(self.tree, path)]
         if len(inner) > 1:
             return self._choose_inner(inner)
         if not inner:
             return ""
         entries = self.tree.list(inner[0])
         if entries.images:  # beside parts or classes they are loose, else it is a class
-            holding = [n for n in entries.folders if self._has_images(_join(inner[0], n))]
+            holding = [n for n in entries.folders if has_images(self.tree, join_path(inner[0], n))]
             return inner[0] if len(holding) > 1 or match_splits(holding) else ""
         return inner[0] if entries.folders else ""
 
@@ -262,7 +259,7 @@ class _Search:
         if neutral and others and all(is_of_masks(_get_name(path)) for path in others):
             self._refuse_masks(paths)
         deep = [p for p in paths if not _is_beside(p) and self._holds_folders(p, p in neutral)]
-        if not deep or self._are_same(paths):
+        if not deep or are_same(self.tree, paths):
             return ""
         around = next((path for path in deep if path in neutral), deep[0])
         others = [path for path in paths if path != around]
@@ -299,54 +296,22 @@ class _Search:
         inside = self.tree.list(path).folders
         is_parted = bool(inside) and len(match_splits(inside)) == len(inside)
         return self.tree.has_image(path) or (
-            is_parted and all(self.tree.has_image(_join(path, name)) for name in inside)
+            is_parted and all(self.tree.has_image(join_path(path, name)) for name in inside)
         )
 
     def _holds_folders(self, path: str, has_loose: bool) -> bool:
         """Whether a folder holds several folders with images, and no image unless it may."""
-        path = self._find_innermost(path)
+        path = find_innermost(self.tree, path)
         if not has_loose and self.tree.has_image(path):
             return False
-        return sum(map(self._has_images, self.list_paths(path)[:NUM_PROBED])) > 1
+        return sum(has_images(self.tree, p) for p in self.list_paths(path)[:NUM_PROBED]) > 1
 
     def find_unlabeled(self, root: str) -> dict[str, str]:
         """Return the one folder of images, `images/`, whose name is no class; empty for others."""
-        paths = [p for p in self.list_paths(root)[: NUM_PROBED + 1] if self._has_images(p)]
+        paths = [p for p in self.list_paths(root)[: NUM_PROBED + 1] if has_images(self.tree, p)]
         only = paths[0] if len(paths) == 1 else ""
         is_flat = bool(only) and not self.tree.list(only).folders
         return {"": only} if is_flat and is_neutral(only.rsplit("/", 1)[-1]) else {}
-
-    def find_same_folders(self, root: str) -> tuple[str, ...]:
-        """Return the folders that all class folders hold, if they are the same and several.
-
-        Raises:
-            DataError: these may be the classes, because they are more than what holds them, or the
-                outer ones are `fold1`, `fold2` ... or `images`, `masks`.
-        """
-        names = self.tree.list(root).folders
-        paths = self.list_paths(root)
-        if len(paths) < 2 or not self._are_same(paths[:NUM_PROBED]) or not self._are_same(paths):
-            return ()
-        inside = self.tree.list(paths[0]).folders
-        is_series = all(map(is_numbered_part, names)) or all(
-            is_aside(name) or is_neutral(name) for name in names
-        )
-        has_numbers = all(any(map(str.isdecimal, name)) for name in inside)  # 2019/, 40x/
-        if is_series or (len(inside) > max(2, len(names)) and not has_numbers):
-            raise DataError(
-                f"{name_some(f'{path}/' for path in paths)} of {self.data} all hold the folders "
-                f"{name_some(inside)}: which of both are the classes is not clear.",
-                "If the outer ones are parts of the data, name them train, val and test; if they "
-                "are data sets, pass one as DATA; if they are classes, move their images up.",
-            )
-        return inside
-
-    def _are_same(self, paths: Sequence[str]) -> bool:
-        """Whether folders hold several folders of the same names each, and no images."""
-        if any(map(self.tree.has_image, paths)):
-            return False
-        inside = {self.tree.list(path).folders for path in paths}
-        return len(inside) == 1 and len(inside.pop()) > 1
 
     def _suggest(self, path: str) -> str:
         """Return how one folder of the data is named as DATA."""
@@ -356,29 +321,15 @@ class _Search:
 
     def list_paths(self, root: str) -> list[str]:
         """Return the folders in a folder, by their paths."""
-        return [_join(root, name) for name in self.tree.list(root).folders]
+        return [join_path(root, name) for name in self.tree.list(root).folders]
 
     def count_loose_images(self, layout: Layout) -> dict[str, int]:
         """Count the images on the way to the class folders, by extension."""
         above = [""]
         for name in filter(None, layout.root.split("/")):
-            above.append(_join(above[-1], name))
+            above.append(join_path(above[-1], name))
         places = [path for path in above if path not in layout.parts.values()]
         return dict(sum((Counter(self.tree.list(path).images) for path in places), Counter()))
-
-    def _has_images(self, path: str) -> bool:
-        """Whether images lie in a folder, or in the first few folders below it."""
-        pending, num_left = [path], NUM_LOOKED_INTO
-        while pending and num_left:
-            current, num_left = pending.pop(), num_left - 1
-            if self.tree.has_image(current):
-                return True
-            pending += self.list_paths(current)[:NUM_PROBED][::-1]
-        return False
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def _get_name(path: str) -> str:

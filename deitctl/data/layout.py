@@ -12,11 +12,18 @@ SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing", "holdout"), "test"),
+    # German, French, Spanish, Portuguese, Italian
+    **dict.fromkeys(("trainings", "entrainement", "entraînement", "entrenamiento"), "train"),
+    **dict.fromkeys(("treino", "treinamento", "addestramento"), "train"),
+    **dict.fromkeys(("validierung", "validierungs", "validacion", "validación"), "val"),
+    **dict.fromkeys(("validacao", "validação", "validazione"), "val"),
+    **dict.fromkeys(("prueba", "pruebas", "teste", "testes"), "test"),
 }
 """What a word in a name says about the images: exact names of parts."""
 _NEUTRAL = (
     "set sets subset data dataset datasets split splits part folder folders seg "
-    "image images img imgs pic pics photo photos sample samples jpg jpeg png"
+    "image images img imgs pic pics photo photos sample samples jpg jpeg png "
+    "daten datensatz satz bilder menge donnees données jeu datos imagenes imágenes dados imagens"
 )
 NEUTRAL_WORDS = frozenset(_NEUTRAL.split())
 """Words beside such a word that say nothing more: `training_set`, `seg_train`, `test_images`."""
@@ -38,9 +45,11 @@ _BESIDE = (
 )
 BESIDE_WORDS = frozenset(_BESIDE.split())
 """Words of which names of folders beside the data consist, as in a project's folder."""
-MASK_WORDS = frozenset(
-    ["mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "gt"]
+_MASKS = (
+    "mask masks label labels annotation annotations segmentation segmentations gt groundtruth "
+    "trimap trimaps"
 )
+MASK_WORDS = frozenset(_MASKS.split())
 """Words in names of folders that hold what is drawn in images, as images of the same names."""
 _SERIES = (
     "fold part split set dataset batch chunk shard cv k group session subject source domain camera"
@@ -57,7 +66,10 @@ JUNK = frozenset(
     for name in (
         *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # file servers
         *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "Thumbs.db", "desktop.ini"),
-        *("ehthumbs.db", "lost+found", "__MACOSX", "__pycache__", "Network Trash Folder"),
+        *("@tmp", "@sharesnap", "@sharebin", "@appstore", "@database", "@SynoEAStream"),
+        *("@SynoResource", "@__thumb", "~snapshot", "_gsdata_"),
+        *("ehthumbs.db", "lost+found", "LOST.DIR", "__MACOSX", "__pycache__"),
+        *("Network Trash Folder", "Temporary Items"),
     )
 )
 """Folders and files of systems and tools; hidden ones (`.thumbnails`, `._1.jpg`) need no list."""
@@ -79,8 +91,26 @@ class Layout:
     """Folders beside the parts that are none of them, with images in them."""
     same_folders: tuple[str, ...] = ()
     """Folders that every class folder holds, which are read as its depth."""
+    copies: tuple[str, ...] = ()
+    """Folders in the parts that hold the same again, and are not read."""
+    masks: tuple[str, ...] = ()
+    """Folders in class folders with what is drawn in the images beside them, which are not read."""
     loose: Mapping[str, int] = field(default_factory=dict)
     """Images beside the parts or beside the folder around them, by extension."""
+
+    def list_not_read(self, part: str) -> frozenset[str]:
+        """Return the folders in a part that are not read, by their paths below it."""
+        prefix = f"{self.parts[part]}/" if self.parts[part] else ""
+        paths = (*self.copies, *self.masks)
+        return frozenset(p.removeprefix(prefix) for p in paths if p.startswith(prefix))
+
+    def warn(self) -> str:
+        """Return what was decided and may be wrong, in a line; empty where nothing was."""
+        if not self.masks:
+            return ""
+        return (
+            f"Left out as what is drawn in images: {name_some(f'{path}/' for path in self.masks)}."
+        )
 
     def describe(self, *, names_root: bool = True) -> str:
         """Return what was decided, in a line; empty where nothing had to be.
@@ -114,6 +144,11 @@ class Layout:
             sentences.append(
                 f"{path}/ has no class folders: the {split} images have no labels, and are left out."
             )
+        if self.copies:
+            sentences.append(
+                f"Left out as copies of what is beside them: "
+                f"{name_some(f'{path}/' for path in self.copies)}."
+            )
         if self.left_out:
             sentences.append(f"Left out: {name_some(f'{path}/' for path in self.left_out)}.")
         return " ".join(sentences)
@@ -128,7 +163,11 @@ def name_some(names: Iterable[str]) -> str:
 
 def is_junk(name: str) -> bool:
     """Whether a folder or file belongs to the system or to a tool and is not data."""
-    return name.startswith((".", "__MACOSX")) or name.casefold() in JUNK or name == os.curdir
+    return (
+        name.startswith((".", "__MACOSX"))
+        or name.casefold() in JUNK
+        or bool(re.fullmatch(r"FOUND\.\d{3}", name, re.IGNORECASE))  # of chkdsk
+    )
 
 
 def match_split(name: str) -> str | None:
@@ -140,6 +179,11 @@ def match_split(name: str) -> str | None:
     """
     matched, others = _split_name(name)
     return matched if all(map(_is_neutral, others)) else None
+
+
+def find_split_word(name: str) -> str | None:
+    """Return which part a word of a name means, whatever the others are: `PublicTest` is `test`."""
+    return _split_name(name)[0]
 
 
 def match_splits(names: Iterable[str]) -> dict[str, str]:
@@ -188,6 +232,12 @@ def is_beside(name: str) -> bool:
 def is_of_masks(name: str) -> bool:
     """Whether a folder holds what is drawn in images by its name: `masks`, `SegmentationClass`."""
     return any(word in MASK_WORDS for word in _split_name(name)[1])
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder's name says that it holds what is drawn in images, and nothing else."""
+    words = _split_name(name)[1]
+    return is_of_masks(name) and all(word in MASK_WORDS or _is_neutral(word) for word in words)
 
 
 def is_numbered_part(name: str) -> bool:

@@ -20,6 +20,10 @@ from deitctl.errors import DataError
 
 MAX_SNIFFED = 20
 """Files of no known type that are looked into for whether a folder has an image."""
+NUM_PROBED = 8
+"""Class folders that are listed before the layout is known."""
+NUM_LOOKED_INTO = 200
+"""Folders below another in which an image is looked for."""
 
 
 class Entries(NamedTuple):
@@ -41,12 +45,43 @@ class Tree(Protocol):
         """Whether an image is directly in a folder, without listing all of it."""
 
 
+def join_path(folder: str, name: str) -> str:
+    """Return the path of a folder in another of a tree."""
+    return f"{folder}/{name}" if folder else name
+
+
+def find_only(tree: Tree, path: str) -> str:
+    """Return the one folder that a folder holds if it holds no image beside it, else ""."""
+    folders, images = tree.list(path)
+    return join_path(path, folders[0]) if len(folders) == 1 and not images else ""
+
+
+def find_innermost(tree: Tree, path: str) -> str:
+    """Return the folder below one that holds more than another folder, or an image."""
+    while not tree.has_image(path) and (inner := find_only(tree, path)):
+        path = inner
+    return path
+
+
+def has_images(tree: Tree, path: str) -> bool:
+    """Whether images lie in a folder, or in the first few folders below it."""
+    pending, num_left = [path], NUM_LOOKED_INTO
+    while pending and num_left:
+        current, num_left = pending.pop(), num_left - 1
+        if tree.has_image(current):
+            return True
+        folders = tree.list(current).folders[:NUM_PROBED]
+        pending += [join_path(current, name) for name in folders][::-1]
+    return False
+
+
 class FolderTree:
     """The folders of a file system below one; each is listed once at most."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._entries: dict[str, Entries] = {}
+        self._holding: dict[str, bool] = {}
         self._has_image: dict[str, bool] = {}
 
     def list(self, path: str) -> Entries:

@@ -305,3 +305,108 @@ def test_a_folder_around_the_classes_or_one_of_them_is_refused(folders, what):
 def test_classes_with_folders_of_their_own_stay_classes(folders):
     layout = search(*folders)
     assert (layout.root, layout.parts, layout.left_out) == ("", {"": ""}, ())
+
+
+@pytest.mark.parametrize(
+    ("folders", "copies"),
+    [
+        (cross("cells cells/cells", "a b"), ["cells/cells"]),
+        ([*cross("cells", "a b"), "a", "b"], ["cells"]),
+        (cross("train train/train", "a b"), ["train/train"]),
+        (cross("train train/train test test/test", "a b"), ["train/train", "test/test"]),
+        (cross("x/y/train x/y/train/data x/y/val", "a b c"), ["x/y/train/data"]),
+    ],
+)
+def test_a_copy_of_the_class_folders_beside_them_is_no_class(folders, copies):
+    layout = search(*folders)
+    assert list(layout.copies) == copies
+    assert f"Left out as copies of what is beside them: {copies[0]}/" in layout.describe()
+    assert {name for part in layout.parts for name in layout.list_not_read(part)} == {
+        path.rsplit("/", 1)[-1] for path in copies
+    }
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [*cross("cells cells/cells", "a b"), "cells/c"],
+        [*cross("cells cells/cells", "a b"), "cells/cells/c"],
+        cross("train train/more", "a b c")[:-1],
+    ],
+)
+def test_folders_of_the_same_names_that_are_no_copy_are_refused(folders):
+    with pytest.raises(DataError, match="beside folders of the same names"):
+        search(*folders)
+
+
+def test_a_folder_of_the_same_folders_with_other_numbers_of_images_is_refused():
+    names = [f"{folder}/1.jpg" for folder in cross("cells cells/cells", "a b")]
+    with pytest.raises(DataError, match="with other numbers of images") as refused:
+        find_layout(NameTree([*names, "cells/a/2.jpg"]), "data")
+    assert "Remove cells/cells/ if it is a copy" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("folders", "masks"),
+    [
+        (cross("covid normal", "images masks"), ["covid/masks", "normal/masks"]),
+        (["a/images", "a/Labels", "b/images"], ["a/Labels"]),
+        (["train/a/img", "train/a/gt_masks", "train/b/img"], ["train/a/gt_masks"]),
+    ],
+)
+def test_masks_beside_images_in_class_folders_are_left_out(folders, masks):
+    layout = search(*folders)
+    assert list(layout.masks) == masks
+    assert not layout.same_folders
+    assert masks[0] in layout.warn()
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [cross("a b", "with_mask without_mask"), cross("a b", "masks faces"), ["a/masks", "b"]],
+)
+def test_folders_that_may_hold_images_of_a_class_are_no_masks(folders):
+    assert not search(*folders).masks
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        cross("train/images train/masks val/images val/masks", "x y"),
+        cross("train/art train/photo val/art val/photo", "dog elephant giraffe"),
+        cross("train/fold1 train/fold2", "x y"),
+        cross("traincats testcats", "x y"),
+        cross("a/images b/images", "dog elephant giraffe"),
+    ],
+)
+def test_what_is_not_clear_in_a_part_is_refused(folders):
+    with pytest.raises(DataError, match="which of both are the classes is not clear") as refused:
+        search(*folders)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("folders", "inside"),
+    [
+        (cross("train/cat train/dog val/cat val/dog", "2019 2020"), "2019/, 2020/"),
+        (cross("amazon/images dslr/images webcam/images", "bike mug"), "images/bike/, images/mug/"),
+        (["train/a/l", "train/a/r", "train/b/l", "train/b/r", "val/a", "val/b"], "l/, r/"),
+    ],
+)
+def test_equal_folders_in_the_class_folders_of_a_part_are_said(folders, inside):
+    assert f"Every class folder holds {inside}, whose" in search(*folders).describe()
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        ("Trainingsdaten Testdaten", {"train": "Trainingsdaten", "test": "Testdaten"}),
+        ("Trainingsbilder Validierung", {"train": "Trainingsbilder", "val": "Validierung"}),
+        ("entraînement validation", {"train": "entraînement", "val": "validation"}),
+        ("entrenamiento prueba", {"train": "entrenamiento", "test": "prueba"}),
+    ],
+)
+def test_parts_in_other_languages_are_parts_and_said(names, parts):
+    layout = search(*cross(names, "ok ng"))
+    assert layout.parts == parts
+    assert f"train is {parts['train']}/" in layout.describe()

@@ -29,7 +29,8 @@ OTHERS = (
 )
 JUNK = (
     "@eaDir #recycle $RECYCLE.BIN .thumbnails lost+found __MACOSX ._1.jpg .DS_Store Thumbs.db "
-    "desktop.ini .ipynb_checkpoints . @Recycle __pycache__"
+    "desktop.ini .ipynb_checkpoints . @Recycle __pycache__ @tmp ~snapshot @sharesnap @appstore "
+    "@SynoEAStream LOST.DIR FOUND.000 found.012 _gsdata_"
 )
 
 
@@ -52,10 +53,14 @@ def test_neighbors_explain_each_other():
     assert match_splits(["train", "flowers_test"]) == {"train": "train"}
 
 
-@pytest.mark.parametrize("name", [*JUNK.split(), "System Volume Information"])
+@pytest.mark.parametrize(
+    "name", [*JUNK.split(), "System Volume Information", "Temporary Items", "Network Trash Folder"]
+)
 def test_what_systems_and_tools_leave_is_no_data(name):
     assert is_junk(name)
 
 
 def test_other_names_are_data():
-    assert not any(map(is_junk, ["cat", "lost", "recycle", "@home", "#1", "a.jpg", "db"]))
+    assert not any(
+        map(is_junk, ["cat", "lost", "recycle", "@home", "#1", "a.jpg", "db", "tmp", "found.1"])
+    )

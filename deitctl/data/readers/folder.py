@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,13 @@ from deitctl.data.file_types import describe_unread, get_extensions, may_be_imag
 from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk, match_split
-from deitctl.data.readers.passed_over import merge_spellings, report_unread, require_labels
+from deitctl.data.readers.passed_over import (
+    leave_out,
+    merge_spellings,
+    report_layout,
+    report_unread,
+    require_labels,
+)
 from deitctl.data.trees import FolderTree, begins_as_image, is_folder
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
@@ -31,9 +37,11 @@ def open_folders(root: Path, reporter: Reporter) -> dict[str, FileDataset]:
     """
     layout = find_layout(FolderTree(root), str(root))
     require_labels(layout, str(root))
-    if words := layout.describe():
-        reporter.note(f"{root}: {words}")
-    listings = {split: _load(root / path, reporter) for split, path in layout.parts.items()}
+    report_layout(str(root), layout.describe(), layout.warn(), reporter)
+    listings = {
+        split: leave_out(_load(root / path, reporter), layout.list_not_read(split))
+        for split, path in layout.parts.items()
+    }
     report_unread(str(root), [layout.loose, *(x.unread for x in listings.values())], reporter)
     parts = {split: (root / layout.parts[split], listing) for split, listing in listings.items()}
     if layout.in_classes:
@@ -45,15 +53,22 @@ def open_folders(root: Path, reporter: Reporter) -> dict[str, FileDataset]:
     }
 
 
-def open_folder(root: Path, reporter: Reporter) -> FileDataset:
+def open_folder(
+    root: Path, reporter: Reporter, left_out: Collection[str] = frozenset()
+) -> FileDataset:
     """Open a folder of class folders.
 
     Classes are in lexicographic order, images at any depth below them.
 
+    Args:
+        root: the folder.
+        reporter: receives progress, and what is passed over.
+        left_out: folders in it that are not read, see `Layout.list_not_read`.
+
     Raises:
         DataError: it cannot be read, or has no class folders or no images.
     """
-    return _build_dataset(root, _load(root, reporter), reporter)
+    return _build_dataset(root, leave_out(_load(root, reporter), left_out), reporter)
 
 
 def _load(root: Path, reporter: Reporter) -> Listing:

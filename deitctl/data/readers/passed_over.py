@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,43 @@ def report_unread(data: str, counts: Iterable[Mapping[str, int]], reporter: Repo
     """
     if words := describe_unread(sum(map(Counter, counts), Counter())):
         reporter.warn(f"{data}: {words}")
+
+
+def report_layout(data: str, note: str, warning: str, reporter: Reporter) -> None:
+    """Say what was decided about a data set's layout, if anything was."""
+    if note:
+        reporter.note(f"{data}: {note}")
+    if warning:
+        reporter.warn(f"{data}: {warning}")
+
+
+def leave_out(listing: Listing, folders: Collection[str]) -> Listing:
+    """Return a listing without the images in some folders.
+
+    The index of a part has them, because what is left out depends on more than its own files.
+
+    Args:
+        listing: of a part.
+        folders: a class folder, or one in a class folder, by paths below the part.
+    """
+    if not folders:
+        return listing
+    kept = []
+    for index, name in enumerate(listing.names):
+        parents = name.replace(os.sep, "/").split("/")
+        if parents[0] not in folders and "/".join(parents[:2]) not in folders:
+            kept.append(index)
+    places = np.array(kept, np.int64)
+    class_names = tuple(name for name in listing.class_names if name not in folders)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([numbers.get(name, -1) for name in listing.class_names], np.int64)
+    return replace(
+        listing,
+        names=listing.names.take(places),
+        labels=labels[listing.labels[places]],
+        class_names=class_names,
+        spans=listing.spans[places] if len(listing.spans) else listing.spans,
+    )
 
 
 def require_labels(layout: Layout, data: str) -> None:

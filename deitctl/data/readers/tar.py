@@ -25,7 +25,13 @@ from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk
 from deitctl.data.open_file import OpenFile
 from deitctl.data.readers.folder import split_classes
-from deitctl.data.readers.passed_over import merge_spellings, report_unread, require_labels
+from deitctl.data.readers.passed_over import (
+    leave_out,
+    merge_spellings,
+    report_layout,
+    report_unread,
+    require_labels,
+)
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.data.trees import NameTree
 from deitctl.errors import DataError
@@ -79,8 +85,8 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     listings = load_or_scan(path, scan, reporter)
     # the same words for every part
-    if words := next(iter(listings.values())).layout:
-        reporter.note(f"{path}: {words}")
+    note, _, warning = next(iter(listings.values())).layout.partition("\n")
+    report_layout(str(path), note, warning, reporter)
     report_unread(str(path), [listing.unread for listing in listings.values()], reporter)
     datasets = {}
     for split, listing in listings.items():
@@ -112,10 +118,12 @@ def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
                 "Put the images of each class into a folder with its name, and pack those.",
             )
         unread.update(tree.list(folder).images)
-        listings[split] = _build_listing(keys, order, places, folder)
+        listing = _build_listing(keys, order, places, folder)
+        listings[split] = leave_out(listing, layout.list_not_read(split))
     if layout.in_classes:
         listings = split_classes(listings[""])
-    first, words = next(iter(listings)), layout.describe(names_root=False)
+    first = next(iter(listings))
+    words = f"{layout.describe(names_root=False)}\n{layout.warn()}".rstrip()
     listings = {split: replace(listing, layout=words) for split, listing in listings.items()}
     return listings | {first: replace(listings[first], unread=dict(unread))}
 
