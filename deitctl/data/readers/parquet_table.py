@@ -9,6 +9,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.readers.columns import (
@@ -124,13 +127,12 @@ def open_image_files(
     schema = files[0].schema
     column = schema.names[columns.path] + (".bytes" if columns.path in schema.structs else "")
     images = open_images([file.path for file in files], column)
-    rows_of = [(file.path.stem, number) for file in files for number in range(file.schema.num_rows)]
     datasets: dict[str, ImageDataset] = {}
     for split, rows in table.splits.items():
         datasets[split] = ParquetDataset(
             images,
             rows,
-            _name_images(table.values.take(rows.tolist()), [rows_of[row] for row in rows]),
+            _name_images(table.values.take(rows.tolist()), files, rows),
             *number_classes(table.labels[rows], table.class_names),
             str(title),
         )
@@ -242,9 +244,16 @@ def _require_part(file: ParquetFile, columns: Columns, row: Sequence[str]) -> No
         )
 
 
-def _name_images(names: StringArray, rows: Sequence[tuple[str, int]]) -> StringArray:
+def _name_images(
+    names: StringArray, files: Sequence[ParquetFile], rows: NDArray[np.int64]
+) -> StringArray:
     """Return unique names of images: those that all of them have, else file and row."""
     image_paths = [name.replace("\\", "/").removeprefix("/") for name in names]
     if all(image_paths) and len(set(image_paths)) == len(image_paths):
         return StringArray.from_strings(image_paths)
-    return StringArray.from_strings(f"{stem}/{number}" for stem, number in rows)
+    ends = np.cumsum([file.schema.num_rows for file in files])
+    places = np.searchsorted(ends, rows, side="right")
+    return StringArray.from_strings(
+        f"{files[place].path.stem}/{row - (ends[place] - files[place].schema.num_rows)}"
+        for place, row in zip(places, rows, strict=True)
+    )

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from deitctl.data.layout import is_junk, match_split, match_splits
 from deitctl.data.trees import is_image_file
@@ -82,14 +83,12 @@ def require_shards(parts: Mapping[str, Sequence[Path]], reporter: Reporter) -> N
         numbered = [(match, file) for file in files if (match := SHARD.search(file.stem))]
         seen: dict[int, Path] = {}
         total = int(numbered[0][0][2]) if numbered else 0
+        if 0 < len(numbered) < len(files):
+            _refuse_versions(numbered[0][1], next(f for f in files if not SHARD.search(f.stem)))
         for match, file in numbered:
             other = seen.setdefault(int(match[1]), file)
             if other != file or int(match[2]) != total:
-                raise DataError(
-                    f"{file} and {files[0] if other == file else other} are of two versions of the "
-                    "same data.",
-                    "Move the older one's files away.",
-                )
+                _refuse_versions(files[0] if other == file else other, file)
         if len(seen) < total:
             missing = min(set(range(total)) - set(seen))
             reporter.warn(
@@ -97,6 +96,13 @@ def require_shards(parts: Mapping[str, Sequence[Path]], reporter: Reporter) -> N
                 f"{files[0].parent}: the first that is missing is number {missing} ({missing:05}-of-"
                 f"{total:05})."
             )
+
+
+def _refuse_versions(one: Path, other: Path) -> NoReturn:
+    raise DataError(
+        f"{one} and {other} are of two versions of the same data.",
+        "Move the files of the older one away.",
+    )
 
 
 def _list_files(folder: Path) -> list[Path]:

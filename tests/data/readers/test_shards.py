@@ -145,9 +145,11 @@ def test_missing_files_of_a_part_are_counted_and_versions_are_not_mixed(tmp_path
     (warning,) = reporter.warnings
     assert warning.startswith("1 of the 8 Parquet files of train")
     assert "00000-of-00008" in warning
-    write(tmp_path / "train-00001-of-00002.parquet", ["a", "b"])
-    with pytest.raises(DataError, match="two versions of the same data"):
-        open_dataset(str(tmp_path), reporter)
+    for name in ("train-00001-of-00002", "train-00001-of-00008-0a9f", "train"):
+        write(tmp_path / f"{name}.parquet", ["a", "b"])
+        with pytest.raises(DataError, match="two versions of the same data"):
+            open_dataset(str(tmp_path), reporter)
+        (tmp_path / f"{name}.parquet").unlink()
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [None, None, None], []])
