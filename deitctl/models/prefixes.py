@@ -55,15 +55,16 @@ def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         return replace(checkpoint, state=state)
     notes = list(checkpoint.notes)
     state, dropped = _drop_counters(state)
-    state, preprocessing = _take_normalization(state, path)
     taken, beside = _choose_student(state)
     dropped |= beside
-    prefixes = _find_prefixes(taken)
+    taken, preprocessing = _take_normalization(taken, path)
+    prefixes, parents = _find_prefixes(taken), [""]
     if not prefixes:
         state, beside = _strip_common_prefixes(taken)
         dropped |= beside
     else:
         prefix, anchor = _choose_prefix(prefixes, taken, path)
+        parents = _list_parents(prefix) or [""]
         if len(prefixes) > 1 or beside:
             notes.append(f"the weights under {prefix!r}")
         state, beside = _take_prefix(taken, prefix, anchor)
@@ -76,7 +77,7 @@ def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         state, extras = _drop_extras(state)
         dropped |= extras
     if dropped:
-        notes.append(f"without {_list_parts(dropped)}")
+        notes.append(f"without {_list_parts(dropped, parents)}")
     if preprocessing and "mean" in checkpoint.preprocessing:
         raise ModelError(
             f"{path} normalizes twice: its network has a mean and std, and so have its settings.",
@@ -122,22 +123,22 @@ def _take_normalization(
     state: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, tuple[float, ...]]]:
     """Take out the mean and std with which a network normalizes its own images in 0..1."""
-    found = {
+    buffers = {
         name: match[1]
         for name, value in state.items()
         if (match := _NORMALIZATION.fullmatch(name)) and value.numel() in (1, 3)
     }
-    rest = {name: value for name, value in state.items() if name not in found}
-    if not found or any(state[name].is_meta for name in found):
+    rest = {name: value for name, value in state.items() if name not in buffers}
+    if not buffers or any(state[name].is_meta for name in buffers):
         return rest, {}
     values: dict[str, set[tuple[float, ...]]] = {"mean": set(), "std": set()}
-    for name, kind in found.items():
+    for name, kind in buffers.items():
         values[kind].add(tuple(state[name].flatten().tolist()))
     (mean, *other_means), (std, *other_stds) = (list(v) or [()] for v in values.values())
     pair = None if other_means or other_stds else pair_channels(mean, std)
     if pair is None:
         raise ModelError(
-            f"{path} normalizes images inside the network ({quote(found)}), and not by one mean and "
+            f"{path} normalizes images inside the network ({quote(buffers)}), and not by one mean and "
             "std of three channels.",
             "Save the network that follows by itself, with torch.save.",
         )
@@ -237,11 +238,9 @@ def _refuse_other_classifiers(
     prefix: str, state: Mapping[str, Tensor], beside: Mapping[str, Tensor], path: Path
 ) -> None:
     """Refuse a network whose logits are computed from its own, or from what is no class token."""
-    # `classifier.weight` beside `model.backbone.`, or beside `model.`
-    parents = ["", *(prefix[: dot.end()] for dot in re.finditer(r"\.", prefix))][:-1]
     others = [
         parent + name
-        for parent in parents
+        for parent in _list_parents(prefix)
         for name in (k.removeprefix(parent) for k in beside if k.startswith(parent))
         if CLASSIFIER.fullmatch(name) and beside[parent + name].ndim == 2
     ]
@@ -286,7 +285,17 @@ def _drop_extras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[st
     return {k: v for k, v in state.items() if k not in extras}, extras
 
 
-def _list_parts(names: Iterable[str]) -> str:
-    """Return the first parts of names, once each: `decoder_blocks, mask_token`."""
-    listed = sorted({re.sub(r"^(model|net|backbone)\.", "", n).partition(".")[0] for n in names})
+def _list_parts(names: Iterable[str], parents: Iterable[str]) -> str:
+    """Return the first parts of names below what holds the network: `decoder_blocks, mask_token`."""
+    longest_first = sorted(parents, key=len, reverse=True)
+    below = (
+        next((name.removeprefix(p) for p in longest_first if name.startswith(p)), name)
+        for name in names
+    )
+    listed = sorted({name.partition(".")[0] for name in below})
     return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" * (len(listed) > 6))
+
+
+def _list_parents(prefix: str) -> list[str]:
+    """Return the modules around one, the outermost first: `""`, `model.` for `model.backbone.`."""
+    return ["", *(prefix[: dot.end()] for dot in re.finditer(r"\.", prefix))][:-1]

@@ -202,7 +202,7 @@ def _download_folder(ref: str, repo_id: str, download_weights: bool, reporter: R
     return config.parent
 
 
-@lru_cache(maxsize=16)  # a hub that has none, or no connection, is asked once
+@lru_cache(maxsize=16)  # one request, where the hub has none or cannot be reached
 def _download_processor(repo_id: str, _folder: Path) -> None:
     # timm's repositories have none; where transformers' have none, that is reported.
     with suppress(WeightsNotFound):

@@ -20,6 +20,7 @@ from deitctl.models.averages import (
     walk,
 )
 from deitctl.models.pickles import NUMPY_ARRAYS, StandIn
+from deitctl.models.stored_classes import read_class_lists
 from deitctl.models.trainer_settings import find_architecture, read_preprocessing
 
 AVERAGED = (
@@ -64,6 +65,8 @@ class Checkpoint:
     """The name that its trainer stored, timm's mostly; empty for none."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """Values of `Preprocessing` that it states: of its trainer's settings, or of the network itself."""
+    class_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of classes that it states, by where; of a head with as many classes."""
     is_own: bool = False
     """Whether deitctl wrote it: the names are its own, or those of its export to transformers."""
 
@@ -76,7 +79,7 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
     """
     architecture, entries = find_architecture(loaded), list[str]()
     preprocessing, unread = read_preprocessing(loaded)
-    notes = list(unread)
+    notes, class_lists = list(unread), read_class_lists(loaded)
     if (average := _find_callbacks_average(loaded)) is not None:
         name, loaded = average
         notes.append(f"averaged weights ({name})")
@@ -85,8 +88,8 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
         choice = _choose_entry(loaded, path)
         if choice is None:
             break
-        key, said = choice
-        notes += said
+        key, added = choice
+        notes += added
         entries.append(key)
         loaded = dict(loaded)[key]
     if not _has_tensors(loaded):
@@ -99,18 +102,20 @@ def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:
             f"{path} is not a dictionary of tensors alone: it has {listed} too.",
             "Save the state dict by itself: torch.save(model.state_dict(), 'weights.pth').",
         )
-    return Checkpoint(state, ".".join(entries), tuple(notes), architecture, preprocessing)
+    return Checkpoint(
+        state, ".".join(entries), tuple(notes), architecture, preprocessing, class_lists
+    )
 
 
 def _find_callbacks_average(loaded: Any) -> tuple[str, dict[str, Any]] | None:
     """Return the average that one of Lightning's callbacks keeps, and where; None without one."""
     if not isinstance(loaded, dict) or not isinstance(loaded.get("callbacks"), dict):
         return None
-    for callback, kept in loaded["callbacks"].items():
-        for key, value in kept.items() if isinstance(kept, dict) else ():
+    for callback, stored in loaded["callbacks"].items():
+        for key, value in stored.items() if isinstance(stored, dict) else ():
             is_named = isinstance(key, str) and AVERAGED_NAME.search(key)
             # StochasticWeightAveraging counts beside its average.
-            if is_named and has_begun(kept) and _has_tensors(value):
+            if is_named and has_begun(stored) and _has_tensors(value):
                 network = loaded.get("state_dict")
                 if is_average(value, network):
                     return f"callbacks.{str(callback)[:40]}.{key}", value
@@ -134,7 +139,7 @@ def _describe_others(
     loaded: Mapping[str, Any], holders: list[str], key: str, note: str
 ) -> list[str]:
     """Say which networks and averages beside the entry that is taken are not."""
-    if note and key == "state_dict":  # it is said what lies beside it
+    if note and key == "state_dict":  # the note names what lies beside it
         return []
     # The network of an average and the other of a student and its teacher go without saying.
     usual = {key, *ENTRIES, TEACHER} if note else {key}

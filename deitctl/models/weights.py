@@ -116,7 +116,7 @@ def download(repo_id: str, filename: str, reporter: Reporter) -> Path:
         ) from error
     if isinstance(cached, str):
         return Path(cached)
-    if cached is not None:  # the hub was asked for it once, and of this revision
+    if cached is not None:  # an earlier request showed it, of this revision
         raise WeightsNotFound(f"the hub has no readable {repo_id}/{filename}")
     require_hub()
     disable_progress_bars()  # the reporter shows progress
