@@ -24,6 +24,7 @@ from deitctl.models.model_config import ModelConfig, describe_replaced_names, re
 from deitctl.models.outline import fetch_outline, read_outline
 from deitctl.models.sources import choose_weights_file, get_repo_id, has_weights, resolve_folder
 from deitctl.models.state_dicts import Checkpoint
+from deitctl.models.stored_classes import StoredClasses, choose_class_names
 from deitctl.models.taken import complete_preprocessing, say_what_was_taken
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_local_weights, find_weights
@@ -93,6 +94,7 @@ def build_model(
             load_model_config(folder).preprocessing if folder else None,
             source.checkpoint,
             reporter,
+            classes=_find_classes(source) if arch else StoredClasses(),
         )
     model_config = replace(
         loaded.model_config,
@@ -182,13 +184,23 @@ def _name_rows(source: _Source, start_classes: Sequence[str]) -> _Rows:
     require_finite(state, source.name)
     count = convert.count_classes(state)
     own = load_model_config(source.folder).class_names if source.folder else None
-    if own is None and count == 1000:
+    classes = _find_classes(source)
+    own = own or classes.names
+    if own is None and count == 1000 and not classes.said:
         own = load_imagenet_classes()[0]
     if not start_classes:
         return _Rows(state, own, "")
     require_count(start_classes, count, source.name)
     replacement = describe_replaced_names(own, start_classes, source.name)
     return _Rows(state, tuple(start_classes), replacement)
+
+
+def _find_classes(source: _Source) -> StoredClasses:
+    """Return the class names that a file states, which those of its folder go before."""
+    if source.folder and load_model_config(source.folder).class_names is not None:
+        return StoredClasses()
+    count = convert.count_classes(source.checkpoint.state)
+    return choose_class_names(source.checkpoint.class_lists, count)
 
 
 def _build_deit(

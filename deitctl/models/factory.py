@@ -30,6 +30,7 @@ from deitctl.models.sources import (
     resolve_folder,
 )
 from deitctl.models.state_dicts import Checkpoint
+from deitctl.models.stored_classes import StoredClasses, choose_class_names
 from deitctl.models.taken import complete_preprocessing, say_what_was_taken
 from deitctl.models.transformers_folder import describe_guess
 from deitctl.models.vit import VisionTransformer
@@ -227,6 +228,10 @@ def _load_deit(
         model_config = replace(
             model_config, num_classes=num_classes, class_names=None, descriptions=None
         )
+    classes = StoredClasses()
+    if folder_config is None or folder_config.class_names is None:
+        classes = choose_class_names(checkpoint.class_lists, num_classes)
+    model_config = _name_classes(model_config, classes)
     if folder_config is None:
         preprocessing = complete_preprocessing(model_config.preprocessing, checkpoint)
         model_config = replace(model_config, preprocessing=preprocessing)
@@ -239,8 +244,15 @@ def _load_deit(
             reporter,
             is_imagenet=num_classes == 1000
             and (folder_config is None or folder_config.class_names is None),
+            classes=classes,
         )
     return LoadedModel(model.eval(), model_config, tuple(changes))
+
+
+def _name_classes(model_config: ModelConfig, classes: StoredClasses) -> ModelConfig:
+    if not classes.said:
+        return model_config
+    return replace(model_config, class_names=classes.names, descriptions=classes.descriptions)
 
 
 def _describe_published(arch: Architecture, img_size: int) -> LoadedModel:
@@ -265,6 +277,7 @@ def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) ->
     model = timm_models.create_model(name, num_classes=num_classes, img_size=img_size)
     model_config = timm_models.read_model_config(model, name, num_classes)
     timm_models.load_weights(model, checkpoint.state, str(path), new_head=False)
+    classes = choose_class_names(checkpoint.class_lists, num_classes)
     say_what_was_taken(
         path,
         name,
@@ -273,7 +286,9 @@ def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) ->
         reporter,
         is_bare=True,
         is_imagenet=model_config.class_names is not None,
+        classes=classes,
     )
+    model_config = _name_classes(model_config, classes)
     preprocessing = complete_preprocessing(model_config.preprocessing, checkpoint)
     model_config = replace(model_config, preprocessing=preprocessing)
     return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)

@@ -11,6 +11,7 @@ from deitctl.events import Reporter
 from deitctl.models import timm_models
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.models.state_dicts import Checkpoint
+from deitctl.models.stored_classes import StoredClasses
 
 
 def say_what_was_taken(
@@ -22,6 +23,7 @@ def say_what_was_taken(
     *,
     is_bare: bool = False,
     is_imagenet: bool = False,
+    classes: StoredClasses = StoredClasses(),  # noqa: B008
 ) -> None:
     """Say once what a file is taken for.
 
@@ -34,8 +36,9 @@ def say_what_was_taken(
         is_bare: whether the file has no config beside it.
         is_imagenet: whether a file that names no classes gets ImageNet's names, as a bare one of a
             DeiT does where it has a thousand.
+        classes: names that the file states.
     """
-    if preprocessing is not None and not is_bare and not checkpoint.notes:
+    if preprocessing is not None and not (is_bare or checkpoint.notes or classes.said):
         return
     is_bare = is_bare or preprocessing is None
     if preprocessing is None:
@@ -49,7 +52,8 @@ def say_what_was_taken(
     parts = [name, describe_normalization(preprocessing)]
     if is_bare and (stated := _describe_stated(checkpoint.preprocessing)):
         parts.append(stated)
-    parts += ["1000 classes taken as ImageNet-1k"] * is_imagenet + [*checkpoint.notes]
+    parts += ["1000 classes taken as ImageNet-1k"] * (is_imagenet and not classes.said)
+    parts += [*([classes.said] if classes.said else []), *checkpoint.notes]
     reporter.note(f"{path}: {', '.join(parts)}.")
 
 

@@ -194,14 +194,14 @@ def _read_labels(
     if all(re.fullmatch(r"LABEL_\d+", label) for label in ordered):
         return None, None
     ids, descriptions = load_imagenet_classes()
-    if len(ordered) == 1000 and _are_imagenet(ordered, descriptions):
+    if len(ordered) == 1000 and are_imagenet(ordered, descriptions):
         return ids, descriptions
     counts = Counter(ordered)
     unique = (f"{x} ({i})" if counts[x] > 1 else x for i, x in enumerate(ordered))
     return tuple(unique), None
 
 
-def _are_imagenet(labels: list[str], descriptions: tuple[str, ...]) -> bool:
+def are_imagenet(labels: list[str], descriptions: tuple[str, ...]) -> bool:
     """Return whether labels are ImageNet's in its order; a few of its names are spelled in two ways."""
     pairs = zip(labels, descriptions, strict=True)
     return sum(a.split(",")[0].lower() == b.split(",")[0].lower() for a, b in pairs) >= 900
