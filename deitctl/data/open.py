@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset, join
 from deitctl.data.held_out import hold_out_fifth
+from deitctl.data.layout import match_split, name_some
 from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
@@ -348,11 +349,30 @@ def _open_folder(path: Path, reporter: Reporter) -> Mapping[str, ImageDataset]:
     try:
         return open_folders(path, reporter)
     except DataError as error:
-        tables = sorted(file for file in path.glob("*.*") if file.is_file() and is_table(file))
+        tables = _find_tables(path)
         if not tables:
             raise
+        one = len(tables) == 1
         raise DataError(
             error.message,
-            f"If {tables[0].name} says which class each image has, DATA is {tables[0]}; --images "
-            "FOLDER names the folder of its images where that is another.",
+            f"If {name_some(str(table.relative_to(path)) for table in tables)} "
+            f"{'says' if one else 'say'} which class each image has, DATA is {tables[0]}"
+            f"{'' if one else ', or a table of all of them with a column split'}; --images FOLDER "
+            "names the folder of its images where that is another.",
         ) from error
+
+
+def _find_tables(folder: Path) -> list[Path]:
+    """Return the tables in a folder, and the hub's in its parts; that of training images first."""
+    tables = [file for file in folder.glob("*.*") if file.is_file() and is_table(file)]
+    # not the names of all files: those may be a million images
+    parts = [part for part in folder.iterdir() if match_split(part.name)]
+    hub = [part / f"metadata{suffix}" for part in parts for suffix in (".csv", ".jsonl")]
+    tables += [file for file in hub if file.is_file()]
+    order = {"train": 0, None: 1, "val": 2, "test": 3}
+
+    def make_key(table: Path) -> tuple[bool, int, Path]:
+        name = table.stem if table.parent == folder else table.parent.name
+        return table.suffix.lower() == ".txt", order[match_split(name)], table
+
+    return sorted(tables, key=make_key)

@@ -41,6 +41,12 @@ def test_a_valid_layout_has_no_issues(counts, splits, image_folder, reporter):
     [
         ({**BOTH, "test": 3}, {"train": 4, "val": 2, "test": 3}, "flat_split", None),
         ({**BOTH, "more/cat": 3}, {"train": 4, "val": 2}, "unused_folder", "more"),
+        (
+            {**BOTH, "train/train/cat": 2, "train/train/dog": 2},
+            {"train": 4, "val": 2},
+            "unused_folder",
+            "train/train",
+        ),
         ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2, "val": 3}, "flat_split", None),
         ({"train": 1, "val": 2}, {"train": 1, "val": 2}, "flat_split", None),
         ({"": 3}, {"all": 3}, "flat_split", None),

@@ -719,3 +719,42 @@ def test_a_run_that_goes_on_holds_out_what_it_held_out(
     (tmp_path / "run" / "split.csv").unlink()
     with pytest.raises(DataError, match=r"has no split\.csv"):
         open_for_training(str(root), seed=0, reporter=reporter, run=read_run_data(tmp_path / "run"))
+
+
+def test_copies_are_left_out_of_folders_and_tars(image_folder, reporter):
+    """As archives of cells hold a copy of themselves, and those of X-rays the masks of lungs."""
+    counts = {f"train/{where}{name}": 2 for where in ("", "train/") for name in "ab"}
+    root = image_folder({**counts, "test/a": 1, "test/b": 1})
+    for ref in (str(root), make_tar(root)):
+        parts = open_dataset(ref, reporter).list_parts()
+        assert [part.class_names for part in parts.values()] == [("a", "b")] * 2
+        assert [part.labels.tolist() for part in parts.values()] == [[0, 0, 1, 1], [0, 1]]
+        assert all(part.read(0).size for part in parts.values())
+        assert "Left out as copies of what is beside them: train/train/." in reporter.notes[-1]
+    assert not reporter.warnings
+
+
+def test_masks_are_left_out_of_folders_and_tars(image_folder, reporter):
+    root = image_folder({f"{name}/{kind}": 2 for name in "ab" for kind in ("images", "masks")})
+    for ref in (str(root), make_tar(root)):
+        (data,) = open_dataset(ref, reporter).list_parts().values()
+        assert (data.class_names, data.labels.tolist()) == (("a", "b"), [0, 0, 1, 1])
+        assert not any("/masks/" in data.name(index) for index in range(4))
+        assert "Left out as what is drawn in images: a/masks/, b/masks/." in reporter.warnings[-1]
+    assert len(reporter.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("tables", "named"),
+    [
+        (["test.csv", "train.csv", "val.csv"], "train.csv, val.csv, test.csv say"),
+        (["test/metadata.csv", "train/metadata.csv"], "train/metadata.csv, test/metadata.csv say"),
+        (["all.csv", "readme.txt", "test.tsv"], "all.csv, test.tsv, readme.txt say"),
+    ],
+)
+def test_unlabeled_images_beside_tables_name_all_of_them(tables, named, image_folder, reporter):
+    root = image_folder({"train": 2, "test": 2})
+    for table in tables:
+        (root / table).write_text("file_name,label\n")
+    with pytest.raises(DataError, match=f"If {named} which class .* DATA is {root}/{named[:5]}"):
+        open_dataset(str(root), reporter)
