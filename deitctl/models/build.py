@@ -349,14 +349,13 @@ def _build_timm(
 def _keep_normalization(
     model_config: ModelConfig, folder: Path | None, checkpoint: Checkpoint | None
 ) -> ModelConfig:
-    """Return the config with the normalization that weights were trained with: their folder's, else
-    what the file states."""
-    if folder is not None:
-        source = load_model_config(folder).preprocessing
-    elif checkpoint is not None:
-        source = complete_preprocessing(model_config.preprocessing, checkpoint)
-    else:
-        return model_config
+    """Return the config with the normalization of a folder's weights, or with what a file states."""
+    if folder is None:
+        if checkpoint is None:
+            return model_config
+        stated = complete_preprocessing(model_config.preprocessing, checkpoint)
+        return replace(model_config, preprocessing=stated)
+    source = load_model_config(folder).preprocessing
     preprocessing = replace(
         model_config.preprocessing,
         mean=source.mean,

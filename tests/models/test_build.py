@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,3 +137,12 @@ def test_names_of_published_weights_that_are_not_here_count_as_they_will(
         assert (
             has_class_rows("deit_tiny", "", ("c7", "c1"), reporter, start_classes=names) is has_rows
         )
+
+
+def test_a_training_normalizes_as_the_files_trainer_did(
+    bare: VisionTransformer, tmp_path: Path, reporter
+) -> None:
+    args = argparse.Namespace(mean=[0.5] * 3, std=[0.25] * 3, crop_pct=0.95)
+    torch.save({"model": bare.state_dict(), "args": args}, tmp_path / "w")
+    pre = build(tmp_path / "w", ("a", "b", "c"), reporter).model_config.preprocessing
+    assert (pre.mean, pre.std, pre.crop_pct) == ((0.5,) * 3, (0.25,) * 3, 0.95)
