@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
 
-from deitctl.data.layout import match_split
+from deitctl.data.layout import find_split_word, match_split
 from deitctl.errors import DataError
 from deitctl.names import canonicalize_name
 
@@ -42,13 +41,27 @@ LABEL_KEYS = frozenset(
     for key in ("id", "idx", "index", "number", "num", "code")
 )
 """Names of numbers of classes, which stand for the class where no other column does."""
+_SUBJECTS = (
+    "choice emotion expression annotation finding grade level severity condition pathology outcome "
+    "celltype"
+)
+LABEL_WORDS = frozenset([*_SUBJECTS.split(), *(f"{subject}s" for subject in _SUBJECTS.split())])
+LABEL_ENDINGS = ("label", "labels", "class", "classes", "category", "categories")
+"""Names, and ends of names, of columns that are taken for the class where nothing else is."""
 SPLIT_NAMES = frozenset(["split", "subset", "partition", "set", "dataset", "fold", "phase", "part"])
 FLAGS = {
     **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "val")),
     **dict.fromkeys(("isval", "isvalid", "isvalidation"), ("val", "train")),
     "istest": ("test", "train"),
+    **dict.fromkeys(("train", "training"), ("train", "val")),
+    **dict.fromkeys(("val", "validation"), ("val", "train")),
+    **dict.fromkeys(("test", "testing"), ("test", "train")),
 }
 """Columns of yes or no: the part of a row with yes, and with no."""
+MAX_SPLIT_WORDS = 6
+"""Different words for parts in a column; more are names of images, such as `train_1`."""
+ReadAll = Callable[[Sequence[int]], Iterable[Sequence[str]]]
+"""Reads all rows; fields that are not at the places given may be empty."""
 PLURALS = (("s$", ""), ("es$", ""), ("ies$", "y"))
 YES, NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
 BITS = frozenset(("0", "1", "0.0", "1.0"))
@@ -142,7 +155,7 @@ def find_columns(
     rows: Sequence[Sequence[str]],
     images: Sequence[int] = (),
     class_labels: Sequence[int] = (),
-    read_all: Callable[[], Iterable[Sequence[str]]] = tuple,
+    read_all: ReadAll = lambda places: (),
 ) -> Columns:
     """Find the columns of a table by their names.
 
@@ -153,7 +166,7 @@ def find_columns(
         images: places of columns that hold images, of which the one is taken that there is.
         class_labels: places of columns whose metadata name classes, of which the same holds where no
             column is called like one of classes.
-        read_all: returns all rows, which are looked through where the first leave open what a column is.
+        read_all: reads all rows, which are looked through where the first leave open what a column is.
 
     Raises:
         DataError: there is no column of images or of classes, or more than one.
@@ -165,12 +178,17 @@ def find_columns(
     if at is None:
         at = _find(path, names, reduced, PATH, (PATH_NAMES, PATH_KEYS), "image files")
     label = _find(path, names, reduced, LABEL, (LABEL_NAMES, LABEL_KEYS), "classes", taken=at)
-    if label is None and len(class_labels) == 1:
-        label = class_labels[0]
-    split = _find_split(path, names, rows, read_all)
+    if label is None and class_labels:
+        label = _take_only(path, names, class_labels, "classes", LABEL)
+    words = [n for n, name in enumerate(reduced) if n != at and _is_label_word(name)]
+    has_label = label is not None or bool(words)
+    split = _find_split(path, names, rows, read_all, {at, label}, has_label)
     one_hot: tuple[int, ...] = ()
     if at is not None and label is None:
         one_hot = _find_one_hot(rows, {at, split}, len(names))
+    if label is None and not one_hot:
+        others = [n for n in words if n != split]
+        label = _take_only(path, names, others, "classes", LABEL) if others else None
     if at is None or (label is None and not one_hot):
         missing = "image files" if at is None else "classes"
         what = (
@@ -208,33 +226,68 @@ def _find(
             return list(spellings).index(exact)
     for kind in kinds:
         places = [at for at, name in enumerate(reduced) if name in kind and at != taken]
-        if len(places) > 1:
-            _refuse_both(path, names, places, what, exact)
         if places:
-            return places[0]
+            return _take_only(path, names, places, what, exact)
     return None
+
+
+def _is_label_word(name: str) -> bool:
+    return name in LABEL_WORDS or (
+        name.endswith(LABEL_ENDINGS) and not name.startswith(("pred", "num"))
+    )
 
 
 def _find_split(
     path: Path,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
-    read_all: Callable[[], Iterable[Sequence[str]]],
+    read_all: ReadAll,
+    taken: set[int | None],
+    has_label: bool,
 ) -> int | None:
-    """Return the column of splits: the one called so, else the one of a known name that holds splits."""
+    """Return the column of splits: the one called so, else of a known name, else by its values."""
     called = [at for at, name in enumerate(names) if name.casefold() == SPLIT]
     if called:
         return called[0]
-    places = []
-    for at, name in enumerate(map(reduce_name, names)):
-        if name in _SPLITS and any(
+    # Without labels, `train` may be a class, of a column of 0 and 1.
+    known = _SPLITS | frozenset(FLAGS) if has_label else _SPLITS
+    places = [
+        at
+        for at, name in enumerate(map(reduce_name, names))
+        if name in known
+        and any(
             _holds_splits(name, (row[at] for row in some if at < len(row)))
-            for some in (rows, read_all())
-        ):
-            places.append(at)
-    if len(places) > 1:
-        _refuse_both(path, names, places, "splits", SPLIT)
-    return places[0] if places else None
+            for some in (rows, read_all([at]))
+        )
+    ] or _find_parts(names, rows, read_all, taken)
+    return _take_only(path, names, places, "splits", SPLIT) if places else None
+
+
+def _find_parts(
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    read_all: ReadAll,
+    taken: set[int | None],
+) -> list[int]:
+    """Return the columns all of whose values name a part of the data, and not the same one."""
+    values: dict[int, set[str]] = {at: {""} for at in range(len(names)) if at not in taken}
+
+    def drop_others(rows: Iterable[Sequence[str]]) -> None:
+        for row in rows:
+            for at in [at for at in values if at < len(row) and row[at] not in values[at]]:
+                values[at].add(row[at])
+                is_part = not row[at].strip() or find_split_word(row[at])
+                if not is_part or len(values[at]) > MAX_SPLIT_WORDS:
+                    del values[at]
+            if not values:
+                return
+
+    drop_others(rows)
+    if values:
+        drop_others(read_all(list(values)))
+    return [
+        at for at, words in values.items() if len(set(map(find_split_word, words)) - {None}) > 1
+    ]
 
 
 def _holds_splits(name: str, values: Iterable[str]) -> bool:
@@ -246,14 +299,21 @@ def _holds_splits(name: str, values: Iterable[str]) -> bool:
     return any(map(match_split, filled))
 
 
-def _refuse_both(
+def _take_only(
     path: Path, names: Sequence[str], places: Sequence[int], what: str, exact: str
-) -> NoReturn:
-    raise DataError(
-        f"{path} has the columns {name_columns(names)}, of which "
-        f"{' and '.join(repr(names[at]) for at in places[:MAX_NAMED])} may be that of {what}.",
-        f"Call the right one {exact!r}.",
-    )
+) -> int:
+    """Return the only place of a column that may be that of something.
+
+    Raises:
+        DataError: there are more.
+    """
+    if len(places) > 1:
+        raise DataError(
+            f"{path} has the columns {name_columns(names)}, of which "
+            f"{' and '.join(repr(names[at]) for at in places[:MAX_NAMED])} may be that of {what}.",
+            f"Call the right one {exact!r}.",
+        )
+    return places[0]
 
 
 def _find_one_hot(
@@ -268,5 +328,5 @@ def _find_one_hot(
 
 
 _PATHS, _LABELS = PATH_NAMES | PATH_KEYS, LABEL_NAMES | LABEL_KEYS
-_SPLITS = SPLIT_NAMES | frozenset(FLAGS)
-_KNOWN = _PATHS | _LABELS | _SPLITS
+_SPLITS = SPLIT_NAMES | {name for name in FLAGS if name.startswith("is")}
+_KNOWN = _PATHS | _LABELS | _SPLITS | frozenset(FLAGS)

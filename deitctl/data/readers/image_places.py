@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,9 @@ IMAGE_FOLDER = re.compile(r"im(age|g)|photo|pic|jpe?g|png|train|val|test|data|fi
 """In the name of a folder that may hold a table's images."""
 OTHER_FOLDER = re.compile(r"mask|annot|label|seg|thumb|truth|box", re.I)
 """In the name of a folder beside it that holds something else under the same names."""
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
+ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://", re.I)
+FILE_ADDRESS = re.compile(r"\s*file:(//(localhost)?)?(?=/[^/])", re.I)
+"""The beginning of a path that is written as an address, in which signs are escaped by %."""
 Rewrite = Callable[[str], str | None]
 
 
@@ -68,7 +71,7 @@ class _Place:
         self, value: str, lists: _FolderLists, spellings: _Spellings
     ) -> tuple[int, str] | None:
         """Return the number of the root and the path relative to it of a file that is there."""
-        relative = self.rewrite(value)
+        relative = self.rewrite(_read_file_address(value))
         if relative is None:
             return None
         files = []
@@ -241,6 +244,11 @@ def _choose_place(
         return as_written
     places = [as_written, *_list_places(table, sample, image_folder, lists)]
     counts += [_count_found(place, sample, lists) for place in places[1:]]
+    if not any(counts):  # images that were converted: only where not one is called as it is written
+        bare = list(dict.fromkeys(map(_drop_extension, sample)))
+        places = [as_written, *_list_places(table, bare, image_folder, lists)]
+        places = [as_written, *map(_ignore_extensions, places)]
+        counts = [_count_found(place, sample, lists) for place in places]
     best = [place for place, count in zip(places, counts, strict=True) if count == max(counts)]
     if best[0] is as_written:
         return as_written
@@ -308,6 +316,26 @@ def _list_image_folders(base: str) -> list[str]:
             )
     except OSError:
         return []
+
+
+def _ignore_extensions(place: _Place) -> _Place:
+    """Return a place with files of the same names that may have other extensions of images."""
+    where = f"{place.description} and " if place.description else ""
+    return _Place(
+        place.roots,
+        lambda value: place.rewrite(_drop_extension(value)),
+        f"{where}without their extensions",
+    )
+
+
+def _drop_extension(value: str) -> str:
+    stem, ending = os.path.splitext(value.strip())
+    return stem if ending.lower() in get_extensions() else value
+
+
+def _read_file_address(value: str) -> str:
+    found = FILE_ADDRESS.match(value)
+    return value if found is None else unquote(value[found.end() :].strip())
 
 
 def _refuse_absolute(value: str) -> str | None:

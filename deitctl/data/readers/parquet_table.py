@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.readers.columns import (
+    LABEL,
     SPLIT,
     Columns,
     find_columns,
@@ -75,20 +76,23 @@ def find_parquet_columns(files: Sequence[ParquetFile]) -> Columns:
     """Find the columns of some files, by those of the first; see `find_columns`."""
     path, schema = files[0].path, files[0].schema
     labels = [at for at in schema.class_names if at not in schema.nested]
+    # Where files are called as parts, no column has to be found by its values.
+    is_parted = any(file.part for file in files)
+    header = [*schema.names, LABEL] if labels else schema.names  # then no class is a column
     looked_at = [
         at
-        for at in list_candidates(schema.names)
-        if at not in schema.nested and at not in schema.images
+        for at in (list_candidates(header) if is_parted else range(len(schema.names)))
+        if at < len(schema.names) and at not in schema.nested and at not in schema.images
     ]
-    if labels:  # columns of 0 and 1 are no classes then
-        looked_at = [at for at in looked_at if at in list_candidates([*schema.names, "label"])]
     names = schema.name_parts(looked_at)
     rows = list(islice(read_rows(path, names, SAMPLE_ROWS), SAMPLE_ROWS)) if names else []
 
-    def read_all() -> Iterator[Sequence[str]]:
-        at_splits = {at: name for at, name in names.items() if name in schema.names}
+    def read_all(places: Sequence[int]) -> Iterator[Sequence[str]]:
+        taken = {at: names[at] for at in places if at in names}
         return chain.from_iterable(
-            read_rows(file.path, at_splits) for file in files if file.schema.names == schema.names
+            read_rows(file.path, taken)
+            for file in files
+            if taken and file.schema.names == schema.names
         )
 
     images = (*schema.images, *schema.paths)

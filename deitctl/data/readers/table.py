@@ -103,11 +103,11 @@ def _open_lines(
 
 def _find_line_columns(
     path: Path, encoding: str
-) -> tuple[Columns, Callable[[], Iterator[list[str]]]]:
+) -> tuple[Columns, Callable[[], Iterable[Sequence[str]]]]:
     """Return the columns of lines of JSON, which are the keys of all objects, and what reads the rows."""
     names = tuple(dict.fromkeys(key for item in _read_objects(path, encoding) for key in item))
 
-    def read_all() -> Iterator[list[str]]:
+    def read_all(places: Sequence[int] = ()) -> Iterator[list[str]]:
         for item in _read_objects(path, encoding):
             yield ["" if item.get(name) is None else _to_text(item[name]) for name in names]
 
@@ -124,7 +124,7 @@ def _open_text(
     has_header = columns is None
     if columns is None:
         first = list(islice(text.read_rows(), SAMPLE_ROWS))
-        columns = find_columns(path, text.header, first, read_all=text.read_rows)
+        columns = find_columns(path, text.header, first, read_all=lambda _: text.read_rows())
     else:
         notes.append(f"no header, so that its first row is the image {text.header[columns.path]!r}")
     rows = text.read_rows(skip_header=has_header)
@@ -169,7 +169,7 @@ def name_rivals(path: Path) -> str:
             columns = _find_line_columns(path, find_encoding(path, (*TEXT_TYPES, JSON_TYPE)))[0]
         else:
             text = open_text(path, rate_header)
-            columns = find_columns(path, text.header, [], read_all=text.read_rows)
+            columns = find_columns(path, text.header, [], read_all=lambda _: text.read_rows())
     except DataError:
         return ""
     rivals = columns.list_rivals(columns.label)

@@ -256,7 +256,7 @@ def match_value(columns: Columns, value: str) -> str | None:
     if columns.flag is None:
         return match_split(name)
     yes, no = columns.flag
-    return yes if name.casefold() in YES else no if name.casefold() in NO else None
+    return yes if name.casefold() in YES else no if name.casefold() in NO else match_split(name)
 
 
 def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[str]:
@@ -276,7 +276,8 @@ def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[s
                 f"{path} has rows of the split {value!r}."
                 if name
                 else f"{path} has rows without a split.",
-                "Every row needs one of train, val, test, or leave the column out.",
+                "Every row needs one of train, val, test in the column "
+                f"{columns.names[columns.split or 0]!r}, or leave the column out.",
             )
         if words.setdefault(part, name) != name and columns.flag is None:
             raise DataError(

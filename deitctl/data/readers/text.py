@@ -30,6 +30,8 @@ SAMPLE_ROWS = 20
 """Rows by which the delimiter is found, at the start of the text."""
 TEXT_TYPES = ("", "a text file", "a text file with an image in Base64")
 """What `identify` calls a file that may be a table; "" is what it does not know."""
+END_MARK = "\x1a"
+"""Ctrl-Z, by which DOS ended a text."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class TextTable:
             with self.path.open(newline="", encoding=self.encoding) as file:
                 lines = _skip_hint(file)[0]
                 table = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.strips)
-                # A row of one empty field is what a blank line with spaces is.
-                rows = (row for row in table if len(row) > 1 or "".join(row).strip())
+                # Spreadsheets write rows of blank fields below a table.
+                rows = (row for row in table if "".join(row).strip().strip(END_MARK))
                 for row in islice(rows, int(skip_header), None):
                     if "".join(row[len(self.header) :]).strip():
                         self._refuse_wide(row, table.line_num)
@@ -107,11 +109,13 @@ def open_text(path: Path, rate: Callable[[Sequence[str]], int]) -> TextTable:
         delimiter, rows = _find_delimiter(text, hint, rate)
     except csv.Error as error:
         raise DataError(f"{path} cannot be read: {_describe(error)}.") from error
-    header = rows[0] if rows else []
+    header = list(rows[0]) if rows else []
     # "path, label": spaces that stand behind the delimiter in the header do so in every row.
     strips = delimiter == " " or any(name[:1] == " " for name in header[1:])
     if strips:
         header = next(csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True))
+    while header and not header[-1].strip():  # what stands below such a name is of no column
+        header.pop()
     first_row = 2 + bool(hint)
     return TextTable(
         path, encoding, delimiter, tuple(name.strip() for name in header), first_row, strips=strips

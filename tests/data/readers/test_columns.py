@@ -101,3 +101,55 @@ def test_columns_of_0_and_1_are_the_classes_where_none_is_called_so():
 )
 def test_case_signs_and_plurals_make_no_other_name(name, reduced):
     assert reduce_name(name) == reduced
+
+
+@pytest.mark.parametrize(
+    "name", ["Usage", "purpose", "mode", "ImageSet", "ml_use", "Split Name", "train_or_test"]
+)
+def test_a_column_whose_values_all_are_parts_is_that_of_splits_whatever_it_is_called(name):
+    header, rows = ["path", "label", "note", name], [["1", "a", "", "train"], ["2", "b", "", "Val"]]
+    assert find_columns(TABLE, header, rows).notes == [f"splits by the column {name!r}"]
+    late = [*[["1", "a", "train", "train"]] * 30, ["2", "b", "x", "test"]]
+    assert find_columns(TABLE, header, late[:20], read_all=lambda _: late).split == 3
+
+
+def test_values_are_parts_only_if_all_are_few_and_of_two_parts():
+    header = "path,label,old"
+    assert find(header, "1,a,train", "2,b,train")[2] is None
+    assert find(header, "1,a,train", "2,b,val", "3,b,bullet")[2] is None
+    ids = [f"{n},a,{['train', 'val'][n % 2]}_{n}" for n in range(12)]
+    assert find(header, *ids)[2] is None
+    assert find("path,label", "1,train", "2,test")[2] is None
+    assert find("path,label,old,split", "1,a,train,test", "2,b,test,train")[2] == 3
+
+
+def test_two_columns_of_parts_are_refused():
+    with pytest.raises(DataError, match="'Usage' and 'mode' may be that of splits.*'split'"):
+        find("path,label,Usage,mode", "1,a,train,val", "2,b,val,train")
+
+
+@pytest.mark.parametrize(("name", "flag"), [("train", ("train", "val")), ("Val", ("val", "train"))])
+def test_a_part_with_yes_and_no_is_a_column_of_splits_beside_one_of_classes(name, flag):
+    columns = find_columns(TABLE, ["path", "label", name], [["1", "a", "0"], ["2", "b", "1"]])
+    assert (columns.split, columns.flag) == (2, flag)
+    columns = find_columns(TABLE, ["path", "car", name], [["1", "1", "0"], ["2", "0", "1"]])
+    assert (columns.split, columns.one_hot) == (None, (1, 2))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["choice", "Emotion", "annotations", "finding", "grade", "level", "fine_label", "my class"],
+)
+def test_other_words_for_a_class_are_taken_where_no_usual_one_is_there(name):
+    columns = find_columns(TABLE, ["image", name, "width", "num_labels"], [])
+    assert f"classes by the column {name!r}" in columns.notes
+    assert find(f"image,{name},species")[1] == 2
+    assert find(f"image,{name},class_id")[1] == 2
+
+
+def test_two_other_words_or_two_columns_of_named_classes_are_refused():
+    for label in ("fine_label", "Emotion"):
+        with pytest.raises(DataError, match=f"'coarse_label' and '{label}' may be that of classes"):
+            find(f"image,coarse_label,{label}")
+    with pytest.raises(DataError, match="'artist' and 'style' may be that of classes.*'label'"):
+        find_columns(TABLE, ["image", "artist", "style"], [], class_labels=[1, 2])

@@ -144,3 +144,34 @@ def test_blanks_around_a_path_are_none_of_it_unless_a_file_has_them(tmp_path):
     assert relative(places) == ["images/1.png", "images/2.png", "images/3.png "]
     assert places.notes == ("2 of its names are spelled otherwise than the files",)
     assert not places.is_missing.any()
+
+
+@pytest.mark.parametrize("start", ["file://", "file://localhost", "file:", " FILE://"])
+def test_addresses_of_files_are_paths(start, tmp_path):
+    touch(tmp_path, "a b/1.jpg", "a b/2.jpg")
+    values = [f"{start}{tmp_path}/a%20b/{number}.jpg" for number in (1, 2)]
+    assert relative(find(tmp_path, *values)) == ["a b/1.jpg", "a b/2.jpg"]
+    windows = ["file:///C:/x/a%20b/1.jpg", "file:///C:/x/a%20b/2.jpg"]
+    assert relative(find(tmp_path, *windows, images=tmp_path)) == ["a b/1.jpg", "a b/2.jpg"]
+
+
+def test_images_that_were_converted_are_found_by_their_names_and_said(tmp_path):
+    touch(tmp_path, "images/1.JPG", "images/2.JPG")
+    for values in (["images/1.jpeg", "images/2.png"], ["1.jpeg", "2.jpeg "]):
+        places = find(tmp_path, *values)
+        assert relative(places)[-1].endswith("2.JPG")
+        assert "without their extensions" in places.notes[0]
+        assert ".JPG is added" in places.notes[1]
+    places = find(tmp_path, "/x/1.jpeg", "/x/2.jpeg", images=tmp_path / "images")
+    assert relative(places) == ["1.JPG", "2.JPG"]
+
+
+def test_another_extension_is_no_image_where_others_are_as_written_or_it_is_not_the_only_one(
+    tmp_path,
+):
+    touch(tmp_path, "1.jpg", "2.png", "3.png", "3.gif")
+    assert find(tmp_path, "1.jpg", "2.jpg").is_missing.tolist() == [False, True]
+    with pytest.raises(DataError, match="'3' may be .*3.gif.* or .*3.png"):
+        find(tmp_path, "2.jpg", "3.jpg")
+    with pytest.raises(DataError, match=r"2.png.* may be '2.gif' or '2.jpg'"):
+        find(tmp_path, "2.gif", "2.jpg")

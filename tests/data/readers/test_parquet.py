@@ -320,6 +320,14 @@ def test_lists_are_not_read_and_of_texts_that_do_not_matter_the_first_rows(
     assert "embedding" not in in_first
 
 
+def test_a_column_of_parts_is_found_by_its_values(files, tmp_path, reporter):
+    stage = ["train"] * 30 + ["val"] * 6
+    path = write_hub(tmp_path / "t.parquet", files * 3, caption=["train"] * 35 + ["x"], stage=stage)
+    data = open_dataset(str(path), reporter)
+    assert (len(data.train.labels), len(data.val.labels)) == (30, 6)
+    assert any("splits by the column 'stage'" in note for note in reporter.notes)
+
+
 def test_a_split_that_begins_late_is_found(files, tmp_path, reporter):
     files = files * 3
     subset = [""] * 30 + ["test"] * 6

@@ -137,6 +137,19 @@ def test_a_column_of_yes_and_no_is_one_of_splits(folder, reporter):
     assert "splits by the column 'is_valid'" in reporter.notes[0]
 
 
+def test_parts_under_another_name_are_held_out_or_refused(folder, reporter):
+    table, rows = folder / "t.csv", [f"{n}.png,{n % 2}" for n in range(6)]
+    words = ["Training", "Training", "Training", "Training", "Test", "Test"]
+    lines = [f"{row},{word}" for row, word in zip(rows, words, strict=True)]
+    table.write_text("\n".join(["image,emotion,Usage", *lines]))
+    data = open_dataset(str(table), reporter)
+    assert (len(data.train.labels), len(data.test.labels)) == (4, 2)
+    assert "splits by the column 'Usage'" in reporter.notes[0]
+    table.write_text("\n".join(["image,emotion,Usage", *lines[:5], f"{rows[5]},PublicTest"]))
+    with pytest.raises(DataError, match="split 'PublicTest'.*column 'Usage'"):
+        open_dataset(str(table), reporter)
+
+
 @pytest.mark.parametrize(
     ("column", "what"),
     [

@@ -46,7 +46,7 @@ def test_whatever_a_writer_of_csv_writes_is_read_back_equal(rows, delimiter, enc
     rows = [[a, b, c] for a, b, c in rows]
     header, found = read(write([["path", "label", "note"], *rows], delimiter, encoding, end))
     assert header == ("path", "label", "note")
-    assert found == rows
+    assert found == [row for row in rows if "".join(row).strip()]
 
 
 @pytest.mark.parametrize("delimiter", DELIMITERS)
@@ -99,6 +99,17 @@ def test_rows_of_more_fields_than_the_header_are_refused_because_columns_are_not
     with pytest.raises(DataError, match=r"line \d has 3 fields, and the first row 2.*quotes"):
         read(text.encode())
     assert read(b"path,label\n1.jpg,a,,\n")[1] == [["1.jpg", "a", "", ""]]
+
+
+def test_a_label_with_a_comma_is_refused_where_the_header_ends_with_one_too():
+    with pytest.raises(DataError, match="line 3 has 3 fields, and the first row 2.*quotes"):
+        read(b"filename,label,\n0.jpg,dog,\n1.jpg,cat, tabby\n")
+    assert read(b"filename,label,,\n0.jpg,dog,,\n")[0] == ("filename", "label")
+
+
+def test_blank_fields_and_the_end_mark_of_dos_are_no_rows():
+    rows = read(b"path,label\n,\n1.jpg,a\n , \n,\n\x1a")[1]
+    assert rows == [["1.jpg", "a"]]
 
 
 @pytest.mark.parametrize(
