@@ -20,7 +20,7 @@ from deitctl.models.pickles import load_pickle
 from deitctl.models.prefixes import clean_names
 from deitctl.models.state_dicts import Checkpoint, unwrap_checkpoint
 from deitctl.models.transformers_folder import from_transformers_config, is_transformers_config
-from deitctl.models.weight_files import SAFETENSORS, identify_weights
+from deitctl.models.weight_files import JOIN_SHARDS, SAFETENSORS, SHARD, identify_weights
 from deitctl.paths import DiskError, atomic_path, read_json, suggest_path, write_json
 
 WEIGHTS = "model.safetensors"
@@ -99,7 +99,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ModelError: the file is missing or damaged, or holds anything but plain tensors.
         MemoryError: it does not fit into memory, which says nothing about the file.
     """
+    if path.is_dir():
+        raise ModelError(
+            f"There is no weights file {path}: it is a folder, and has no {CONFIG}.",
+            suggest_inside(path),
+        )
     if not path.is_file():
+        if path.parent.is_dir() and path.name in WEIGHT_FILES:
+            raise ModelError(
+                f"There is no weights file {path}.",
+                suggest_inside(path.parent) or suggest_path(path),
+            )
         raise ModelError(f"There is no weights file {path}.", suggest_path(path))
     metadata: Mapping[str, str] = {}
     kind = ""
@@ -256,7 +266,7 @@ def load_model_config(folder: Path) -> ModelConfig:
         config = read_json(path)
     except OSError as error:
         raise ModelError(
-            f"{folder} is not a model folder: it has no readable {CONFIG}.", _suggest_inside(folder)
+            f"{folder} is not a model folder: it has no readable {CONFIG}.", suggest_inside(folder)
         ) from error
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}.") from error
@@ -267,7 +277,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     return from_timm_config(config, str(path))
 
 
-def _suggest_inside(folder: Path) -> str:
+def suggest_inside(folder: Path) -> str:
     """Return what to name instead of a folder: the weights in it."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
@@ -280,4 +290,7 @@ def _suggest_inside(folder: Path) -> str:
     weights = [
         n for n in names if n.endswith((".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"))
     ]
-    return f"It has {', '.join(weights[:4])}: name the file." if weights else ""
+    if weights and all(SHARD.search(name) for name in weights):
+        return f"It has {len(weights)} shards. {JOIN_SHARDS}"
+    more = f" and {len(weights) - 4} more" * (len(weights) > 4)
+    return f"It has {', '.join(weights[:4])}{more}: name the file." if weights else ""

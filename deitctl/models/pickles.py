@@ -122,6 +122,7 @@ def load_pickle(path: Path) -> Any:
     """
     # Before torch reads it: torch.save stores its members uncompressed, so compression is a bomb's.
     _require_uncompressed(path)
+    _require_checksums(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of damaged pickles before it fails
         try:
@@ -154,6 +155,25 @@ def _require_uncompressed(path: Path) -> None:
     # Overlapping members name the same bytes many times.
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise ValueError("it claims to hold more bytes than it has")
+
+
+def _require_checksums(path: Path) -> None:
+    """Refuse a zip whose members do not have their CRC-32, which torch writes and does not compare."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # Where torch was told to compute none, all are 0.
+        if not any(member.CRC for member in archive.infolist()):
+            return
+        try:
+            damaged = archive.testzip()
+        except zipfile.BadZipFile as error:
+            raise ValueError(str(error)) from error
+    if damaged is not None:
+        raise ModelError(
+            f"{path} is damaged: the checksum of {damaged[:80]!r} in it does not match.",
+            "Copy or download it again.",
+        )
 
 
 def _refuse(path: Path, reason: str) -> ModelError:

@@ -12,7 +12,13 @@ from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
 from deitctl.models import catalog, timm_models
-from deitctl.models.checkpoint_io import CONFIG, WEIGHT_FILES, WEIGHTS, find_weights_file
+from deitctl.models.checkpoint_io import (
+    CONFIG,
+    WEIGHT_FILES,
+    WEIGHTS,
+    find_weights_file,
+    suggest_inside,
+)
 from deitctl.models.transformers_folder import PROCESSOR
 from deitctl.models.weights import (
     download,
@@ -223,6 +229,11 @@ def require_timm_name(name: str) -> None:
             "Name its weights, or an ONNX file: deitctl export MODEL --to onnx.",
         )
     if not timm_models.is_timm_model(name):
+        if (folder := expand_home(name)).is_dir():
+            raise ModelError(
+                f"There is no model {name!r}, and the folder of that name has no {CONFIG}.",
+                suggest_inside(folder),
+            )
         raise ModelError(
             f"There is no model {name!r}.",
             timm_models.suggest_model(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,12 @@ SAFETENSORS, ZIP, PICKLE = "safetensors", "zip", "pickle"
 """Kinds of files that are read; the latter two are torch.save's, of torch 1.6 and of before."""
 
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch/serialization.py, MAGIC_NUMBER
+SHARD = re.compile(r"-(\d{5})-of-(?!00001\b)(\d{5})\.")
+"""In names of transformers: `model-00001-of-00002.safetensors`."""
+JOIN_SHARDS = (
+    "Join them: save one file from the model that reads them, by its save_pretrained("
+    "FOLDER, max_shard_size='99GB')."
+)
 _START = 512  # bytes; a tar archive says what it is at 257
 _MAX_JSON = 2**20  # bytes of a text that is parsed to say what it is
 WEIGHTS_ARE = "Weights are .safetensors files, or files of torch.save, whatever their name."
@@ -56,6 +63,9 @@ def identify_weights(path: Path) -> str:
         start = file.read(_START)
     if not start:
         raise ModelError(f"{path} is empty (0 bytes).", "Copy or download it again.")
+    if shard := SHARD.search(path.name):
+        number, count = map(int, shard.groups())
+        raise ModelError(f"{path} is shard {number} of {count}: a part of a network.", JOIN_SHARDS)
     # A safetensors file: the length of its header, then the header, a JSON object. The length may
     # begin as anything does.
     header = int.from_bytes(start[:8], "little")
@@ -144,8 +154,7 @@ def _name_json(path: Path) -> tuple[str, str] | None:
     count = len({str(name) for name in shards.values()})
     return (
         f"the index of weights in {count} file{'s' * (count != 1)}",
-        "Join them: save one file from the model that reads them, by its save_pretrained("
-        "FOLDER, max_shard_size='99GB').",
+        JOIN_SHARDS,
     )
 
 

@@ -127,6 +127,26 @@ def test_a_whole_model_is_told_from_other_objects(tmp_path):
     assert "state_dict()" in error.value.hint
 
 
+def test_a_flipped_bit_in_an_archive_is_refused(tmp_path, noise):
+    path = tmp_path / "x.pth"
+    torch.save({"a": noise(2, 64)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(noise(2, 64).numpy().tobytes()) + 300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="is damaged: the checksum of 'x/data/0' in it does not"):
+        load_pickle(path)
+
+
+def test_an_archive_that_was_saved_without_checksums_is_read(tmp_path, noise):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": noise(2)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(load_pickle(tmp_path / "x.pth")["a"], noise(2))
+
+
 def test_a_protocol_that_is_not_read_is_named(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "x.pth", pickle_protocol=4)
     with pytest.raises(ModelError, match="pickle_protocol=2 is read"):

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from deitctl.errors import ModelError, WeightsNotFound
+from deitctl.models.checkpoint_io import save_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.sources import get_repo_id, get_stem, is_weights_file, resolve_folder
+from deitctl.paths import write_json
 from tests.models.test_state_dicts import foreign
 
 
@@ -122,6 +124,28 @@ def test_a_folder_without_a_config_names_what_is_in_it(tmp_path, reporter):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="It holds LoRA adapters"):
         load_model(str(tmp_path), reporter=reporter)
+
+
+def test_a_folder_by_its_bare_name_says_what_is_in_it(tmp_path, monkeypatch, reporter):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_best.pth.tar").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"no model 'out', and the folder .* It has model_best"):
+        load_model("out", reporter=reporter)
+    for weights in ("out", "./out"):
+        with pytest.raises(ModelError, match=r"It has model_best\.pth\.tar: name the file"):
+            load_model("deit_tiny", weights=weights, reporter=reporter)
+
+
+@pytest.mark.parametrize("weights", ["{}", "{}/model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize("config", [False, True])
+def test_shards_are_refused_as_shards(weights, config, deit, tmp_path, reporter):
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        save_tensors(tmp_path / name, {"a": torch.ones(2)})
+    if config:
+        write_json(tmp_path / "config.json", {"architecture": "deit_tiny_patch16_224"})
+    with pytest.raises(ModelError, match=r"shard.*Join them"):
+        load_model(weights.format(tmp_path), reporter=reporter)
 
 
 def test_a_file_that_the_cache_knows_the_hub_has_not_is_not_asked_for(
