@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -15,6 +16,20 @@ def canonicalize_name(name: str) -> str:
     if name.isascii():
         return name.strip()
     return unicodedata.normalize("NFC", name).strip()
+
+
+def reduce_name(name: str) -> str:
+    """Return a name without what people spell in several ways; equal ones may be one class.
+
+    Case, Unicode form, characters that are not seen, and spaces, underscores and hyphens between
+    words. Not signs: `-1`, `B-` and `C++` are other names than `1`, `B` and `C`, and `1-2` than `12`.
+    """
+    name = unicodedata.normalize("NFKC", name).casefold()
+    name = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+    name = re.sub(r"[\s_]+", " ", name).strip()
+    separator = r"(?: +|-+| +-+ +)"
+    letter = r"[^\W\d]"
+    return re.sub(rf"(?<=\w){separator}(?={letter})|(?<={letter}){separator}(?=\w)", "", name)
 
 
 def find_names(names: Sequence[str], choices: Sequence[str]) -> list[int | None]:

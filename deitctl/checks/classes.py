@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from deitctl.checks.issues import ERROR, WARNING, Issue, Remedy, make_remedies, report
 from deitctl.checks.survey import ALL, Split
+from deitctl.names import reduce_name
 
 MIN_IMAGES = 5
 """Of a class, to train on."""
@@ -48,11 +48,6 @@ def make_natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return the key by which timm sorts class folders: numbers by value, letters without case."""
     pieces = re.split(r"(\d+)", name.lower())
     return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
-
-
-def normalize_name(name: str) -> str:
-    """Return a class name without case, spaces, underscores, hyphens and Unicode form."""
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _compare(train: Sequence[str], val: Sequence[str]) -> Iterator[Issue]:
@@ -102,7 +97,7 @@ def _find_similar_names(splits: Sequence[Split]) -> Iterator[Issue]:
     for split in splits:
         # empty folders too: `train` leaves them out, and other tools do not
         for name in (*split.dataset.class_names, *split.empty):
-            by_name.setdefault(normalize_name(name), {}).setdefault(name, []).append(split)
+            by_name.setdefault(reduce_name(name), {}).setdefault(name, []).append(split)
     similar = [spellings for spellings in by_name.values() if len(spellings) > 1]
     examples = (
         " / ".join(f"{where[0].name}/{name!r}" for name, where in spellings.items())

@@ -120,7 +120,7 @@ ISSUES = {
     ),
     "similar_class_names": IssueType(
         ERROR,
-        "Class names that differ only in case, spaces, underscores or Unicode form.",
+        "Class names that differ only in case, spaces, underscores, hyphens or Unicode form.",
         "Use one spelling.",
     ),
     "empty_class": IssueType(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,7 +123,8 @@ def _index_spellings(model_config: ModelConfig) -> dict[str, int]:
 
 
 def _normalize_name(name: str) -> str:
-    name = canonicalize_name(name).replace("_", " ").replace("-", " ")
+    # not a sign: `-1` and `B-` are other classes than `1` and `B`
+    name = re.sub(r"(?<=\w)-(?=\w)", " ", canonicalize_name(name).replace("_", " "))
     return " ".join(name.lower().split())
 
 

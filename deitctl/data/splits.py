@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from deitctl.data.dataset import (
     number_labels,
 )
 from deitctl.errors import DataError
+from deitctl.names import reduce_name
 
 SPLITS = ("train", "val", "test")
 ALL = "all"
@@ -152,9 +152,5 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
 
 def _find_spelling(name: str, others: Iterable[str]) -> str:
     """Return a hint where a class is there under a name of other case, spaces or hyphens."""
-    same = next((other for other in others if _reduce_name(other) == _reduce_name(name)), "")
+    same = next((other for other in others if reduce_name(other) == reduce_name(name)), "")
     return f"The training set has {same!r}: use one spelling." if same else ""
-
-
-def _reduce_name(name: str) -> str:
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold()

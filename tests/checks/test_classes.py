@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deitctl.checks.classes import check_classes, make_natural_key, normalize_name
+from deitctl.checks.classes import check_classes, make_natural_key
 from deitctl.checks.survey import Split
 from deitctl.data.readers.digits import ArrayDataset
+from deitctl.names import reduce_name
 
 
 def make_split(name: str, counts: dict[str, int], empty: tuple[str, ...] = ()) -> Split:
@@ -58,10 +59,21 @@ def test_two_spellings_of_a_name_are_reported(other):
 
 def test_unicode_forms_of_a_name_are_equal():
     assert (
-        normalize_name("café")
-        == normalize_name("cafe\N{COMBINING ACUTE ACCENT}")
-        != normalize_name("cafe")
+        reduce_name("café") == reduce_name("cafe\N{COMBINING ACUTE ACCENT}") != reduce_name("cafe")
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("-1", "1"), ("B", "B-"), ("A+", "A"), ("C++", "C"), ("1-2", "12"), ("t -5", "t 5")],
+)
+def test_signs_make_other_names(one, other):
+    assert "similar_class_names" not in find_issues(make_split("all", even(one, other)))
+
+
+def test_characters_that_are_not_seen_make_no_other_name():
+    issues = find_issues(make_split("all", even("a", "a\N{ZERO WIDTH SPACE}")))
+    assert issues["similar_class_names"] == ("warning", 1, (r"all/'a' / all/'a\u200b'",))
 
 
 def test_an_empty_class_folder_counts_as_missing():

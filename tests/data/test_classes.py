@@ -139,3 +139,10 @@ def test_a_number_of_absurd_length_is_no_class():
 def test_a_misspelled_class_suggests_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'tench'"):
         find_class(IMAGENET, "tensh")
+
+
+def test_signs_make_other_classes():
+    config = model_config("1", "B")
+    assert match_classes(config, ("-1", "B")) is None
+    assert match_classes(config, ("1", "B-")) is None
+    assert match_classes(config, ("B",)).rows == (1,)

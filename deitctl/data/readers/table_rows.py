@@ -110,7 +110,8 @@ def collect_rows(
                 f"{path}: the {is_test.sum():,} test images have no labels, and are left out."
             )
         else:
-            _refuse_row(path, names, first_row, ~has_label, ~has_label, label_column)
+            image = values[int(has_label.argmin())]
+            _refuse_row(path, names, first_row, ~has_label, ~has_label, label_column, image)
     classes = _name_classes(path, [label for label in labels if label.strip()], reporter)
     class_names = tuple(sorted(set(classes)))
     places = {name: at for at, name in enumerate(class_names)}
@@ -141,12 +142,14 @@ def _refuse_row(
     lack_it: NDArray[np.bool_],
     lack_something: NDArray[np.bool_],
     column: str,
+    image: str = "",
 ) -> NoReturn:
     count = int(lack_something.sum())
     more = f"; {count:,} rows lack something" if count > 1 else ""
     raise DataError(
         f"{path}, row {first_row + int(lack_it.argmax())} has no {column!r}{more}.",
-        f"Fill it in, or remove the row{'s' if more else ''}. The columns are "
+        f"Fill it in{f' for {image!r:.100}' if image else ''}, or remove the row"
+        f"{'s' if more else ''}. The columns are "
         f"{name_columns(names)}.",
     )
 
@@ -207,15 +210,6 @@ def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list
             f"{path} has images of the class {' and '.join(map(repr, words))}: if that stands for a "
             "missing label, remove those rows."
         )
-    by_case: dict[str, list[str]] = {}
-    for name in sorted(set(names)):
-        by_case.setdefault(name.casefold(), []).append(name)
-    for several in by_case.values():
-        if len(several) > 1:
-            reporter.warn(
-                f"{path} has the classes {' and '.join(map(repr, several[:MAX_NAMED]))}, which differ "
-                "in case alone: they are read as different ones."
-            )
     return names
 
 
