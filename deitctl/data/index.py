@@ -53,8 +53,8 @@ class Listing:
     spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     """Offset and length in bytes of each image in its tar, [N,2]; [0,2] for images in files."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Files that were passed over, by lower-case extension; "" for those without one that begin as
-    an image, extensions that are read for images beside the class folders."""
+    """Files that were passed over, by lower-case extension, those without one by what they are if they
+    show something; "" and extensions that are read: images beside the class folders."""
     layout: str = ""
     """What was decided about the layout of a tar, in a sentence."""
 

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 from deitctl.data.file_types import (
     START_BYTES,
     get_extensions,
+    identify,
+    is_image_kind,
     is_image_start,
     may_be_image,
 )
@@ -179,10 +181,21 @@ def is_image_file(path: str) -> bool:
 
 def begins_as_image(path: str) -> bool:
     """Whether a file, whose name does not say it, begins as an image that is read."""
+    return is_image_start(_read_start(path))
+
+
+def name_unread_image(path: str) -> str:
+    """Return what a file is that shows something and is not read, by its first bytes; empty for others."""
+    kind = identify(_read_start(path))
+    return kind if is_image_kind(kind) else ""
+
+
+def _read_start(path: str) -> bytes:
+    """Return the first bytes of a file, none if it cannot be read."""
     try:
         if not os.path.isfile(path):  # opening a pipe would block
-            return False
+            return b""
         with open(path, "rb") as file:
-            return is_image_start(file.read(START_BYTES))
+            return file.read(START_BYTES)
     except OSError:
-        return False
+        return b""

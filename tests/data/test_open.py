@@ -370,6 +370,16 @@ def test_an_image_without_a_known_extension_is_an_image(name, image_folder, repo
     assert not reporter.warnings
 
 
+def test_files_without_extension_that_show_something_are_counted(image_folder, reporter):
+    root = image_folder({"cat": 2, "dog": 2})
+    (root / "cat" / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    (root / "dog" / "LICENSE").write_text("no image")
+    for ref in (str(root), make_tar(root)):
+        open_dataset(ref, reporter)
+        assert "1 file is not read: 1 without an extension, a DICOM file" in reporter.warnings[-1]
+    assert len(reporter.warnings) == 2
+
+
 def test_layouts_of_images_without_a_known_extension_are_found(image_folder, reporter):
     root = image_folder({"data/train/cat": 2, "data/train/dog": 2, "data/val/dog": 1, "docs": 1})
     for image in sorted(root.rglob("*.png")):

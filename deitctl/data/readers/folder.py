@@ -22,7 +22,7 @@ from deitctl.data.readers.passed_over import (
     report_unread,
     require_labels,
 )
-from deitctl.data.trees import FolderTree, begins_as_image, is_folder
+from deitctl.data.trees import FolderTree, begins_as_image, is_folder, name_unread_image
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
 
@@ -35,8 +35,9 @@ def open_folders(root: Path, reporter: Reporter) -> dict[str, FileDataset]:
     Raises:
         DataError: it cannot be read, has no class folders or no images, or is not clear.
     """
-    layout = find_layout(FolderTree(root), str(root))
-    require_labels(layout, str(root))
+    tree = FolderTree(root)
+    layout = find_layout(tree, str(root))
+    require_labels(layout, tree, str(root))
     report_layout(str(root), layout.describe(), layout.warn(), reporter)
     listings = {
         split: leave_out(_load(root / path, reporter), layout.list_not_read(split))
@@ -195,8 +196,8 @@ def _list_images(
             elif extension in extensions or _begins_as_image(entry, name, state):
                 yield name
             else:
-                if extension:
-                    unread[extension] += 1
+                if kind := extension or name_unread_image(entry.path):
+                    unread[kind] += 1
                 if entry.is_symlink():  # dangling, perhaps into a disk that is mounted later
                     state.add(name)
         pending += sorted(folders, reverse=True)

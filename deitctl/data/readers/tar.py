@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import require_bytes
-from deitctl.data.file_types import START_BYTES, get_extensions, is_image_start, may_be_image
+from deitctl.data.file_types import (
+    START_BYTES,
+    get_extensions,
+    identify,
+    is_image_kind,
+    is_image_start,
+    may_be_image,
+)
 from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk
@@ -106,7 +113,7 @@ def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
     ]
     tree = NameTree(key.replace("\0", "/") for key in keys)
     layout = find_layout(tree, str(path))
-    require_labels(layout, str(path))
+    require_labels(layout, tree, str(path))
     unread.update(layout.loose)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     places = np.frombuffer(spans, np.int64).reshape(-1, 2)
@@ -139,8 +146,8 @@ def _list_members(
         if member.is_image:
             spans.extend((member.offset, member.size))
             yield member.name
-        elif extension := PurePosixPath(member.name).suffix.lower():
-            unread[extension] += 1
+        elif kind := PurePosixPath(member.name).suffix.lower() or member.unread_kind:
+            unread[kind] += 1
 
 
 class Member(NamedTuple):
@@ -153,6 +160,8 @@ class Member(NamedTuple):
     """In bytes."""
     is_image: bool
     """Whether it is an image that is read."""
+    unread_kind: str
+    """What it is, if its name says nothing, and it shows something and is not read; else empty."""
 
 
 def iterate_files(path: Path, reporter: Reporter) -> Iterator[Member]:
@@ -173,17 +182,19 @@ def iterate_files(path: Path, reporter: Reporter) -> Iterator[Member]:
                 # tarfile keeps a kilobyte a member: 274 instead of 52 MiB for 200,000
                 archive.members.clear()  # type: ignore[attr-defined]
                 # A negative size leads back to an earlier header, and the loop would never end.
-                if member.offset <= last or member.size < 0:
+                if member.offset <= last or not 0 <= member.size < 2**62:
                     raise tarfile.ReadError("its members overlap")
                 last = member.offset
                 # Only a name: nothing is ever unpacked, so `..` leads nowhere.
                 name = PurePosixPath(member.name.lstrip("/"))
                 if member.isreg() and not any(map(is_junk, name.parts)):
+                    start = _read_start(archive, member) if may_be_image(name.name) else b""
                     is_image = not member.issparse() and (
-                        name.suffix.lower() in extensions
-                        or (may_be_image(name.name) and _begins_as_image(archive, member))
+                        name.suffix.lower() in extensions or is_image_start(start)
                     )
-                    yield Member(str(name), member.offset_data, member.size, is_image)
+                    kind = "" if is_image else identify(start)
+                    kind = kind if is_image_kind(kind) else ""
+                    yield Member(str(name), member.offset_data, member.size, is_image, kind)
                 task.advance()
     except Exception as error:  # damaged tars raise RecursionError, MemoryError, ValueError, ...
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -192,9 +203,9 @@ def iterate_files(path: Path, reporter: Reporter) -> Iterator[Member]:
         ) from error
 
 
-def _begins_as_image(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+def _read_start(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    return file is not None and is_image_start(file.read(START_BYTES))
+    return b"" if file is None else file.read(START_BYTES)
 
 
 def _build_listing(
