@@ -49,6 +49,8 @@ LABEL_WORDS = frozenset([*_SUBJECTS.split(), *(f"{subject}s" for subject in _SUB
 LABEL_ENDINGS = ("label", "labels", "class", "classes", "category", "categories")
 """Names, and ends of names, of columns that are taken for the class where nothing else is."""
 SPLIT_NAMES = frozenset(["split", "subset", "partition", "set", "dataset", "fold", "phase", "part"])
+SOURCE_NAMES = frozenset(["dataset", "part"])
+"""Those of them that often hold something else."""
 FLAGS = {
     **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "val")),
     **dict.fromkeys(("isval", "isvalid", "isvalidation"), ("val", "train")),
@@ -85,6 +87,8 @@ class Columns:
     one_hot: tuple[int, ...] = ()
     rivals: tuple[str, ...] = ()
     """Columns that could be that of images or classes too, were no other called `path` or `label`."""
+    without_parts: tuple[str, ...] = ()
+    """Columns that are called as those of splits and hold none, such as numbers of folds."""
 
     @property
     def flag(self) -> tuple[str, str] | None:
@@ -118,6 +122,8 @@ class Columns:
         ]
         if self.one_hot:
             notes.append(f"classes are the {len(self.one_hot)} columns of 0 and 1")
+        if self.without_parts:
+            notes.append(f"no splits are in {' and '.join(map(repr, self.without_parts))}")
         return notes
 
 
@@ -202,7 +208,9 @@ def find_columns(
         for n, name in enumerate(reduced)
         if name in kinds and chosen is not None and n not in (at, label) and n != chosen
     )
-    return Columns(at, label, split, tuple(names), one_hot, rivals)
+    others = [n for n in range(len(names)) if split is None and n not in (at, label, *one_hot)]
+    without_parts = tuple(names[n] for n in others if reduced[n] in SPLIT_NAMES - SOURCE_NAMES)
+    return Columns(at, label, split, tuple(names), one_hot, rivals, without_parts)
 
 
 def name_columns(names: Sequence[str]) -> str:
@@ -250,11 +258,11 @@ def _find_split(
     if called:
         return called[0]
     # Without labels, `train` may be a class, of a column of 0 and 1.
-    known = _SPLITS | frozenset(FLAGS) if has_label else _SPLITS
+    split_names = _SPLITS | frozenset(FLAGS) if has_label else _SPLITS
     places = [
         at
         for at, name in enumerate(map(reduce_name, names))
-        if name in known
+        if name in split_names
         and any(
             _holds_splits(name, (row[at] for row in some if at < len(row)))
             for some in (rows, read_all([at]))

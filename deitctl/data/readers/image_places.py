@@ -334,8 +334,8 @@ def _drop_extension(value: str) -> str:
 
 
 def _read_file_address(value: str) -> str:
-    found = FILE_ADDRESS.match(value)
-    return value if found is None else unquote(value[found.end() :].strip())
+    start = FILE_ADDRESS.match(value)
+    return value if start is None else unquote(value[start.end() :].strip())
 
 
 def _refuse_absolute(value: str) -> str | None:

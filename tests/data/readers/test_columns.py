@@ -84,7 +84,8 @@ def test_what_is_ambiguous_or_missing_is_refused_with_the_columns(header, what):
 def test_a_column_of_splits_has_many_names_and_holds_splits():
     for name in ("split", "subset", "Set", "partition", "dataset", "fold"):
         assert find(f"path,label,{name}", "1.jpg,a,Train", "2.jpg,b,valid")[2] == 2
-    assert find("path,label,fold", "1.jpg,a,0", "2.jpg,b,1")[2] is None
+    columns = find_columns(TABLE, ["path", "label", "fold"], [["1.jpg", "a", "0"]])
+    assert (columns.split, columns.notes) == (None, ["no splits are in 'fold'"])
     assert find("path,label,is_valid", "1.jpg,a,False", "2.jpg,b,True")[2] == 2
 
 

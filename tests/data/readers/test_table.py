@@ -65,7 +65,9 @@ def test_classes_that_differ_in_case_alone_are_two(opened, reporter):
 
 @pytest.mark.parametrize("missing", ["", "  ", "\u00a0"])
 def test_rows_without_a_label_are_refused_with_their_number(missing, opened):
-    with pytest.raises(DataError, match=r"row 3 has no 'label'; 2 rows lack.*for 'images/1.png'.*columns"):
+    with pytest.raises(
+        DataError, match=r"row 3 has no 'label'; 2 rows lack.*for 'images/1.png'.*columns"
+    ):
         opened("a", missing, missing, "b")
 
 
