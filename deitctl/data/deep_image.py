@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel: their values, and their scaling to 8 bits.
+"""Images of more than 8 bits a channel, or of signed ones: their values, and their scaling to 8 bits.
 
 Of color of 16 bits Pillow keeps the high bytes alone. A file that is decoded again as if its bytes
 were in the other order gives the low ones, so that 12 bits in 16 keep their 4,096 levels.
@@ -24,19 +24,21 @@ from deitctl.data.value_range import (
     NO_RANGE,
     OPTION,
     PHOTOMETRIC,
+    SAMPLE_FORMAT,
     choose_range,
     describe_range,
     find_missing,
     find_nodata,
     find_stated_range,
+    is_signed_byte,
     require_in_range,
 )
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 
 Values = NDArray[Any]
-PLANAR, SAMPLE_FORMAT = 284, 339
-"""Tags of TIFF: whether channels lie apart (2), whether values are signed (2) or floats (3)."""
+PLANAR = 284
+"""Tag of TIFF: whether channels lie apart (2)."""
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Of the bytes of a value, by the end of Pillow's raw mode; N is the machine's own."""
 
@@ -73,7 +75,7 @@ class DeepImage:
     """An image of more than 8 bits a channel, which is loaded when its values are read."""
 
     image: Image.Image
-    """Gray values, or the high bytes of color."""
+    """Gray values (signed ones of 8 bits as unsigned), or the high bytes of color."""
     stated: ValueRange | None
     """See `find_stated_range`."""
     mode: str
@@ -192,7 +194,7 @@ class DeepImage:
         if self.raw_mode and self.mode != "LA" and is_full and self.nodata is None:
             return self.image
         table = None
-        if self.image.mode not in ("I", "F"):
+        if self.image.mode not in ("I", "F", "L"):
             values = np.arange(65536)
             table = (
                 (values >> 8).astype(np.uint8)
@@ -239,6 +241,8 @@ class DeepImage:
             elif self.raw_mode:
                 low = 0 if self.low_bytes is None else np.asarray(self.low_bytes.crop(box))
                 yield values.astype(np.uint16) << 8 | low
+            elif self.image.mode == "L":
+                yield values.view(np.int8)
             elif is_unsigned and tags:
                 yield values.view(np.uint32)  # Pillow's are signed
             else:
@@ -255,7 +259,7 @@ def begins_with_eight_bits(start: bytes) -> bool:
 def open_deep(
     image: Image.Image, data: bytes, open_again: Callable[[], Image.Image]
 ) -> DeepImage | None:
-    """Return an image that is opened and not loaded, if it has more than 8 bits a channel.
+    """Return an image that is opened and not loaded, if it has more than 8 bits a channel, or signed ones.
 
     It is set up so that loading gives what `DeepImage` needs. A Pillow image without a file may be
     loaded.
@@ -263,6 +267,8 @@ def open_deep(
     if image.mode.startswith("I") or image.mode == "F":
         return DeepImage(image, find_stated_range(image, data), "L", open_again)
     tags = getattr(image, "tag_v2", {})
+    if image.mode == "L" and is_signed_byte(tags):
+        return DeepImage(image, find_stated_range(image, data), "L", open_again)
     bits = tags.get(BITS_PER_SAMPLE, (8,))
     is_planar = tags.get(PLANAR) == 2 and len(bits) > 1 and max(bits) > 8
     if is_planar and any(tile[0] == "raw" for tile in getattr(image, "tile", ())):

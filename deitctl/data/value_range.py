@@ -21,19 +21,22 @@ from PIL import Image, TiffImagePlugin
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 
-BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, S_MIN_SAMPLE, S_MAX_SAMPLE = 258, 262, 281, 340, 341
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE = 258, 262, 281
+SAMPLE_FORMAT, S_MIN_SAMPLE, S_MAX_SAMPLE = 339, 340, 341
 NODATA = 42113
 """Tags of TIFF; the last one is GDAL's, a number as text."""
 MIN_IS_WHITE = 0
 """A photometric interpretation, which Pillow applies to 8 bits alone."""
 FULL = ValueRange(0, 65535)
 """Of 16 bits; Pillow scales PNM and JPEG 2000 to it by the largest value or precision they state."""
+SIGNED_BYTE = ValueRange(-128, 127)
 NO_RANGE = ValueRange(0, 0)
 """Of data in which no image needed a range: an image that does is refused."""
 BITS = (8, 10, 12, 14, 16)
 """Depths that cameras and scanners have; 32-bit files may hold more."""
-_SMALL_MAXIMA = (1.0, 2.0, 4.0, 8.0, 16.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-FLOAT_MAXIMA = (*_SMALL_MAXIMA, *(2.0**k for k in range(17, 33)))
+POWERS = tuple(2.0**k for k in range(33))
+FLOAT_MAXIMA = (*POWERS[:8], 255.0, 1023.0, 4095.0, 16383.0, 65535.0, *POWERS[17:])
+"""Of floats that are not negative; those from 255 on are integers in floats."""
 MISSING_FROM = 1e36
 """Floats as large stand for no value: netCDF fills with 9.97e36, GDAL with 3.4e38."""
 OPTION = "--value-range LOW,HIGH"
@@ -60,6 +63,8 @@ def _find_tiff_range(tags: Mapping[int, Any]) -> ValueRange | None:
     if high is not None and (low or 0) < high:
         return ValueRange(low or 0, high)
     bits = _read_number(tags, BITS_PER_SAMPLE) or 16
+    if is_signed_byte(tags):
+        return SIGNED_BYTE
     if 8 < bits < 16:
         return ValueRange(0, 2 ** int(bits) - 1)
     # Meant for statistics: of an image's own maximum the depth does not follow, of 2^k - 1 it does.
@@ -67,6 +72,11 @@ def _find_tiff_range(tags: Mapping[int, Any]) -> ValueRange | None:
     if largest in {2.0**k - 1 for k in range(9, 16)}:
         return ValueRange(0, largest)
     return None
+
+
+def is_signed_byte(tags: Mapping[int, Any]) -> bool:
+    """Return whether a TIFF's values are signed integers of 8 bits, which Pillow takes for unsigned ones."""
+    return (tags.get(BITS_PER_SAMPLE), tags.get(SAMPLE_FORMAT)) == ((8,), (2,))
 
 
 def _read_number(tags: Mapping[int, Any], tag: int) -> float | None:
@@ -100,21 +110,21 @@ def choose_range(low: float, high: float, *, is_float: bool) -> ValueRange:
     """Return the smallest usual range that holds the values between two.
 
     Integers: 0 to 2^k - 1 for 8, 10, 12, 14 or 16 bits (more in 32-bit files), with negative ones
-    -2^(k-1) to 2^(k-1) - 1 for any k. Floats: 0 to 1, a small power of two, 255, or as integers; with
-    negative ones the same on both sides.
+    -2^(k-1) to 2^(k-1) - 1 for any k. Floats: 0 to 1, a power of two up to 128, 255, or as integers; with
+    negative ones a power of two on both sides, or on theirs alone.
 
     Raises:
         DataError: floats beyond 2^32, which measure no light.
     """
     if is_float:
         largest = max(abs(low), abs(high))
-        top = next((m for m in FLOAT_MAXIMA if largest <= m), None)
+        top = next((m for m in (POWERS if low < 0 else FLOAT_MAXIMA) if largest <= m), None)
         if top is None:
             raise DataError(
                 f"Values from {low:,.6g} to {high:,.6g} are in no range that images have.",
                 f"Say which are black and white: {OPTION}.",
             )
-        return ValueRange(-top if low < 0 else 0, top)
+        return ValueRange(-top if low < 0 else 0, 0 if low < 0 and high <= 0 else top)
     if low < 0:
         bits = next(k for k in range(8, 33) if low >= -(2 ** (k - 1)) and high < 2 ** (k - 1))
         return ValueRange(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

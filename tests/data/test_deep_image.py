@@ -110,6 +110,19 @@ def test_signed_values_are_not_clipped_at_zero():
     assert decoded(encode_tiff(values.astype(np.int32)))[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_signed_values_of_eight_bits_are_not_taken_for_unsigned_ones():
+    """The bytes of -128 to -1 are those of 128 to 255."""
+    values = np.array([[-128, -1, 0, 127]], np.int8)
+    for compressed in (False, True):
+        data = encode_tiff(values, compressed=compressed)
+        assert decoded(data)[0, :, 0].tolist() == [0, 127, 128, 255]
+        assert decoded(data, TWELVE)[0, :, 0].tolist() == [0, 127, 128, 255]
+    window = ValueRange(-1, 0, clips=True)
+    assert decoded(encode_tiff(values), window)[0, :, 0].tolist() == [0, 0, 255, 255]
+    with pytest.raises(DataError, match="is a TIFF of 3 bands of 8 bits in signed integers"):
+        decoded(encode_tiff(np.zeros((2, 2, 3), np.int8)))
+
+
 def test_a_window_clips_on_purpose():
     values = np.array([[-1024, -160, 40, 240, 3071]], np.int16)
     window = ValueRange(-160, 240, clips=True)

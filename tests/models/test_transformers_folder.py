@@ -359,6 +359,13 @@ def test_our_own_export_is_the_model_again(alias, deit, tmp_path, reporter):
     write_json(tmp_path / CONFIG, to_transformers_config(net, model_config))
     write_json(tmp_path / PROCESSOR, to_processor_config(model_config.preprocessing))
     loaded = load_model(str(tmp_path), reporter=reporter)
+    for ref, weights in (
+        (str(tmp_path / WEIGHTS), ""),
+        (alias, str(tmp_path)),
+        (alias, str(tmp_path / WEIGHTS)),
+    ):
+        in_another_way = load_model(ref, weights=weights, reporter=reporter)
+        assert in_another_way.model_config == loaded.model_config
     state = loaded.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     again = loaded.model_config
