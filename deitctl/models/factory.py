@@ -206,6 +206,13 @@ def _load_deit(
         )
     arch = arch or inferred
     num_classes = convert.count_classes(state)
+    if num_classes is None and (beside := checkpoint.classifier_beside):
+        raise ModelError(
+            f"{path} has no classifier head in its network, but {beside} beside it: what that reads, "
+            "the class token or other features, is not stated.",
+            "If it reads the class token after the norm, save it as the network's head.weight and "
+            f"head.bias. Or fine-tune: deitctl train DATA --model {inferred.alias} --weights FILE.",
+        )
     if num_classes is None:
         raise ModelError(
             f"{path} has no classifier head ({inferred.alias}"

@@ -74,6 +74,9 @@ def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
             notes.append("transformers' names")
         _refuse_other_heads(prefix, state, checkpoint.architecture, path)
         _refuse_other_classifiers(prefix, state, {k: taken[k] for k in beside}, path)
+        if (head := _find_sequential_head(state)) is not None:
+            state = {re.sub(rf"^head\.{head}\.", "head.", k): v for k, v in state.items()}
+            notes.append(f"head.{head} taken as the head of the class token")
         state, extras = _drop_extras(state)
         dropped |= extras
     if dropped:
@@ -84,7 +87,34 @@ def clean_names(checkpoint: Checkpoint, path: Path) -> Checkpoint:
             "Save the network that follows the normalization by itself, with torch.save.",
         )
     stated = {**checkpoint.preprocessing, **preprocessing}
-    return replace(checkpoint, state=state, notes=tuple(notes), preprocessing=stated)
+    left = {name: taken[name] for name in sorted(dropped & taken.keys())}
+    return replace(
+        checkpoint,
+        state=state,
+        notes=tuple(notes),
+        preprocessing=stated,
+        classifier_beside=_describe_classifier(left) if "head.weight" not in state else "",
+    )
+
+
+def _find_sequential_head(state: Mapping[str, Tensor]) -> int | None:
+    """Return the place of the one linear layer in a head without others, as dropout before it makes it."""
+    head = {name: value for name, value in state.items() if name.startswith("head.")}
+    for place in (0, 1):
+        if head.keys() == {f"head.{place}.weight", f"head.{place}.bias"}:
+            weight, bias = head[f"head.{place}.weight"], head[f"head.{place}.bias"]
+            width = state["norm.weight"].shape if "norm.weight" in state else ()
+            if weight.shape == (*bias.shape, *width):
+                return place
+    return None
+
+
+def _describe_classifier(left: Mapping[str, Tensor]) -> str:
+    """Return name and shape of what may be a classifier among the tensors left out; empty without one."""
+    for name, value in left.items():
+        if is_classifier(name, value) or (value.ndim == 2 and re.fullmatch(r"\d+\.weight", name)):
+            return f"{name} {list(value.shape)}"
+    return ""
 
 
 def _remove_wrappers(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

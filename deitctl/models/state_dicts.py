@@ -67,6 +67,8 @@ class Checkpoint:
     """Values of `Preprocessing` that it states: of its trainer's settings, or of the network itself."""
     class_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of classes that it states, by where; of a head with as many classes."""
+    classifier_beside: str = ""
+    """A layer of classes beside a network that has none: which of its features it takes is not stated."""
     is_own: bool = False
     """Whether deitctl wrote it: the names are its own, or those of its export to transformers."""
 

@@ -487,3 +487,32 @@ def test_what_is_computed_from_a_pooler_or_from_logits_is_refused(net, tmp_path)
         torch.save(state, tmp_path / "x")
         with pytest.raises(ModelError, match=reason):
             read_checkpoint(tmp_path / "x")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_linear_layer_behind_dropout_is_the_head_and_is_said(place, net, tmp_path, reporter):
+    state = {k.replace("head.", f"head.{place}."): v for k, v in net.state_dict().items()}
+    torch.save(foreign._prefix("model.", state), tmp_path / "x")
+    loaded = load_model(str(tmp_path / "x"), reporter=reporter)
+    assert torch.equal(loaded.model.head.weight, net.head.weight)
+    assert f"head.{place} taken as the head of the class token" in reporter.notes[0]
+
+
+def test_a_head_of_several_layers_is_not_taken_for_one(net, tmp_path, noise):
+    state = foreign._without_head(net.state_dict())
+    state |= {"head.1.weight": noise(5, 192), "head.1.bias": noise(5), "head.0.weight": noise(192)}
+    torch.save(state, tmp_path / "x")
+    assert "head.weight" not in read_checkpoint(tmp_path / "x").state
+
+
+@pytest.mark.parametrize("layer", ["classifier", "fc", "1"])
+def test_a_classifier_beside_a_network_is_named_and_not_guessed_at(
+    layer, net, tmp_path, noise, reporter
+):
+    prefix = "0." if layer == "1" else "vit."
+    state = foreign._prefix(prefix, foreign._without_head(net.state_dict()))
+    state |= {f"{layer}.weight": noise(5, 192), f"{layer}.bias": noise(5)}
+    torch.save({"state_dict": state}, tmp_path / "x")
+    with pytest.raises(ModelError, match=rf"but {layer}.weight \[5, 192\] beside it") as error:
+        load_model(str(tmp_path / "x"), reporter=reporter)
+    assert "If it reads the class token after the norm" in error.value.hint
