@@ -133,6 +133,8 @@ def reduce_name(name: str) -> str:
     A plural is the singular.
     """
     reduced = re.sub(r"[\W_]+", "", canonicalize_name(name).casefold())
+    if not reduced.endswith("s"):
+        return reduced
     singulars = (re.sub(pattern, ending, reduced) for pattern, ending in PLURALS)
     return next((singular for singular in (reduced, *singulars) if singular in _KNOWN), reduced)
 

@@ -183,7 +183,7 @@ def name_rivals(path: Path) -> str:
 
 def _find_unnamed(path: Path, header: Sequence[str], image_folder: str) -> Columns | None:
     """Return the columns of a table without a header: an image that its first row names, and a class."""
-    if rate_paths(header) or not 2 <= len(header) <= 3:
+    if not 2 <= len(header) <= 3 or rate_paths(header):
         return None
     base = image_folder or path.parent
     images = [
