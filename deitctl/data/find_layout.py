@@ -18,6 +18,7 @@ from deitctl.data.layout import (
     is_around,
     is_aside,
     is_beside,
+    is_mask_folder,
     is_neutral,
     is_of_masks,
     match_split,
@@ -85,11 +86,13 @@ class _Search:
         places = self._enter_parts({name: join_path(root, name) for name in named}, named)
         deep = [name for name in named if self.tree.list(places[name]).folders]
         flat = [n for n in named if n not in deep and self.tree.list(places[n]).images]
-        if not deep and len(flat) < len(folders):
-            return None  # classes: `test` and `control`, `valid` and `invalid`
         others = [
             n for n in folders if n not in named and has_images(self.tree, join_path(root, n))
         ]
+        # `train2017`, `val2017` and `annotations`
+        are_unlabeled = len({named[n] for n in flat}) > 1 and all(map(is_aside, others))
+        if not deep and len(flat) < len(folders) and not are_unlabeled:
+            return None  # classes: `test` and `control`, `valid` and `invalid`
         if around := [n for n in deep if self._holds_parts(places[n])]:
             if len(folders) == 1:
                 return None
@@ -117,7 +120,10 @@ class _Search:
     ) -> Mapping[str, str]:
         """Enter folders that hold nothing but another around the class folders."""
         # a class called `photo` is not a folder around images
-        folders = [self.tree.list(path).folders for path in places.values()]
+        folders = [
+            [name for name in self.tree.list(path).folders if not is_mask_folder(name)]
+            for path in places.values()
+        ]
         class_names = {name for names in folders if len(names) > 1 for name in names}
         entered = {n: self._enter(path, named[n], class_names) for n, path in places.items()}
         # `train/flowers/rose`: whatever the inner folder is called, if every part has one
@@ -131,13 +137,23 @@ class _Search:
 
     def _enter(self, path: str, split: str, class_names: Collection[str]) -> str:
         """Enter `train/train/` and `train/images/`, as unpacking makes them."""
-        while inner := find_only(self.tree, path):
+        while inner := self._find_photos(path):
             name = inner.rsplit("/", 1)[-1]
             is_doubled = match_split(name) == split or name == path.rsplit("/", 1)[-1]
             if not (is_doubled or (is_neutral(name) and name not in class_names)):
                 break
             path = inner
         return path
+
+    def _find_photos(self, path: str) -> str:
+        """Return the one folder in another, beside which may be one of boxes, `labels/`."""
+        folders, images = self.tree.list(path)
+        drawn = [name for name in folders if is_mask_folder(name)]
+        if len(folders) != len(drawn) + 1 or images:
+            return ""
+        if any(has_images(self.tree, join_path(path, name)) for name in drawn):
+            return ""
+        return next(join_path(path, name) for name in folders if name not in drawn)
 
     def _is_part(self, root: str, deep: Sequence[str], others: Sequence[str]) -> bool:
         """Whether the only folder that is named as a part is one, and not a class of that name.

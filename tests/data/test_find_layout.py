@@ -410,3 +410,13 @@ def test_parts_in_other_languages_are_parts_and_said(names, parts):
     layout = search(*cross(names, "ok ng"))
     assert layout.parts == parts
     assert f"train is {parts['train']}/" in layout.describe()
+
+
+def test_boxes_beside_the_folder_around_the_classes_of_a_part_are_no_class(tmp_path):
+    for folder in ("train/images/a", "train/images/b", "train/labels", "val/images/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ("1.txt" if folder == "train/labels" else "1.jpg")).touch()
+    layout = find_layout(FolderTree(tmp_path), str(tmp_path))
+    assert layout.parts == {"train": "train/images", "val": "val/images"}
+    assert set(search(*cross("train val", "photo mask")).parts) == {"train", "val"}
+    assert search("train", "test", "control").parts == {"": ""}

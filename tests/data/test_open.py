@@ -768,3 +768,26 @@ def test_unlabeled_images_beside_tables_name_all_of_them(tables, named, image_fo
         (root / table).write_text("file_name,label\n")
     with pytest.raises(DataError, match=f"If {named} which class .* DATA is {root}/{named[:5]}"):
         open_dataset(str(root), reporter)
+
+
+@pytest.mark.parametrize(
+    ("folders", "drawn"),
+    [
+        (["images/train", "images/val"], "labels/train"),
+        (["train/images", "valid/images"], "train/labels"),
+        (["train/images"], "train/labels"),
+        (["train2017", "val2017"], "annotations"),
+        (["JPEGImages"], "Annotations"),
+    ],
+)
+def test_data_for_detection_are_refused_as_without_class_folders(
+    folders, drawn, image_folder, reporter
+):
+    """YOLO, COCO and VOC keep boxes in files of their own: no folder is a class."""
+    root = image_folder(dict.fromkeys(folders, 2))
+    (root / drawn).mkdir(parents=True)
+    (root / drawn / "0.txt").write_text("0 .5 .5 .2 .2")
+    with pytest.raises(DataError, match="images but no class folders in") as refused:
+        open_for_training(str(root), seed=0, reporter=reporter)
+    assert f"as in {drawn.removesuffix('/train')}/, name no class" in refused.value.hint
+    assert not reporter.warnings

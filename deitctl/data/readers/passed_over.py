@@ -11,7 +11,8 @@ import numpy as np
 
 from deitctl.data.file_types import describe_unread
 from deitctl.data.index import Listing
-from deitctl.data.layout import Layout
+from deitctl.data.layout import Layout, is_mask_folder
+from deitctl.data.trees import Tree, join_path
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.names import canonicalize_name
@@ -48,12 +49,12 @@ def leave_out(listing: Listing, folders: Collection[str]) -> Listing:
     """
     if not folders:
         return listing
-    kept = []
+    read = []
     for index, name in enumerate(listing.names):
         parents = name.replace(os.sep, "/").split("/")
         if parents[0] not in folders and "/".join(parents[:2]) not in folders:
-            kept.append(index)
-    places = np.array(kept, np.int64)
+            read.append(index)
+    places = np.array(read, np.int64)
     class_names = tuple(name for name in listing.class_names if name not in folders)
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers.get(name, -1) for name in listing.class_names], np.int64)
@@ -66,15 +67,28 @@ def leave_out(listing: Listing, folders: Collection[str]) -> Listing:
     )
 
 
-def require_labels(layout: Layout, data: str) -> None:
+def require_labels(layout: Layout, tree: Tree, data: str) -> None:
     """Raise `DataError` if there are parts, and none of them has class folders."""
     if not layout.parts:
         folders = ", ".join(f"{path}/" for path in layout.unlabeled.values())
+        above = {path[:at] for path in layout.unlabeled.values() for at in _find_ends(path)}
+        drawn = sorted(
+            join_path(path, name)
+            for path in above
+            for name in tree.list(path).folders
+            if is_mask_folder(name)
+        )
+        boxes = f" Boxes and masks, as in {drawn[0]}/, name no class of an image." if drawn else ""
         raise DataError(
             f"{data} has images but no class folders in {folders}, so they have no labels.",
             "Put the images of each class into a folder with its name, or pass a table of "
-            "path,label as DATA.",
+            f"path,label as DATA.{boxes}",
         )
+
+
+def _find_ends(path: str) -> list[int]:
+    """Return where the paths of the folders above one end in its own."""
+    return [0, *(at for at, letter in enumerate(path) if letter == "/")]
 
 
 def merge_spellings(listing: Listing, where: str, reporter: Reporter) -> Listing:
