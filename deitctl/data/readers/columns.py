@@ -284,7 +284,7 @@ def _find_parts(
 
     def drop_others(rows: Iterable[Sequence[str]]) -> None:
         for row in rows:
-            for at in [at for at in values if at < len(row) and row[at] not in values[at]]:
+            for at in [at for at, v in enumerate(row) if at in values and v not in values[at]]:
                 values[at].add(row[at])
                 is_part = not row[at].strip() or find_split_word(row[at])
                 if not is_part or len(values[at]) > MAX_SPLIT_WORDS:
