@@ -17,6 +17,11 @@ from deitctl.errors import DataError
 
 MAX_COMPARED = 200
 """Folders beside each other among which a copy of the others is looked for."""
+MASK_NAMES = (
+    *("masks", "mask", "Masks", "Mask", "segmentation", "segmentations", "ground_truth"),
+    *("annotations", "labels"),
+)
+"""Folders of masks that are looked for beside images."""
 _PART_STARTS = re.compile(r"(train|entrain|entren|trein|test|val)", re.IGNORECASE)
 
 
@@ -57,7 +62,7 @@ def find_copies(tree: Tree, root: str, data: str) -> tuple[str, ...]:
 
 
 def find_masks(tree: Tree, root: str, left_out: Collection[str]) -> tuple[str, ...]:
-    """Return the folders of masks beside `images/` in class folders, if each has its images there.
+    """Return the folders of masks in class folders, beside `images/` or images.
 
     Args:
         tree: the folders of the data.
@@ -74,9 +79,10 @@ def find_masks(tree: Tree, root: str, left_out: Collection[str]) -> tuple[str, .
 
 
 def _list_masks(tree: Tree, path: str) -> list[str]:
-    """Return the folders of masks in a class folder that has `images/` and no image beside it."""
-    if tree.has_image(path):
-        return []
+    """Return the folders of masks in a class folder, beside `images/` or images."""
+    if tree.has_image(path):  # which may be one of a million: not all are listed
+        masks = [mask for name in MASK_NAMES if tree.has_folder(mask := join_path(path, name))]
+        return [mask for mask in masks if has_images(tree, mask)]
     folders = tree.list(path).folders
     masks = [name for name in folders if is_mask_folder(name)]
     has_others = any(is_neutral(name) for name in folders if name not in masks)

@@ -236,8 +236,10 @@ def is_of_masks(name: str) -> bool:
 
 def is_mask_folder(name: str) -> bool:
     """Whether a folder's name says that it holds what is drawn in images, and nothing else."""
-    words = _split_name(name)[1]
-    return is_of_masks(name) and all(word in MASK_WORDS or _is_neutral(word) for word in words)
+    split, words = _split_name(name)
+    if split is not None or not (is_of_masks(name) or "seg" in words):
+        return words == ["ground", "truth"]
+    return all(word in MASK_WORDS or _is_neutral(word) for word in words)
 
 
 def is_numbered_part(name: str) -> bool:

@@ -46,6 +46,9 @@ class Tree(Protocol):
     def has_image(self, path: str) -> bool:
         """Whether an image is directly in a folder, without listing all of it."""
 
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder is there, without listing the one that it is in."""
+
 
 def join_path(folder: str, name: str) -> str:
     """Return the path of a folder in another of a tree."""
@@ -109,6 +112,10 @@ class FolderTree:
             self._has_image[path] = has_image
         return self._has_image[path]
 
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder is there."""
+        return os.path.isdir(os.path.join(self.root, path))
+
     def _scan(self, path: str) -> Entries:
         folders, images = [], Counter[str]()
         for folder, extension in self._iterate(path):
@@ -162,6 +169,10 @@ class NameTree:
     def has_image(self, path: str) -> bool:
         """Whether an image is directly in a folder."""
         return path in self._images
+
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder is there."""
+        return path in self._images or path in self._folders
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

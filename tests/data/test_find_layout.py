@@ -352,6 +352,9 @@ def test_a_folder_of_the_same_folders_with_other_numbers_of_images_is_refused():
         (cross("covid normal", "images masks"), ["covid/masks", "normal/masks"]),
         (["a/images", "a/Labels", "b/images"], ["a/Labels"]),
         (["train/a/img", "train/a/gt_masks", "train/b/img"], ["train/a/gt_masks"]),
+        (cross("a b", "img seg"), ["a/seg", "b/seg"]),
+        (["a/images", "a/ground_truth", "b"], ["a/ground_truth"]),
+        (["a", "a/masks", "b", "b/more"], ["a/masks"]),
     ],
 )
 def test_masks_beside_images_in_class_folders_are_left_out(folders, masks):
@@ -363,7 +366,12 @@ def test_masks_beside_images_in_class_folders_are_left_out(folders, masks):
 
 @pytest.mark.parametrize(
     "folders",
-    [cross("a b", "with_mask without_mask"), cross("a b", "masks faces"), ["a/masks", "b"]],
+    [
+        cross("a b", "with_mask without_mask"),
+        cross("a b", "masks faces"),
+        ["a/masks", "b"],
+        ["a", "a/seg_train", "b"],
+    ],
 )
 def test_folders_that_may_hold_images_of_a_class_are_no_masks(folders):
     assert not search(*folders).masks
