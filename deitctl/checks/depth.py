@@ -35,8 +35,8 @@ def check_depth(splits: Sequence[Split], option: str) -> tuple[list[Split], list
 def _report(survey: RangeSurvey, chosen: ValueRange) -> Iterator[Issue]:
     if survey.is_of_both_kinds:
         yield from report("mixed_values", survey.num_deep)
-    elif survey.num_deep:
-        yield from report("no_stated_range", survey.num_deep, details=[survey.describe(chosen)])
+    elif description := survey.describe(chosen):
+        yield from report("no_stated_range", len(survey.largest), details=[description])
     num_deep = survey.num_deep + survey.num_stated
     if 0 < num_deep < survey.num_looked_at:
         yield from report(

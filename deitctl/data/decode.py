@@ -120,13 +120,20 @@ def measure_values(data: bytes, name: str) -> Measured | None:
 
 def is_deep(data: bytes) -> bool:
     """Whether an image has more than 8 bits, by its header; False if it cannot be read."""
-    if begins_with_eight_bits(data):
-        return False
     try:
-        with _named_errors(data, ""):
-            return open_deep(_open(data, ""), data, partial(_open, data, "")) is not None
+        return not begins_with_eight_bits(data) and read_depth(data, "")
     except DataError:
         return False
+
+
+def read_depth(data: bytes, name: str) -> bool:
+    """Open an image as `decode` does, without its pixels, and return whether it has more than 8 bits.
+
+    Raises:
+        DataError: as `decode`, as far as the header shows.
+    """
+    with _named_errors(data, name):
+        return open_deep(_open(data, name), data, partial(_open, data, name)) is not None
 
 
 def measure_image(image: Image.Image) -> Measured | None:

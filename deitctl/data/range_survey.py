@@ -16,6 +16,7 @@ from deitctl.data.decode import measure_values
 from deitctl.data.deep_image import Measured, begins_with_eight_bits
 from deitctl.data.value_range import (
     FLOAT_MAXIMA,
+    FULL,
     NO_RANGE,
     OPTION,
     choose_range,
@@ -54,20 +55,22 @@ class RangeSurvey:
 
     num_looked_at: int = 0
     num_deep: int = 0
-    """Of more than 8 bits, whose file states no range."""
+    """Of more than 8 bits, whose file states no range, or one that its values are scaled up beyond."""
+    num_scaled_up: int = 0
+    """Of these, PNGs of the latter kind."""
     num_stated: int = 0
     """Of more than 8 bits, whose file states its range."""
     num_maybe_scaled_up: int = 0
     """Of these, PNGs with values within their bits that are such as scaling up to 16 bits gives."""
     low: float = 0.0
     high: float = 0.0
-    """Of those without a stated range."""
+    """Of the `num_deep`."""
     kinds: set[bool] = field(default_factory=set)
     """Whether values are floats, of each of these images."""
     float_tops: set[float] = field(default_factory=set)
     """Upper ends of the ranges that floats, but those of black images, would have by themselves."""
     largest: list[float] = field(default_factory=list)
-    """Magnitude of each of these images' largest value."""
+    """Magnitude of the largest value of each image that states no range."""
     num_beyond: int = 0
     """Of floats beyond any range, which choose none and are refused when they are read."""
 
@@ -85,9 +88,11 @@ class RangeSurvey:
             self.num_beyond += 1
             return
         self.num_deep += 1
+        self.num_scaled_up += measured.was_scaled_up
         self.low = min(self.low, measured.low)
-        self.high = max(self.high, measured.high)
-        self.largest.append(max(-measured.low, measured.high))
+        self.high = max(self.high, FULL.high if measured.was_scaled_up else measured.high)
+        if not measured.was_scaled_up:
+            self.largest.append(max(-measured.low, measured.high))
         self.kinds.add(measured.is_float)
         if measured.is_float and measured.high > 0:
             self.float_tops.add(choose_range(0, measured.high, is_float=True).high)
@@ -130,7 +135,9 @@ class RangeSurvey:
         return choose_range(self.low, self.high, is_float=True in self.kinds)
 
     def describe(self, chosen: ValueRange) -> str:
-        """Return what was chosen and why, in a line."""
+        """Return what was chosen and why, in a line; empty where files decide for all that need a range."""
+        if not self.largest:
+            return ""
         values = f"up to {self.high:,.6g}"
         if self.low < 0:
             values = f"from {self.low:,.6g} {values.removeprefix('up ')}"
@@ -138,9 +145,13 @@ class RangeSurvey:
         if 0 < OUTLIES * second < first:  # a value that stands for none, or a hot pixel
             values += f" (all but one of them up to {second:,.6g})"
         kind = "floating-point files" if True in self.kinds else "files of more than 8 bits"
+        scaled_up = (
+            f", or in {self.num_scaled_up} PNGs were scaled up beyond the bits that they state"
+        )
         return (
             f"{self.num_deep} of {self.num_looked_at} images looked at hold values {values} in "
-            f"{kind} that state no range: scaled as {describe_range(chosen)}; {OPTION} changes it."
+            f"{kind} that state no range{scaled_up if self.num_scaled_up else ''}: scaled as "
+            f"{describe_range(chosen)}; {OPTION} changes it."
         )
 
     def describe_doubt(self) -> str:

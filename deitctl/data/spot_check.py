@@ -1,4 +1,4 @@
-"""A look at the first bytes of some images before long work: data of pointers or pages is refused at once."""
+"""A look at the headers of some images before long work: data of pointers, pages or bands is refused at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.decode import open_header
+from deitctl.data.decode import read_depth
 from deitctl.data.file_types import is_image_start
 from deitctl.errors import DataError, ReadError
 from deitctl.events import Reporter
@@ -18,10 +18,14 @@ NUM_LOOKED_AT = 64
 """Images of a part of the data, spread over its classes: a tenth of a second."""
 MIN_SHARE = 0.1
 """Of them, from which on a warning is due at the start. Fewer are named when they are met."""
+MAX_BYTES = 2**28
+"""Of the images whose headers are read, after which the first bytes of the others count: they may be large."""
+JPEG_START = b"\xff\xd8\xff"
+"""Of images whose header is read no further: it says nothing that is not read, and most images are such."""
 
 
 def require_images(dataset: ImageDataset, part: str, name: str, reporter: Reporter) -> None:
-    """Look at the beginnings of up to 64 images, and say if many of them are something else.
+    """Look at the headers of up to 64 images, and say if many of them are something else.
 
     Args:
         dataset: a part of the data; one in memory is not looked at.
@@ -36,7 +40,11 @@ def require_images(dataset: ImageDataset, part: str, name: str, reporter: Report
         return
     cheap = dataset.list_cheap()
     chosen = cheap[choose_spread(dataset.labels[cheap])].tolist()
-    error_of_index = {index: _find_error(dataset, index) for index in chosen}
+    error_of_index: dict[int, str] = {}
+    num_bytes = 0
+    for index in chosen:
+        error_of_index[index], size = _find_error(dataset, index, num_bytes < MAX_BYTES)
+        num_bytes += size
     errors = _sort_errors({dataset.name(i): error for i, error in error_of_index.items() if error})
     is_class_lost = _is_class_lost(dataset.labels, error_of_index)
     if not errors or not (is_class_lost or len(errors) >= MIN_SHARE * len(error_of_index)):
@@ -68,17 +76,24 @@ def _spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return indices[places.astype(np.int64)]
 
 
-def _find_error(dataset: ImageDataset, index: int) -> str:
-    """Return why an image cannot be read, as far as its beginning shows; empty if it does not."""
+def _find_error(dataset: ImageDataset, index: int, reads_header: bool) -> tuple[str, int]:
+    """Return why an image cannot be read and the bytes that were looked at.
+
+    The reason is empty if its first bytes, and with `reads_header` its header, show none.
+    """
+    num_bytes = 0
     try:
-        if is_image_start(dataset.read_start(index)):
-            return ""
-        open_header(dataset.read_bytes(index), dataset.name(index))
+        start = dataset.read_start(index)
+        if start.startswith(JPEG_START) or (not reads_header and is_image_start(start)):
+            return "", 0
+        data = dataset.read_bytes(index)
+        num_bytes = len(data)
+        read_depth(data, dataset.name(index))
     except ReadError:  # says nothing about the image
-        return ""
+        pass
     except DataError as error:
-        return str(error)
-    return ""
+        return str(error), num_bytes
+    return "", num_bytes
 
 
 def _sort_errors(error_of_name: dict[str, str]) -> list[str]:

@@ -92,9 +92,8 @@ class InputRange:
             )
             return
         self.value_range = survey.choose()
-        self._reporter.warn(
-            f"{survey.describe(self.value_range)} The model has no range of its own."
-        )
+        if description := survey.describe(self.value_range):
+            self._reporter.warn(f"{description} The model has no range of its own.")
 
 
 def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:

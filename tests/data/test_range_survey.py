@@ -110,8 +110,27 @@ def test_pngs_scaled_up_beyond_their_bits_decide_for_dark_ones_too(tmp_path):
     values = [np.array([[0, top & 0xFFF0]], np.uint16) for top in (0x0F00, 0xFFF0)]
     paths = [str(write(tmp_path / f"{n}.png", encode_png(v, (12,)))) for n, v in enumerate(values)]
     dataset = FileDataset(paths, np.zeros(2, np.int64), ("a",))
-    dataset = dataset.with_value_range(settle(dataset)[0])
+    chosen, said = settle(dataset)
+    assert (chosen[:2], said) == ((0, 65535), "")
+    dataset = dataset.with_value_range(chosen)
     assert [int(np.asarray(dataset.read(n)).max()) for n in range(2)] == [15, 255]
+
+
+def test_pngs_scaled_up_do_not_count_among_those_that_state_nothing(tmp_path):
+    """None of them fills 16 bits; those with their high bits below, as the specification has them."""
+    values = [np.array([[0, top << 6 | top >> 4]], np.uint16) for top in (10, 100, 200)]
+    paths = [str(write(tmp_path / f"{n}.png", encode_png(v, (10,)))) for n, v in enumerate(values)]
+    dataset = FileDataset(paths, np.zeros(3, np.int64), ("a",))
+    chosen, said = settle(dataset)
+    assert (chosen[:2], said) == ((0, 65535), "")
+    dataset = dataset.with_value_range(chosen)
+    shown = [int(np.asarray(dataset.read(n)).max()) for n in range(3)]
+    assert shown == [2, 25, 50]  # of 10, 100 and 200 of 1,023
+    paths.append(str(write(tmp_path / "9.png", encode_png(values[0]))))
+    said = settle(FileDataset(paths, np.zeros(4, np.int64), ("a",)))[1]
+    assert (
+        "that state no range, or in 2 PNGs were scaled up beyond the bits that they state" in said
+    )
 
 
 def test_pngs_that_are_dark_or_have_empty_bits_are_a_line(tmp_path):
