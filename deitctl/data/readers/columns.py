@@ -60,6 +60,8 @@ FLAGS = {
     **dict.fromkeys(("test", "testing"), ("test", "train")),
 }
 """Columns of yes or no: the part of a row with yes, and with no."""
+SHORT_WORDS = {"tr": "train", "trn": "train", "va": "val", "vl": "val", "te": "test", "tst": "test"}
+"""Values that seem to be parts, and are refused, because they may be something else."""
 MAX_SPLIT_WORDS = 6
 """Different words for parts in a column; more are names of images, such as `train_1`."""
 ReadAll = Callable[[Sequence[int]], Iterable[Sequence[str]]]
@@ -269,7 +271,11 @@ def _find_split(
             _holds_splits(name, (row[at] for row in some if at < len(row)))
             for some in (rows, read_all([at]))
         )
-    ] or _find_parts(names, rows, read_all, taken)
+    ]
+    # A flag knows two parts, and a column of all three may be beside it.
+    if all(reduce_name(names[at]) in FLAGS for at in places):
+        others = _find_parts(names, rows, read_all, taken)
+        places += [at for at in others if at not in places]
     return _take_only(path, names, places, "splits", SPLIT) if places else None
 
 
@@ -280,24 +286,33 @@ def _find_parts(
     taken: set[int | None],
 ) -> list[int]:
     """Return the columns all of whose values name a part of the data, and not the same one."""
-    values: dict[int, set[str]] = {at: {""} for at in range(len(names)) if at not in taken}
+    values: dict[int, set[str]] = {}
+    others = taken - {None}
 
-    def drop_others(rows: Iterable[Sequence[str]]) -> None:
+    def look_through(rows: Iterable[Sequence[str]]) -> None:
         for row in rows:
-            for at in [at for at, v in enumerate(row) if at in values and v not in values[at]]:
-                values[at].add(row[at])
-                is_part = not row[at].strip() or find_split_word(row[at])
-                if not is_part or len(values[at]) > MAX_SPLIT_WORDS:
-                    del values[at]
-            if not values:
+            for at, value in enumerate(row):
+                if at in others or value in values.get(at, ("",)) or not value.strip():
+                    continue
+                values.setdefault(at, set()).add(value)
+                if _find_part(value) is None or len(values[at]) > MAX_SPLIT_WORDS:
+                    others.add(at)
+            if len(others) >= len(names):
                 return
 
-    drop_others(rows)
-    if values:
-        drop_others(read_all(list(values)))
+    look_through(rows)
+    if open_places := [at for at in range(len(names)) if at not in others]:
+        look_through(read_all(open_places))
     return [
-        at for at, words in values.items() if len(set(map(find_split_word, words)) - {None}) > 1
+        at
+        for at, words in values.items()
+        if at not in others and len(set(map(_find_part, words))) > 1
     ]
+
+
+def _find_part(value: str) -> str | None:
+    """Return the part that a value seems to mean; it need not be one that is read."""
+    return find_split_word(value) or SHORT_WORDS.get(value.strip().casefold())
 
 
 def _holds_splits(name: str, values: Iterable[str]) -> bool:

@@ -124,9 +124,23 @@ def test_values_are_parts_only_if_all_are_few_and_of_two_parts():
     assert find("path,label,old,split", "1,a,train,test", "2,b,test,train")[2] == 3
 
 
+def test_all_rows_are_looked_through_only_where_the_first_leave_open_what_a_column_is():
+    read: list[list[int]] = []
+    for row in (["1", "a", "3", "x"], ["1", "a", "", "train"]):
+        find_columns(
+            TABLE,
+            ["path", "label", "note", "Usage"],
+            [row],
+            read_all=lambda p: read.append(p) or (),
+        )
+    assert read == [[2, 3]]
+
+
 def test_two_columns_of_parts_are_refused():
     with pytest.raises(DataError, match="'Usage' and 'mode' may be that of splits.*'split'"):
         find("path,label,Usage,mode", "1,a,train,val", "2,b,val,train")
+    with pytest.raises(DataError, match="'is_train' and 'mode' may be that of splits.*'split'"):
+        find("path,label,mode,is_train", "1,a,train,1", "2,b,test,0")
 
 
 @pytest.mark.parametrize(("name", "flag"), [("train", ("train", "val")), ("Val", ("val", "train"))])

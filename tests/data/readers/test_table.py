@@ -148,9 +148,11 @@ def test_parts_under_another_name_are_held_out_or_refused(folder, reporter):
     data = open_dataset(str(table), reporter)
     assert (len(data.train.labels), len(data.test.labels)) == (4, 2)
     assert "splits by the column 'Usage'" in reporter.notes[0]
-    table.write_text("\n".join(["image,emotion,Usage", *lines[:5], f"{rows[5]},PublicTest"]))
-    with pytest.raises(DataError, match="split 'PublicTest'.*column 'Usage'"):
-        open_dataset(str(table), reporter)
+    for name, words in (("Usage", ("Training", "PublicTest")), ("subset", ("tr", "te"))):
+        lines = [f"{row},{word}" for row, word in zip(rows, words * 3, strict=True)]
+        table.write_text("\n".join([f"image,emotion,{name}", *lines]))
+        with pytest.raises(DataError, match=f"rows of the split.*column {name!r}"):
+            open_dataset(str(table), reporter)
 
 
 @pytest.mark.parametrize(
