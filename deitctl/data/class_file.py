@@ -20,6 +20,7 @@ from deitctl.data.classes import describe_classes
 from deitctl.data.file_types import START_BYTES, identify
 from deitctl.data.readers.columns import LABEL_KEYS, LABEL_NAMES, name_columns, reduce_name
 from deitctl.data.readers.text import TEXT_TYPES, TextTable, find_encoding, open_text
+from deitctl.data.yaml_names import parse_yaml_names
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -172,6 +173,13 @@ def _parse(path: Path) -> list[Entry]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
     if lines == [""]:
         raise _Malformed("it is empty")
+    if suffix in (".yaml", ".yml"):
+        try:
+            return _parse_value(parse_yaml_names(text, (*LIST_KEYS, *MAP_KEYS)))
+        except ValueError as error:
+            raise _Malformed(
+                f"of YAML a list or a map of names is read, below `names:` or alone, and this is {error}"
+            ) from error
     table = open_text(path, _rate_header)
     if entries := _parse_table(table, suffix):
         return entries

@@ -186,7 +186,7 @@ def _name_rows(source: _Source, start_classes: Sequence[str]) -> _Rows:
     own = load_model_config(source.folder).class_names if source.folder else None
     classes = _find_classes(source)
     own = own or classes.names
-    if own is None and count == 1000 and not classes.said:
+    if own is None and count == 1000 and not classes.clause:
         own = load_imagenet_classes()[0]
     if not start_classes:
         return _Rows(state, own, "")

@@ -257,7 +257,7 @@ def _load_deit(
 
 
 def _name_classes(model_config: ModelConfig, classes: StoredClasses) -> ModelConfig:
-    if not classes.said:
+    if not classes.clause:
         return model_config
     return replace(model_config, class_names=classes.names, descriptions=classes.descriptions)
 

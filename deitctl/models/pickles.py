@@ -162,7 +162,7 @@ def _require_checksums(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        # Where torch was told to compute none, all are 0.
+        # Where torch.save was set to compute none, all are 0.
         if not any(member.CRC for member in archive.infolist()):
             return
         try:

@@ -37,22 +37,22 @@ class StoredClasses(NamedTuple):
     """None where there are none, or where they contradict each other."""
     descriptions: tuple[str, ...] | None = None
     """Names for people, where they differ."""
-    said: str = ""
+    clause: str = ""
     """What was found, in words to say once; empty for nothing."""
 
 
 def read_class_lists(loaded: Any) -> dict[str, tuple[str, ...]]:
     """Return every list of names in a checkpoint and its settings, by where it is; maps in the order of
     their numbers."""
-    found: dict[str, tuple[str, ...]] = {}
+    lists: dict[str, tuple[str, ...]] = {}
     for where, settings in _list_settings(loaded, "", _DEPTH):
         for key, value in settings.items():
             name = key.lower() if isinstance(key, str) else ""
             if name in LIST_KEYS or name in MAP_KEYS:
                 names = _read_names(value)
                 if names:
-                    found[f"{where}{key}"] = names
-    return found
+                    lists[f"{where}{key}"] = names
+    return lists
 
 
 def choose_class_names(
@@ -66,19 +66,19 @@ def choose_class_names(
     fitting = {where: names for where, names in lists.items() if len(names) == num_classes}
     for (first, names), (second, others) in combinations(fitting.items(), 2):
         if names != others and set(names) == set(others):
-            said = f"class names not taken: {first} and {second} have them in different orders"
-            return StoredClasses(said=said)
+            clause = f"class names not taken: {first} and {second} have them in different orders"
+            return StoredClasses(clause=clause)
     ids, descriptions = load_imagenet_classes()
     for where, names in fitting.items():
-        said = f"{num_classes} classes named by {where}"
+        clause = f"{num_classes} classes named by {where}"
         if len(names) == len(ids) and are_imagenet(list(names), descriptions):
-            return StoredClasses(ids, descriptions, said)
+            return StoredClasses(ids, descriptions, clause)
         if len(set(names)) < len(names):
             continue
         label_of = dict(zip(ids, descriptions, strict=True))
         is_wordnet = all(name in label_of for name in names)
         return StoredClasses(
-            names, tuple(label_of[name] for name in names) if is_wordnet else None, said
+            names, tuple(label_of[name] for name in names) if is_wordnet else None, clause
         )
     return StoredClasses()
 

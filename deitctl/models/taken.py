@@ -38,7 +38,7 @@ def say_what_was_taken(
             DeiT does where it has a thousand.
         classes: names that the file states.
     """
-    if preprocessing is not None and not (is_bare or checkpoint.notes or classes.said):
+    if preprocessing is not None and not (is_bare or checkpoint.notes or classes.clause):
         return
     is_bare = is_bare or preprocessing is None
     if preprocessing is None:
@@ -52,8 +52,8 @@ def say_what_was_taken(
     parts = [name, describe_normalization(preprocessing)]
     if is_bare and (stated := _describe_stated(checkpoint.preprocessing)):
         parts.append(stated)
-    parts += ["1000 classes taken as ImageNet-1k"] * (is_imagenet and not classes.said)
-    parts += [*([classes.said] if classes.said else []), *checkpoint.notes]
+    parts += ["1000 classes taken as ImageNet-1k"] * (is_imagenet and not classes.clause)
+    parts += [*([classes.clause] if classes.clause else []), *checkpoint.notes]
     reporter.note(f"{path}: {', '.join(parts)}.")
 
 

@@ -60,10 +60,26 @@ def write(folder: Path, name: str, content: str | bytes | object) -> Path:
         ("a.json", {"categories": [{"id": 2, "name": "big owl"}, {"id": 1, "name": "cat"}]}),
         ("config.json", {"architecture": "x", "label_names": ["cat", "big owl"]}),
         ("dict.txt", "{0: 'cat',\n 1: 'big owl'}"),
+        ("a.yaml", "- cat\n- big owl\n"),
+        ("a.yml", "# pets\n---\n0: cat\n1: 'big owl'  # Bubo\n"),
+        ("a.yaml", "cat: 0\nbig owl: 1\n"),
+        (
+            "data.yaml",
+            "path: ../pets\ntrain: images\nnc: 2\nnames:\n  0: cat\n  1: big owl\nx: 1\n",
+        ),
+        ("data.yaml", "names:\n- cat\n- big owl\nnc: 2\n"),
+        ("data.yaml", "nc: 2\nnames: ['cat', big owl]\n"),
+        ("data.yaml", 'names: [cat,\n  "big owl",\n]\nnc: 2\n'),
+        ("data.yaml", "class_to_idx: {big owl: 1, cat: 0}\n"),
     ],
 )
 def test_every_form_gives_the_same_names(name: str, content: object, tmp_path: Path) -> None:
     assert read_class_names(write(tmp_path, name, content)) == ClassNames(TWO, None)
+
+
+def test_yaml_keeps_names_that_it_would_read_as_truth_values(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "names:\n  - no\n  - 'on'\n  - a, b\n")
+    assert read_class_names(path).names == ("no", "on", "a, b")
 
 
 def test_accents_are_composed_and_old_windows_text_is_read(tmp_path: Path) -> None:
@@ -154,6 +170,12 @@ def test_a_thousand_names_of_imagenet_are_its_classes(content: str, tmp_path: Pa
         ("a.json", {}, "it is empty"),
         ("a.csv", "foo,bar\nx,y\n", "which of its columns has the names is unknown: 'foo', 'bar'"),
         ("a.csv", "index,name\n0,cat\n2,owl\n", "do not number 2 classes"),
+        ("a.yaml", "model:\n  classes: 5\nlr: 0.1\n", "of YAML a list or a map of names is read"),
+        ("a.yaml", "names:\n- name: cat\n- name: owl\n", "'name: cat' is no name"),
+        ("a.yaml", "names: [bird's, owl]\n", "a quote that does not end"),
+        ("a.yaml", "names: [cat, owl\n", "a list that does not end"),
+        ("a.yaml", "names:\n  0: cat\n    1: owl\n", "neither a list nor a map"),
+        ("a.yaml", "names: &pets\n  - cat\n", "neither a list nor a map"),
         ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(100), "it is a PNG image"),
         ("a.txt", b"cat\0owl", "it is no text"),
         (

@@ -62,7 +62,7 @@ def test_two_orders_of_the_same_names_are_said_and_neither_is_taken():
     stored = {"classes": ["a", "b"], "class_to_idx": {"a": 1, "b": 0}}
     chosen = choose_class_names(read_class_lists(stored), 2)
     assert chosen.names is None
-    assert chosen.said == (
+    assert chosen.clause == (
         "class names not taken: classes and class_to_idx have them in different orders"
     )
 
