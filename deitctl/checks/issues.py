@@ -78,7 +78,7 @@ ISSUES = {
     ),
     "unused_folder": IssueType(
         NOTE,
-        "Folders beside the splits, which are not read.",
+        "Folders beside or in the splits, which are not read.",
         "Check them as DATA of their own.",
     ),
     "ignored_files": IssueType(

@@ -154,7 +154,7 @@ def _add_split(
             result.splits.append(Split(name, dataset, root=str(root), flat=True))
         result.issues += report("no_images", not paths, [str(root)])
         return
-    result.issues += _check_strays(root, folders)
+    result.issues += _check_strays(root, folders, not_read)
     try:
         dataset = open_folder(root, reporter, not_read)
     except DataError:  # class folders without a single image
@@ -211,12 +211,16 @@ class _Names:
             self.examples.append(name)
 
 
-def _check_strays(root: Path, folders: Iterable[str]) -> Iterator[Issue]:
+def _check_strays(
+    root: Path, folders: Iterable[str], not_read: Collection[str] = ()
+) -> Iterator[Issue]:
     """Report what a split holds besides images in class folders."""
     others: dict[str, _Names] = {}
     subfolders, unreadable = _Names(), _Names()
     for folder in folders:
         for current, files in _walk(root / folder, unreadable):
+            if Path(current).relative_to(root).as_posix() in not_read:
+                continue
             paths = [os.path.join(current, file) for file in files]
             passed_over = [path for path in paths if not is_image_file(path)]
             if current != str(root / folder) and len(passed_over) < len(files):

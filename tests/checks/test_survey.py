@@ -47,6 +47,12 @@ def test_a_valid_layout_has_no_issues(counts, splits, image_folder, reporter):
             "unused_folder",
             "train/train",
         ),
+        (
+            {"cat": 1, "cat/masks": 1, "dog": 1, "dog/masks": 1},
+            {"all": 2},
+            "unused_folder",
+            "cat/masks",
+        ),
         ({"train/cat": 1, "train/dog": 1, "val": 3}, {"train": 2, "val": 3}, "flat_split", None),
         ({"train": 1, "val": 2}, {"train": 1, "val": 2}, "flat_split", None),
         ({"": 3}, {"all": 3}, "flat_split", None),
