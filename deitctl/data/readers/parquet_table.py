@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.layout import match_split
 from deitctl.data.readers.columns import (
     LABEL,
     SPLIT,
@@ -75,7 +76,8 @@ def open_shards(
 def find_parquet_columns(files: Sequence[ParquetFile]) -> Columns:
     """Find the columns of some files, by those of the first; see `find_columns`."""
     path, schema = files[0].path, files[0].schema
-    labels = [at for at in schema.class_names if at not in schema.nested]
+    of_parts = _find_part_names(schema)
+    labels = [at for at in schema.class_names if at not in schema.nested and at not in of_parts]
     # Where files are called as parts, no column has to be found by its values.
     is_parted = any(file.part for file in files)
     header = [*schema.names, LABEL] if labels else schema.names  # then no class is a column
@@ -85,12 +87,12 @@ def find_parquet_columns(files: Sequence[ParquetFile]) -> Columns:
         if at < len(schema.names) and at not in schema.nested and at not in schema.images
     ]
     names = schema.name_parts(looked_at)
-    rows = list(islice(read_rows(path, names, SAMPLE_ROWS), SAMPLE_ROWS)) if names else []
+    rows = list(islice(_read_parts(files[0], names, SAMPLE_ROWS), SAMPLE_ROWS)) if names else []
 
     def read_all(places: Sequence[int]) -> Iterator[Sequence[str]]:
         taken = {at: names[at] for at in places if at in names}
         return chain.from_iterable(
-            read_rows(file.path, taken)
+            _read_parts(file, taken)
             for file in files
             if taken and file.schema.names == schema.names
         )
@@ -206,17 +208,40 @@ def _read_file(file: ParquetFile, columns: Columns) -> Iterator[list[str]]:
     at_path = place_of[names[columns.path]]
     if at_path in schema.images and at_path not in schema.named:
         taken.remove(at_path)  # bytes alone, without names
-    classes = () if columns.label is None else _get_classes(schema, names[columns.label])
+    classes = {
+        at: listed
+        for at in (columns.label, columns.split)
+        if at is not None and (listed := _get_classes(schema, names[at]))
+    }
     order = [place_of.get(name) for name in names]
     for row in read_rows(file.path, schema.name_parts(taken)):
         if schema.names != names:
             row = ["" if at is None else row[at] for at in order]
-        if classes and columns.label is not None:
-            row[columns.label] = _name_label(file.path, row[columns.label], classes)
+        for at, listed in classes.items():
+            row[at] = _name_label(file.path, row[at], listed)
         if file.part:
             _require_part(file, columns, row)
             row.append(file.part)
         yield row
+
+
+def _read_parts(
+    file: ParquetFile, columns: Mapping[int, str], *batch_rows: int
+) -> Iterator[list[str]]:
+    """Yield the rows of some columns, with the parts that numbers in them stand for."""
+    of_parts = _find_part_names(file.schema)
+    for row in read_rows(file.path, columns, *batch_rows):
+        for at, listed in of_parts.items():
+            row[at] = _name_label(file.path, row[at], listed)
+        yield row
+
+
+def _find_part_names(schema: ParquetSchema) -> dict[int, tuple[str, ...]]:
+    """Return the names in the metadata of columns whose names are parts of the data, of two at least."""
+    parts = {at: set(map(match_split, listed)) for at, listed in schema.class_names.items()}
+    return {
+        at: schema.class_names[at] for at in parts if len(parts[at]) > 1 and None not in parts[at]
+    }
 
 
 def _get_classes(schema: ParquetSchema, label: str) -> tuple[str, ...]:

@@ -328,6 +328,19 @@ def test_a_column_of_parts_is_found_by_its_values(files, tmp_path, reporter):
     assert any("splits by the column 'stage'" in note for note in reporter.notes)
 
 
+def test_numbers_of_parts_are_named_by_the_metadata(files, tmp_path, reporter):
+    features = {
+        "label": {"_type": "ClassLabel", "names": ["a", "b", "c"]},
+        "stage": {"_type": "ClassLabel", "names": ["train", "validation"]},
+    }
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    path = write_hub(tmp_path / "t.parquet", files, stage=[0] * 9 + [1] * 3)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    data = open_dataset(str(path), reporter)
+    assert (len(data.train.labels), len(data.val.labels)) == (9, 3)
+    assert data.train.class_names == ("a", "b", "c")
+
+
 def test_a_split_that_begins_late_is_found(files, tmp_path, reporter):
     files = files * 3
     subset = [""] * 30 + ["test"] * 6
