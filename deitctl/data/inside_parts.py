@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Sequence
 
@@ -10,13 +11,15 @@ from deitctl.data.layout import (
     is_mask_folder,
     is_neutral,
     is_numbered_part,
+    match_split,
     name_some,
 )
 from deitctl.data.trees import NUM_PROBED, Tree, find_innermost, has_images, join_path
 from deitctl.errors import DataError
 
 MAX_COMPARED = 200
-"""Folders beside each other among which a copy of the others is looked for."""
+"""Folders beside each other that are all looked into for a copy of the others; of more, those alone
+that are called as the one around them, as a part, or as folders around data."""
 MASK_NAMES = (
     *("masks", "mask", "Masks", "Mask", "segmentation", "segmentations", "ground_truth"),
     *("annotations", "labels"),
@@ -38,7 +41,12 @@ def find_copies(tree: Tree, root: str, data: str) -> tuple[str, ...]:
     """
     names = tree.list(root).folders
     copies = []
-    for name in names if len(names) <= MAX_COMPARED else ():
+    around = os.path.splitext(os.path.basename(os.path.join(data, root).rstrip("/")))[0]
+    for name in names:
+        if len(names) > MAX_COMPARED and not (
+            name == around or is_neutral(name) or match_split(name)
+        ):
+            continue
         path = join_path(root, name)
         if tree.has_image(path):
             continue

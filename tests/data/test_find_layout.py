@@ -315,6 +315,8 @@ def test_classes_with_folders_of_their_own_stay_classes(folders):
         (cross("train train/train", "a b"), ["train/train"]),
         (cross("train train/train test test/test", "a b"), ["train/train", "test/test"]),
         (cross("x/y/train x/y/train/data x/y/val", "a b c"), ["x/y/train/data"]),
+        (cross("train train/train", " ".join(f"n{n}" for n in range(300))), ["train/train"]),
+        (cross("cells cells/cells", " ".join(f"n{n}" for n in range(300))), ["cells/cells"]),
     ],
 )
 def test_a_copy_of_the_class_folders_beside_them_is_no_class(folders, copies):
