@@ -196,6 +196,7 @@ SILENT = {
     ),
     "ViT, nulls": ({"image_mean": None, "crop_size": None}, 224, (224, "squash", "bilinear", 0.5)),
     "ViT, a pair": ({"size": [96, 96]}, 96, (96, "squash", "bilinear", 0.5)),
+    "ViT, one mean": ({"image_mean": 0.25, "size": 64}, 64, (64, "squash", "bilinear", 0.25)),
     "ViT, not normalized": ({"do_normalize": False}, 224, (224, "squash", "bilinear", 0)),
 }
 
