@@ -230,7 +230,8 @@ def test_nothing_readable_is_an_error(image_folder, deit, reporter):
     for name in "ab":
         (root / name / "0.png").write_text("no")
     with pytest.raises(
-        DataError, match=r"None of 2 images can be read; the first: .*0\.png is a text file, not an image"
+        DataError,
+        match=r"None of 2 images can be read; the first: .*0\.png is a text file, not an image",
     ):
         score(deit(classes=2), open_folder(root, reporter), reporter)
 

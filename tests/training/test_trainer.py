@@ -223,7 +223,9 @@ def test_with_on_bad_image_stop_an_unreadable_image_ends_the_run(
     recipe = replace(
         config.recipe, batch_size=16, augment=replace(config.recipe.augment, repeated_aug=1)
     )
-    with pytest.raises(DataError, match=rf"{damaged} is a text file, not an image.*--on-bad-image stop"):
+    with pytest.raises(
+        DataError, match=rf"{damaged} is a text file, not an image.*--on-bad-image stop"
+    ):
         run_training(replace(config, recipe=recipe))
 
 
