@@ -234,7 +234,8 @@ def _split_list(name: str) -> list[str]:
 def _is_list(name: str, class_names: set[str], likely: set[str]) -> bool:
     if LIST_BRACKETS.fullmatch(name) and re.search(r"['\",;]|^\[", name):
         return True
-    if re.search(r"[^|;\s]\s*[|;]\s*[^|;\s]", name):
+    # "cat, wild" is a name; "cat,wild" is how a program joins two.
+    if re.search(r"[^|;\s]\s*[|;]\s*[^|;\s]|[^\W\d],[^\W\d]", name):
         return True
     parts = [part for part in re.split(r"[\s,+&]+", name) if part]
     # "golden retriever" is a class; "scab rust" is two where there are "scab" and "rust".

@@ -94,6 +94,7 @@ def test_whole_numbers_are_classes_however_pandas_writes_them(opened, reporter):
         ("a", "b", "['cat' 'dog']"),
         ("scab", "rust", "scab  rust"),
         ("cat,dog", "dog, bird", "bird,cat"),
+        ("cat,fish", "dog,fish"),
         ("cat", "cat, dog", "dog, bird", "bird + cat"),
     ],
 )
