@@ -265,8 +265,7 @@ def describe_replaced_names(
 
 def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     """Return the preprocessing of timm's `pretrained_cfg`, with timm's defaults."""
-    r, g, b = pretrained_cfg.get("mean") or IMAGENET_MEAN
-    r_std, g_std, b_std = pretrained_cfg.get("std") or IMAGENET_STD
+    mean, std = pretrained_cfg.get("mean"), pretrained_cfg.get("std")
     input_size = pretrained_cfg.get("input_size")
     return Preprocessing(
         img_size=224 if input_size is None else int(input_size[-1]),
@@ -274,9 +273,24 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
         crop_pct=float(pretrained_cfg.get("crop_pct") or 0.875),
         interpolation=str(pretrained_cfg.get("interpolation") or "bicubic"),
         crop_mode=str(pretrained_cfg.get("crop_mode") or "center"),
-        mean=(float(r), float(g), float(b)),
-        std=(float(r_std), float(g_std), float(b_std)),
+        mean=IMAGENET_MEAN if mean is None else read_channels(mean),
+        std=IMAGENET_STD if std is None else read_channels(std),
     )
+
+
+def read_channels(values: Any) -> tuple[float, float, float]:
+    """Return the values of red, green and blue; one number stands for three.
+
+    Raises:
+        ValueError: they are not three numbers, or one of them is none.
+        TypeError: the same.
+    """
+    if isinstance(values, int | float):
+        values = (values, values, values)
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise ValueError(f"{str(values)[:80]} is not a number for each of three channels")
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def list_range(value_range: ValueRange) -> list[float | bool]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deitctl.errors import ModelError
-from deitctl.models.model_config import Preprocessing
+from deitctl.models.model_config import Preprocessing, read_channels
 
 # Pillow's numbers of filters.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -92,8 +92,8 @@ def read_processor(stored: Any, model_type: str, where: str) -> Preprocessing:
         crop_pct=crop_pct,
         interpolation=_RESAMPLE[int(processor["resample"])],
         crop_mode="squash" if squash else "center",
-        mean=_read_channels(processor["image_mean"] if normalizes else (0, 0, 0)),
-        std=_read_channels(processor["image_std"] if normalizes else (1, 1, 1)),
+        mean=read_channels(processor["image_mean"] if normalizes else (0, 0, 0)),
+        std=read_channels(processor["image_std"] if normalizes else (1, 1, 1)),
     )
 
 
@@ -130,12 +130,3 @@ def _require_side(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"a side of {str(value)[:40]} pixels")
     return value
-
-
-def _read_channels(values: Any) -> tuple[float, float, float]:
-    if isinstance(values, int | float):
-        values = (values, values, values)
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        raise ValueError(f"{str(values)[:80]} is not a number for each of three channels")
-    red, green, blue = values
-    return float(red), float(green), float(blue)

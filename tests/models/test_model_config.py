@@ -96,6 +96,12 @@ def test_timms_own_config_is_read():
     )
 
 
+def test_one_number_of_a_mean_stands_for_three():
+    pretrained = {"mean": 0.5, "std": [0.5, 0.25, 0.125]}
+    pre = from_timm_config({"architecture": "x", "pretrained_cfg": pretrained}, "c").preprocessing
+    assert (pre.mean, pre.std) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.125))
+
+
 def test_missing_fields_get_timms_defaults():
     model_config = from_timm_config({"architecture": "x", "pretrained_cfg": None}, "c")
     assert model_config.preprocessing.crop_pct == 0.875
