@@ -197,7 +197,7 @@ def to_transformers(state: State, *, on_disk: bool = True) -> dict[str, Tensor]:
         elif layer in TOP:
             renamed[body + TOP[layer] + dot + kind] = value
         else:
-            number, inner = re.fullmatch(r"blocks\.(\d+)\.(.+)", layer).groups()  # type: ignore[union-attr]
+            number, inner = re.fullmatch(r"blocks\.(\d+)\.(.+)", layer).groups()
             block = body + (f"encoder.layer.{number}." if on_disk else f"layers.{number}.")
             if inner != "attn.qkv":
                 renamed[f"{block}{BLOCK[inner][not on_disk]}.{kind}"] = value

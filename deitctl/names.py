@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def canonicalize_name(name: str) -> str:
@@ -30,6 +30,14 @@ def reduce_name(name: str) -> str:
     separator = r"(?: +|-+| +-+ +)"
     letter = r"[^\W\d]"
     return re.sub(rf"(?<=\w){separator}(?={letter})|(?<={letter}){separator}(?=\w)", "", name)
+
+
+def group_spellings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the spellings of each name by its canonical form, in order."""
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(canonicalize_name(name), []).append(name)
+    return spellings
 
 
 def find_names(names: Sequence[str], choices: Sequence[str]) -> list[int | None]:

@@ -12,7 +12,7 @@ from deitctl.data.dataset import FileDataset, join, number_labels
 from deitctl.data.splits import relabel
 from deitctl.errors import DataError
 from deitctl.models.model_config import ModelConfig
-from deitctl.names import canonicalize_name, find_names
+from deitctl.names import canonicalize_name, find_names, group_spellings
 
 COMPOSED, DECOMPOSED = "café", unicodedata.normalize("NFD", "café")
 
@@ -58,3 +58,11 @@ def test_a_model_with_uncanonical_names_knows_its_classes():
     match = match_classes(config, ("dog", COMPOSED))
     assert match is not None
     assert (match.rows, match.kind) == ((1, 0), "permuted")
+
+
+def test_spellings_are_grouped_by_their_canonical_form_in_order():
+    assert group_spellings(["dog", DECOMPOSED, "cat ", COMPOSED, "cat"]) == {
+        "dog": ["dog"],
+        COMPOSED: [DECOMPOSED, COMPOSED],
+        "cat": ["cat ", "cat"],
+    }

@@ -24,7 +24,7 @@ from deitctl.events import Reporter
 MAX_PIXELS = 20_000_000
 MAX_ASPECT = 4
 LOST = ("empty_file", "truncated")
-"""Of the files that cannot be read those in which no more is to be found: they may be deleted."""
+"""Unreadable files without an image that could be recovered: they may be deleted."""
 UNREADABLE = ("unreadable", "not_an_image", "other_format", "damaged")
 """The others are for a person: another program may read them, or a pointer lead to the image."""
 

@@ -107,7 +107,7 @@ def choose_images(
         split: train, val, test or all. Empty: images that no model was trained on: the split `val`
             of the data, or what the run held out; training images only where there are no others.
         image_folder: that the paths of a table are below; empty: where the table leads, of a run's
-            table where the run found them.
+            table where the run read them.
         reporter: receives what is scored, and a warning where training images are among it.
 
     Raises:
@@ -151,7 +151,7 @@ def choose_images(
 
 
 def find_image_folder(data: str, runs: Iterable[RunData]) -> str:
-    """Return where a run found the images of a table, empty for data that is no run's."""
+    """Return where a run read the images of a table, empty for data that is no run's."""
     return next((run.image_folder for run in runs if is_place_of(run, data)), "")
 
 

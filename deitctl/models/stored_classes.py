@@ -38,7 +38,10 @@ class StoredClasses(NamedTuple):
     descriptions: tuple[str, ...] | None = None
     """Names for people, where they differ."""
     clause: str = ""
-    """What was found, in words to say once; empty for nothing."""
+    """Where the names are from, in words to say once; empty for nothing."""
+
+
+NO_CLASSES = StoredClasses()
 
 
 def read_class_lists(loaded: Any) -> dict[str, tuple[str, ...]]:
@@ -80,7 +83,7 @@ def choose_class_names(
         return StoredClasses(
             names, tuple(label_of[name] for name in names) if is_wordnet else None, clause
         )
-    return StoredClasses()
+    return NO_CLASSES
 
 
 def _list_settings(loaded: Any, where: str, depth: int) -> Iterator[tuple[str, Mapping[Any, Any]]]:

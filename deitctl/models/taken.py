@@ -11,7 +11,7 @@ from deitctl.events import Reporter
 from deitctl.models import timm_models
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.models.state_dicts import Checkpoint
-from deitctl.models.stored_classes import StoredClasses
+from deitctl.models.stored_classes import NO_CLASSES, StoredClasses
 
 
 def say_what_was_taken(
@@ -23,7 +23,7 @@ def say_what_was_taken(
     *,
     is_bare: bool = False,
     is_imagenet: bool = False,
-    classes: StoredClasses = StoredClasses(),  # noqa: B008
+    classes: StoredClasses = NO_CLASSES,
 ) -> None:
     """Say once what a file is taken for.
 

@@ -26,6 +26,8 @@ from deitctl.paths import read_json
 PROCESSOR = "preprocessor_config.json"
 MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
 """Those whose network is a DeiT's; the last two are backbones of self-supervised training."""
+NUM_LABELS = 2
+"""transformers' default, of a config that names no labels."""
 _MAX_EPS = 2e-6
 
 
@@ -92,7 +94,7 @@ def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelCo
         class_names, descriptions = _read_labels(config, own, model_class)
         model_config = ModelConfig(
             architecture=_find_architecture(config, folder),
-            num_classes=len(class_names) if class_names else len(config.get("id2label") or "ab"),
+            num_classes=len(class_names or config.get("id2label") or range(NUM_LABELS)),
             class_names=class_names,
             descriptions=descriptions,
             preprocessing=_read_preprocessing(config, own, folder),

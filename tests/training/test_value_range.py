@@ -112,7 +112,7 @@ def test_pixels_in_a_pack_are_not_to_be_had_by_another_range(twelve_bits, tmp_pa
     deitctl.pack(str(twelve_bits), str(packed), max_size=8, value_range="0,2000", workers=0)
     opened = open_for_training(str(packed), seed=0, reporter=SILENT, value_range="0,2000")
     assert opened[0].value_range == ValueRange(0, 2000, clips=True)
-    line = r"deep.pack was packed with the value range 0..2000, and 12 bits .* is wanted. Pack"
+    line = r"deep.pack was packed with the value range 0..2000, not with 12 bits .*. Pack"
     with pytest.raises(DataError, match=line):
         open_for_training(str(packed), seed=0, reporter=SILENT, value_range="0,4095")
     for part in opened:  # as a model with another range sees them

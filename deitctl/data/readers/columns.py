@@ -26,7 +26,7 @@ PATH_KEYS = frozenset(
     [*["id", "idcode", "key", "uid"], *(f"{n}{k}" for n in _IMAGE_NAMES for k in ("id", "key"))]
 )
 """Names of identifiers, which stand for a file where no other column does."""
-_CLASS_NAMES = "label class category target tag".split()  # noqa: SIM905
+_CLASS_NAMES = ("label", "class", "category", "target", "tag")
 LABEL_NAMES = frozenset(
     [
         *_CLASS_NAMES,

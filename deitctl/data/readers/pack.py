@@ -83,8 +83,8 @@ class PackDataset(ImageDataset):
             return self
         if value_range[:2] != own[:2]:
             raise DataError(
-                f"{self.file.path} was packed with the value range {describe_range(own)}, and "
-                f"{describe_range(value_range)} is wanted.",
+                f"{self.file.path} was packed with the value range {describe_range(own)}, not "
+                f"with {describe_range(value_range)}.",
                 "Pack the images again with the one that you want (--value-range).",
             )
         return super().with_value_range(value_range)

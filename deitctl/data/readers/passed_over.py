@@ -15,7 +15,7 @@ from deitctl.data.layout import Layout, is_mask_folder
 from deitctl.data.trees import Tree, join_path
 from deitctl.errors import DataError
 from deitctl.events import Reporter
-from deitctl.names import canonicalize_name
+from deitctl.names import canonicalize_name, group_spellings
 
 
 def report_unread(data: str, counts: Iterable[Mapping[str, int]], reporter: Reporter) -> None:
@@ -110,9 +110,7 @@ def merge_spellings(listing: Listing, where: str, reporter: Reporter) -> Listing
         raise DataError(
             f"{where} has the class folder {name!r}, a name without letters.", "Rename the folder."
         )
-    spellings: dict[str, list[str]] = {}
-    for name, spelling in zip(canonical, listing.class_names, strict=True):
-        spellings.setdefault(name, []).append(spelling)
+    spellings = group_spellings(listing.class_names)
     for same in spellings.values():
         if len(same) > 1:
             reporter.warn(

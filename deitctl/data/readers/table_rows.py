@@ -22,9 +22,9 @@ from deitctl.data.layout import match_split
 from deitctl.data.readers.columns import BITS, NO, WAY_ON, YES, Columns, name_columns
 from deitctl.errors import DataError
 from deitctl.events import Reporter
-from deitctl.names import canonicalize_name
+from deitctl.names import canonicalize_name, group_spellings
 
-MISSING_WORDS = frozenset("nan null <na> n/a #n/a nat".split())  # noqa: SIM905
+MISSING_WORDS = frozenset(("nan", "null", "<na>", "n/a", "#n/a", "nat"))
 """What programs write for a value that is missing."""
 WHOLE = re.compile(r"(-?\d+)\.0+")
 """A whole number as pandas writes it in a column with missing values."""
@@ -187,10 +187,7 @@ def _read_label(path: Path, columns: Columns, row: Sequence[str], number: int) -
 def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list[str]:
     """Return the class of each label, in canonical form."""
     names = [canonicalize_name(label) for label in labels]
-    spellings: dict[str, list[str]] = {}
-    for name, label in zip(names, labels, strict=True):
-        spellings.setdefault(name, []).append(label)
-    for several in spellings.values():
+    for several in group_spellings(labels).values():
         if len(several) > 1:
             reporter.warn(
                 f"{path} spells one class {' and '.join(map(repr, several[:MAX_NAMED]))}: they are "
