@@ -28,6 +28,8 @@ MAX_READ = 1 << 30
 `NUM_SAMPLED` images."""
 NUM_SAMPLED = 4096
 LENGTH = 16  # hexadecimal digits: 64 bits
+FITTED = ("temperatures", "thresholds")
+"""Keys of a model's config.json that no logit depends on."""
 
 
 def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
@@ -85,8 +87,7 @@ def fingerprint_split(train: ImageDataset, val: ImageDataset) -> str:
 def fingerprint_files(paths: Iterable[Path]) -> str:
     """Hash the content of files, in order; raise `ModelError` if one cannot be read.
 
-    A model's config.json is hashed by its values, without its calibration temperatures, which no
-    logit depends on.
+    A model's config.json is hashed by its values, without `FITTED`.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -103,7 +104,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 
 def _canonicalize_config(path: Path) -> bytes:
-    """Return a model config as sorted JSON without temperatures; empty for anything else."""
+    """Return a model config as sorted JSON without `FITTED`; empty for anything else."""
     try:
         config = read_json(path)
     except ValueError:
@@ -112,8 +113,8 @@ def _canonicalize_config(path: Path) -> bytes:
         return b""
     own = config.get("deitctl")
     if isinstance(own, dict):
-        # `eval --save-temperature` writes these, and must not make cached teacher targets stale.
-        own = {key: value for key, value in own.items() if key != "temperatures"}
+        # `eval` writes these, and must not make cached teacher targets stale.
+        own = {key: value for key, value in own.items() if key not in FITTED}
         config = config | {"deitctl": own}
     return json.dumps(config, sort_keys=True).encode()
 

@@ -173,6 +173,12 @@ def _load_folder(ref: str, folder: Path, img_size: int, reporter: Reporter) -> L
             f"{folder} names {model_config.num_classes} classes, "
             f"its weights have {inferred.num_classes}."
         )
+    if len(model_config.thresholds or ()) not in (0, inferred.num_classes):
+        raise ModelError(
+            f"{folder} has thresholds of {model_config.num_classes} classes, "
+            f"its weights have {inferred.num_classes}.",
+            "Leave deitctl.thresholds out of its config.json.",
+        )
     # A distilled DeiT whose file has the class head alone cannot do what its config says.
     by_weights = model_config.head == "auto" or (arch.distilled and inferred.head == "cls")
     model_config = replace(

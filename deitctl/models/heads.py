@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitctl.errors import ModelError
 from deitctl.models.model_config import HEADS
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import HeadLogits, VisionTransformer
 
 
@@ -22,14 +24,21 @@ def forward_heads(
     return HeadLogits(out, None) if isinstance(out, Tensor) else HeadLogits(*out[:2])
 
 
-def fuse_heads(heads: HeadLogits, rule: str) -> Tensor:
-    """Return logits [B,K] whose softmax is the prediction (DeiT §4, "Classification").
+def to_probs(logits: Tensor, task: str) -> Tensor:
+    """Return probabilities [B,K] in fp32 of logits [B,K]: softmax, or of several labels sigmoid."""
+    logits = logits.float()
+    return logits.sigmoid() if task == MULTILABEL else logits.softmax(dim=1)
+
+
+def fuse_heads(heads: HeadLogits, rule: str, task: str = CLASSIFICATION) -> Tensor:
+    """Return logits [B,K] whose `to_probs` is the prediction (DeiT §4, "Classification").
 
     Args:
         heads: logits of both heads; a model with one head is used as it is.
         rule: `cls` or `dist` for one head; `avg-logits` averages the logits, as the released code
-            does (models.py); `avg-probs` averages the softmaxes, as the paper's text says, and
-            returns their logarithm.
+            does (models.py); `avg-probs` averages the probabilities, as the paper's text says, and
+            returns logits of the average.
+        task: a name of `TASKS`, on which the probabilities depend.
 
     Raises:
         ModelError: there is no such rule, or `dist` of a model with one head.
@@ -47,9 +56,11 @@ def fuse_heads(heads: HeadLogits, rule: str) -> Tensor:
     if rule == "avg-logits":
         # The default: timm and the published accuracies use it.
         return (cls + dist) / 2
-    # in the log domain throughout: softmaxes of large logits underflow
-    log_probs = torch.stack([cls.float().log_softmax(1), dist.float().log_softmax(1)])
-    return log_probs.logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
+    # in the log domain throughout: probabilities of large logits underflow
+    both = torch.stack([cls.float(), dist.float()])
+    if task == MULTILABEL:  # log p - log (1 - p), the divisors of both averages being one
+        return F.logsigmoid(both).logsumexp(0) - F.logsigmoid(-both).logsumexp(0)
+    return both.log_softmax(2).logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
 
 
 def choose_head(rule: str, default: str, model: nn.Module) -> str:

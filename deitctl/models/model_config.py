@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from deitctl.config import MAX_SIZE
 from deitctl.errors import ConfigError, ModelError
+from deitctl.models.tasks import CLASSIFICATION, DEFAULT_THRESHOLD, MULTILABEL, TASKS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # timm/data/constants.py; DeiT's datasets.py
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -110,6 +111,20 @@ class ModelConfig:
     """By head rule: the divisor of the logits that calibrates them (Guo et al. 2017, §4.2)."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `timm.create_model`."""
+    task: str = CLASSIFICATION
+    """One of `TASKS`."""
+    thresholds: tuple[float, ...] | None = None
+    """Of a multi-label model: the probability from which each class is predicted, in the order of the
+    logits; of the head rule `head`, calibrated. None: `DEFAULT_THRESHOLD` for all."""
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image has any number of classes, each with a probability of its own."""
+        return self.task == MULTILABEL
+
+    def list_thresholds(self) -> tuple[float, ...]:
+        """Return the probability from which each class is predicted, see `choose_labels`."""
+        return self.thresholds or (DEFAULT_THRESHOLD,) * self.num_classes
 
     def label(self, index: int) -> str:
         """Return the name of class `index` for people."""
@@ -168,7 +183,8 @@ def to_timm_config(
         },
         "deitctl": {"head": model_config.head}
         | ({"temperatures": dict(model_config.temperatures)} if model_config.temperatures else {})
-        | ({"value_range": list_range(pre.value_range)} if pre.value_range is not None else {}),
+        | ({"value_range": list_range(pre.value_range)} if pre.value_range is not None else {})
+        | list_task(model_config),
     }
     if model_config.class_names is not None:
         config["label_names"] = list(model_config.class_names)
@@ -207,6 +223,8 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             head=str(own.get("head", "auto")),
             temperatures={str(rule): float(t) for rule, t in temperatures.items()},
             model_args=model_args,
+            task=str(own.get("task", CLASSIFICATION)),
+            thresholds=read_thresholds(own.get("thresholds")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(
@@ -220,6 +238,27 @@ def from_timm_config(config: Mapping[str, Any], where: str) -> ModelConfig:
             f"{where} names {len(class_names)} classes but num_classes is {num_classes}."
         )
     return model_config
+
+
+def list_task(model_config: ModelConfig) -> dict[str, Any]:
+    """Return the task and thresholds of a multi-label model as configs state them; else nothing."""
+    if not model_config.is_multilabel:
+        return {}
+    thresholds = model_config.thresholds
+    return {"task": MULTILABEL} | ({} if thresholds is None else {"thresholds": list(thresholds)})
+
+
+def read_thresholds(values: Any) -> tuple[float, ...] | None:
+    """Return the thresholds that a config states; None for none.
+
+    Raises:
+        TypeError: they are no list of numbers.
+    """
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
+        raise TypeError(f"thresholds are {str(values)[:80]}, not a list of numbers")
+    return tuple(map(float, values))
 
 
 def require_count(
@@ -336,6 +375,7 @@ def find_absurd_value(model_config: ModelConfig) -> str:
     """Describe a value that no model has or that would exhaust memory; empty for none."""
     pre, bad_arg = model_config.preprocessing, _find_bad_argument(model_config.model_args)
     name, temperatures = model_config.architecture, model_config.temperatures
+    thresholds = model_config.thresholds
     is_valid = {
         f"architecture is {name[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", name),
         # A billion classes would be allocated as a head before any weight is compared.
@@ -350,6 +390,13 @@ def find_absurd_value(model_config: ModelConfig) -> str:
             for rule, t in temperatures.items()
         ),
         f"std is {pre.std}": all(math.isfinite(s) and s > 0 for s in pre.std),
+        f"task is {model_config.task[:80]!r}": model_config.task in TASKS,
+        f"thresholds are {str(thresholds)[:80]}": all(0 <= t <= 1 for t in thresholds or ()),
+        f"{len(thresholds or ())} thresholds are for {model_config.num_classes} classes": thresholds
+        is None
+        or len(thresholds) == model_config.num_classes,
+        "thresholds are of a model with one class an image": model_config.is_multilabel
+        or thresholds is None,
     }
     return next((problem for problem, valid in is_valid.items() if not valid), "")
 

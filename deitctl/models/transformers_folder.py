@@ -16,9 +16,11 @@ from deitctl.models.model_config import (
     ModelConfig,
     Preprocessing,
     find_absurd_value,
+    read_thresholds,
     read_value_range,
 )
 from deitctl.models.recognize import VITS
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.transformers_processor import read_processor
 from deitctl.names import canonicalize_name
 from deitctl.paths import read_json
@@ -28,6 +30,8 @@ MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
 """Those whose network is a DeiT's; the last two are backbones of self-supervised training."""
 NUM_LABELS = 2
 """transformers' default, of a config that names no labels."""
+PROBLEM_TYPE = "multi_label_classification"
+"""Of a config of several labels an image."""
 _MAX_EPS = 2e-6
 
 
@@ -100,6 +104,8 @@ def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelCo
             preprocessing=_read_preprocessing(config, own, folder),
             head=str(own.get("head") or _choose_head(model_class)),
             temperatures={str(k): float(t) for k, t in (own.get("temperatures") or {}).items()},
+            task=MULTILABEL if config.get("problem_type") == PROBLEM_TYPE else CLASSIFICATION,
+            thresholds=read_thresholds(own.get("thresholds")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(
@@ -126,8 +132,7 @@ def _find_difference(config: Mapping[str, Any]) -> str:
         == 4 * dim,
         # 1e-12, transformers' default, moves logits by 1e-4 of those with 1e-6.
         f"its LayerNorm has an epsilon of {eps:g}": 0 <= eps <= _MAX_EPS,
-        "it has several labels an image": config.get("problem_type")
-        not in ("multi_label_classification", "regression"),
+        "it predicts numbers, not classes": config.get("problem_type") != "regression",
         "its weights are quantized": not config.get("quantization_config"),
     }
     return next((problem for problem, holds in same.items() if not holds), "")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deitctl.errors import ModelError
-from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.heads import forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import HEADS
 from deitctl.models.vit import HeadLogits
 
@@ -41,6 +41,24 @@ def test_avg_probs_survives_huge_logits():
         HeadLogits(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])), "avg-probs"
     )
     torch.testing.assert_close(fused.softmax(1), torch.tensor([[0.5, 0.5]]))
+
+
+def test_of_several_labels_avg_probs_is_the_mean_of_the_sigmoids():
+    fused = fuse_heads(HeadLogits(CLS, DIST), "avg-probs", "multilabel")
+    torch.testing.assert_close(fused.sigmoid(), (CLS.sigmoid() + DIST.sigmoid()) / 2)
+    far = HeadLogits(torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, -1e4]]))
+    fused = fuse_heads(far, "avg-probs", "multilabel")
+    torch.testing.assert_close(fused, torch.tensor([[0.0, -1e4]]))
+
+
+def test_probabilities_are_a_softmax_or_a_sigmoid_for_each_class():
+    logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float16)
+    torch.testing.assert_close(
+        to_probs(logits, "classification"), torch.tensor([[0.25, 0.75]]), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(
+        to_probs(logits, "multilabel"), torch.tensor([[0.5, 0.75]]), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("rule", [h for h in HEADS if h != "dist"])

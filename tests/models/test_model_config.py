@@ -179,3 +179,50 @@ def test_temperatures_that_no_model_has_are_refused(temperatures):
     config["deitctl"]["temperatures"] = temperatures
     with pytest.raises(ModelError):
         from_timm_config(config, "here")
+
+
+def make_multilabel(**changes) -> ModelConfig:
+    return ModelConfig(
+        **{
+            "architecture": "deit_tiny_patch16_224",
+            "num_classes": 2,
+            "task": "multilabel",
+            "thresholds": (0.25, 1.0),
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("thresholds", [(0.25, 1.0), None])
+def test_task_and_thresholds_survive_config_json(thresholds):
+    model_config = make_multilabel(thresholds=thresholds)
+    assert there_and_back(model_config) == model_config
+    assert model_config.is_multilabel
+
+
+def test_a_classifier_of_one_class_an_image_states_no_task():
+    config = to_timm_config(ModelConfig(architecture="x", num_classes=2), **LAYERS)
+    assert config["deitctl"] == {"head": "cls"}
+
+
+def test_without_thresholds_of_its_own_each_class_has_one_half():
+    assert make_multilabel().list_thresholds() == (0.25, 1.0)
+    assert make_multilabel(thresholds=None).list_thresholds() == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ({"task": "detection"}, "task is 'detection'"),
+        ({"task": "multilabel", "thresholds": [0.5]}, "1 thresholds are for 2 classes"),
+        ({"task": "multilabel", "thresholds": [0.5, 1.5]}, "thresholds are"),
+        ({"task": "multilabel", "thresholds": [0.5, float("nan")]}, "thresholds are"),
+        ({"task": "multilabel", "thresholds": [0.5, True]}, "not a list of numbers"),
+        ({"task": "multilabel", "thresholds": 0.5}, "not a list of numbers"),
+        ({"thresholds": [0.5, 0.5]}, "one class an image"),
+    ],
+)
+def test_a_task_or_thresholds_that_no_model_has_are_refused(own, reason):
+    config = to_timm_config(make_multilabel(), **LAYERS)
+    with pytest.raises(ModelError, match=reason):
+        from_timm_config({**config, "deitctl": own}, "config.json")

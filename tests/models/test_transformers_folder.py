@@ -304,7 +304,7 @@ def test_imagenets_labels_are_its_wordnet_ids(folder, tmp_path):
         ({"layer_norm_eps": 1e-5}, "LayerNorm has an epsilon of 1e-05"),
         ({"num_channels": 1}, "its images have 1 channels"),
         ({"intermediate_size": 100}, "its layers are 100 wide inside"),
-        ({"problem_type": "multi_label_classification"}, "several labels an image"),
+        ({"problem_type": "regression"}, "numbers, not classes"),
         ({"quantization_config": {"bits": 4}}, "its weights are quantized"),
         ({"num_attention_heads": 12}, "12 heads"),
         ({"num_hidden_layers": 7}, "7 layers"),
