@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 MAX_COUNT = 1_000_000
 """Epochs, images a step and views beyond which a number is a slip or an attack."""
+MAX_FOLDS = 1000
 MAX_SIZE = 2048  # timm's largest is 1,280
 """Largest side of an input in pixels."""
 
@@ -24,6 +25,8 @@ RESUMING = "Resuming"
 MODEL_HELP = (
     "Alias, timm name, hf-hub:owner/name, run folder, or weights file; see `deitctl models`."
 )
+TaskChoice = Literal["auto", "classification", "multilabel"]
+"""One label an image, or several; auto, before the data is opened: as the data has them."""
 TEACHER_DEFAULT = "regnety_002 on digits; regnety_160 where --teacher-weights is given"
 RECIPE = "the recipe's"
 
@@ -123,7 +126,26 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and a cosine."""
+    """An optimizer, and the schedule of its learning rate."""
+
+    opt: Annotated[
+        str,
+        Option("Optimizer, by timm's name: adamw, lamb, muon, sgd, lion and others.", OPTIMIZATION),
+    ] = "adamw"
+    betas: Annotated[
+        tuple[float, ...],
+        Option("Decays of the optimizer's running means; empty: its own.", ge=0, lt=1),
+    ] = ()
+    momentum: Annotated[
+        float, Option("Momentum of an optimizer that has one, as SGD and Muon.", ge=0, lt=1)
+    ] = 0.9
+    eps: Annotated[
+        float, Option("Term that keeps the optimizer's denominators from 0; 0: its own.", ge=0)
+    ] = 0.0
+    opt_args: Annotated[
+        tuple[str, ...],
+        Option("Further arguments of the optimizer, nesterov=false,ns_steps=6 for example."),
+    ] = ()
 
     lr: Annotated[
         float,
@@ -137,15 +159,70 @@ class OptimConfig:
     lr_base_size: Annotated[
         int, Option("Batch size at which lr is the rate itself; 0: at every one.", ge=0)
     ] = 512
-    min_lr: Annotated[float, Option("Rate at the end of the cosine, not scaled.", ge=0)]
+    sched: Annotated[
+        Literal["cosine", "linear", "wsd", "constant", "onecycle"],
+        Option("Schedule of the learning rate; wsd: warm-up, stable, decay.", OPTIMIZATION),
+    ] = "cosine"
+    decay_epochs: Annotated[
+        float,
+        Option(
+            "Of wsd: epochs of its decay; below 1: their fraction of the epochs after the warm-up.",
+            gt=0,
+        ),
+    ] = 0.2
+    decay_fn: Annotated[
+        Literal["1-sqrt", "linear", "cosine"], Option("Of wsd: the form of its decay.")
+    ] = "1-sqrt"
+    pct_start: Annotated[
+        float, Option("Of onecycle: fraction of the steps in which the rate rises.", gt=0, lt=1)
+    ] = 0.3
+    min_lr: Annotated[float, Option("Rate at the end of the schedule, not scaled.", ge=0)]
     warmup_lr: Annotated[float, Option("Rate of the first step, not scaled.", ge=0)]
     warmup_epochs: Annotated[float, Option("Epochs in which the rate rises linearly.", ge=0)]
     weight_decay: Annotated[float, Option("Weight decay of matrices.", ge=0)]
-    clip_grad: Annotated[float, Option("Largest gradient norm; 0: no clipping.", ge=0)] = 0.0
+    clip_grad: Annotated[
+        float,
+        Option(
+            "Largest norm or value of the gradients, or of agc their largest part of the weights; 0: none.",
+            ge=0,
+        ),
+    ] = 0.0
+    clip_mode: Annotated[
+        Literal["norm", "value", "agc"],
+        Option("Clip the norm of all gradients, each value, or by the weights' norms (agc)."),
+    ] = "norm"
     layer_decay: Annotated[
         float,
         Option("Factor of the rate from a layer to the one below (BEiT); 1: none.", gt=0, le=1),
     ] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BceConfig:
+    """Binary cross-entropy, as timm's BinaryCrossEntropy has it."""
+
+    target_thresh: Annotated[
+        float,
+        Option(
+            "Targets above it become 1, others 0, as DeiT-III does at 0; -1: they stay.",
+            ge=-1,
+            lt=1,
+        ),
+    ] = -1.0
+    sum_classes: Annotated[
+        bool, Option("Sum the loss over the classes; else it is their mean.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AslConfig:
+    """Asymmetric loss, with the defaults of timm's AsymmetricLossMultiLabel."""
+
+    gamma_neg: Annotated[float, Option("Focus on hard negatives.", ge=0)] = 4.0
+    gamma_pos: Annotated[float, Option("Focus on hard positives.", ge=0)] = 1.0
+    clip: Annotated[
+        float, Option("Probability below which a negative costs nothing.", ge=0, lt=1)
+    ] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +260,44 @@ class Recipe:
             le=MAX_COUNT,
         ),
     ]
+    loss: Annotated[
+        Literal["auto", "ce", "bce", "asl"],
+        Option(
+            "Cross-entropy, binary cross-entropy or asymmetric loss; auto: ce, or bce of several labels.",
+            OPTIMIZATION,
+        ),
+    ] = "auto"
+    bce: BceConfig = BceConfig()
+    asl: AslConfig = AslConfig()
+    class_weights: Annotated[
+        Literal["none", "inverse", "effective", "neg_pos"],
+        Option(
+            "Rare classes count more: by inverse frequency, effective number, or (several labels) neg_pos.",
+            OPTIMIZATION,
+        ),
+    ] = "none"
+    class_weight_power: Annotated[
+        float, Option("Exponent of inverse and neg_pos; 0.5 is milder.", gt=0, le=2)
+    ] = 1.0
+    class_weight_beta: Annotated[
+        float, Option("Beta of the effective number of images.", gt=0, lt=1)
+    ] = 0.999
+    logit_adjustment: Annotated[
+        float,
+        Option(
+            "Add this times the log of the classes' frequencies to the logits in training; 0: none.",
+            OPTIMIZATION,
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
     smoothing: Annotated[float, Option("Label smoothing, of true labels only.", ge=0, lt=1)]
+    smoothing_by: Annotated[
+        Literal["all", "class"],
+        Option(
+            "all: every label alike; class: the largest class's so, falling to 0 at the rarest."
+        ),
+    ] = "all"
     drop_path_rate: Annotated[
         float, Option("Stochastic depth of the last block; linear from 0 at the first.", ge=0, lt=1)
     ]
@@ -193,6 +307,24 @@ class Recipe:
     freeze: Annotated[
         Literal["none", "backbone"], Option("backbone: train the classifier alone, a linear probe.")
     ] = "none"
+    freeze_blocks: Annotated[
+        int,
+        Option(
+            "Embeddings and blocks, from the first on, that are not trained; 0: all are.",
+            OPTIMIZATION,
+            ge=0,
+            le=MAX_COUNT,
+        ),
+    ] = 0
+    thaw_epoch: Annotated[
+        int,
+        Option(
+            "Epoch, from 1, from which on what is frozen is trained too; 0: never.",
+            OPTIMIZATION,
+            ge=0,
+            le=MAX_COUNT,
+        ),
+    ] = 0
     fits_data: Annotated[
         bool,
         Option("Batch size, rate and warm-up are chosen by the number of images and the head."),
@@ -206,6 +338,12 @@ class Recipe:
     freeze_bn_stats: Annotated[
         bool, Option("Keep the running statistics of batch norms as the weights have them.")
     ] = False
+    sampling: Annotated[
+        Literal["uniform", "balanced"],
+        Option(
+            "balanced: every class is drawn equally often (class-aware sampling, Shen et al. 2016); uniform: every image."
+        ),
+    ] = "uniform"
     restart_epochs: Annotated[
         tuple[int, ...],
         Option(
@@ -224,6 +362,12 @@ class Recipe:
         if resize.scale >= 1:
             return 0
         return min(round(resize.fraction * epochs), epochs - 1)
+
+    def frozen_part(self, epoch: int) -> tuple[str, int]:
+        """Return `freeze` and `freeze_blocks` as they hold in an epoch, counted from 0."""
+        if self.thaw_epoch and epoch + 1 >= self.thaw_epoch:
+            return "none", 0
+        return self.freeze, self.freeze_blocks
 
     def schedule_of(self, epoch: int) -> tuple[int, int]:
         """Return the first epoch, from 0, and the number of epochs of the schedule of an epoch."""
@@ -345,13 +489,49 @@ class TrainConfig:
         ),
     ] = ""
     distill: DistillConfig | None = None
+    task: Annotated[
+        TaskChoice,
+        Option(
+            "classification (one label an image), multilabel (several, or none), or auto: as the data has them.",
+            EVERYDAY,
+        ),
+    ] = "auto"
     seed: Annotated[int, Option("Random seed: the same seed gives the same run.", EVERYDAY)] = 0
+    patience: Annotated[
+        int,
+        Option(
+            "Stop after this many epochs without a better selected metric; 0: never.",
+            OPTIMIZATION,
+            ge=0,
+            le=MAX_COUNT,
+        ),
+    ] = 0
     split_seed: Annotated[
         int,
         Option(
             "Which fifth is held out of data without validation images; --seed does not change it.",
             EVERYDAY,
         ),
+    ] = 0
+    group_by: Annotated[
+        str,
+        Option(
+            "What keeps images on one side of a split: column of a table, folder:LEVEL, or name:REGEX with one group.",
+            EVERYDAY,
+        ),
+    ] = ""
+    folds: Annotated[
+        int,
+        Option(
+            "Train K runs, each of which holds out another part of the training images; 0: one run.",
+            EVERYDAY,
+            ge=0,
+            le=MAX_FOLDS,
+        ),
+    ] = 0
+    fold: Annotated[
+        int,
+        Option("Of --folds, the one to train alone, from 1; 0: all.", EVERYDAY, ge=0, le=MAX_FOLDS),
     ] = 0
     image_folder: Annotated[
         str,
@@ -384,6 +564,13 @@ class TrainConfig:
     save_every: Annotated[
         str, Option("Time (10m, 90s, 1h) or steps (500) between checkpoints.", RESUMING)
     ] = "5m"
+    grad_checkpointing: Annotated[
+        bool,
+        Option(
+            "Compute activations again in the backward pass: the same gradients with less memory, slower.",
+            MACHINE,
+        ),
+    ] = False
     loss_spike_factor: Annotated[
         float,
         Option(
@@ -416,6 +603,7 @@ MACHINE_SETTINGS = (
     "compile",
     "workers",
     "micro_batch_size",
+    "grad_checkpointing",
     "save_every",
     "loss_spike_factor",
     "on_bad_image",
