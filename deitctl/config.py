@@ -6,8 +6,9 @@ of the command line follow from it (`cli/options.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 MAX_COUNT = 1_000_000
 """Epochs, images a step and views beyond which a number is a slip or an attack."""
@@ -488,6 +489,12 @@ class TrainConfig:
             OPTIMIZATION,
         ),
     ] = ""
+    model_args: Annotated[
+        Mapping[str, Any],
+        Option(
+            "Shape of the model by timm's names, each by --set: model.depth=6, model.patch_size=8."
+        ),
+    ] = field(default_factory=dict)
     distill: DistillConfig | None = None
     task: Annotated[
         TaskChoice,

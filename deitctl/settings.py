@@ -22,6 +22,8 @@ MAX_TOML = 2**18
 """Bytes of a TOML file; a run's has two thousand."""
 MAX_DOTS = 100
 """Dots in a line of TOML."""
+MODEL_ARGS = "model_args."
+"""What the names of a model's own arguments begin with: `--set model.depth=6` sets `model_args.depth`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def setting_names(kind: type, prefix: str = "") -> list[str]:
 
 def dotted_name(key: str) -> str:
     """Return the full name of a setting, which may be named by its keyword, or without `recipe.`."""
+    if key.startswith("model."):
+        return MODEL_ARGS + key.removeprefix("model.")
     if key.partition(".")[0] in TrainConfig.__dataclass_fields__:
         return key
     options = list_options()
@@ -116,6 +120,8 @@ def find_setting(name: str) -> Setting:
     for setting in list_settings():
         if setting.name == name:
             return setting
+    if name.startswith(MODEL_ARGS):  # any argument of the model's constructor
+        return Setting(name, Any, Option(""), None)
     raise _report_unknown(name, list_settings())
 
 
@@ -199,9 +205,15 @@ def _replace(config: C, path: list[str], value: Any, key: str, settings: Iterabl
             raise ConfigError(
                 f"{key!r} cannot be set: a teacher is for `distill`, in mode hard or soft."
             )
+        if isinstance(current, Mapping):
+            new: Any = {
+                **current,
+                path[1]: convert(value, Any, short.replace(MODEL_ARGS, "model.")),
+            }
+            return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
         if not dataclasses.is_dataclass(type(current)):
             raise ConfigError(f"{key!r} cannot be set: {path[0]!r} is not a group of settings.")
-        new: Any = _replace(current, path[1:], value, key, settings)
+        new = _replace(current, path[1:], value, key, settings)
     else:
         new = convert(value, hints[path[0]], short)
     return dataclasses.replace(config, **{path[0]: new})  # type: ignore[type-var]
@@ -227,6 +239,12 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             if value in args:
                 return value
             raise ValueError(f"expected one of {', '.join(map(str, args))}")
+        if hint is Any:
+            return _parse_argument(value)
+        if origin is Mapping:
+            if not isinstance(value, Mapping):
+                raise ValueError("set one at a time, model.depth=6 for example")
+            return {str(key): _parse_argument(argument) for key, argument in value.items()}
         if origin in (Union, types.UnionType):
             return None if value is None else convert(value, args[0], name)
         if origin is tuple:
@@ -248,6 +266,24 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         return _to_number(value, hint) if hint in (int, float) else hint(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{name} = {reprlib.repr(value)} does not fit: {error}.") from error
+
+
+def _parse_argument(value: Any) -> Any:
+    """Return a model's argument, of which only the model knows the type: a number, a boolean or a text."""
+    if isinstance(value, list | tuple):
+        return [_parse_argument(part) for part in value]
+    if not isinstance(value, str):
+        if not isinstance(value, bool | int | float):
+            raise ValueError("expected a number, true or false, or a text")
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _to_number(value: Any, kind: type) -> Any:
@@ -290,7 +326,8 @@ def to_dict(config: Any) -> dict[str, Any]:
             return {k: plain(v) for k, v in value.items() if v is not None}
         return list(value) if isinstance(value, tuple) else value
 
-    return {k: plain(v) for k, v in dataclasses.asdict(config).items() if v is not None}
+    settings = {k: plain(v) for k, v in dataclasses.asdict(config).items() if v is not None}
+    return {k: v for k, v in settings.items() if v != {}}  # a model without own arguments
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from deitctl.models.checkpoint_io import (
 from deitctl.models.factory import LoadedModel, find_architecture
 from deitctl.models.model_config import ModelConfig, describe_replaced_names, require_count
 from deitctl.models.outline import fetch_outline, read_outline
+from deitctl.models.own_shape import read_architecture, require_model_args, reshape
 from deitctl.models.sources import choose_weights_file, get_repo_id, has_weights, resolve_folder
 from deitctl.models.state_dicts import Checkpoint
 from deitctl.models.stored_classes import StoredClasses, choose_class_names
@@ -41,6 +43,7 @@ def build_model(
     pretrained: bool,
     weights: str,
     distilled: bool | None,
+    model_args: Mapping[str, Any] | None = None,
     start_classes: Sequence[str] = (),
     download: bool = True,
     reporter: Reporter,
@@ -56,6 +59,7 @@ def build_model(
         pretrained: start from published weights if `weights` is empty.
         weights: weights file or model folder to start from.
         distilled: whether a DeiT has a distillation token; None for the variant that `ref` names.
+        model_args: a shape of its own, by timm's names: `patch_size`, `depth` and so on.
         start_classes: names of the weights' classes, in the order of their logits; empty for those
             that come with the weights, if any do.
         download: False: weights that would be downloaded are left random; their shapes are matched.
@@ -63,9 +67,12 @@ def build_model(
 
     Raises:
         ModelError: no such model, or weights that do not fit.
+        ConfigError: `model_args` that the model does not have.
         WeightsNotFound: published weights that are neither local nor downloadable.
     """
     arch = find_architecture(ref, reporter)
+    model_args = dict(model_args or {})
+    require_model_args(model_args, arch)
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     start = weights or (ref if has_weights(ref) else "")
     source = _open_start(start, reporter, download=download) if start else None
@@ -74,6 +81,7 @@ def build_model(
             arch = catalog.get_distilled(arch) if distilled else catalog.get_plain(arch)
         if pretrained and source is None:
             source = _open_published(arch, bool(distilled), download, reporter)
+        arch = reshape(arch, model_args)
         loaded = _build_deit(arch, source, start_classes, class_names, img_size, drop_path_rate)
     else:
         loaded = _build_timm(
@@ -83,6 +91,7 @@ def build_model(
             img_size=img_size,
             drop_path_rate=drop_path_rate,
             pretrained=pretrained,
+            model_args=model_args,
             download=download,
             reporter=reporter,
         )
@@ -141,6 +150,8 @@ class _Source:
     """The file, or the published weights or the repository that are to be downloaded."""
     folder: Path | None = None
     """The model folder that they are in, if they are in one."""
+    arch: Architecture | None = None
+    """The DeiT that they are of, where it is known before they are read."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +171,14 @@ def _open_start(
     """Read a file, or the weights of a folder or a repository; without `has_values` their outline."""
     folder = resolve_folder(start, reporter, download_weights=download)
     if folder is not None and (outline := fetch_outline(start, folder)) is not None:
-        return _Source(outline, get_repo_id(start), folder)
+        return _Source(outline, get_repo_id(start), folder, _read_folder_arch(folder))
     path = choose_weights_file(start, folder) if folder else Path(start)
     checkpoint = read_checkpoint(path) if has_values else read_outline(path)
-    return _Source(checkpoint, str(path), folder)
+    return _Source(checkpoint, str(path), folder, _read_folder_arch(folder))
+
+
+def _read_folder_arch(folder: Path | None) -> Architecture | None:
+    return read_architecture(load_model_config(folder)) if folder else None
 
 
 def _open_published(
@@ -172,10 +187,10 @@ def _open_published(
     """Read the published weights of an architecture, or the outline of those to be downloaded."""
     arch, path = _find_published(arch, distilled, download, reporter)
     if path is not None:
-        return _Source(read_checkpoint(path), str(path))
+        return _Source(read_checkpoint(path), str(path), arch=arch)
     with torch.device("meta"):
         published = VisionTransformer(arch, num_classes=1000, img_size=arch.img_size)
-    return _Source(Checkpoint(published.state_dict()), arch.full_name)
+    return _Source(Checkpoint(published.state_dict()), arch.full_name, arch=arch)
 
 
 def _name_rows(source: _Source, start_classes: Sequence[str]) -> _Rows:
@@ -230,7 +245,7 @@ def _build_deit(
     if any(value.is_meta for value in state.values()):  # matched, and nothing is loaded
         with torch.device("meta"):
             target = build()
-    changes += convert.load_adapted(target, state, source.name)
+    changes += convert.load_adapted(target, state, source.name, source=source.arch)
     return LoadedModel(
         model,
         _keep_normalization(model_config, source.folder, source.checkpoint).at_size(size),
@@ -298,13 +313,14 @@ def _build_timm(
     img_size: int,
     drop_path_rate: float,
     pretrained: bool,
+    model_args: Mapping[str, Any],
     download: bool,
     reporter: Reporter,
 ) -> LoadedModel:
     ref_folder = resolve_folder(ref, reporter, download_weights=False)
     ref_config = load_model_config(ref_folder) if ref_folder else None
     name = ref_config.architecture if ref_config else ref
-    model_args = dict(ref_config.model_args) if ref_config else {}
+    model_args = {**(ref_config.model_args if ref_config else {}), **model_args}
     model_args.pop("img_size", None)
     if not img_size:
         img_size = (
@@ -318,6 +334,7 @@ def _build_timm(
                 num_classes=num_classes,
                 img_size=img_size,
                 drop_path_rate=drop_path_rate,
+                model_args=model_args,
                 download=download,
             )
     else:

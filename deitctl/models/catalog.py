@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 
@@ -12,6 +12,18 @@ OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
 TOP1_SOURCE = (
     "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv"
 )
+
+SHAPE: dict[str, type] = {
+    "patch_size": int,
+    "depth": int,
+    "embed_dim": int,
+    "num_heads": int,
+    "mlp_ratio": float,
+    "qkv_bias": bool,
+    "in_chans": int,
+}
+"""Fields of an `Architecture` that a user may choose, and their types; timm's arguments have the same
+names."""
 
 TIMM_TAGS = {
     # The paper's teacher (DeiT section 5.2), by its authors: ImageNet-1k alone, 83.0 %.
@@ -40,6 +52,9 @@ class Architecture:
     num_heads: int
     depth: int = 12
     patch_size: int = 16
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    in_chans: int = 3
     img_size: int = 224
     distilled: bool = False
     layer_scale: bool = False
@@ -48,6 +63,11 @@ class Architecture:
     crop_pct: float = 0.9
     top1: float
     """Top-1 on ImageNet at `img_size` and `crop_pct`, percent, as timm measures it (TOP1_SOURCE)."""
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden layer of the MLP; timm rounds down."""
+        return int(self.embed_dim * self.mlp_ratio)
 
     @property
     def full_name(self) -> str:
@@ -173,13 +193,19 @@ def find(name: str) -> Architecture | None:
 
 
 def get_distilled(arch: Architecture) -> Architecture:
-    """Return the variant with a distillation token, or `arch` itself where there is none."""
-    return BY_ALIAS.get(f"{arch.alias}_distilled", arch)
+    """Return the variant with a distillation token, of the same shape, or `arch` where there is none."""
+    variant = BY_ALIAS.get(f"{arch.alias}_distilled")
+    return arch if variant is None else _take_shape(variant, arch)
 
 
 def get_plain(arch: Architecture) -> Architecture:
-    """Return the variant without a distillation token."""
-    return BY_ALIAS[arch.alias.removesuffix("_distilled")]
+    """Return the variant without a distillation token, of the same shape."""
+    return _take_shape(BY_ALIAS[arch.alias.removesuffix("_distilled")], arch)
+
+
+def _take_shape(variant: Architecture, arch: Architecture) -> Architecture:
+    """Return a variant with the shape of `arch`, which may be a user's own."""
+    return replace(variant, **{name: getattr(arch, name) for name in SHAPE})
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from deitctl.errors import ModelError
-from deitctl.models.catalog import ARCHITECTURES, Architecture
+from deitctl.models.adapt import adapt_input_conv, adapt_shape
+from deitctl.models.catalog import ARCHITECTURES, Architecture, get_distilled, get_plain
+from deitctl.models.own_shape import has_own_shape
 from deitctl.models.recognize import VITS, describe, recognize, suggest
 from deitctl.models.vit import VisionTransformer, resize_pos_embed
 
@@ -26,7 +28,11 @@ def normalize_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_architecture(
-    shapes: Mapping[str, Sequence[int]], where: str, stored: str = ""
+    shapes: Mapping[str, Sequence[int]],
+    where: str,
+    stored: str = "",
+    *,
+    own: Sequence[Architecture] = (),
 ) -> Architecture:
     """Return the DeiT whose parameters have these shapes.
 
@@ -34,6 +40,7 @@ def infer_architecture(
         shapes: by timm's names.
         where: names the file.
         stored: the architecture that its trainer named in it, for the message.
+        own: architectures of a shape that is not in the catalog, which the weights may be of.
 
     Raises:
         ModelError: there is none; the message says what the weights are of.
@@ -50,11 +57,14 @@ def infer_architecture(
     # By parameters, not by the file's name or a config, either of which may be wrong.
     distilled = "dist_token" in shapes
     layer_scale = "blocks.0.ls1.gamma" in shapes
-    candidates = [
-        a
+    hidden = shapes.get("blocks.0.mlp.fc1.weight", (4 * dim,))[0]
+    has_bias = "blocks.0.attn.qkv.bias" in shapes or "blocks.0.attn.qkv.weight" not in shapes
+    sizes = (dim, depth, patch, channels, hidden, has_bias, distilled, layer_scale)
+    # A user's own shape first: the number of heads, which no parameter shows, is that one's.
+    candidates = [a for a in own if _list_sizes(a) == sizes] or [
+        replace(a, in_chans=channels)
         for a in ARCHITECTURES
-        if (a.embed_dim, a.depth, a.patch_size, a.distilled, a.layer_scale)
-        == (dim, depth, patch, distilled, layer_scale)
+        if _list_sizes(replace(a, in_chans=channels)) == sizes
     ]
     if not candidates:
         vit = VITS.get((dim, depth, patch)) if not (distilled or layer_scale) else None
@@ -64,17 +74,28 @@ def infer_architecture(
             f"{f'; it is {kind}' if kind else ''}.",
             f"It may be timm's: --model {stored.partition('.')[0] or vit} --weights FILE."
             if vit or stored
-            else "See `deitctl models`.",
-        )
-    if channels != 3:
-        raise ModelError(
-            f"{where} is a DeiT for images of {channels} channels, and deitctl's have 3."
+            else "See `deitctl models`. A model of a shape of its own is known by its folder: its "
+            "config.json says how many heads it has.",
         )
     _require_names(shapes, depth, candidates[0], where, stored)
     # DeiT-III has layer scale and no positions for its class token
     _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where)
     grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
     return min(candidates, key=lambda a: abs(a.img_size - grid * patch))
+
+
+def _list_sizes(arch: Architecture) -> tuple[int | bool, ...]:
+    """Return what the parameters show of an architecture."""
+    return (
+        arch.embed_dim,
+        arch.depth,
+        arch.patch_size,
+        arch.in_chans,
+        arch.hidden_dim,
+        arch.qkv_bias,
+        arch.distilled,
+        arch.layer_scale,
+    )
 
 
 def _require_names(
@@ -87,6 +108,8 @@ def _require_names(
     for block in range(depth):
         expected |= {f"blocks.{block}.{layer}.{kind}" for layer in layers for kind in _KINDS}
         expected |= {f"blocks.{block}.{scale}" for scale in scales}
+    if not arch.qkv_bias:
+        expected -= {f"blocks.{block}.attn.qkv.bias" for block in range(depth)}
     heads = {f"{head}.{kind}" for head in ("head", "head_dist") for kind in _KINDS}
     tokens = {"cls_token", "pos_embed"} | ({"dist_token"} if arch.distilled else set())
     unknown = [name for name in shapes if name not in expected | heads | tokens]
@@ -162,8 +185,21 @@ def _is_head(name: str) -> bool:
     return name.rpartition(".")[0] in ("head", "head_dist")
 
 
-def load_adapted(model: VisionTransformer, state: Mapping[str, Tensor], where: str) -> list[str]:
-    """Load a state dict into a DeiT of another input size, class count or set of tokens.
+def load_adapted(
+    model: VisionTransformer,
+    state: Mapping[str, Tensor],
+    where: str,
+    *,
+    source: Architecture | None = None,
+) -> list[str]:
+    """Load a state dict into a DeiT of another input size, class count, set of tokens or shape.
+
+    Args:
+        model: into which it goes.
+        state: by timm's names.
+        where: names the file.
+        source: the architecture of the weights where it is known; None: that of the catalog, or the
+            model's own.
 
     Returns:
         The changes, as sentences.
@@ -171,7 +207,7 @@ def load_adapted(model: VisionTransformer, state: Mapping[str, Tensor], where: s
     Raises:
         ModelError: the weights are of another architecture.
     """
-    adapted, changes = _adapt_state_dict(model, state, where)
+    adapted, changes = _adapt_state_dict(model, state, where, source)
     try:
         if model.pos_embed.is_meta:
             # Copied, because the file is memory-mapped and may change.
@@ -187,7 +223,10 @@ def load_adapted(model: VisionTransformer, state: Mapping[str, Tensor], where: s
 
 
 def _adapt_state_dict(
-    model: VisionTransformer, state: Mapping[str, Tensor], where: str
+    model: VisionTransformer,
+    state: Mapping[str, Tensor],
+    where: str,
+    source: Architecture | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict that fits `model`, and the changes as sentences.
 
@@ -198,10 +237,22 @@ def _adapt_state_dict(
     (state, lacks_head), changes = complete_heads(state), list[str]()
     if lacks_head and model.arch.distilled:
         changes.append("the distillation head starts as a copy of the class head")
-    source = infer_architecture({k: tuple(v.shape) for k, v in state.items()}, where)
+    shapes = {k: tuple(v.shape) for k, v in state.items()}
+    source = infer_architecture(shapes, where, own=[source] if source else _list_variants(model))
     if not has_same_backbone(source, model.arch):
-        raise ModelError(
-            f"{where} holds {source.alias}, not {model.arch.alias}.", f"Use --model {source.alias}."
+        if not has_own_shape(model.arch):
+            raise ModelError(
+                f"{where} holds {source.alias}, not {model.arch.alias}.",
+                f"Use --model {source.alias}.",
+            )
+        state, reshaped = adapt_shape(state, source, model.arch, where)
+        changes += reshaped
+    if source.in_chans != model.arch.in_chans:
+        weight = state["patch_embed.proj.weight"]
+        state["patch_embed.proj.weight"] = adapt_input_conv(weight, model.arch.in_chans)
+        changes.append(
+            f"the first layer's weights for {source.in_chans} channels are adapted to "
+            f"{model.arch.in_chans}"
         )
     pos_embed = state["pos_embed"]
     if model.arch.distilled and not source.distilled:
@@ -235,14 +286,15 @@ def _adapt_state_dict(
     return state, changes
 
 
+def _list_variants(model: VisionTransformer) -> list[Architecture]:
+    """Return a model's architecture with and without a distillation token."""
+    return [get_distilled(model.arch), get_plain(model.arch)]
+
+
 def has_same_backbone(a: Architecture, b: Architecture) -> bool:
-    """Return whether weights of `a` fit `b`, apart from tokens, heads and input size."""
-    return (a.embed_dim, a.depth, a.patch_size, a.layer_scale) == (
-        b.embed_dim,
-        b.depth,
-        b.patch_size,
-        b.layer_scale,
-    )
+    """Return whether weights of `a` fit `b`, apart from tokens, heads, channels and input size."""
+    a, b = (replace(arch, distilled=False, in_chans=3) for arch in (a, b))
+    return (_list_sizes(a), a.num_heads) == (_list_sizes(b), b.num_heads)
 
 
 def resize_architecture(arch: Architecture, img_size: int) -> Architecture:

@@ -22,6 +22,7 @@ from deitctl.models.checkpoint_io import (
 )
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.outline import fetch_outline, read_outline
+from deitctl.models.own_shape import read_architecture
 from deitctl.models.sources import (
     choose_weights_file,
     has_weights,
@@ -113,7 +114,8 @@ def _load_named(
         return _load_deit(path, read_checkpoint(path), arch, img_size, reporter)
     loaded = _load_folder(weights, folder, img_size, reporter)
     name = loaded.model_config.architecture
-    is_same = _is_same_deit(catalog.find(name), arch) if arch else name == ref.partition(".")[0]
+    own = read_architecture(loaded.model_config)
+    is_same = _is_same_deit(own, arch) if arch else name == ref.partition(".")[0]
     # Both were named by the user: a contradiction is refused, not resolved.
     if not is_same:
         own = catalog.find(name)
@@ -127,7 +129,7 @@ def _load_named(
 def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     """Return the DeiT that `ref` means, None for a timm model; raise `ModelError` for neither."""
     if (folder := resolve_folder(ref, reporter, download_weights=False)) is not None:
-        return catalog.find(load_model_config(folder).architecture)
+        return read_architecture(load_model_config(folder))
     if is_weights_file(ref):
         checkpoint = read_outline(expand_home(ref))
         shapes = {k: tuple(v.shape) for k, v in convert.normalize_names(checkpoint.state).items()}
@@ -148,7 +150,7 @@ def _load_folder(ref: str, folder: Path, img_size: int, reporter: Reporter) -> L
         reporter.warn(sentence)
     path = choose_weights_file(ref, folder)
     checkpoint = outline or read_checkpoint(path)
-    arch = catalog.find(model_config.architecture)
+    arch = read_architecture(model_config)
     if arch is None:
         has_names = model_config.class_names is not None
         model, model_config = timm_models.load_folder(folder, path, checkpoint.state, img_size)
@@ -205,7 +207,9 @@ def _load_deit(
     state, lacks_head = convert.complete_heads(convert.normalize_names(checkpoint.state))
     require_finite(state, str(path))
     shapes = {k: tuple(v.shape) for k, v in state.items()}
-    inferred = convert.infer_architecture(shapes, str(path), checkpoint.architecture)
+    inferred = convert.infer_architecture(
+        shapes, str(path), checkpoint.architecture, own=[arch] if arch else []
+    )
     if arch is not None and not _is_same_deit(inferred, arch):
         raise ModelError(
             f"{path} holds {inferred.alias}, not {arch.alias}.", f"Use --model {inferred.alias}."
@@ -231,7 +235,7 @@ def _load_deit(
         model = VisionTransformer(
             convert.resize_architecture(arch, size), num_classes=num_classes, img_size=size
         )
-    changes = convert.load_adapted(model, state, str(path))
+    changes = convert.load_adapted(model, state, str(path), source=inferred)
     model_config = arch.to_model_config().at_size(size)
     if lacks_head:  # transformers' DeiTForImageClassification
         model_config = replace(model_config, head="cls")

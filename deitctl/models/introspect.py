@@ -12,6 +12,7 @@ from deitctl.config import Recipe
 from deitctl.errors import ConfigError
 from deitctl.models import timm_models
 from deitctl.models.model_config import ModelConfig
+from deitctl.models.own_shape import list_own_args
 from deitctl.models.vit import VisionTransformer
 
 MIN_GRID = 4
@@ -56,12 +57,12 @@ def get_layer_ids(model: nn.Module) -> dict[str, int]:
 
 
 def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
-    """Return the config with the `img_size` argument that timm needs to build a DeiT."""
+    """Return the config with the arguments that timm needs to build a DeiT: its input size and shape."""
     if not isinstance(model, VisionTransformer):
         return model_config
     # Without it timm builds the architecture's native size and resamples the position embeddings.
-    img_size = [model.img_size, model.img_size]
-    return replace(model_config, model_args={**model_config.model_args, "img_size": img_size})
+    own_args = {"img_size": [model.img_size, model.img_size], **list_own_args(model.arch)}
+    return replace(model_config, model_args={**model_config.model_args, **own_args})
 
 
 def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
@@ -95,4 +96,4 @@ def compute_max_activation_bytes(model: nn.Module, dtype: torch.dtype) -> int:
         return 0
     num_tokens = model.num_prefix_tokens + model.num_patches
     attn = num_tokens**2 * model.arch.num_heads if dtype is torch.bfloat16 else 0
-    return max(4 * num_tokens * model.arch.embed_dim, attn) * dtype.itemsize
+    return max(num_tokens * model.arch.hidden_dim, attn) * dtype.itemsize

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from deitctl.errors import WeightsNotFound
-from deitctl.models import catalog, convert, timm_models
+from deitctl.models import convert, timm_models
 from deitctl.models.checkpoint_io import (
     CHECKSUM,
     WEIGHT_FILES,
@@ -18,6 +18,7 @@ from deitctl.models.checkpoint_io import (
     load_model_config,
     read_checkpoint,
 )
+from deitctl.models.own_shape import read_architecture
 from deitctl.models.prefixes import clean_names
 from deitctl.models.sources import get_repo_id
 from deitctl.models.state_dicts import Checkpoint
@@ -83,7 +84,7 @@ def fetch_outline(ref: str, folder: Path) -> Checkpoint | None:
 
 def _outline_config(folder: Path) -> Checkpoint:
     model_config = load_model_config(folder)
-    arch, count = catalog.find(model_config.architecture), model_config.num_classes
+    arch, count = read_architecture(model_config), model_config.num_classes
     size = model_config.preprocessing.img_size
     with torch.device("meta"):
         model = (

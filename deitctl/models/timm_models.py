@@ -217,7 +217,7 @@ def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: s
             )
 
 
-def _first_mismatch(error: RuntimeError) -> str:
+def _first_mismatch(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()[1:]]
     return (lines[0] if lines else str(error))[:160]
 
@@ -228,13 +228,14 @@ def load_published(
     num_classes: int | None = None,
     img_size: int = 0,
     drop_path_rate: float = 0.0,
+    model_args: Mapping[str, Any] | None = None,
     download: bool = True,
 ) -> tuple[nn.Module, ModelConfig]:
     """Build a timm model with its published weights, or raise `WeightsNotFound`.
 
     Args:
         name: timm's.
-        num_classes: see `create_model`, and so are `img_size` and `drop_path_rate`.
+        num_classes: see `create_model`, and so are `img_size`, `drop_path_rate` and `model_args`.
         download: False: weights that would be downloaded are left random.
     """
     name = add_tag(name)
@@ -245,6 +246,7 @@ def load_published(
             num_classes=num_classes,
             img_size=img_size,
             drop_path_rate=drop_path_rate,
+            model_args=model_args,
             pretrained=has_weights or download,
         )
         cfg = _get_pretrained_cfg(name)
@@ -254,6 +256,12 @@ def load_published(
     except Exception as error:  # timm and the hub raise dozens of kinds: connection, HTTP, hash
         if isinstance(error, ModelError) and not isinstance(error, WeightsNotFound):
             raise
+        if model_args and "loading state_dict" in str(error):  # torch's, for another shape
+            shape = ", ".join(f"{key} = {value}" for key, value in model_args.items())
+            raise ModelError(
+                f"The weights of {name} do not fit {shape}: {_first_mismatch(error)}",
+                "Leave model. settings out, or --no-pretrained trains from scratch.",
+            ) from error
         raise _weights_not_found(name) from error
     if not model.num_classes:
         raise ModelError(

@@ -5,7 +5,7 @@ model, a distillation token are prepended (DeiT §4). Transformer blocks mix the
 two prefix tokens ends in a linear head. Parameters carry timm's names, so that published weights
 load here and weights saved here load in timm.
 
-Letters: B images, S pixels a side, G patches a side, P prefix tokens (class, distillation),
+Letters: B images, C channels, S pixels a side, G patches a side, P prefix tokens (class, distillation),
 N = P + G*G tokens, Q queries, D width, A attention heads, L blocks, K classes.
 """
 
@@ -35,11 +35,11 @@ class HeadLogits(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Project each patch of images [B,3,S,S] to a token: [B,G*G,D] (ViT Eq. 1)."""
+    """Project each patch of images [B,C,S,S] to a token: [B,G*G,D] (ViT Eq. 1)."""
 
-    def __init__(self, patch_size: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, embed_dim: int, in_chans: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
@@ -48,11 +48,11 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention (DeiT §3, Eq. 1)."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         # One layer, as in timm: an exported graph keeps one weight, which int8 can quantize.
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
@@ -79,12 +79,12 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between; the hidden width is 4 D (DeiT §3)."""
+    """Two linear layers with a GELU between; the hidden width is 4 D (DeiT §3) unless stated."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int = 0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim or 4 * dim)
+        self.fc2 = nn.Linear(hidden_dim or 4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         # Exact GELU (erf), as in the released code; the tanh form is another function.
@@ -105,14 +105,15 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block with stochastic depth on both residual branches."""
 
-    def __init__(self, dim: int, num_heads: int, layer_scale: bool) -> None:
+    def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        dim = arch.embed_dim
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
-        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.attn = Attention(dim, arch.num_heads, arch.qkv_bias)
+        self.ls1 = LayerScale(dim) if arch.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim)
-        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.mlp = Mlp(dim, arch.hidden_dim)
+        self.ls2 = LayerScale(dim) if arch.layer_scale else nn.Identity()
 
     def forward(
         self, x: Tensor, drop_path_mask: Tensor | None = None, num_queries: int | None = None
@@ -152,7 +153,7 @@ def _add_branch(
 
 
 class VisionTransformer(nn.Module):
-    """A DeiT classifier: images [B,3,S,S] in, `HeadLogits` out, in both modes."""
+    """A DeiT classifier: images [B,C,S,S] in, `HeadLogits` out, in both modes."""
 
     def __init__(
         self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0
@@ -168,10 +169,8 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if arch.distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, dim))
-        self.patch_embed = PatchEmbed(arch.patch_size, dim)
-        self.blocks = nn.ModuleList(
-            Block(dim, arch.num_heads, arch.layer_scale) for _ in range(arch.depth)
-        )
+        self.patch_embed = PatchEmbed(arch.patch_size, dim, arch.in_chans)
+        self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(dim, num_classes)
         self.head_dist = nn.Linear(dim, num_classes) if arch.distilled else None
@@ -186,7 +185,8 @@ class VisionTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.dist_token, self.pos_embed):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
@@ -195,7 +195,7 @@ class VisionTransformer(nn.Module):
         """Classify images.
 
         Args:
-            images: normalized, [B,3,S,S].
+            images: normalized, [B,C,S,S].
             drop_path_mask: from `sample_drop_path`, [L,2,B]; None outside training.
         """
         x = self.embed(images)

@@ -34,6 +34,8 @@ from deitctl.models.introspect import (
 )
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
+from deitctl.training.class_balance import ClassCounts
+from deitctl.training.objective import build_objective
 from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import TrainContext
@@ -134,6 +136,7 @@ def build_student(
             pretrained=recipe.pretrained,
             weights=config.weights,
             distilled=distilled,
+            model_args=config.model_args,
             start_classes=read_start_classes(config),
             download=download,
             reporter=reporter,
@@ -244,6 +247,7 @@ def build_training(
         steps,
         config.seed,
         device,
+        build_objective(config, ClassCounts.of(train), device.torch_device),
         config.distill,
         cached_teacher=teacher.build_cached_teacher() if teacher and teacher.uses_views else None,
         teacher=teacher.get_network() if teacher and not teacher.uses_views else None,
