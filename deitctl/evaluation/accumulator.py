@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,12 @@ from torch import Tensor
 from deitctl.distributed import World
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.intervals import percent_interval
-from deitctl.evaluation.metrics import expected_calibration_error, mean_percent, topk_correct
+from deitctl.evaluation.metrics import (
+    expected_calibration_error,
+    mean_percent,
+    score_evenly,
+    topk_correct,
+)
 from deitctl.evaluation.result import EvalResult
 from deitctl.models.heads import fuse_heads
 from deitctl.models.model_config import HEADS
@@ -22,8 +27,57 @@ MAX_LOGITS = 2**24
 TOPK = 5
 
 
-class EvalAccumulator:
-    """The images of one model so far, a column per quantity."""
+class ImageColumns:
+    """What is known of the images of one model so far, a column per quantity."""
+
+    def __init__(self, eval_model: EvalModel) -> None:
+        """Start empty, for the outputs of a model."""
+        self.eval_model = eval_model
+        self.rows = torch.tensor(eval_model.rows)
+        self.columns: dict[str, list[Tensor]] = {}
+        self.read_errors: list[tuple[int, str]] = []
+        self.num_heads, self.num_logits = 0, 0
+
+    def append(self, columns: Mapping[str, Tensor]) -> None:
+        """Add values of some images to their columns."""
+        for name, values in columns.items():
+            self.columns.setdefault(name, []).append(values)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The head rules that are scored."""
+        return HEADS if self.num_heads == 2 else (self.head,)
+
+    @property
+    def head(self) -> str:
+        """The head rule of the predictions."""
+        has_rule = self.num_heads == 2 or self.eval_model.is_exported
+        return self.eval_model.head if has_rule else "cls"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image was added."""
+        return not self.columns
+
+    def gather(self, world: World) -> None:
+        """Take over what the other processes accumulated."""
+        if world.size == 1:
+            return
+        gathered = world.all_gather_object(
+            (self.columns, self.read_errors, self.num_heads, self.num_logits)
+        )
+        self.columns = {}
+        for columns, *_ in gathered:
+            for name, values in columns.items():
+                self.columns.setdefault(name, []).extend(values)
+        self.read_errors = sorted(error for _, errors, *_ in gathered for error in errors)
+        # A process without a readable image knows neither.
+        self.num_heads = max(heads for *_, heads, _ in gathered)
+        self.num_logits = max(logits for *_, logits in gathered)
+
+
+class EvalAccumulator(ImageColumns):
+    """The images of one model so far, of one label each."""
 
     def __init__(self, eval_model: EvalModel, num_images: int, *, max_logits: int = 0) -> None:
         """Start empty.
@@ -33,11 +87,8 @@ class EvalAccumulator:
             num_images: size of the dataset.
             max_logits: limit on the number of stored logits, over all images.
         """
-        self.eval_model, self.num_images, self.max_logits = eval_model, num_images, max_logits
-        self.rows = torch.tensor(eval_model.rows)
-        self.columns: dict[str, list[Tensor]] = {}
-        self.read_errors: list[tuple[int, str]] = []
-        self.num_heads, self.num_logits = 0, 0
+        super().__init__(eval_model)
+        self.num_images, self.max_logits = num_images, max_logits
         self._stores_logits: Tensor | None = None
 
     def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor) -> None:
@@ -78,24 +129,7 @@ class EvalAccumulator:
         if self.max_logits:
             rows = self._select_logits()[indices]
             columns |= {f"logits/{n}": x[rows] for n, x in enumerate(heads) if x is not None}
-        for name, values in columns.items():
-            self.columns.setdefault(name, []).append(values)
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """The head rules that are scored."""
-        return HEADS if self.num_heads == 2 else (self.head,)
-
-    @property
-    def head(self) -> str:
-        """The head rule of the predictions."""
-        has_rule = self.num_heads == 2 or self.eval_model.is_exported
-        return self.eval_model.head if has_rule else "cls"
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no image was added."""
-        return not self.columns
+        self.append(columns)
 
     def _select_logits(self) -> Tensor:
         """Return whether each image of the dataset stores its logits, [num_images]."""
@@ -105,22 +139,6 @@ class EvalAccumulator:
             draw = torch.Generator().manual_seed(0)
             self._stores_logits = torch.randperm(self.num_images, generator=draw) < limit
         return self._stores_logits
-
-    def gather(self, world: World) -> None:
-        """Take over what the other processes accumulated."""
-        if world.size == 1:
-            return
-        gathered = world.all_gather_object(
-            (self.columns, self.read_errors, self.num_heads, self.num_logits)
-        )
-        self.columns = {}
-        for columns, *_ in gathered:
-            for name, values in columns.items():
-                self.columns.setdefault(name, []).extend(values)
-        self.read_errors = sorted(error for _, errors, *_ in gathered for error in errors)
-        # A process without a readable image knows neither.
-        self.num_heads = max(heads for *_, heads, _ in gathered)
-        self.num_logits = max(logits for *_, logits in gathered)
 
     def compute(self, seconds: float, name_of: Callable[[int], str] = str) -> EvalResult:
         """Return the metrics, and the results of all images in the order of the dataset.
@@ -167,6 +185,9 @@ class EvalAccumulator:
             teacher_agreement = {
                 rule: mean_percent(column[f"as_teacher/{rule}"][taught]) for rule in self.rules
             }
+        balanced_accuracy, macro_f1 = score_evenly(
+            column["label"].numpy(), column["data_preds"].numpy(), len(self.rows)
+        )
         return EvalResult(
             num_images=len(order),
             unreadable=[name for name, _ in read_errors],
@@ -176,6 +197,8 @@ class EvalAccumulator:
             top5_interval=top5_interval,
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
+            balanced_accuracy=100 * balanced_accuracy,
+            macro_f1=100 * macro_f1,
             num_classes=len(self.rows),
             top1_among_classes=top1_among_classes,
             top5_among_classes=top5_among_classes,

@@ -65,8 +65,12 @@ class EvalModel:
     """Head rule of the predictions (see `fuse_heads`)."""
     temperature: float = 1.0
     """What the fused logits are divided by."""
+    thresholds: tuple[float, ...] | None = None
+    """Of several labels an image: the probability from which each class of the data is predicted;
+    None: thresholds are fitted to the images."""
     teacher_preds: Tensor | None = None
-    """A teacher's prediction for each image, [N], as a class of the data; -1 where it has none."""
+    """A teacher's prediction for each image, [N], as a class of the data; -1 where it has none. Of
+    several labels [N,K]: 1 for a class that it predicts, 0 for others, -1 for all where it has none."""
 
     @property
     def is_exported(self) -> bool:

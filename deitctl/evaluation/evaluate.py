@@ -34,9 +34,8 @@ from deitctl.evaluation.result import (
     Confusion,
     EvalResult,
     EvalResults,
-    EvalSubject,
-    name_classes,
 )
+from deitctl.evaluation.subject import EvalSubject, name_classes
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
@@ -450,8 +449,6 @@ def _add_details(
         real_labels=real_labels,
         reliability=compute_reliability(result.confidences, result.correct),
         per_class=per_class,
-        mean_class_top1=sum(c.recall for c in per_class.values()) / len(per_class),
-        macro_f1=sum(c.f1 for c in per_class.values()) / len(per_class),
         confusions=[
             Confusion(
                 class_names[label],

@@ -137,6 +137,34 @@ def score_classes(
     }
 
 
+def score_evenly(
+    labels: Classes,
+    preds: Classes,
+    num_classes: int,
+    weights: NDArray[np.float64] | None = None,
+) -> tuple[float, float]:
+    """Return balanced accuracy and macro F1, 0..1, in which each class that has images counts alike.
+
+    They are scikit-learn's `balanced_accuracy_score`, and `f1_score` of those classes.
+
+    Args:
+        labels: class of each image, [N] in 0..K-1.
+        preds: predicted class, [N]; K for a class that the data does not have.
+        num_classes: K.
+        weights: how often each image counts, [N]; None: once.
+    """
+    hits = labels == preds
+    hit_weights = hits.astype(np.float64) if weights is None else hits * weights
+    size = num_classes + 1
+    labeled = np.bincount(labels, weights, minlength=size)[:num_classes]
+    predicted = np.bincount(preds, weights, minlength=size)[:num_classes]
+    correct = np.bincount(labels, hit_weights, minlength=size)[:num_classes]
+    used = labeled > 0
+    recalls = correct[used] / labeled[used]
+    f1 = 2 * correct[used] / (labeled[used] + predicted[used])
+    return float(recalls.mean()), float(f1.mean())
+
+
 def count_confusions(
     labels: Classes, preds: Classes, limit: int | None = None
 ) -> list[tuple[int, int, int]]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from deitctl.data.classes import ClassMatch
-from deitctl.data.dataset import ImageDataset
 from deitctl.device import Device
 from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.calibration import Calibration
-from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.images import describe_images
 from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.metrics import ClassScore, ReliabilityBin
+from deitctl.evaluation.subject import EvalSubject
 from deitctl.inference.classifier import ScoredClass
-from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import HeadLogits
 from deitctl.records import hidden
 
@@ -73,49 +69,8 @@ class ImageResult:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EvalSubject:
-    """What was evaluated: a loaded model under a protocol, and the images."""
-
-    ref: str
-    """Model, as it was named."""
-    protocol: str
-    eval_model: EvalModel
-    model_config: ModelConfig
-    dataset: ImageDataset
-    match: ClassMatch
-    """How the data's classes were found among the model's."""
-    class_titles: Sequence[str]
-    """Names of the data's classes for people, the same for all models of an evaluation."""
-
-    def get_title(self, pred: int) -> str:
-        """Return the display name of a class of the model, the data's if the data has the class."""
-        if pred in self.match.rows:
-            return self.class_titles[self.match.rows.index(pred)]
-        label = self.model_config.label(pred)
-        return label if self.model_config.descriptions is None else label.split(",")[0]
-
-
-def name_classes(
-    model_config: ModelConfig, match: ClassMatch, class_names: Sequence[str]
-) -> list[str]:
-    """Return display names of the data's classes.
-
-    A WordNet id is named by its first synonym, followed by the id if two classes share it.
-    """
-    if model_config.descriptions is None:
-        return list(class_names)
-    titles = [model_config.label(row).split(",")[0] for row in match.rows]
-    count = Counter(titles)
-    return [t if count[t] == 1 else f"{t} ({class_names[n]})" for n, t in enumerate(titles)]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvalResult:
-    """One model under one protocol on one set of images; accuracies in percent.
-
-    `validate` fills metrics and tensors, which is all that training needs. `evaluate_models` adds
-    model, data and protocol, intervals, calibration and per-class scores.
-    """
+class BaseResult:
+    """One model under one protocol on one set of images, whatever the task."""
 
     model: str = ""
     """Model, as it was named; published weights by timm's name."""
@@ -135,6 +90,35 @@ class EvalResult:
     of no run, or the data is not its run's."""
     unreadable: list[str]
     """Images that could not be read and are left out."""
+    num_classes: int
+    """Classes of the data."""
+    head: str
+    """Head rule of the predictions; `cls` for a model with one head, an exported file's own."""
+    temperature: float
+    """What the logits were divided by before the softmax, or of several labels the sigmoid."""
+    images_per_second: float
+    """Speed of the whole pass: reading, preprocessing and forward passes of all models in it."""
+
+    read_errors: list[tuple[str, str]] = hidden(repr=False)
+    """Name and reason of each image that could not be read."""
+    indices: Tensor = hidden(repr=False)
+    """Index of each readable image in the dataset, [N], ascending."""
+    subject: EvalSubject | None = hidden(repr=False, default=None)
+    """The model and the images; None in training, where it would keep the model alive."""
+
+    def describe_images(self) -> str:
+        """Return which images were evaluated, in words."""
+        return describe_images(self.num_images, self.data, self.split, self.num_train_images)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvalResult(BaseResult):
+    """One model under one protocol on one set of images; accuracies in percent.
+
+    `validate` fills metrics and tensors, which is all that training needs. `evaluate_models` adds
+    model, data and protocol, intervals, calibration and per-class scores.
+    """
+
     top1: float
     """Top-1 accuracy of the head rule `head`."""
     top1_interval: Interval
@@ -149,12 +133,14 @@ class EvalResult:
     """95 % interval of `loss`, by bootstrap over the images (Efron 1979)."""
     ece: float
     """Expected calibration error, 0..1, after the model's temperature."""
-    mean_class_top1: float | None = None
-    """Mean recall over the classes that have images."""
-    macro_f1: float | None = None
-    """Mean F1 over the classes that have images."""
-    num_classes: int
-    """Classes of the data."""
+    balanced_accuracy: float
+    """Mean recall over the classes that have images, percent: each class counts alike."""
+    balanced_accuracy_interval: Interval | None = None
+    """95 % interval of `balanced_accuracy`, by bootstrap over the images."""
+    macro_f1: float
+    """Mean F1 over the classes that have images, percent."""
+    macro_f1_interval: Interval | None = None
+    """95 % interval of `macro_f1`, by bootstrap over the images."""
     top1_among_classes: float | None
     """Top-1 accuracy among the data's classes only; null if the model has no other classes."""
     top5_among_classes: float | None
@@ -162,8 +148,6 @@ class EvalResult:
     data no more than five."""
     real_labels: RealLabelScore | None = None
     """Accuracy by ReaL labels; null without --real-labels."""
-    head: str
-    """Head rule of the predictions; `cls` for a model with one head, an exported file's own."""
     heads: dict[str, float] | None
     """Top-1 accuracy of each head rule; null for a model with one head."""
     head_intervals: dict[str, Interval] | None
@@ -172,8 +156,6 @@ class EvalResult:
     """Percent of images with the same prediction of both heads (100 - DeiT Table 4)."""
     teacher_agreement: dict[str, float] | None
     """Percent of images with the teacher's prediction, by head rule; null without one."""
-    temperature: float
-    """What the logits were divided by before the softmax."""
     calibration: Calibration | None = None
     """Fitted temperatures and the errors with them; null if none fits."""
     reliability: list[ReliabilityBin] = field(default_factory=list)
@@ -182,13 +164,7 @@ class EvalResult:
     """The ten most frequent confusions."""
     per_class: dict[str, ClassScore] = field(default_factory=dict)
     """Images, recall, precision and F1 of each class that has images."""
-    images_per_second: float
-    """Speed of the whole pass: reading, preprocessing and forward passes of all models in it."""
 
-    read_errors: list[tuple[str, str]] = hidden(repr=False)
-    """Name and reason of each image that could not be read."""
-    indices: Tensor = hidden(repr=False)
-    """Index of each readable image in the dataset, [N], ascending."""
     labels: Tensor = hidden(repr=False)
     """Label of each image, [N], as a class of the data."""
     targets: Tensor = hidden(repr=False)
@@ -211,12 +187,19 @@ class EvalResult:
     """Raw logits of each head, float32 [M,K], of the images at `logit_rows`, if they are stored."""
     logit_rows: Tensor = hidden(repr=False)
     """Which of the N images have logits, [M]: all, or a random sample to limit memory."""
-    subject: EvalSubject | None = hidden(repr=False, default=None)
-    """The model and the images; None in training, where it would keep the model alive."""
 
-    def describe_images(self) -> str:
-        """Return which images were evaluated, in words."""
-        return describe_images(self.num_images, self.data, self.split, self.num_train_images)
+    def get_score(self, select: str) -> float:
+        """Return the metric that a checkpoint is selected by; higher is better, so a loss is negated.
+
+        Args:
+            select: `top1`, `balanced`, `f1` or `loss`.
+        """
+        return {
+            "top1": self.top1,
+            "balanced": self.balanced_accuracy,
+            "f1": self.macro_f1,
+            "loss": -self.loss,
+        }[select]
 
     @property
     def preds(self) -> Tensor:

@@ -16,7 +16,8 @@ from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, ModelError
 from deitctl.evaluation.accumulator import MAX_LOGITS, EvalAccumulator
 from deitctl.evaluation.eval_model import EvalModel
-from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.multilabel_accumulator import MultilabelAccumulator
+from deitctl.evaluation.multilabel_result import Result
 from deitctl.events import Reporter
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -36,8 +37,8 @@ def validate(
     stop_on_bad_image: bool = False,
     store_logits: bool = False,
     require_finite: bool = False,
-) -> list[EvalResult]:
-    """Evaluate models on every readable image of a dataset.
+) -> list[Result]:
+    """Evaluate models on every readable image of a dataset, by the kind of its labels.
 
     With several processes each evaluates a share, and all return the results of all images.
 
@@ -52,7 +53,8 @@ def validate(
         world: processes that share the images.
         pause: called before every batch, and about once a second while none comes; may raise to stop.
         stop_on_bad_image: whether an image that cannot be read is an error; else it is left out.
-        store_logits: whether the results have logits, at most `MAX_LOGITS` for all models together.
+        store_logits: whether the results have logits, at most `MAX_LOGITS` for all models together;
+            of several labels an image they have all, whatever this says.
         require_finite: whether an infinite or NaN logit is an error; else its prediction counts.
 
     Raises:
@@ -66,8 +68,11 @@ def validate(
     views = [replace(m.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD) for m in eval_models]
     unique_views = list(dict.fromkeys(views))
     max_logits = MAX_LOGITS // len(eval_models) if store_logits else 0
-    accumulators = [
-        EvalAccumulator(m, len(dataset.labels), max_logits=max_logits) for m in eval_models
+    accumulators: Sequence[EvalAccumulator | MultilabelAccumulator] = [
+        MultilabelAccumulator(m, dataset.class_names)
+        if dataset.is_multilabel
+        else EvalAccumulator(m, len(dataset.labels), max_logits=max_logits)
+        for m in eval_models
     ]
     start = time.monotonic()
     batches = build_eval_loader(

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.metrics import count_confusions
-from deitctl.evaluation.result import EvalResult, EvalSubject
+from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.subject import EvalSubject
 
 Facts = Sequence[tuple[str, str]]
 """Names and values to list, in that order."""

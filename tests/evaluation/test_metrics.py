@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score, recall_score
 
 from deitctl.evaluation.metrics import (
     count_confusions,
     expected_calibration_error,
     score_classes,
+    score_evenly,
     topk_correct,
 )
 
@@ -78,3 +80,19 @@ def test_the_most_frequent_confusion_comes_first():
     assert count_confusions(labels, preds) == [(0, 1, 2), (1, 0, 1), (2, 1, 1), (2, 3, 1)]
     assert count_confusions(labels, preds, limit=1) == [(0, 1, 2)]
     assert count_confusions(labels, labels) == []
+
+
+def test_balanced_accuracy_and_macro_f1_are_scikit_learns():
+    """Of uneven classes; class 3 has no image, class 4 is a prediction that the data does not have."""
+    draw = np.random.default_rng(0)
+    labels = draw.choice(3, 200, p=[0.8, 0.15, 0.05])
+    preds = np.where(draw.random(200) < 0.6, labels, draw.choice(5, 200))
+    weights = draw.integers(0, 4, 200).astype(float)
+    for counts in (None, weights):
+        balanced, macro = score_evenly(labels, preds, 4, counts)
+        expected = recall_score(
+            labels, preds, average="macro", labels=range(3), sample_weight=counts
+        )
+        assert balanced == pytest.approx(expected, abs=1e-12)
+        expected = f1_score(labels, preds, average="macro", labels=range(3), sample_weight=counts)
+        assert macro == pytest.approx(expected, abs=1e-12)

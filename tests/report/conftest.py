@@ -15,7 +15,8 @@ from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.metrics import ReliabilityBin
-from deitctl.evaluation.result import EvalResult, EvalSubject
+from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.subject import EvalSubject
 from deitctl.models.model_config import ModelConfig
 from deitctl.report.build import encode_thumbnail, select_mistakes, select_unsure
 from deitctl.report.contents import OUTSIDE, Contents, Curves, Example, ModelSection
@@ -107,6 +108,8 @@ def evaluated(pixels: Callable[[int], np.ndarray]) -> Callable[..., ModelSection
             "top5": 100.0,
             "loss": 0.75,
             "ece": 0.125,
+            "balanced_accuracy": 100 * float(correct.double().mean()),
+            "macro_f1": 50.0,
             "top1_interval": Interval(25.0, 87.5),
             "top5_interval": Interval(70.0, 100.0),
             "num_classes": num_classes,
