@@ -18,7 +18,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import convert, dotted_name, list_options
 
 if TYPE_CHECKING:
-    from deitctl.config import TrainConfig
+    from deitctl.config import TaskChoice, TrainConfig
     from deitctl.data.dataset import ImageDataset
     from deitctl.distillation.compare import Comparison
     from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
@@ -45,6 +45,7 @@ def train(
     batch_size: int | Literal["auto"] | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    task: TaskChoice | None = None,
     split_seed: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
@@ -53,16 +54,23 @@ def train(
     weights: PathLike | None = None,
     classes: PathLike | None = None,
     lr: float | None = None,
+    opt: str | None = None,
+    sched: Literal["cosine", "linear", "wsd", "constant", "onecycle"] | None = None,
+    patience: int | None = None,
+    freeze_blocks: int | None = None,
+    thaw_epoch: int | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
     compile: bool | None = None,
     micro_batch_size: int | None = None,
+    grad_checkpointing: bool | None = None,
     on_bad_image: OnBadImage | None = None,
     resume: PathLike | None = None,
     more_epochs: int | None = None,
     config: PathLike | None = None,
     save_every: str | None = None,
+    log: str | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
 ) -> TrainResult:
@@ -96,6 +104,7 @@ def distill(
     batch_size: int | Literal["auto"] | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    task: TaskChoice | None = None,
     split_seed: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
@@ -119,16 +128,23 @@ def distill(
     weights: PathLike | None = None,
     classes: PathLike | None = None,
     lr: float | None = None,
+    opt: str | None = None,
+    sched: Literal["cosine", "linear", "wsd", "constant", "onecycle"] | None = None,
+    patience: int | None = None,
+    freeze_blocks: int | None = None,
+    thaw_epoch: int | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
     compile: bool | None = None,
     micro_batch_size: int | None = None,
+    grad_checkpointing: bool | None = None,
     on_bad_image: OnBadImage | None = None,
     resume: PathLike | None = None,
     more_epochs: int | None = None,
     config: PathLike | None = None,
     save_every: str | None = None,
+    log: str | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
 ) -> TrainResult:
@@ -200,6 +216,7 @@ def cache_teacher(
     recipe: PathLike | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    task: TaskChoice | None = None,
     split_seed: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
@@ -275,6 +292,7 @@ def compare(
     batch_size: int | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    task: TaskChoice | None = None,
     split_seed: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
@@ -540,21 +558,16 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
 
 
 def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[TrainConfig, Datasets]:
-    from deitctl.data.open import open_for_training
-    from deitctl.training.configure import build_config, read_config
+    from deitctl.data.open import Source, open_for_training
+    from deitctl.training.configure import build_config, read_config, settle_task
 
     settings = request.settings
     if request.config:
         config = read_config(
             Path(request.config), settings, request.overrides, distilled=request.distilled
         )
-        return config, datasets or open_for_training(
-            config.data,
-            seed=config.split_seed,
-            reporter=request.reporter,
-            value_range=config.value_range,
-            image_folder=config.image_folder,
-        )
+        opened = datasets or open_for_training(Source.of(config), reporter=request.reporter)
+        return settle_task(config, opened[0]), opened
     if not request.distilled:
         # other settings of a teacher stay, and are refused where there is none
         settings = {k: v for k, v in settings.items() if (k, v) != ("distill.mode", "none")}
@@ -569,12 +582,13 @@ def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[Trai
 
 
 def _run(request: _Request) -> TrainResult:
-    from deitctl.paths import DiskError
     from deitctl.profiling.batch_size import with_chosen_batch_size
     from deitctl.recipes import get_recipe
     from deitctl.training import launch
     from deitctl.training.configure import make_absolute, refuse_settings
+    from deitctl.training.extensions import Extensions
 
+    extensions = Extensions(draw_figures=_draw_figures)
     if request.resume and request.resume != AUTO:
         root = Path(request.resume)
         own = {"config": request.config, "output": request.settings.get("output_dir")}
@@ -583,7 +597,11 @@ def _run(request: _Request) -> TrainResult:
         if "recipe" in settings:
             settings["recipe.name"] = get_recipe(settings.pop("recipe")).name
         result = launch.resume(
-            root, settings=settings, more_epochs=request.more_epochs, reporter=request.reporter
+            root,
+            settings=settings,
+            more_epochs=request.more_epochs,
+            extensions=extensions,
+            reporter=request.reporter,
         )
     else:
         config, datasets = _configure(request)
@@ -596,38 +614,40 @@ def _run(request: _Request) -> TrainResult:
             auto=request.resume == AUTO,
             datasets=datasets,
             reporter=request.reporter,
+            extensions=extensions,
             choose=choose if request.auto_batch_size else None,
         )
-    try:
-        _draw_curves(result.run)
-    except DiskError as error:
-        request.reporter.warn(f"{error.message} The run is finished, without its curves.")
     return result
 
 
-def _draw_curves(root: Path) -> None:
-    from deitctl.distributed import is_main_process
+def _draw_figures(root: Path) -> list[Path]:
+    """Draw the figures of the run in a folder, and return their files."""
     from deitctl.report.figures import draw_curves
     from deitctl.training.run_dir import Run
 
-    if is_main_process():
-        run = Run(root)
-        run.require_own_names()
-        steps, epochs = (list(run.records(kind)) for kind in ("step", "epoch"))
-        path, teacher_top1 = run.figures / "curves.png", run.teacher_top1()
-        draw_curves(path, steps, epochs, teacher_top1=teacher_top1, title=root.name)
+    run = Run(root)
+    run.require_own_names()
+    steps, epochs = (list(run.records(kind)) for kind in ("step", "epoch"))
+    path, teacher_top1 = run.figures / "curves.png", run.teacher_top1()
+    draw_curves(path, steps, epochs, teacher_top1=teacher_top1, title=root.name)
+    return [path]
 
 
 def _train_run(
     datasets: Datasets, reporter: Reporter, *, require_equal: bool = False
 ) -> Callable[[TrainConfig], Mapping[str, Any]]:
     """Return the function by which distillation trains: a teacher that is fine-tuned, a student that is compared."""
+    from deitctl.training.extensions import Extensions
     from deitctl.training.launch import train_or_find
 
     def train_run(config: TrainConfig) -> Mapping[str, Any]:
-        result = train_or_find(config, datasets, reporter, require_equal=require_equal)
-        _draw_curves(Path(config.output_dir))
-        return result
+        return train_or_find(
+            config,
+            datasets,
+            reporter,
+            extensions=Extensions(draw_figures=_draw_figures),
+            require_equal=require_equal,
+        )
 
     return train_run
 

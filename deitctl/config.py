@@ -584,6 +584,12 @@ class TrainConfig:
             "Stop at a loss this many times both its recent mean and a guess's; 0: never.", ge=0
         ),
     ] = 3.0
+    log: Annotated[
+        str,
+        Option(
+            "Experiment trackers, by commas: tensorboard, wandb, mlflow, trackio, csv.", EVERYDAY
+        ),
+    ] = ""
     on_bad_image: Annotated[
         Literal["skip", "stop"],
         Option("An image that cannot be read: skip (and name) it, or stop.", MACHINE),
@@ -614,6 +620,7 @@ MACHINE_SETTINGS = (
     "save_every",
     "loss_spike_factor",
     "on_bad_image",
+    "log",
     "output_dir",
 )
 """Settings that may change when a run is resumed: where and how it runs, not what it learns."""

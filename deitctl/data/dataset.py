@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -22,14 +23,25 @@ from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 from deitctl.names import canonicalize_name, find_names
 
-Labels = NDArray[np.int64]
+Labels = NDArray[np.int64] | NDArray[np.bool_]
+"""Of one label an image: index into the class names, int64 [N]; of several: multi-hot, bool [N,K]."""
+MIN_SEVERAL = 0.05
+"""Of images that must be in several classes for the data to have several labels an image; fewer may
+be mistakes."""
 
 
 class ImageDataset(ABC):
-    """Images with labels: `labels[i]` indexes `class_names`."""
+    """Images with labels.
+
+    Of one label an image, `labels[i]` indexes `class_names`; of several, `labels[i]` says of each
+    class whether the image has it, and a row may be all False: an image with none of the classes.
+    """
 
     labels: Labels
     class_names: tuple[str, ...]
+    group_names: Sequence[str] | None = None
+    """Of each image, [N]: a patient or camera, whose images belong on one side of a split; None: none
+    are known."""
     value_range: ValueRange | None = None
     """Of images of more than 8 bits whose files state none; None: each is scaled by itself."""
 
@@ -38,6 +50,11 @@ class ImageDataset(ABC):
         images = copy.copy(self)
         object.__setattr__(images, "value_range", value_range)  # of a frozen one too
         return images
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
 
     @property
     def is_in_memory(self) -> bool:
@@ -115,6 +132,7 @@ class FileDataset(ImageDataset):
     class_names: tuple[str, ...]
     root: str = ""
     """Folder that paths are relative to, with a separator behind it."""
+    group_names: Sequence[str] | None = None
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -151,6 +169,11 @@ class Subset(ImageDataset):
     class_names: tuple[str, ...]
     holds_out: bool = False
     """Whether they are held out of the dataset."""
+
+    @property
+    def group_names(self) -> Sequence[str] | None:  # type: ignore[override]
+        names = self.dataset.group_names
+        return None if names is None else [names[index] for index in self.indices.tolist()]
 
     @property
     def value_range(self) -> ValueRange | None:  # type: ignore[override]
@@ -206,6 +229,12 @@ class JoinedDataset(ImageDataset):
     class_names: tuple[str, ...]
     ends: NDArray[np.int64]
     """Number of images in each dataset and those before it."""
+
+    @property
+    def group_names(self) -> Sequence[str] | None:  # type: ignore[override]
+        parts = [part.group_names for part in self.datasets]
+        names = [part for part in parts if part is not None]
+        return list(chain.from_iterable(names)) if len(names) == len(parts) else None
 
     @property
     def value_range(self) -> ValueRange | None:  # type: ignore[override]
@@ -265,7 +294,7 @@ def compute_digest(data: bytes) -> int:
 
 
 def join(datasets: Sequence[ImageDataset]) -> ImageDataset:
-    """Return the images of several datasets as one, with the classes of all."""
+    """Return the images of several datasets as one, with the classes of all; all are of one kind."""
     if len(datasets) == 1:
         return datasets[0]
     class_names = tuple(
@@ -292,19 +321,44 @@ def find_folder(dataset: ImageDataset) -> str | None:
     return (folder.rstrip(":/" + os.sep) or None) if folder != name else None
 
 
+def count_images(dataset: ImageDataset) -> NDArray[np.int64]:
+    """Count the images of each class, [K]; one of several labels counts in each of its classes."""
+    if dataset.is_multilabel:
+        return dataset.labels.sum(axis=0, dtype=np.int64)
+    return np.bincount(dataset.labels, minlength=len(dataset.class_names))
+
+
 def find_used_classes(dataset: ImageDataset) -> set[str]:
     """Return the classes that have an image."""
-    return {dataset.class_names[label] for label in np.unique(dataset.labels)}
+    return {dataset.class_names[label] for label in np.flatnonzero(count_images(dataset))}
+
+
+def list_labels(dataset: ImageDataset) -> list[tuple[int, ...]]:
+    """Return the labels of each image, in rising order: one, or of several labels none, one or more."""
+    if not dataset.is_multilabel:
+        return [(label,) for label in dataset.labels.tolist()]
+    labels: list[list[int]] = [[] for _ in range(len(dataset.labels))]
+    for index, label in np.argwhere(dataset.labels).tolist():
+        labels[index].append(label)
+    return list(map(tuple, labels))
 
 
 def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
-    """Return a dataset's labels as indices into other class names; -1 for a missing class.
+    """Return a dataset's labels by other class names; names are compared in canonical form.
 
-    Names are compared in canonical form.
+    Returns:
+        Of one label an image int64 [N], -1 for a missing class; of several bool [N,K], in which a
+        missing class is left out.
     """
     places = find_names(dataset.class_names, class_names)
     mapping = np.array([-1 if place is None else place for place in places], dtype=np.int64)
-    return mapping[dataset.labels]
+    if not dataset.is_multilabel:
+        return mapping[dataset.labels]
+    labels = np.zeros((len(dataset.labels), len(class_names)), np.bool_)
+    for column, place in enumerate(mapping.tolist()):
+        if place >= 0:
+            labels[:, place] |= dataset.labels[:, column]
+    return labels
 
 
 def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
@@ -318,3 +372,18 @@ def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
         return dataset, []
     empty = [name for name in dataset.class_names if name not in used]
     return replace(dataset, labels=number_labels(dataset, names), class_names=names), empty
+
+
+def encode_labels(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.bool_]:
+    """Return labels of one an image as multi-hot, [N,K]."""
+    encoded = np.zeros((len(labels), num_classes), np.bool_)
+    encoded[np.arange(len(labels)), labels] = True
+    return encoded
+
+
+def make_multilabel(dataset: ImageDataset) -> ImageDataset:
+    """Return images of one label each as such of several, each with its one."""
+    if dataset.is_multilabel:
+        return dataset
+    labels = encode_labels(dataset.labels, len(dataset.class_names))
+    return Subset(dataset, np.arange(len(labels)), labels, dataset.class_names)

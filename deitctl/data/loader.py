@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl.config import AugmentConfig
@@ -28,6 +29,8 @@ from deitctl.models.model_config import Preprocessing
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
 
+Label = int | NDArray[np.bool_]
+"""Of an image: its class, or of several labels which classes it has, bool [K]."""
 AHEAD = 4
 """Training batches that a loader prepares before they are needed."""
 
@@ -39,7 +42,7 @@ class Sample(NamedTuple):
     """
 
     pixels: Pixels | None
-    label: int
+    label: Label
     key: SampleKey
     error: str
     teacher_pixels: Pixels | None = None
@@ -52,7 +55,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 [B,3,S,S]."""
     labels: Tensor
-    """int64 [B]."""
+    """int64 [B], or of several labels an image bool [B,K]."""
     keys: list[SampleKey]
     slots: list[int]
     """Place of each image in the batch as sampled, where unreadable images have places too."""
@@ -126,7 +129,7 @@ class TrainViews:
         self.dataset, self.augment, self.img_size, self.plan = dataset, augment, img_size, plan
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        plan, label = self.plan, int(self.dataset.labels[key.index])
+        plan, label = self.plan, _get_label(self.dataset, key.index)
         view = view_of(key, views=plan.views, repeats=plan.repeats)
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
         is_cached = plan.is_cached is not None and plan.is_cached(view, key.index)
@@ -148,7 +151,7 @@ class EvalSample(NamedTuple):
 
     views: tuple[Pixels, ...]
     """One for each preprocessing."""
-    label: int
+    label: Label
     position: int
     error: str
 
@@ -159,7 +162,7 @@ class EvalBatch(NamedTuple):
     images: list[Tensor]
     """uint8 [B,3,S,S] for each preprocessing."""
     labels: Tensor
-    """int64 [B]."""
+    """int64 [B], or of several labels an image bool [B,K]."""
     indices: Tensor
     """Position of each image in the dataset, int64 [B]."""
     errors: list[tuple[int, str]]
@@ -182,7 +185,7 @@ class EvalViews:
         return len(self.dataset.labels)
 
     def __getitem__(self, index: int) -> EvalSample:
-        label = int(self.dataset.labels[index])
+        label = _get_label(self.dataset, index)
         try:
             # Decoded by Pillow and in full: an evaluation's pixels are timm's to the bit.
             images = {pre: dataset.read(index) for pre, dataset in self._by_range.items()}
@@ -196,7 +199,7 @@ class EvalViews:
         good = [s for s in samples if not s.error]
         return EvalBatch(
             [_stack([s.views[n] for s in good]) for n in range(len(self.preprocessings))],
-            torch.tensor([s.label for s in good], dtype=torch.int64),
+            _stack_labels(samples, [not s.error for s in samples]),
             torch.tensor([s.position for s in good], dtype=torch.int64),
             [(s.position, s.error) for s in samples if s.error],
         )
@@ -208,13 +211,27 @@ def collate(samples: Sequence[Sample]) -> Batch:
     good = [samples[slot] for slot in slots]
     return Batch(
         images=_stack([s.pixels for s in good if s.pixels is not None]),
-        labels=torch.tensor([s.label for s in good], dtype=torch.int64),
+        labels=_stack_labels(samples, [s.pixels is not None for s in samples]),
         keys=[s.key for s in good],
         slots=slots,
         unreadable=[(s.key, s.error) for s in samples if s.pixels is None],
         teacher_images=_stack([s.teacher_pixels for s in good if s.teacher_pixels is not None]),
         teacher_rows=[row for row, s in enumerate(good) if s.teacher_pixels is not None],
     )
+
+
+def _get_label(dataset: ImageDataset, index: int) -> Label:
+    label = dataset.labels[index]
+    return label if dataset.is_multilabel else int(label)
+
+
+def _stack_labels(
+    samples: Sequence[Sample] | Sequence[EvalSample], is_good: Sequence[bool]
+) -> Tensor:
+    """Return the labels of some samples, int64 [B] or bool [B,K]; K is known where none of them is good."""
+    labels = np.array([sample.label for sample in samples])
+    dtype = np.bool_ if labels.ndim > 1 else np.int64
+    return torch.from_numpy(labels[np.array(is_good, np.bool_)].astype(dtype))
 
 
 def _stack(images: Sequence[Pixels]) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset, join
 from deitctl.data.held_out import hold_out_fifth
@@ -22,6 +23,7 @@ from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
 from deitctl.data.readers.pack import SUFFIX, open_pack
 from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
+from deitctl.data.readers.read_options import AUTO, ReadOptions
 from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table, name_rivals, open_table
 from deitctl.data.readers.tar import open_tar
@@ -90,36 +92,60 @@ class EvalData:
         return mask if self.indices is None else mask[self.indices]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What names the images of a training, and says how they are read and split."""
+
+    ref: str
+    """The user's name of the data; empty means `digits`."""
+    image_folder: str = ""
+    """That the paths of a table are below; empty: its own folder."""
+    value_range: str | ValueRange = "auto"
+    """Of images of more than 8 bits, see `settle_range`."""
+    task: TaskChoice = AUTO
+    """Whether an image has one label or several; auto: as the data has them."""
+    group_by: str = ""
+    """What says which images belong on one side of a split; empty: nothing does."""
+    split_seed: int = 0
+    """Of the images that are held out."""
+    folds: int = 0
+    """Parts that the images are split into, each held out by a run of its own; 0: a fifth is held out."""
+    fold: int = 0
+    """Which of these parts is held out, from 1."""
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Source:
+        """Return the source of a run's images."""
+        return cls(
+            config.data,
+            config.image_folder,
+            config.value_range,
+            config.task,
+            config.group_by,
+            config.split_seed,
+            config.folds,
+            config.fold,
+        )
+
+
 def open_for_training(
-    ref: str,
-    *,
-    seed: int,
-    reporter: Reporter,
-    run: RunData | None = None,
-    value_range: str | ValueRange = "auto",
-    image_folder: str = "",
+    source: Source, *, reporter: Reporter, run: RunData | None = None
 ) -> tuple[ImageDataset, ImageDataset]:
     """Return training and validation images with the same classes.
 
     Without validation images a fifth is held out, see `hold_out`.
 
     Args:
-        ref: the user's name of the dataset; empty means `digits`.
-        seed: of the images that are held out.
+        source: the data, and how it is read.
         reporter: receives what was held out.
         run: the run that is continued, which holds out what it held out when it began.
-        value_range: of images of more than 8 bits, see `settle_range`.
-        image_folder: that the paths of a table are below; empty: its own folder.
 
     Raises:
         DataError: nothing is there, a split or a second class is missing, the classes do not match,
             or images of the continued run are gone.
     """
-    data = open_dataset(ref, reporter, image_folder).with_value_range(value_range, reporter.note)
+    data = _open_to_train(source, reporter)
     parts = data.list_parts()
-    for name, part in parts.items():
-        if name != "test":
-            require_images(part, name, data.name, reporter)
     train: ImageDataset
     val: ImageDataset
     unsplit = _find_unsplit(parts)
@@ -128,7 +154,7 @@ def open_for_training(
     if unsplit is not None and run is not None:
         train, val = _continue_split(data.name, unsplit, run, reporter)
     elif unsplit is not None:
-        train, val = hold_out_fifth(data.name, unsplit, seed, reporter)
+        train, val = hold_out_fifth(data.name, unsplit, source.split_seed, reporter)
     elif "train" in parts and len(parts) > 1:
         # By name: the validation split may lack a class, and be numbered otherwise.
         train = parts["train"]
@@ -288,7 +314,13 @@ def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Repor
 
 
 def open_dataset(
-    ref: str, reporter: Reporter, image_folder: str = "", *, with_missing: bool = False
+    ref: str,
+    reporter: Reporter,
+    image_folder: str = "",
+    *,
+    task: TaskChoice = AUTO,
+    group_by: str = "",
+    with_missing: bool = False,
 ) -> DatasetSplits:
     """Open a folder, tar, pack, table or `digits`, the default.
 
@@ -296,12 +328,15 @@ def open_dataset(
         ref: the user's name of the dataset.
         reporter: receives what was decided, and what is passed over.
         image_folder: that the paths of a table are below; empty: its own folder.
+        task: whether an image has one label or several; auto: as the data has them, which is said.
+        group_by: column of a table that names the group of each image; others ignore it here.
         with_missing: whether a table's images that are not there stay in it, to be listed.
 
     Raises:
         DataError: it is none of them, or empty, or has no paths to be below `image_folder`.
     """
-    name, splits = _open_splits(ref or BUILT_IN, reporter, image_folder, with_missing)
+    options = ReadOptions(image_folder, task, group_by, with_missing)
+    name, splits = _open_splits(ref or BUILT_IN, reporter, options)
     for dataset in splits.values():
         for class_name in dataset.class_names:
             try:
@@ -315,10 +350,10 @@ def open_dataset(
 
 
 def _open_splits(
-    ref: str, reporter: Reporter, image_folder: str, with_missing: bool
+    ref: str, reporter: Reporter, options: ReadOptions
 ) -> tuple[str, Mapping[str, ImageDataset]]:
     path = expand_home(ref)
-    if image_folder and not is_table(path):
+    if options.image_folder and not is_table(path):
         refuse_image_folder(path)
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = load_digits()
@@ -327,7 +362,7 @@ def _open_splits(
         name = shorten(path)
         raise DataError(f"There is no dataset {name!r}.", suggest_path(name, BUILT_IN) or KINDS)
     if path.is_dir():
-        return str(path), _open_folder(path, reporter)
+        return str(path), _open_folder(path, reporter, options)
     if not path.is_file():  # reading a pipe would block, reading a device never end
         raise DataError(
             f"{ref} is a pipe, a device or a socket, not a dataset.", "Write it to a file first."
@@ -337,15 +372,16 @@ def _open_splits(
     if path.suffix == SUFFIX:
         return str(path), open_pack(path)
     if is_table(path):
-        folder = str(expand_home(image_folder)) if image_folder else ""
-        return str(path), open_table(path, reporter, folder, with_missing=with_missing)
+        return str(path), open_table(path, reporter, options)
     raise make_refusal(path, KINDS)
 
 
-def _open_folder(path: Path, reporter: Reporter) -> Mapping[str, ImageDataset]:
+def _open_folder(
+    path: Path, reporter: Reporter, options: ReadOptions
+) -> Mapping[str, ImageDataset]:
     """Open a folder of Parquet files, else of images."""
     if shards := find_shards(path):
-        return open_shards(path, shards, reporter)
+        return open_shards(path, shards, reporter, options)
     try:
         return open_folders(path, reporter)
     except DataError as error:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.samplers import fit_batch_size
 from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
@@ -87,13 +87,7 @@ def with_chosen_batch_size(
     if is_distributed():
         raise ConfigError("--batch-size auto is for one process.", "Under torchrun pass a number.")
     check(config)
-    datasets = datasets or open_for_training(
-        config.data,
-        seed=config.split_seed,
-        reporter=reporter,
-        value_range=config.value_range,
-        image_folder=config.image_folder,
-    )
+    datasets = datasets or open_for_training(Source.of(config), reporter=reporter)
     device = choose_device(config.device, config.precision)
     choice = choose_batch_size(config, datasets, device, reporter)
     reporter.note(choice.message)

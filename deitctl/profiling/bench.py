@@ -20,7 +20,7 @@ from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.loader import Batch, EvalViews
-from deitctl.data.open import BUILT_IN, open_for_training
+from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.samplers import fit_batch_size
 from deitctl.device import Device, choose_device, ran_out_of_memory
 from deitctl.errors import ConfigError, DeitctlError, LoaderLost
@@ -96,12 +96,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="deitctl-bench-") as name:
         folder = Path(name)
         if data := settings.get("data"):
-            datasets = open_for_training(
-                str(data),
-                seed=0,
-                reporter=reporter,
-                image_folder=str(settings.get("image_folder", "")),
-            )
+            source = Source(str(data), str(settings.get("image_folder", "")))
+            datasets = open_for_training(source, reporter=reporter)
         else:
             reporter.note(f"No data named: using {NUM_FILES} synthetic images of ImageNet's size.")
             datasets = write_synthetic_dataset(folder)

@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import DistillConfig, Recipe, TrainConfig
+from deitctl.config import DistillConfig, Recipe, TaskChoice, TrainConfig
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import BUILT_IN, open_for_training
+from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.samplers import fit_batch_size
 from deitctl.errors import ConfigError
@@ -21,6 +21,7 @@ from deitctl.models import catalog
 from deitctl.models.build import has_class_rows
 from deitctl.models.factory import find_architecture
 from deitctl.models.sources import has_weights, is_model_folder, list_weight_files, name_weights
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
@@ -46,6 +47,7 @@ from deitctl.settings import (
     override,
     read_toml,
 )
+from deitctl.trackers.feed import parse_trackers
 from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
 from deitctl.training.optim import compute_peak_lr
@@ -89,15 +91,7 @@ def build_config(
     data = data or BUILT_IN
     built_in = data == BUILT_IN
     named = {**settings, **(overrides or {})}
-    seed = convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed")
-    value_range = str(named.get("value_range", TrainConfig.value_range))
-    train, val = datasets or open_for_training(
-        data,
-        seed=seed,
-        reporter=reporter,
-        value_range=value_range,
-        image_folder=str(named.get("image_folder", "")),
-    )
+    train, val = datasets or open_for_training(_name_source(data, named), reporter=reporter)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
         model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL
@@ -107,9 +101,26 @@ def build_config(
     config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
+    config = settle_task(config, train)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
     check(config)
     return config, train, val
+
+
+def settle_task(config: TrainConfig, train: ImageDataset) -> TrainConfig:
+    """Return the configuration with the task that the data was opened for, which is never auto."""
+    return replace(config, task=MULTILABEL if train.is_multilabel else CLASSIFICATION)
+
+
+def _name_source(data: str, named: Mapping[str, Any]) -> Source:
+    """Return the source of the images that settings name, before the others are resolved."""
+    return Source(
+        data,
+        str(named.get("image_folder", "")),
+        str(named.get("value_range", TrainConfig.value_range)),
+        convert(named.get("task", TrainConfig.task), TaskChoice, "task"),
+        split_seed=convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed"),
+    )
 
 
 def _fit_recipe(
@@ -343,5 +354,6 @@ def check(config: TrainConfig) -> None:
             "They rise, and the last is less than the epochs.",
         )
     parse_interval(config.save_every)
+    parse_trackers(config.log)
     if config.recipe.augment.rand_augment:
         parse_rand_augment(config.recipe.augment.rand_augment)  # or it raises

@@ -13,7 +13,7 @@ from typing import Any
 from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
@@ -39,10 +39,12 @@ from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.configure import add_tags, check, name_command
 from deitctl.training.disk_space import warn_of_full_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
+from deitctl.training.extensions import NO_EXTENSIONS, Extensions
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint, restore_spelling
 from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
+from deitctl.training.tracking import track
 from deitctl.training.trainer import Trainer
 
 Datasets = tuple[ImageDataset, ImageDataset]  # training and validation images
@@ -52,6 +54,7 @@ def run_training(
     config: TrainConfig,
     *,
     datasets: Datasets | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Train from the beginning, into a new run folder.
@@ -59,6 +62,7 @@ def run_training(
     Args:
         config: the whole configuration, see `deitctl.training.configure`.
         datasets: training and validation images, if they are open already.
+        extensions: what the caller adds.
         reporter: shows progress; silent if None.
 
     Raises:
@@ -69,7 +73,7 @@ def run_training(
     device = choose_device(config.device, config.precision)
     with (
         process_group(device.torch_device) as world,
-        open_run(config, datasets, reporter, device, world, resume=False) as trainer,
+        open_run(config, datasets, reporter, device, world, extensions, resume=False) as trainer,
     ):
         return trainer.fit()
 
@@ -80,6 +84,7 @@ def resume(
     settings: Mapping[str, object] | None = None,
     more_epochs: int = 0,
     datasets: Datasets | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Continue a run from its last checkpoint, so that it ends as if it had never stopped; raises
@@ -91,6 +96,7 @@ def resume(
             run's, and so may the place of the data.
         more_epochs: of a finished run, which is trained that many epochs longer.
         datasets: training and validation images, if they are open already.
+        extensions: what the caller adds.
         reporter: shows progress; silent if None.
 
     Raises:
@@ -119,7 +125,7 @@ def resume(
                 f"{root} is finished, and is evaluated again. To train it longer: "
                 f"deitctl train --resume {run.quoted} --more-epochs {epochs}"
             )
-        with open_run(config, datasets, reporter, device, world, resume=True) as trainer:
+        with open_run(config, datasets, reporter, device, world, extensions, resume=True) as trainer:
             if config.recipe.epochs > epochs and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
@@ -139,6 +145,7 @@ def open_run(
     reporter: Reporter | None,
     device: Device,
     world: World,
+    extensions: Extensions = NO_EXTENSIONS,
     *,
     resume: bool,
 ) -> Iterator[Trainer]:
@@ -186,7 +193,8 @@ def open_run(
             trainer = build_trainer(run, config, student, (train, val), device, reporter, world)
             if resume:
                 load_checkpoint(trainer)
-            yield trainer
+            with track(trainer, extensions):
+                yield trainer
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
         raise Interrupted(signum, command, run.describe_saved() if run.writes else "") from stop
@@ -213,14 +221,8 @@ def _open_data(
             if value_range is None
             else (train.with_value_range(value_range), val.with_value_range(value_range))
         )
-    return open_for_training(
-        config.data,
-        seed=config.split_seed,
-        reporter=reporter,
-        run=run_data,
-        value_range=value_range or config.value_range,
-        image_folder=config.image_folder,
-    )
+    source = replace(Source.of(config), value_range=value_range or config.value_range)
+    return open_for_training(source, reporter=reporter, run=run_data)
 
 
 def build_trainer(
@@ -285,6 +287,7 @@ def start_or_resume(
     auto: bool,
     datasets: Datasets | None,
     reporter: Reporter,
+    extensions: Extensions = NO_EXTENSIONS,
     choose: Callable[[TrainConfig], TrainConfig] | None = None,
 ) -> TrainResult:
     """Start a run, or with `auto` continue the newest unfinished one of the configuration; raises
@@ -297,6 +300,7 @@ def start_or_resume(
         auto: whether to look for an unfinished run.
         datasets: training and validation images, if they are open already.
         reporter: shows progress.
+        extensions: what the caller adds.
         choose: chooses the batch size of a new run; an unfinished run of any batch size is then
             continued.
     """
@@ -313,11 +317,19 @@ def start_or_resume(
             )
         if (root := world.broadcast_object(root)) is not None:
             machine = {n: getattr(config, n) for n in MACHINE_SETTINGS if n != "output_dir"}
-            return resume(root, settings=machine, datasets=datasets, reporter=reporter)
+            return resume(
+                root,
+                settings=machine,
+                datasets=datasets,
+                extensions=extensions,
+                reporter=reporter,
+            )
         if auto:
             reporter.note("No unfinished run of this configuration: a new one begins.")
         config = choose(config) if choose else config
-        with open_run(config, datasets, reporter, device, world, resume=False) as trainer:
+        with open_run(
+            config, datasets, reporter, device, world, extensions, resume=False
+        ) as trainer:
             return trainer.fit()
 
 
@@ -351,6 +363,7 @@ def train_or_find(
     datasets: Datasets,
     reporter: Reporter,
     *,
+    extensions: Extensions = NO_EXTENSIONS,
     require_equal: bool = False,
 ) -> dict[str, Any]:
     """Train into the folder that a configuration names, or resume or find the run there; return its
@@ -375,10 +388,16 @@ def train_or_find(
                 "Name another --output, or leave out what differs.",
             )
         if not exists:
-            run_training(config, datasets=datasets, reporter=reporter)
+            run_training(config, datasets=datasets, extensions=extensions, reporter=reporter)
         elif not finished:
             machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
-            resume(root, settings=machine, datasets=datasets, reporter=reporter)
+            resume(
+                root,
+                settings=machine,
+                datasets=datasets,
+                extensions=extensions,
+                reporter=reporter,
+            )
         elif require_equal:
             reporter.note(f"{root} is finished already.")
     result = Run(root).result()

@@ -9,7 +9,7 @@ from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset, find_folder
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
@@ -145,13 +145,7 @@ def plan_training(
     """
     check(config)
     silent = SilentReporter()
-    train, val = datasets or open_for_training(
-        config.data,
-        seed=config.split_seed,
-        reporter=silent,
-        value_range=config.value_range,
-        image_folder=config.image_folder,
-    )
+    train, val = datasets or open_for_training(Source.of(config), reporter=silent)
     # What the run calls too, in its order, so that what it would refuse is refused here.
     device = choose_device(config.device, config.precision)
     warn_of_trained_images(config, val, reporter or silent)

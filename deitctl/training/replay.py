@@ -12,7 +12,7 @@ import torch
 
 from deitctl.config import MACHINE_SETTINGS
 from deitctl.data.loader import Batch
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import read_run_data
 from deitctl.device import choose_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
@@ -95,14 +95,8 @@ def replay(
     device = choose_device(config.device, config.precision)
     run = Run(root, writes=False)
     run.checkpoint = folder / "checkpoint"
-    datasets = open_for_training(
-        config.data,
-        seed=config.split_seed,
-        reporter=reporter,
-        run=read_run_data(root),
-        value_range=run.saved_value_range() or config.value_range,
-        image_folder=config.image_folder,
-    )
+    source = replace(Source.of(config), value_range=run.saved_value_range() or config.value_range)
+    datasets = open_for_training(source, reporter=reporter, run=read_run_data(root))
     student = build_student(config, datasets[0], reporter)
     trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)
     load_checkpoint(trainer)

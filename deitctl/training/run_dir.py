@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -53,6 +53,8 @@ class Run:
         self.lock_file = root / "lock"
         self.figures = root / "figures"
         self.incidents = root / "incidents"
+        self.on_record: Callable[[Mapping[str, Any]], None] = lambda record: None
+        """Called with every record that is logged."""
 
     @classmethod
     def create(cls, root: Path, config: TrainConfig) -> Run:
@@ -90,7 +92,9 @@ class Run:
                 if (root.parent / "run.toml").is_file()  # of one of its folders
                 else suggest_path(root) or "A run is a folder that `deitctl train` made.",
             )
-        return run, from_dict(TrainConfig, read_toml(run.config_file), str(run.config_file))
+        settings = read_toml(run.config_file)
+        settings.setdefault("task", "classification")  # earlier versions knew no other
+        return run, from_dict(TrainConfig, settings, str(run.config_file))
 
     def extend(self, config: TrainConfig, launch: str) -> None:
         """Give a finished run more epochs, those of `config`; `launch` as `read_launch_id`.
@@ -180,6 +184,7 @@ class Run:
                 file.write(json.dumps(to_json(record)).encode() + b"\n")
         except OSError as error:
             raise DiskError.from_os_error(self.metrics_file, error) from error
+        self.on_record(record)
 
     def measure_log(self) -> int:
         """Return the size of metrics.jsonl in bytes."""

@@ -18,7 +18,7 @@ import deitctl
 from deitctl.checks.check import SplitSize, check
 from deitctl.checks.issues import ISSUES, SEVERITIES
 from deitctl.cli.app import app
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, DeitctlError
 from deitctl.records import to_json
 
@@ -240,7 +240,7 @@ def test_a_flat_validation_split_becomes_a_manifest_that_trains_and_a_list_of_mo
             fix_list=str(tmp_path / "fixes.csv"),
         )
         assert counts(result) == {"flat_split": 10}
-        train, val = open_for_training(str(manifest), seed=0, reporter=reporter)
+        train, val = open_for_training(Source(str(manifest)), reporter=reporter)
         assert (len(train.labels), train.read(0).size, val.read(0).size) == (70, (64, 48), (64, 48))
         assert {
             Path(val.name(i)).name: val.class_names[c] for i, c in enumerate(val.labels.tolist())

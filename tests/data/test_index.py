@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from deitctl.data import index
 from deitctl.data.arrays import StoredArray
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.data.readers import folder as scan
 from deitctl.data.readers import tar as tars
 from deitctl.data.readers.folder import open_folder
@@ -363,10 +363,10 @@ def tar(image_folder, tmp_path) -> Path:
 
 
 def test_a_tar_is_read_through_once(tar, reporter, scans, monkeypatch):
-    first = open_for_training(str(tar), seed=0, reporter=reporter)
+    first = open_for_training(Source(str(tar)), reporter=reporter)
     assert scans() == 1
     monkeypatch.setattr(tarfile, "open", None)
-    second = open_for_training(str(tar), seed=0, reporter=reporter)
+    second = open_for_training(Source(str(tar)), reporter=reporter)
     assert scans() == 0
     for a, b in zip(first, second, strict=True):
         assert content(a) == content(b)

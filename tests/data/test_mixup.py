@@ -26,7 +26,7 @@ from deitctl.data.mixup import (
 from deitctl.data.samplers import SampleKey
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import PAPER, PAPER_384
-from deitctl.training.objective import smooth_labels
+from deitctl.training.losses import make_targets, smooth_labels
 
 HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 KEYS = [SampleKey(0, i, 0) for i in range(400)]
@@ -115,7 +115,7 @@ def test_mixing_two_images_equals_timms(mixup, cutmix, noise, monkeypatch):
             mix = Mix(float(np.random.beta(mixup, mixup)), None)
     groups = [MixGroup(slice(0, 2), mix)]
     ours = mix_images(images, groups, OF_2)
-    targets = mix_targets(smooth_labels(labels, 5, 0.1), groups, OF_2)
+    targets = smooth_labels(mix_targets(make_targets(labels, 5), groups, OF_2), 0.1)
     assert 0.01 < mix.lam < 0.99
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(targets, their_targets)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deitctl.data import near_duplicates
 from deitctl.data.open import (
+    Source,
     open_dataset,
     open_eval_split,
     open_for_evaluation,
@@ -39,7 +40,7 @@ def labels_are_right(*datasets) -> bool:
 
 
 def test_folder_with_train_and_val(image_folder, reporter):
-    train, val = open_for_training(str(image_folder(SPLIT)), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(image_folder(SPLIT))), reporter=reporter)
     assert (len(train.labels), len(val.labels)) == (5, 3)
     assert train.class_names == val.class_names == ("cat", "dog")
     assert labels_are_right(train, val)
@@ -51,21 +52,21 @@ def test_folder_with_train_and_val(image_folder, reporter):
 )
 def test_other_names_of_the_splits(first, second, image_folder, reporter):
     counts = {f"{part}/{c}": 2 for part in (first, second) for c in "ab"}
-    train, val = open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(image_folder(counts))), reporter=reporter)
     assert (len(train.labels), len(val.labels)) == (4, 4)
 
 
 def test_val_goes_before_test(image_folder, reporter):
     root = image_folder({**SPLIT, "test/cat": 7, "test/dog": 7})
     assert len(open_for_evaluation(str(root), reporter).labels) == 3
-    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(root)), reporter=reporter)
     assert (len(train.labels), len(val.labels)) == (5, 3)
     assert any("(14 images) is left out of training" in note for note in reporter.notes)
 
 
 def test_test_is_validated_on_where_there_is_no_val(image_folder, reporter):
     root = image_folder({"train/a": 2, "train/b": 2, "test/a": 3, "test/b": 1})
-    _, val = open_for_training(str(root), seed=0, reporter=reporter)
+    _, val = open_for_training(Source(str(root)), reporter=reporter)
     assert len(val.labels) == 4
     assert any("its test split is validated on" in note for note in reporter.notes)
     assert open_eval_split(str(root), reporter=reporter).split == "test"
@@ -75,7 +76,7 @@ def test_a_fifth_of_train_alone_is_held_out(image_folder, reporter):
     """The same images whether the folder or its only split is named."""
     root = image_folder({"train/cat": 8, "train/dog": 9})
     splits = [
-        open_for_training(str(ref), seed=0, reporter=reporter) for ref in (root, root / "train")
+        open_for_training(Source(str(ref)), reporter=reporter) for ref in (root, root / "train")
     ]
     for one, other in zip(*splits, strict=True):
         assert one.indices.tolist() == other.indices.tolist()
@@ -85,7 +86,7 @@ def test_a_fifth_of_train_alone_is_held_out(image_folder, reporter):
 
 def test_an_unsplit_folder_gives_a_fifth_of_every_class(image_folder, reporter):
     root = str(image_folder(WHOLE))
-    train, val = open_for_training(root, seed=0, reporter=reporter)
+    train, val = open_for_training(Source(root), reporter=reporter)
     assert np.bincount(val.labels).min() >= 1
     assert len(train.labels) + len(val.labels) == 17
     assert not {train.name(i) for i in range(len(train.labels))} & {
@@ -94,12 +95,12 @@ def test_an_unsplit_folder_gives_a_fifth_of_every_class(image_folder, reporter):
     assert labels_are_right(train, val)
     held = f"{len(val.labels)} of 17 images are held out"
     assert any(held in note for note in reporter.notes)
-    again = open_for_training(root, seed=0, reporter=reporter)[1]
+    again = open_for_training(Source(root), reporter=reporter)[1]
     assert again.indices.tolist() == val.indices.tolist()
 
 
 def list_held_out(ref, reporter, seed=0) -> set[str]:
-    val = open_for_training(str(ref), seed=seed, reporter=reporter)[1]
+    val = open_for_training(Source(str(ref), split_seed=seed), reporter=reporter)[1]
     return {val.relative_path(i) for i in range(len(val.labels))}
 
 
@@ -168,7 +169,7 @@ def test_copies_are_held_out_together_and_as_often_as_others(photos, copies, tmp
         path = tmp_path / "ab"[number % photos % 2] / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (9, 9), (number % photos, 0, 0)).save(path)
-    train, val = open_for_training(str(tmp_path), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(tmp_path)), reporter=reporter)
     digests = [{part.digest(i) for i in range(len(part.labels))} for part in (train, val)]
     assert not digests[0] & digests[1]
     assert len(val.labels) == len(digests[1]) * copies
@@ -186,7 +187,7 @@ def test_a_fifth_that_copies_make_too_large_or_small_is_warned_of(
         path = tmp_path / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (9, 9), (shade + max(0, number - 50), 0, 0)).save(path)
-    _, val = open_for_training(str(tmp_path), seed=0, reporter=reporter)
+    _, val = open_for_training(Source(str(tmp_path)), reporter=reporter)
     assert len(val.labels) == num_held
     assert f"{num_held} of 60 images" in reporter.warnings[-1]
     assert "a fifth is 12, because of many copies" in reporter.warnings[-1]
@@ -205,9 +206,9 @@ def test_two_names_of_one_split_are_refused(first, second, image_folder, reporte
 def test_a_resumed_run_is_not_given_a_test_part_that_was_added(image_folder, tmp_path, reporter):
     root = image_folder({"train/cat": 8, "train/dog": 9})
     run = start_run(tmp_path / "run", root, reporter)
-    before = open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    before = open_for_training(Source(str(root)), reporter=reporter, run=run)
     shutil.copytree(root / "train", root / "test")
-    after = open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    after = open_for_training(Source(str(root)), reporter=reporter, run=run)
     for one, other in zip(before, after, strict=True):
         assert one.indices.tolist() == other.indices.tolist()
 
@@ -220,7 +221,7 @@ def test_a_run_does_not_go_on_with_other_labels(image_folder, tmp_path, reporter
     run = start_run(tmp_path / "run", table, reporter)
     write_table(root, [(f"cat/{i}.png", "ab"[i // 5]) for i in range(10)], "csv", ("path", "label"))
     with pytest.raises(DataError, match="images with other labels than when"):
-        open_for_training(str(table), seed=0, reporter=reporter, run=run)
+        open_for_training(Source(str(table)), reporter=reporter, run=run)
 
 
 def test_evaluation_takes_all_of_an_unsplit_folder(image_folder, reporter):
@@ -245,7 +246,7 @@ def test_val_without_one_of_the_classes_keeps_its_labels_by_name(image_folder, r
     root = image_folder(
         {"train/ant": 2, "train/bee": 2, "train/cat": 2, "val/ant": 1, "val/cat": 2}
     )
-    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(root)), reporter=reporter)
     assert val.class_names == train.class_names == ("ant", "bee", "cat")
     assert val.labels.tolist() == [0, 2, 2]
 
@@ -255,7 +256,7 @@ def test_an_unknown_class_in_val_is_refused(image_folder, reporter):
     with pytest.raises(
         DataError, match="'zebra' is in the validation set but not in the training set"
     ):
-        open_for_training(str(root), seed=0, reporter=reporter)
+        open_for_training(Source(str(root)), reporter=reporter)
 
 
 def test_images_are_found_at_any_depth_and_by_any_ending(image_folder, reporter):
@@ -322,7 +323,7 @@ def test_images_in_folders_around_are_held_out_as_those_inside(image_folder, rep
 def test_parts_inside_class_folders_are_parts(image_folder, reporter):
     root = image_folder({"cat/train": 3, "cat/val": 1, "dog/Train": 2, "dog/val": 2})
     for ref in (str(root), make_tar(root)):
-        train, val = open_for_training(ref, seed=0, reporter=reporter)
+        train, val = open_for_training(Source(ref), reporter=reporter)
         assert train.class_names == val.class_names == ("cat", "dog")
         assert np.bincount(train.labels).tolist() == [3, 2]
         assert [val.relative_path(i) for i in range(3)] == [
@@ -336,7 +337,7 @@ def test_parts_inside_class_folders_are_parts(image_folder, reporter):
 
 def test_unlabeled_test_images_leave_training_as_it_is(image_folder, reporter):
     root = image_folder({"train/cat": 8, "train/dog": 9, "test": 5})
-    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(root)), reporter=reporter)
     assert len(train.labels) + len(val.labels) == 17
     assert "the test images have no labels, and are left out" in reporter.notes[0]
     with pytest.raises(DataError, match="images but no class folders in test/, train/"):
@@ -404,12 +405,12 @@ def test_two_spellings_of_a_class_are_one_and_said(image_folder, reporter):
 
 def test_names_of_the_parts_match_in_any_spelling(image_folder, reporter):
     root = image_folder({"train/caf\u00e9": 2, "train/dog": 2, "val/cafe\u0301 ": 1, "val/dog": 1})
-    train, val = open_for_training(str(root), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(root)), reporter=reporter)
     assert val.class_names == train.class_names == ("caf\u00e9", "dog")
     assert val.labels.tolist() == [0, 1]
     shutil.move(root / "val" / "dog", root / "val" / "Dog")
     with pytest.raises(DataError, match="'Dog' is in the validation set") as refused:
-        open_for_training(str(root), seed=0, reporter=reporter)
+        open_for_training(Source(str(root)), reporter=reporter)
     assert refused.value.hint == "The training set has 'dog': use one spelling."
 
 
@@ -461,7 +462,7 @@ def test_a_linked_class_folder_is_followed(image_folder, tmp_path, reporter):
 def test_data_that_cannot_be_trained_on_is_refused(counts, what, image_folder, tmp_path, reporter):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=what):
-        open_for_training(str(image_folder(counts)), seed=0, reporter=reporter)
+        open_for_training(Source(str(image_folder(counts))), reporter=reporter)
 
 
 def test_missing_folders_and_other_files_are_refused(tmp_path, reporter):
@@ -485,16 +486,16 @@ def test_an_unreadable_folder_is_refused(image_folder, reporter):
 
 @pytest.mark.parametrize("ref", ["", "digits"])
 def test_the_built_in_set_is_the_default(ref, reporter):
-    train, val = open_for_training(ref, seed=0, reporter=reporter)
+    train, val = open_for_training(Source(ref), reporter=reporter)
     assert (len(train.labels), len(val.labels)) == (1442, 355)
 
 
 def test_a_folder_named_digits_goes_before_the_built_in_set(image_folder, monkeypatch, reporter):
     root = image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}, root="digits")
     monkeypatch.chdir(root.parent)
-    assert open_for_training("digits", seed=0, reporter=reporter)[0].class_names == ("a", "b")
+    assert open_for_training(Source("digits"), reporter=reporter)[0].class_names == ("a", "b")
     # a name left out means the same
-    assert len(open_for_training("", seed=0, reporter=reporter)[0].labels) == 4
+    assert len(open_for_training(Source(""), reporter=reporter)[0].labels) == 4
 
 
 def make_tar(root, inside: str = "") -> str:
@@ -508,8 +509,8 @@ def make_tar(root, inside: str = "") -> str:
 def test_tar_with_splits_reads_like_the_folder(inside, image_folder, reporter):
     root = image_folder({**SPLIT, "train/.hidden": 2, "test/cat": 4})
     (root / "train" / "dog" / "notes.txt").write_text("not data")
-    train, val = open_for_training(make_tar(root, inside), seed=0, reporter=reporter)
-    expected_train, expected_val = open_for_training(str(root), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(make_tar(root, inside)), reporter=reporter)
+    expected_train, expected_val = open_for_training(Source(str(root)), reporter=reporter)
     for ours, expected in ((train, expected_train), (val, expected_val)):
         assert ours.class_names == expected.class_names
         assert ours.labels.tolist() == expected.labels.tolist()
@@ -518,7 +519,7 @@ def test_tar_with_splits_reads_like_the_folder(inside, image_folder, reporter):
 
 
 def test_tar_of_class_folders_is_unsplit(image_folder, reporter):
-    train, val = open_for_training(make_tar(image_folder(WHOLE)), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(make_tar(image_folder(WHOLE))), reporter=reporter)
     assert len(train.labels) + len(val.labels) == 17
     assert labels_are_right(train, val)
 
@@ -560,7 +561,7 @@ def test_table_with_splits(kind, image_folder, reporter):
         for c in ("dog", "cat")
         for i in range(4)
     ]
-    train, val = open_for_training(write_table(root, rows, kind), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(write_table(root, rows, kind)), reporter=reporter)
     assert train.class_names == val.class_names == ("cat", "dog")
     assert (len(train.labels), len(val.labels)) == (4, 2)  # val goes before test, as with folders
     assert labels_are_right(train, val)
@@ -572,7 +573,7 @@ def test_table_without_splits_is_unsplit(kind, image_folder, reporter):
     root = image_folder({"cat": 5, "dog": 5})
     rows = [(str(root / c / f"{i}.png"), c) for c in ("cat", "dog") for i in range(5)]
     train, val = open_for_training(
-        write_table(root, rows, kind, ("path", "label")), seed=0, reporter=reporter
+        Source(write_table(root, rows, kind, ("path", "label"))), reporter=reporter
     )
     assert len(train.labels) + len(val.labels) == 10
     assert np.bincount(val.labels).min() >= 1
@@ -587,7 +588,7 @@ def test_an_unknown_class_in_the_val_rows_of_a_table_is_refused(image_folder, re
         ("zebra/0.png", "zebra", "val"),
     ]
     with pytest.raises(DataError, match="'zebra' is in the validation set"):
-        open_for_training(write_table(root, rows, "csv"), seed=0, reporter=reporter)
+        open_for_training(Source(write_table(root, rows, "csv")), reporter=reporter)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(image_folder, reporter):
@@ -637,7 +638,7 @@ def start_run(folder, ref, reporter) -> RunData:
     """Write what a run says about its data."""
     folder.mkdir()
     (folder / "run.toml").write_text(f"data = '{ref}'\n")
-    write_split(folder, *open_for_training(str(ref), seed=0, reporter=reporter))
+    write_split(folder, *open_for_training(Source(str(ref)), reporter=reporter))
     return read_run_data(folder)
 
 
@@ -708,14 +709,14 @@ def test_a_run_that_goes_on_holds_out_what_it_held_out(
 ):
     root = image_folder(WHOLE)
     run = start_run(tmp_path / "run", root, reporter)
-    before = open_for_training(str(root), seed=0, reporter=reporter, run=run)
+    before = open_for_training(Source(str(root)), reporter=reporter, run=run)
     add_images(
         root,
         make_image,
         *(f"ape/{i}.png" for i in range(5)),
         *(f"dog/{i}.png" for i in range(5, 9)),
     )
-    after = open_for_training(str(root), seed=9, reporter=reporter, run=run)
+    after = open_for_training(Source(str(root), split_seed=9), reporter=reporter, run=run)
     for one, other in zip(before, after, strict=True):
         assert one.class_names == other.class_names == ("cat", "dog", "eel")
         assert [one.name(i) for i in range(len(one.labels))] == [
@@ -725,10 +726,10 @@ def test_a_run_that_goes_on_holds_out_what_it_held_out(
     assert reporter.notes[-1].endswith("began are left out: 9.")
     (root / "eel" / "0.png").unlink()
     with pytest.raises(DataError, match=r"lacks images .*: eel/0\.png and 0 more"):
-        open_for_training(str(root), seed=0, reporter=reporter, run=run)
+        open_for_training(Source(str(root)), reporter=reporter, run=run)
     (tmp_path / "run" / "split.csv").unlink()
     with pytest.raises(DataError, match=r"has no split\.csv"):
-        open_for_training(str(root), seed=0, reporter=reporter, run=read_run_data(tmp_path / "run"))
+        open_for_training(Source(str(root)), reporter=reporter, run=read_run_data(tmp_path / "run"))
 
 
 def test_copies_are_left_out_of_folders_and_tars(image_folder, reporter):
@@ -788,6 +789,6 @@ def test_data_for_detection_are_refused_as_without_class_folders(
     (root / drawn).mkdir(parents=True)
     (root / drawn / "0.txt").write_text("0 .5 .5 .2 .2")
     with pytest.raises(DataError, match="images but no class folders in") as refused:
-        open_for_training(str(root), seed=0, reporter=reporter)
+        open_for_training(Source(str(root)), reporter=reporter)
     assert f"as in {drawn.removesuffix('/train')}/, name no class" in refused.value.hint
     assert not reporter.warnings

@@ -10,7 +10,7 @@ from deitctl.data import fingerprint
 from deitctl.data.dataset import FileDataset, ImageDataset, join, select
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.loader import EvalViews
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.data.range_survey import settle_range
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
@@ -57,7 +57,7 @@ def test_all_parts_share_the_range(tmp_path):
         for name in "ab":
             (tmp_path / part / name).mkdir(parents=True)
             write(tmp_path / part / name / "1.png", encode_png(ramp(largest)))
-    train, val = open_for_training(str(tmp_path), seed=0, reporter=SILENT)
+    train, val = open_for_training(Source(str(tmp_path)), reporter=SILENT)
     assert train.value_range == val.value_range == ValueRange(0, 4095)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from deitctl.data import run_data
 from deitctl.data.dataset import FileDataset, compute_digest, select
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.run_match import apply_split
 from deitctl.data.splits import hold_out
@@ -34,7 +34,7 @@ def run(tmp_path, image_folder, reporter):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.toml").write_text(f"data = '{root}'\nsplit_seed = 3\n")
-    train, val = open_for_training(str(root), seed=3, reporter=reporter)
+    train, val = open_for_training(Source(str(root), split_seed=3), reporter=reporter)
     write_split(folder, train, val)
     return folder, root, train, val
 
@@ -108,7 +108,7 @@ def test_data_with_validation_images_is_listed_up_to_a_number(
 ):
     root = image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     (tmp_path / "run.toml").write_text("")
-    parts = open_for_training(str(root), seed=0, reporter=reporter)
+    parts = open_for_training(Source(str(root)), reporter=reporter)
     write_split(tmp_path, *parts)
     rows = read_run_data(tmp_path).rows
     assert rows.paths == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "a/0.png", "b/0.png"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deitctl.data import spot_check
 from deitctl.data.dataset import FileDataset
-from deitctl.data.open import open_eval_split, open_for_training
+from deitctl.data.open import Source, open_eval_split, open_for_training
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.spot_check import NUM_LOOKED_AT, choose_spread, require_images
 from deitctl.errors import DataError
@@ -50,7 +50,7 @@ def test_training_and_evaluation_refuse_it_before_they_begin(image_folder, repor
     for path in root.glob("train/*/*"):
         path.write_bytes(POINTER)
     with pytest.raises(DataError, match="None of 6 train images"):
-        open_for_training(str(root), seed=0, reporter=reporter)
+        open_for_training(Source(str(root)), reporter=reporter)
     assert len(open_eval_split(str(root), reporter=reporter).dataset.labels) == 4
     with pytest.raises(DataError, match="None of 6 train images"):
         open_eval_split(str(root), "train", reporter=reporter)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from deitctl.api import evaluate
 from deitctl.cli.app import app
 from deitctl.data.classes import match_classes
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import write_split
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.evaluate import evaluate_models
@@ -380,7 +380,7 @@ def test_a_file_of_no_run_with_the_datas_classes_may_have_been_trained_on_them(
 def test_a_run_alone_is_scored_on_the_images_that_it_held_out(folder, images, reporter) -> None:
     run = folder("m")
     (run / "run.toml").write_text(f'data = "{images}"\n')
-    train, val = open_for_training(str(images), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(images)), reporter=reporter)
     write_split(run, train, val)
     for arguments in ({"data": str(run)}, {"model": str(run)}, {"data": images, "model": run}):
         result = evaluate(**arguments, workers=0, reporter=reporter)

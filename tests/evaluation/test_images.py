@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.errors import DataError
 from deitctl.evaluation.images import choose_images, describe_images, find_run, open_train_images
@@ -28,7 +28,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "run.toml").write_text(f'data = "{data}"\nsplit_seed = {seed}\n')
-        parts = open_for_training(str(data), seed=seed, reporter=SilentReporter())
+        parts = open_for_training(Source(str(data), split_seed=seed), reporter=SilentReporter())
         write_split(folder, *parts)
         return folder
 
@@ -45,7 +45,9 @@ def list_names(dataset) -> set[str]:
 
 
 def list_held_out(data: Path, seed: int = 0) -> set[str]:
-    return list_names(open_for_training(str(data), seed=seed, reporter=SilentReporter())[1])
+    return list_names(
+        open_for_training(Source(str(data), split_seed=seed), reporter=SilentReporter())[1]
+    )
 
 
 @pytest.mark.parametrize("named", ["run alone", "model alone", "data and model", "data and export"])
@@ -332,7 +334,7 @@ def test_the_images_of_a_runs_table_are_found_where_the_run_found_them(data, tmp
     (run / "run.toml").write_text(f'data = "{table}"\nimage_folder = "{data}"\n')
     write_split(
         run,
-        *open_for_training(str(table), seed=0, reporter=SilentReporter(), image_folder=str(data)),
+        *open_for_training(Source(str(table), image_folder=str(data)), reporter=SilentReporter()),
     )
     held_out = list_held_out(data)
     for ref in ("", str(run), str(table)):

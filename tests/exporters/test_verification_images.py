@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deitctl.data.dataset import FileDataset, select
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import write_split
 from deitctl.errors import ConfigError, DataError, ExportError
 from deitctl.events import SilentReporter
@@ -61,7 +61,7 @@ def run(tmp_path, image_folder):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.toml").write_text(f'data = "{data}"\n')
-    train, val = open_for_training(str(data), seed=0, reporter=SilentReporter())
+    train, val = open_for_training(Source(str(data)), reporter=SilentReporter())
     write_split(folder, train, val)
     return str(folder), str(data), list_names(val)
 

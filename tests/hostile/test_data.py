@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from deitctl.data.decode import read_bytes, read_image
-from deitctl.data.open import open_dataset, open_for_evaluation, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_evaluation, open_for_training
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.inference.inputs import expand, load_batches
@@ -303,7 +303,7 @@ def test_a_class_that_is_no_text_is_refused_where_it_is_opened(tmp_path):
         os.mkdir(os.fsencode(tmp_path) + b"/" + name)
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b"/0.png")).write_bytes(png())
     for open_it in (
-        lambda: open_for_training(str(tmp_path), seed=0, reporter=SilentReporter()),
+        lambda: open_for_training(Source(str(tmp_path)), reporter=SilentReporter()),
         lambda: open_for_evaluation(str(tmp_path), SilentReporter()),
     ):
         with pytest.raises(DataError, match="not UTF-8. Rename the class"):

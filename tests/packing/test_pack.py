@@ -23,7 +23,7 @@ import deitctl
 from deitctl.checks.check import SplitSize, check
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.errors import ConfigError, DataChanged, DataError, LoaderLost, Signalled
 from deitctl.events import SilentReporter, Task
 from deitctl.packing import pack as packing
@@ -108,7 +108,7 @@ def test_all_kinds_of_data_can_be_packed_and_checked(make, root, out, reporter):
     pack(data, out)
     assert verify_pack(data, out).num_different == 0
     for ours, theirs in zip(
-        *(open_for_training(d, seed=0, reporter=reporter) for d in (out, data)), strict=True
+        *(open_for_training(Source(d), reporter=reporter) for d in (out, data)), strict=True
     ):
         assert fingerprint_dataset(ours, reporter) == fingerprint_dataset(theirs, reporter)
 
@@ -147,7 +147,7 @@ def test_a_folder_is_called_what_it_is_called_from(root, out, monkeypatch):
 def test_the_built_in_digits_can_be_packed(out, reporter, digit_datasets):
     assert pack("digits", out).num_encoded == 1797
     assert verify_pack("digits", out).num_different == 0
-    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    train, _ = open_for_training(Source(out), reporter=reporter)
     assert all(
         train.read(i).tobytes() == digit_datasets[0].read(i).tobytes() for i in range(0, 1442, 100)
     )
@@ -163,7 +163,7 @@ def test_smaller_images_and_pixels_are_other_data(root, tmp_path, reporter):
         ("d", {"max_size": 1000}),
     ):
         pack(str(root), str(tmp_path / f"{name}.pack"), **options)
-        train, _ = open_for_training(str(tmp_path / f"{name}.pack"), seed=0, reporter=reporter)
+        train, _ = open_for_training(Source(str(tmp_path / f"{name}.pack")), reporter=reporter)
         prints.add(fingerprint_dataset(train, reporter))
     assert len(prints) == 3  # of 1000 pixels none was more
 
@@ -268,7 +268,7 @@ def test_unreadable_images_keep_their_indices_and_are_reported(root, out, report
     ]
     assert (result.num_copied, result.num_encoded) == (2, 12)
     assert verify_pack(str(root), out).num_different == 0
-    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    train, _ = open_for_training(Source(out), reporter=reporter)
     for index, what in ((2, r"2\.jpg is empty"), (7, r"1\.jpg cannot be decoded")):
         with pytest.raises(DataError, match=what):
             train.read(index)
@@ -481,7 +481,7 @@ def test_verification_reports_other_images_with_valid_digests(options, root, out
 
 def test_a_pack_overwritten_in_place_is_an_error_at_the_next_image(root, out, tmp_path, reporter):
     pack(str(root), out)
-    train, _ = open_for_training(out, seed=0, reporter=reporter)
+    train, _ = open_for_training(Source(out), reporter=reporter)
     train.read(0)
     with open(out, "r+b") as file:
         file.seek(-1, os.SEEK_END)

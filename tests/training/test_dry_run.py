@@ -216,12 +216,12 @@ def test_a_dry_run_refuses_the_teacher_that_the_run_refuses(
 def test_a_teacher_that_is_not_here_is_refused_without_the_digits(
     distilled: Make, image_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from deitctl.data.open import open_for_training
+    from deitctl.data.open import Source, open_for_training
     from deitctl.events import SilentReporter
 
     root = image_folder({"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
     config = replace(distilled("run", teacher="regnety_160.deit_in1k"), data=str(root))
-    pair = open_for_training(str(root), seed=0, reporter=SilentReporter())
+    pair = open_for_training(Source(str(root)), reporter=SilentReporter())
     line = require_one_line(config, pair, tmp_path / "run")
     assert "regnety_160" in line
     assert "--teacher-weights FILE" in line

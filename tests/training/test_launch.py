@@ -18,7 +18,7 @@ from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import load_tensors
@@ -303,7 +303,7 @@ def test_a_resumed_run_trains_on_what_it_began_with(
     result = resume(Path(config.output_dir))
     assert_same_end(unbroken, result.run)
     # the same where the caller has opened the data as it is now
-    changed = open_for_training(str(root), seed=0, reporter=SilentReporter())
+    changed = open_for_training(Source(str(root)), reporter=SilentReporter())
     again = resume(Path(config.output_dir), datasets=changed)
     assert set(changed[1].class_names) == {"a", "aa", "b"}
     assert again.evaluation.num_images == result.evaluation.num_images

@@ -12,7 +12,7 @@ import pytest
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset, select
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
@@ -35,10 +35,10 @@ def test_validation_images_that_a_run_was_trained_on_are_a_warning_with_the_way_
     config = little_config("first", data=data)
     config = replace(config, recipe=replace(config.recipe, epochs=1))
     run = str(run_training(config).run)
-    train, val = open_for_training(data, seed=0, reporter=SilentReporter())
+    train, val = open_for_training(Source(data), reporter=SilentReporter())
     warn_of_trained_images(replace(config, model=run), val, reporter)
     assert reporter.warnings == []
-    _, val = open_for_training(data, seed=1, reporter=SilentReporter())
+    _, val = open_for_training(Source(data, split_seed=1), reporter=SilentReporter())
     count = len(set(list_names(val)) & set(list_names(train)))
     assert count > 0
     for name in ("model", "weights"):

@@ -12,7 +12,7 @@ import pytest
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, Interrupted, ModelError, Signalled
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS
@@ -164,7 +164,7 @@ def test_a_run_of_classes_in_the_spelling_of_earlier_versions_goes_on_with_their
         with pytest.raises(Interrupted):
             run_training(config)
     began = json.loads((Path(config.output_dir) / "checkpoint" / "state.json").read_text())
-    train, val = open_for_training(str(data), seed=0, reporter=SilentReporter())
+    train, val = open_for_training(Source(str(data)), reporter=SilentReporter())
     assert fingerprint_split(train, val) != began["data_fingerprint"]
     assert resume(Path(config.output_dir)).epochs == 3
     ended = json.loads((Path(config.output_dir) / CONFIG).read_text())
@@ -270,7 +270,7 @@ def test_the_fingerprint_is_of_names_labels_and_parts_and_of_no_place(
     data = image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
 
     def fingerprint(folder: Path) -> str:
-        return fingerprint_split(*open_for_training(str(folder), seed=0, reporter=SilentReporter()))
+        return fingerprint_split(*open_for_training(Source(str(folder)), reporter=SilentReporter()))
 
     first = fingerprint(data)
     moved = data.rename(tmp_path / "moved")

@@ -13,7 +13,7 @@ import deitctl
 from deitctl.config import TrainConfig
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import EvalViews
-from deitctl.data.open import open_for_training
+from deitctl.data.open import Source, open_for_training
 from deitctl.data.readers.pack import open_pack
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
@@ -64,7 +64,7 @@ def test_the_model_keeps_the_range_of_its_training(run):
 
 
 def test_a_single_image_is_predicted_with_the_pixels_of_training(run, twelve_bits):
-    train, _ = open_for_training(str(twelve_bits), seed=0, reporter=SILENT)
+    train, _ = open_for_training(Source(str(twelve_bits)), reporter=SILENT)
     classifier = deitctl.load(run, device="cpu")
     dim = next(n for n in range(12) if "dim" in train.name(n))
     stream = classifier.stream([train.name(dim)], keep_pixels=True)
@@ -99,22 +99,22 @@ def test_a_pack_of_pixels_tells_the_range_to_the_model(twelve_bits, tmp_path):
     deitctl.pack(str(twelve_bits), str(packed), raw=True, workers=0)
     parts = open_pack(packed)
     assert {part.value_range for part in parts.values()} == {TWELVE}
-    train, _ = open_for_training(str(twelve_bits), seed=0, reporter=SILENT)
+    train, _ = open_for_training(Source(str(twelve_bits)), reporter=SILENT)
     for n in range(len(train.labels)):
         assert np.array_equal(parts["train"].read(n), train.read(n))
     assert deitctl.verify_pack(str(twelve_bits), str(packed)).num_different == 0
-    assert open_for_training(str(packed), seed=0, reporter=SILENT)[0].value_range == TWELVE
+    assert open_for_training(Source(str(packed)), reporter=SILENT)[0].value_range == TWELVE
     assert parts["train"].with_value_range(NO_RANGE).value_range == TWELVE
 
 
 def test_pixels_in_a_pack_are_not_to_be_had_by_another_range(twelve_bits, tmp_path):
     packed = tmp_path / "deep.pack"
     deitctl.pack(str(twelve_bits), str(packed), max_size=8, value_range="0,2000", workers=0)
-    opened = open_for_training(str(packed), seed=0, reporter=SILENT, value_range="0,2000")
+    opened = open_for_training(Source(str(packed), value_range="0,2000"), reporter=SILENT)
     assert opened[0].value_range == ValueRange(0, 2000, clips=True)
     line = r"deep.pack was packed with the value range 0..2000, not with 12 bits .*. Pack"
     with pytest.raises(DataError, match=line):
-        open_for_training(str(packed), seed=0, reporter=SILENT, value_range="0,4095")
+        open_for_training(Source(str(packed), value_range="0,4095"), reporter=SILENT)
     for part in opened:  # as a model with another range sees them
         with pytest.raises(DataError, match=line):
             EvalViews(part, [Preprocessing(value_range=TWELVE)])

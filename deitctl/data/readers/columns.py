@@ -9,7 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 from deitctl.data.layout import find_split_word, match_split
+from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.errors import DataError
+from deitctl.models.tasks import MULTILABEL
 from deitctl.names import canonicalize_name
 
 PATH, LABEL, SPLIT = "path", "label", "split"
@@ -68,7 +70,11 @@ ReadAll = Callable[[Sequence[int]], Iterable[Sequence[str]]]
 """Reads all rows; fields that are not at the places given may be empty."""
 PLURALS = (("s$", ""), ("es$", ""), ("ies$", "y"))
 YES, NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
-BITS = frozenset(("0", "1", "0.0", "1.0"))
+BITS = {
+    **dict.fromkeys(("0", "0.0", "false"), False),
+    **dict.fromkeys(("1", "1.0", "true"), True),
+}
+"""What columns hold that say of each class whether an image has it."""
 WAY_ON = "Call the column of image files 'path' and that of classes 'label'."
 PIXEL = re.compile(r"(pixel|px|p|v)?\d+(x\d+)?")
 MIN_PIXELS = 16
@@ -91,6 +97,8 @@ class Columns:
     """Columns that could be that of images or classes too, were no other called `path` or `label`."""
     without_parts: tuple[str, ...] = ()
     """Columns that are called as those of splits and hold none, such as numbers of folds."""
+    group: int | None = None
+    """Place of the column that names the group of an image."""
 
     @property
     def flag(self) -> tuple[str, str] | None:
@@ -99,7 +107,7 @@ class Columns:
 
     def list_places(self) -> list[int]:
         """Return the places of all columns that are read."""
-        places = [self.path, self.label, self.split, *self.one_hot]
+        places = [self.path, self.label, self.split, self.group, *self.one_hot]
         return [at for at in places if at is not None]
 
     def list_rivals(self, at: int | None) -> list[str]:
@@ -166,6 +174,7 @@ def find_columns(
     images: Sequence[int] = (),
     class_labels: Sequence[int] = (),
     read_all: ReadAll = lambda places: (),
+    options: ReadOptions = AS_IS,
 ) -> Columns:
     """Find the columns of a table by their names.
 
@@ -177,6 +186,8 @@ def find_columns(
         class_labels: places of columns whose metadata name classes, of which the same holds where no
             column is called like one of classes.
         read_all: reads all rows, which are looked through where the first leave open what a column is.
+        options: name the column of groups; for several labels an image columns of 0 and 1 are taken
+            that stand beside others.
 
     Raises:
         DataError: there is no column of images or of classes, or more than one.
@@ -193,11 +204,13 @@ def find_columns(
     words = [n for n, name in enumerate(reduced) if n != at and _is_label_word(name)]
     has_label = label is not None or bool(words)
     split = _find_split(path, names, rows, read_all, {at, label}, has_label)
+    group = _find_group(path, names, reduced, options.group_by)
     one_hot: tuple[int, ...] = ()
     if at is not None and label is None:
-        one_hot = _find_one_hot(rows, {at, split}, len(names))
+        may_stand_beside = options.task == MULTILABEL and not words
+        one_hot = _find_one_hot(rows, {at, split, group}, len(names), may_stand_beside)
     if label is None and not one_hot:
-        others = [n for n in words if n != split]
+        others = [n for n in words if n not in (split, group)]
         label = _take_only(path, names, others, "classes", LABEL) if others else None
     if at is None or (label is None and not one_hot):
         missing = "image files" if at is None else "classes"
@@ -214,7 +227,7 @@ def find_columns(
     )
     others = [n for n in range(len(names)) if split is None and n not in (at, label, *one_hot)]
     without_parts = tuple(names[n] for n in others if reduced[n] in SPLIT_NAMES - SOURCE_NAMES)
-    return Columns(at, label, split, tuple(names), one_hot, rivals, without_parts)
+    return Columns(at, label, split, tuple(names), one_hot, rivals, without_parts, group)
 
 
 def name_columns(names: Sequence[str]) -> str:
@@ -341,15 +354,33 @@ def _take_only(
     return places[0]
 
 
+def _find_group(
+    path: Path, names: Sequence[str], reduced: Sequence[str], group_by: str
+) -> int | None:
+    """Return the column that is called as that of groups, in its own spelling or nearly."""
+    if not group_by:
+        return None
+    if group_by in names:
+        return list(names).index(group_by)
+    places = [at for at, name in enumerate(reduced) if name == reduce_name(group_by)]
+    return _take_only(path, names, places, "groups", group_by) if places else None
+
+
 def _find_one_hot(
-    rows: Sequence[Sequence[str]], others: set[int | None], width: int
+    rows: Sequence[Sequence[str]], others: set[int | None], width: int, may_stand_beside: bool
 ) -> tuple[int, ...]:
-    """Return the columns of classes if all columns but `others` hold 0 and 1 in all of some rows."""
+    """Return the columns of classes: those that hold 0 and 1 in all of some rows, two or more.
+
+    All columns but `others` have to, unless they may stand beside columns of something else.
+    """
     places = [at for at in range(width) if at not in others]
-    is_one_hot = len(places) > 1 and bool(rows)
-    for row in rows:
-        is_one_hot = is_one_hot and all(at < len(row) and row[at].strip() in BITS for at in places)
-    return tuple(places) if is_one_hot else ()
+    holding = [
+        at
+        for at in places
+        if rows and all(at < len(row) and row[at].strip().casefold() in BITS for row in rows)
+    ]
+    is_one_hot = len(holding) > 1 and (may_stand_beside or holding == places)
+    return tuple(holding) if is_one_hot else ()
 
 
 _PATHS, _LABELS = PATH_NAMES | PATH_KEYS, LABEL_NAMES | LABEL_KEYS

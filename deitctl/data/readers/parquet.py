@@ -40,6 +40,8 @@ class ParquetSchema:
     """Names of the classes that numbers in a column stand for, by the column's place."""
     nested: frozenset[int]
     """Places of columns of lists and other structures, which hold no class and no split."""
+    lists: frozenset[int]
+    """Places of those that are lists of numbers or text, which may be labels."""
     num_rows: int
     num_bytes: int
     """Of all columns, as they are encoded."""
@@ -70,6 +72,13 @@ def read_schema(path: Path) -> ParquetSchema:
         reader = open_reader(OpenFile(str(path)))
         schema, metadata = reader.schema_arrow, reader.metadata
         images, paths, structs, named, nested = [], [], set(), set(), set()
+        is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+        lists = frozenset(
+            at
+            for at, field in enumerate(schema)
+            if any(check(field.type) for check in is_list)
+            and not types.is_nested(field.type.value_type)
+        )
         for at, field in enumerate(schema):
             inner = field.type
             nested |= {at} if types.is_nested(inner) else set()
@@ -100,6 +109,7 @@ def read_schema(path: Path) -> ParquetSchema:
         tuple(paths),
         class_names,
         frozenset(nested),
+        lists,
         metadata.num_rows,
         sum(groups),
     )
@@ -114,6 +124,10 @@ def _read_class_names(schema: Any, names: Sequence[str]) -> dict[int, tuple[str,
     class_names = {}
     for at, name in enumerate(names):
         feature = features.get(name) if isinstance(features, dict) else None
+        if isinstance(feature, list) and len(feature) == 1:  # of a list, as older versions write it
+            feature = {"feature": feature[0]}
+        if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
             listed = feature.get("names")
             if isinstance(listed, list) and all(isinstance(n, str) for n in listed):
@@ -169,5 +183,7 @@ def _flatten(values: Any) -> Any:
 
 
 def _to_text(value: object) -> str:
-    """Return a value as text, empty for one that is missing."""
+    """Return a value as text, a list as JSON; empty for one that is missing."""
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None or value != value else str(value)

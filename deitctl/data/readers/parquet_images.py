@@ -241,6 +241,7 @@ class ParquetDataset(ImageDataset):
     class_names: tuple[str, ...]
     title: str
     """The file or folder."""
+    group_names: Sequence[str] | None = None
 
     def name(self, index: int) -> str:
         return f"{self.title}:{self.names[index]}"

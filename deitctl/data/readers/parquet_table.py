@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from deitctl.data.readers.columns import (
 )
 from deitctl.data.readers.parquet import ParquetSchema, read_rows, read_schema
 from deitctl.data.readers.parquet_images import CACHE_BYTES, ParquetDataset, open_images
+from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.data.readers.shards import require_shards
 from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
 from deitctl.data.readers.text import SAMPLE_ROWS
@@ -43,7 +45,10 @@ class ParquetFile:
 
 
 def open_shards(
-    folder: Path, parts: Mapping[str, Sequence[Path]], reporter: Reporter
+    folder: Path,
+    parts: Mapping[str, Sequence[Path]],
+    reporter: Reporter,
+    options: ReadOptions = AS_IS,
 ) -> dict[str, ImageDataset]:
     """Open the Parquet files of a folder, as the hub has them.
 
@@ -51,6 +56,7 @@ def open_shards(
         folder: the folder, for messages.
         parts: of each part of the data its files, see `find_shards`.
         reporter: receives how they were read where that had to be decided.
+        options: the task, and the column of groups.
 
     Raises:
         DataError: one of them cannot be read, has other columns than the first, no images, or a split
@@ -61,7 +67,7 @@ def open_shards(
     # A test part may be without labels.
     files.sort(key=lambda file: file.part == "test")
     first = files[0]
-    columns = find_parquet_columns(files)
+    columns = find_parquet_columns(files, options)
     if columns.path not in first.schema.images:
         raise DataError(
             f"{folder} has Parquet files without images: {first.path} has the columns "
@@ -70,14 +76,15 @@ def open_shards(
         )
     for other in files[1:]:
         _require_same_columns(first, other, columns)
-    return open_image_files(folder, files, columns, reporter)
+    return open_image_files(folder, files, columns, reporter, options)
 
 
-def find_parquet_columns(files: Sequence[ParquetFile]) -> Columns:
+def find_parquet_columns(files: Sequence[ParquetFile], options: ReadOptions = AS_IS) -> Columns:
     """Find the columns of some files, by those of the first; see `find_columns`."""
     path, schema = files[0].path, files[0].schema
     of_parts = _find_part_names(schema)
-    labels = [at for at in schema.class_names if at not in schema.nested and at not in of_parts]
+    hidden = schema.nested - schema.lists
+    labels = [at for at in schema.class_names if at not in hidden and at not in of_parts]
     # Where files are called as parts, no column has to be found by its values.
     is_parted = any(file.part for file in files)
     header = [*schema.names, LABEL] if labels else schema.names  # then no class is a column
@@ -98,11 +105,15 @@ def find_parquet_columns(files: Sequence[ParquetFile]) -> Columns:
         )
 
     images = (*schema.images, *schema.paths)
-    return find_columns(path, schema.names, rows, images, labels, read_all)
+    return find_columns(path, schema.names, rows, images, labels, read_all, options)
 
 
 def collect_files(
-    title: Path, files: Sequence[ParquetFile], columns: Columns, reporter: Reporter
+    title: Path,
+    files: Sequence[ParquetFile],
+    columns: Columns,
+    reporter: Reporter,
+    options: ReadOptions,
 ) -> TableRows:
     """Read paths, labels and splits; of images in the files their names, empty where they have none.
 
@@ -110,7 +121,7 @@ def collect_files(
         title: the file or folder, for messages.
         files: of the same columns.
         columns: of the first file.
-        reporter: see `collect_rows`.
+        reporter: see `collect_rows`; so are options.
 
     Raises:
         DataError: see `collect_rows`; a label without a class, a split that a file's name contradicts.
@@ -120,16 +131,21 @@ def collect_files(
         columns if not files[0].part else _add_part(columns),
         chain.from_iterable(_read_file(file, columns) for file in files),
         reporter,
+        options,
         first_row=1,
         needs_path=columns.path not in files[0].schema.images,
     )
 
 
 def open_image_files(
-    title: Path, files: Sequence[ParquetFile], columns: Columns, reporter: Reporter
+    title: Path,
+    files: Sequence[ParquetFile],
+    columns: Columns,
+    reporter: Reporter,
+    options: ReadOptions,
 ) -> dict[str, ImageDataset]:
     """Open images that are stored in Parquet files, those of each part."""
-    table = collect_files(title, files, columns, reporter)
+    table = collect_files(title, files, columns, reporter, options)
     schema = files[0].schema
     column = schema.names[columns.path] + (".bytes" if columns.path in schema.structs else "")
     images = open_images([file.path for file in files], column)
@@ -141,14 +157,15 @@ def open_image_files(
             _name_images(table.values.take(rows.tolist()), files, rows),
             *number_classes(table.labels[rows], table.class_names),
             str(title),
+            table.take_groups(rows),
         )
     if sum(file.schema.num_bytes for file in files) > CACHE_BYTES:
         reporter.note(
             f"Images of {title} are decoded by row groups, which is slow in random order: train on "
             f"what `deitctl pack {shlex.quote(str(title))} OUT.pack` writes."
         )
-    if columns.notes:
-        reporter.note(f"{title}: {'; '.join(columns.notes)}.")
+    if notes := [*columns.notes, *table.notes]:
+        reporter.note(f"{title}: {'; '.join(notes)}.")
     return datasets
 
 
@@ -218,7 +235,8 @@ def _read_file(file: ParquetFile, columns: Columns) -> Iterator[list[str]]:
         if schema.names != names:
             row = ["" if at is None else row[at] for at in order]
         for at, listed in classes.items():
-            row[at] = _name_label(file.path, row[at], listed)
+            name = _name_labels if at in schema.lists else _name_label
+            row[at] = name(file.path, row[at], listed)
         if file.part:
             _require_part(file, columns, row)
             row.append(file.part)
@@ -258,6 +276,14 @@ def _name_label(path: Path, label: str, classes: Sequence[str]) -> str:
             f"{path} has the label {number}, and names {len(classes)} classes in its metadata."
         )
     return classes[number] if number >= 0 else ""
+
+
+def _name_labels(path: Path, labels: str, classes: Sequence[str]) -> str:
+    """Return the names of a list of classes, by their numbers in a file."""
+    if not labels:
+        return ""
+    numbers = map(str, json.loads(labels))
+    return json.dumps([_name_label(path, number, classes) for number in numbers])
 
 
 def _require_part(file: ParquetFile, columns: Columns, row: Sequence[str]) -> None:

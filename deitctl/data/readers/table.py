@@ -30,10 +30,12 @@ from deitctl.data.readers.parquet_table import (
     open_image_files,
     refuse_image_folder,
 )
+from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.data.readers.table_rows import TableRows, collect_rows, number_classes
 from deitctl.data.readers.text import SAMPLE_ROWS, TEXT_TYPES, WINDOWS, find_encoding, open_text
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.home import expand_home
 
 TEXT = (".csv", ".tsv", ".tab", ".txt")
 LINES = (".jsonl", ".ndjson")
@@ -63,15 +65,14 @@ def is_table(path: Path) -> bool:
 
 
 def open_table(
-    path: Path, reporter: Reporter, image_folder: str = "", *, with_missing: bool = False
+    path: Path, reporter: Reporter, options: ReadOptions = AS_IS
 ) -> dict[str, ImageDataset]:
     """Open a table's `train`, `val` and `test` split, or all of it under "".
 
     Args:
         path: the table.
         reporter: receives how it was read where that had to be decided, and images that are missing.
-        image_folder: the folder that paths are below; empty: that of the table, or one beside it.
-        with_missing: whether images that are not there stay in it, to be listed.
+        options: the folder that paths are below, the task, and the column of groups.
 
     Raises:
         DataError: it cannot be read, has no rows, a row without image, class or split, no column of
@@ -84,25 +85,23 @@ def open_table(
             WAYS_ON.get(suffix, "Save the sheet as CSV in UTF-8."),
         )
     if suffix in PARQUET or is_parquet(path):
-        return _open_parquet(path, reporter, image_folder, with_missing)
+        return _open_parquet(path, reporter, options)
     if suffix in LINES:
-        return _open_lines(path, reporter, image_folder, with_missing)
-    return _open_text(path, reporter, image_folder, with_missing)
+        return _open_lines(path, reporter, options)
+    return _open_text(path, reporter, options)
 
 
-def _open_lines(
-    path: Path, reporter: Reporter, image_folder: str, with_missing: bool
-) -> dict[str, ImageDataset]:
+def _open_lines(path: Path, reporter: Reporter, options: ReadOptions) -> dict[str, ImageDataset]:
     encoding = find_encoding(path, (*TEXT_TYPES, JSON_TYPE))
-    columns, read_all = _find_line_columns(path, encoding)
-    table = collect_rows(path, columns, read_all(), reporter, first_row=1)
+    columns, read_all = _find_line_columns(path, encoding, options)
+    table = collect_rows(path, columns, read_all(), reporter, options, first_row=1)
     if encoding == WINDOWS:
         _warn_of_windows(path, table, reporter)
-    return _open_files(path, columns, table, columns.notes, reporter, image_folder, with_missing)
+    return _open_files(path, columns, table, columns.notes, reporter, options)
 
 
 def _find_line_columns(
-    path: Path, encoding: str
+    path: Path, encoding: str, options: ReadOptions = AS_IS
 ) -> tuple[Columns, Callable[[], Iterable[Sequence[str]]]]:
     """Return the columns of lines of JSON, which are the keys of all objects, and what reads the rows."""
     names = tuple(dict.fromkeys(key for item in _read_objects(path, encoding) for key in item))
@@ -112,29 +111,28 @@ def _find_line_columns(
             yield ["" if item.get(name) is None else _to_text(item[name]) for name in names]
 
     first = list(islice(read_all(), SAMPLE_ROWS))
-    return find_columns(path, names, first, read_all=read_all), read_all
+    columns = find_columns(path, names, first, read_all=read_all, options=options)
+    return columns, read_all
 
 
-def _open_text(
-    path: Path, reporter: Reporter, image_folder: str, with_missing: bool
-) -> dict[str, ImageDataset]:
+def _open_text(path: Path, reporter: Reporter, options: ReadOptions) -> dict[str, ImageDataset]:
     text = open_text(path, rate_header)
     notes = text.notes
-    columns = _find_unnamed(path, text.header, image_folder)
+    columns = _find_unnamed(path, text.header, options.image_folder)
     has_header = columns is None
     if columns is None:
         first = list(islice(text.read_rows(), SAMPLE_ROWS))
-        columns = find_columns(path, text.header, first, read_all=lambda _: text.read_rows())
+        columns = find_columns(
+            path, text.header, first, read_all=lambda _: text.read_rows(), options=options
+        )
     else:
         notes.append(f"no header, so that its first row is the image {text.header[columns.path]!r}")
     rows = text.read_rows(skip_header=has_header)
     first_row = text.first_row - (not has_header)
-    table = collect_rows(path, columns, rows, reporter, first_row=first_row)
+    table = collect_rows(path, columns, rows, reporter, options, first_row=first_row)
     if text.encoding == WINDOWS:
         _warn_of_windows(path, table, reporter)
-    return _open_files(
-        path, columns, table, [*notes, *columns.notes], reporter, image_folder, with_missing
-    )
+    return _open_files(path, columns, table, [*notes, *columns.notes], reporter, options)
 
 
 def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
@@ -147,17 +145,15 @@ def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
     )
 
 
-def _open_parquet(
-    path: Path, reporter: Reporter, image_folder: str, with_missing: bool
-) -> dict[str, ImageDataset]:
+def _open_parquet(path: Path, reporter: Reporter, options: ReadOptions) -> dict[str, ImageDataset]:
     file = ParquetFile(path, read_schema(path))
-    columns = find_parquet_columns([file])
+    columns = find_parquet_columns([file], options)
     if columns.path in file.schema.images:
-        if image_folder:
+        if options.image_folder:
             refuse_image_folder(path)
-        return open_image_files(path, [file], columns, reporter)
-    table = collect_files(path, [file], columns, reporter)
-    return _open_files(path, columns, table, columns.notes, reporter, image_folder, with_missing)
+        return open_image_files(path, [file], columns, reporter, options)
+    table = collect_files(path, [file], columns, reporter, options)
+    return _open_files(path, columns, table, columns.notes, reporter, options)
 
 
 def name_rivals(path: Path) -> str:
@@ -210,23 +206,24 @@ def _open_files(
     table: TableRows,
     notes: Iterable[str],
     reporter: Reporter,
-    image_folder: str,
-    with_missing: bool,
+    options: ReadOptions,
 ) -> dict[str, ImageDataset]:
     """Find the files of a table's rows, and build its parts, of the images that are there unless others are wanted."""
+    image_folder = str(expand_home(options.image_folder)) if options.image_folder else ""
     places = find_images(path, table.values, image_folder)
-    decisions = [*notes, *places.notes]
+    decisions = [*notes, *table.notes, *places.notes]
     _require_images(path, columns, table, places, image_folder, reporter)
     if decisions:
         reporter.note(f"{path}: {'; '.join(decisions)}.")
     taken = table.splits
-    if not with_missing:
+    if not options.with_missing:
         taken = {part: at[~places.is_missing[at]] for part, at in taken.items()}
     return {
         part: FileDataset(
             places.names if len(at) == len(places.names) else places.names.take(at.tolist()),
             *number_classes(table.labels[at], table.class_names),
             places.root,
+            table.take_groups(at),
         )
         for part, at in taken.items()
     }
@@ -254,7 +251,7 @@ def _require_images(
     for part, rows in missing.items():
         if len(rows):
             at = table.splits[part]
-            lost = set(table.labels[at]) - set(table.labels[at[~places.is_missing[at]]])
+            lost = table.find_classes(at) - table.find_classes(at[~places.is_missing[at]])
             reporter.warn(
                 f"{len(rows):,} of the {len(at):,} {part + ' ' if part else ''}images "
                 f"of {path} are missing, the first is {table.values[int(rows[0])]!r:.200}: they are left "

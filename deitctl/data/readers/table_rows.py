@@ -10,6 +10,8 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,9 +21,13 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import Labels
 from deitctl.data.layout import match_split
-from deitctl.data.readers.columns import BITS, NO, WAY_ON, YES, Columns, name_columns
+from deitctl.data.readers.columns import NO, YES, Columns, name_columns
+from deitctl.data.readers.label_cells import WAY_ON, LabelCells, read_bits, read_cells
+from deitctl.data.readers.read_options import AS_IS, ReadOptions
+from deitctl.data.readers.repeated_rows import JoinedRows, join_repeated
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.models.tasks import MULTILABEL
 from deitctl.names import canonicalize_name, group_spellings
 
 MISSING_WORDS = frozenset(("nan", "null", "<na>", "n/a", "#n/a", "nat"))
@@ -29,21 +35,50 @@ MISSING_WORDS = frozenset(("nan", "null", "<na>", "n/a", "#n/a", "nat"))
 WHOLE = re.compile(r"(-?\d+)\.0+")
 """A whole number as pandas writes it in a column with missing values."""
 LIST_BRACKETS = re.compile(r"[\[({].*[\])}]", re.DOTALL)
+NO_CLASS = "--task multilabel reads it as an image with none of the classes"
 MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class TableRows:
-    """A table's rows, in order, or those of one part of it."""
+    """A table's images, in order of their first rows."""
 
     values: StringArray
     """Paths as they are written, [N]."""
     labels: Labels
-    """Index into `class_names`, [N]."""
+    """Index into `class_names`, [N]; of several labels an image multi-hot, [N,K]."""
     class_names: tuple[str, ...]
     """In lexicographic order; a part may lack some."""
     splits: Mapping[str, NDArray[np.int64]]
-    """Rows of each part of the data; those of a table without parts are under ""."""
+    """Images of each part of the data; those of a table without parts are under ""."""
+    group_names: Sequence[str] | None = None
+    """Of each image, [N]; None without a column of groups."""
+    notes: tuple[str, ...] = ()
+    """How several labels an image were found."""
+
+    def take_groups(self, rows: NDArray[np.int64]) -> Sequence[str] | None:
+        """Return the groups of some images."""
+        return None if self.group_names is None else [self.group_names[n] for n in rows.tolist()]
+
+    def find_classes(self, rows: NDArray[np.int64]) -> set[int]:
+        """Return the numbers of the classes that some images have."""
+        return set(find_used(self.labels[rows]).tolist())
+
+
+class _Texts:
+    """A column of few different texts, each kept once."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self._rows = array("q")
+
+    def add(self, text: str) -> None:
+        self._rows.append(self.numbers.setdefault(text, len(self.numbers)))
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The number of each row's text, [N]."""
+        return np.frombuffer(self._rows, np.int64)
 
 
 def collect_rows(
@@ -51,6 +86,7 @@ def collect_rows(
     columns: Columns,
     rows: Iterable[Sequence[str]],
     reporter: Reporter,
+    options: ReadOptions = AS_IS,
     *,
     first_row: int = 2,
     needs_path: bool = True,
@@ -62,26 +98,29 @@ def collect_rows(
         columns: what is in which column.
         rows: fields of each row; a row may be shorter than the table is wide.
         reporter: receives what is odd about classes.
+        options: the task: whether an image may have several labels, or none.
         first_row: number of the first row, for messages.
         needs_path: whether a row without a path is refused; images in the table need none.
 
     Raises:
-        DataError: no rows, one without path, class or split, or with several classes, an unknown split.
+        DataError: no rows, one without path, class or split, or with several classes where an image
+            has one, a list of labels that is broken, an unknown split.
     """
-    codes, split_codes = array("q"), array("q")
-    labels: dict[str, int] = {}
-    splits: dict[str, int] = {}
+    cells, split_texts, groups = _Texts(), _Texts(), _Texts()
     pathless, names = bytearray(), columns.names
 
     def iterate_values() -> Iterator[str]:
-        for number, row in enumerate(rows, start=first_row):
-            value = row[columns.path] if columns.path < len(row) else ""
-            label = _read_label(path, columns, row, number)
-            split = columns.split
+        for row in rows:
+            value = _get(row, columns.path)
             pathless.append(needs_path and not value.strip())
-            codes.append(labels.setdefault(label, len(labels)))
-            name = row[split] if split is not None and split < len(row) else ""
-            split_codes.append(splits.setdefault(name, len(splits)))
+            cells.add(
+                _get(row, columns.label)
+                if columns.label is not None
+                else "\t".join(_get(row, at).strip() for at in columns.one_hot)
+            )
+            split_texts.add(_get(row, columns.split))
+            if columns.group is not None:
+                groups.add(_get(row, columns.group).strip())
             yield value
 
     try:
@@ -95,44 +134,117 @@ def collect_rows(
             if any(names)
             else "It needs the columns path,label[,split].",
         )
+
+    def name_row(cell: int) -> str:
+        return f"row {first_row + int((cells.rows == cell).argmax())}"
+
+    read = read_cells if columns.label is not None else partial(read_bits, columns)
+    found = read(path, list(cells.numbers), options.task, name_row)
     has_path = ~np.frombuffer(bytes(pathless), np.bool_)
-    has_label = np.array([bool(label.strip()) for label in labels])[np.frombuffer(codes, np.int64)]
+    has_class = np.array([bool(labels) for labels in found.labels])[cells.rows]
     label_column = "label" if columns.label is None else names[columns.label]
     if not has_path.all():
-        _refuse_row(path, names, first_row, ~has_path, ~(has_path & has_label), names[columns.path])
-    parts = np.array(_match_splits(path, columns, list(splits)))[
-        np.frombuffer(split_codes, np.int64)
-    ]
-    is_test = parts == "test"
-    if not has_label.all():
-        if has_label.any() and np.array_equal(is_test, ~has_label):
-            reporter.note(
-                f"{path}: the {is_test.sum():,} test images have no labels, and are left out."
-            )
-        else:
-            image = values[int(has_label.argmin())]
-            _refuse_row(path, names, first_row, ~has_label, ~has_label, label_column, image)
-    classes = _name_classes(path, [label for label in labels if label.strip()], reporter)
-    class_names = tuple(sorted(set(classes)))
-    places = {name: at for at, name in enumerate(class_names)}
-    named = iter(classes)
-    numbers = np.array([places[next(named)] if label.strip() else -1 for label in labels], np.int64)
-    label_numbers = numbers[np.frombuffer(codes, np.int64)]
-    _warn_of_lists(path, class_names, reporter)
-    rows_of = {
-        part: at
-        for part in ("train", "val", "test", "")
-        if len(at := np.flatnonzero((parts == part) & has_label))
-    }
+        _refuse_row(path, names, first_row, ~has_path, ~(has_path & has_class), names[columns.path])
+    parts = np.array(_match_splits(path, columns, list(split_texts.numbers)))[split_texts.rows]
+    is_read = _leave_test_out(path, parts, has_class, reporter)
+    # An empty list says that an image has none of the classes; an empty cell may be an oversight.
+    is_filled = np.array([bool(cell.strip()) for cell in cells.numbers])[cells.rows]
+    is_labeled = (is_filled if found.is_multilabel else has_class) | ~is_read
+    if options.task != MULTILABEL and not is_labeled.all():
+        image = values[int(is_labeled.argmin())]
+        way_on = f"; {NO_CLASS}" if found.is_multilabel else ""
+        _refuse_row(path, names, first_row, ~is_labeled, ~is_labeled, label_column, image, way_on)
+    group_names = None if columns.group is None else list(groups.numbers)
+    if group_names is not None and "" in group_names:
+        lacks_group = groups.rows == groups.numbers[""]
+        column = names[columns.group or 0]
+        _refuse_row(path, names, first_row, lacks_group, lacks_group, column)
+    labels, class_names = _number_cells(path, found, reporter)
+    if not class_names:
+        raise DataError(f"{path} has no image with a class in the column {label_column!r}.")
+    if not found.is_multilabel and options.task != "classification":
+        _warn_of_lists(path, class_names, reporter)
+    row_labels, read_rows = labels[cells.rows], np.flatnonzero(is_read)
+    joined = JoinedRows(read_rows, row_labels[read_rows])
     if needs_path:
-        _warn_of_duplicates(path, values, label_numbers, parts, reporter)
-    return TableRows(values, label_numbers, class_names, rows_of)
+        joined = join_repeated(
+            path, values, row_labels, class_names, parts, read_rows, options.task, reporter
+        )
+    first = joined.first
+    group_of = groups.rows.tolist() if group_names is not None else []
+    return TableRows(
+        values if len(first) == len(values) else values.take(first.tolist()),
+        joined.labels,
+        class_names,
+        {
+            part: at
+            for part in ("train", "val", "test", "")
+            if len(at := np.flatnonzero(parts[first] == part))
+        },
+        None if group_names is None else [group_names[group_of[n]] for n in first.tolist()],
+        _describe(found, joined, class_names),
+    )
+
+
+def _describe(found: LabelCells, joined: JoinedRows, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Say how several labels an image were found, and how many images have them."""
+    notes = [note for note in (found.sign, joined.note) if note]
+    if joined.labels.ndim == 2:
+        counts = joined.labels.sum(axis=1)
+        none = f", {(counts == 0).sum():,} none" if (counts == 0).any() else ""
+        notes.append(
+            f"task multilabel, as {(counts > 1).sum():,} of {len(counts):,} images have several of "
+            f"the {len(class_names):,} classes{none}"
+        )
+    return tuple(notes)
+
+
+def _get(row: Sequence[str], at: int | None) -> str:
+    return row[at] if at is not None and at < len(row) else ""
+
+
+def _leave_test_out(
+    path: Path, parts: NDArray[np.str_], has_class: NDArray[np.bool_], reporter: Reporter
+) -> NDArray[np.bool_]:
+    """Return which rows are read, [N]: all, but for a test part of which none has a class."""
+    is_test = parts == "test"
+    if is_test.any() and has_class.any() and not has_class[is_test].any():
+        reporter.note(
+            f"{path}: the {is_test.sum():,} test images have no labels, and are left out."
+        )
+        return ~is_test
+    return np.ones(len(parts), np.bool_)
+
+
+def _number_cells(
+    path: Path, found: LabelCells, reporter: Reporter
+) -> tuple[Labels, tuple[str, ...]]:
+    """Return the labels of each cell by number, -1 for none or multi-hot, and the classes."""
+    texts = list(dict.fromkeys(chain.from_iterable(found.labels)))
+    class_of = dict(zip(texts, _name_classes(path, texts, reporter), strict=True))
+    class_names = tuple(sorted(set(class_of.values())))
+    places = {name: at for at, name in enumerate(class_names)}
+    if not found.is_multilabel:
+        numbers = [places[class_of[cell[0]]] if cell else -1 for cell in found.labels]
+        return np.array(numbers, np.int64), class_names
+    labels = np.zeros((len(found.labels), len(class_names)), np.bool_)
+    for number, cell in enumerate(found.labels):
+        labels[number, [places[class_of[text]] for text in cell]] = True
+    return labels, class_names
 
 
 def number_classes(labels: Labels, class_names: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
     """Number the labels of a part of a table by the classes that it has."""
-    used = np.unique(labels)
-    return np.searchsorted(used, labels).astype(np.int64), tuple(class_names[n] for n in used)
+    used = find_used(labels)
+    names = tuple(class_names[n] for n in used)
+    if labels.ndim == 2:
+        return labels[:, used], names
+    return np.searchsorted(used, labels).astype(np.int64), names
+
+
+def find_used(labels: Labels) -> NDArray[np.int64]:
+    """Return the numbers of the classes that images have, in rising order."""
+    return np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels)
 
 
 def _refuse_row(
@@ -143,45 +255,16 @@ def _refuse_row(
     lack_something: NDArray[np.bool_],
     column: str,
     image: str = "",
+    way_on: str = "",
 ) -> NoReturn:
     count = int(lack_something.sum())
     more = f"; {count:,} rows lack something" if count > 1 else ""
     raise DataError(
         f"{path}, row {first_row + int(lack_it.argmax())} has no {column!r}{more}.",
         f"Fill it in{f' for {image!r:.100}' if image else ''}, or remove the row"
-        f"{'s' if more else ''}. The columns are "
+        f"{'s' if more else ''}{way_on}. The columns are "
         f"{name_columns(names)}.",
     )
-
-
-def _read_label(path: Path, columns: Columns, row: Sequence[str], number: int) -> str:
-    """Return a row's label; of columns of 0 and 1 the name of the one that holds 1.
-
-    Raises:
-        DataError: none of these does, or several do.
-    """
-    if columns.label is not None:
-        return row[columns.label] if columns.label < len(row) else ""
-    ones = []
-    for at in columns.one_hot:
-        field = row[at].strip() if at < len(row) else ""
-        if field not in BITS:
-            raise DataError(
-                f"{path}, row {number} has {field!r} in the column {columns.names[at]!r}, and the "
-                "columns of classes hold 0 and 1.",
-                WAY_ON,
-            )
-        if float(field):
-            ones.append(columns.names[at])
-    if len(ones) != 1:
-        what = f"several classes ({name_columns(ones)})" if ones else "no class"
-        raise DataError(
-            f"{path}, row {number} has {what}: of the columns {name_columns(columns.names)} "
-            f"{len(ones)} of those of classes hold 1.",
-            "An image has one class here: remove such rows, or choose a class for each in a column "
-            "'label'.",
-        )
-    return ones[0]
 
 
 def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list[str]:
@@ -220,7 +303,7 @@ def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -
         count = "a label" if len(lists) == 1 else f"{len(lists):,} labels"
         reporter.warn(
             f"{path} has {count} such as {lists[0]!r}, which looks like several classes: it is read "
-            "as one class of its own, because an image has one class here."
+            f"as one class of its own. {WAY_ON}"
         )
 
 
@@ -277,28 +360,3 @@ def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[s
                 "Call them by one name, or rename the one that is something else.",
             )
     return [part for part in parts if part is not None]
-
-
-def _warn_of_duplicates(
-    path: Path,
-    values: StringArray,
-    labels: Labels,
-    parts: NDArray[np.str_],
-    reporter: Reporter,
-) -> None:
-    """Warn of paths that are there more than once, with different classes or in different parts."""
-    # Hashes and not a dictionary: a million strings would take 100 MB.
-    hashes = np.fromiter(map(hash, values), np.int64, len(values))
-    order = np.argsort(hashes, kind="stable")
-    again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-    before = order[:-1][hashes[order[1:]] == hashes[order[:-1]]]
-    for differs, what in (
-        (labels[again] != labels[before], "different classes"),
-        (parts[again] != parts[before], "different splits"),
-    ):
-        twice = np.sort(again[differs])
-        if len(twice):
-            reporter.warn(
-                f"{path} has rows of the same image in {what}: {len(twice):,}, the first of "
-                f"{values[int(twice[0])]!r}."
-            )

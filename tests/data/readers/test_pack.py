@@ -23,7 +23,7 @@ from deitctl.data.decode import decode
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.index import Listing
 from deitctl.data.loader import build_train_loader
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.data.readers import pack
 from deitctl.data.readers.pack import MAGIC, START, open_pack, write_pack
 from deitctl.data.samplers import TrainBatches
@@ -98,7 +98,7 @@ def test_a_pack_is_laid_out_as_its_first_lines_say(tmp_path):
 
 def test_folder_tar_and_pack_are_the_same_data(root, tar, packed, reporter):
     found = [
-        open_for_training(str(path), seed=0, reporter=reporter) for path in (root, tar, packed)
+        open_for_training(Source(str(path)), reporter=reporter) for path in (root, tar, packed)
     ]
     for part in range(2):
         folder, *others = (pair[part] for pair in found)
@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_views_of_folder_tar_and_pack(
     workers, root, tar, packed, reporter
 ):
     def views(path: Path) -> list[tuple[torch.Tensor, torch.Tensor, list[object]]]:
-        dataset, _ = open_for_training(str(path), seed=0, reporter=reporter)
+        dataset, _ = open_for_training(Source(str(path)), reporter=reporter)
         keys = TrainBatches(len(dataset.labels), 4, seed=3, epochs=2, repeats=2)
         augment = RECIPES["small"].augment
         batches = build_train_loader(dataset, augment, 24, keys, workers=workers, pin_memory=False)
@@ -136,7 +136,7 @@ def test_an_unsplit_pack_is_split_as_its_folder(image_folder, tmp_path, reporter
     write(tmp_path / "x.pack", parts, [k.data for k in encode_images([dataset], Encoding(), 0)])
     for seed in (0, 1):
         pairs = [
-            open_for_training(str(p), seed=seed, reporter=reporter)
+            open_for_training(Source(str(p), split_seed=seed), reporter=reporter)
             for p in (root, tmp_path / "x.pack")
         ]
         for ours, theirs in zip(*pairs, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deitctl.data.dataset import ImageDataset, join, select
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.data.range_survey import survey_datasets
 from deitctl.data.readers import parquet_images
 from deitctl.data.readers.parquet import read_rows
@@ -140,7 +140,7 @@ def test_a_folder_of_the_hubs_files_is_a_data_set(files, tmp_path, reporter):
     write_hub(tmp_path / "hub/data/train-00000-of-00002.parquet", files[:5])
     write_hub(tmp_path / "hub/data/train-00001-of-00002.parquet", files[5:9], 5)
     write_hub(tmp_path / "hub/data/validation-00000-of-00001.parquet", files[9:], 9)
-    train, val = open_for_training(str(tmp_path / "hub"), seed=0, reporter=reporter)
+    train, val = open_for_training(Source(str(tmp_path / "hub")), reporter=reporter)
     assert [train.read_bytes(n) for n in range(9)] == files[:9]
     assert [val.read_bytes(n) for n in range(3)] == files[9:]
     assert [train.class_names[label] for label in train.labels] == list(NAMES) * 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import open_dataset, open_for_training
+from deitctl.data.open import Source, open_dataset, open_for_training
 from deitctl.errors import DataError
 
 CAFE = "caf\u00e9"
@@ -318,19 +318,19 @@ def test_a_table_of_one_class_is_refused_with_the_column_that_may_have_them(
     rows = [f"images/{n}.png,{['cat', 'dog'][n % 2]},animal" for n in range(6)]
     (folder / "t.csv").write_text("\n".join(["image_id,class,label", *rows]))
     with pytest.raises(DataError, match="1 class.*column 'label'; if 'class' has them"):
-        open_for_training(str(folder / "t.csv"), seed=0, reporter=reporter)
+        open_for_training(Source(str(folder / "t.csv")), reporter=reporter)
     (folder / "t.jsonl").write_text(
         "\n".join(json.dumps({"path": r.split(",")[0], "label": 1, "dx": "a"}) for r in rows)
     )
     with pytest.raises(DataError, match="1 class.*column 'label'; if 'dx' has them"):
-        open_for_training(str(folder / "t.jsonl"), seed=0, reporter=reporter)
+        open_for_training(Source(str(folder / "t.jsonl")), reporter=reporter)
 
 
 def test_a_folder_of_images_is_for_tables_alone(image_folder, reporter):
     root = image_folder({"a": 2, "b": 2})
     for data in (str(root), "digits"):
         with pytest.raises(DataError, match="--images is the folder of a table's paths"):
-            open_for_training(data, seed=0, reporter=reporter, image_folder=str(root))
+            open_for_training(Source(data, image_folder=str(root)), reporter=reporter)
 
 
 def test_a_folder_without_classes_names_the_table_in_it(folder, reporter):

@@ -1,0 +1,260 @@
+"""Which classes a table's labels name: one, or several in a list or with signs between them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deitctl.config import TaskChoice
+from deitctl.data.readers.columns import BITS, Columns, name_columns
+from deitctl.data.readers.columns import WAY_ON as CALL_COLUMNS
+from deitctl.errors import DataError
+from deitctl.models.tasks import MULTILABEL
+from deitctl.names import canonicalize_name
+
+STRONG_SIGNS = ("|", ";")
+"""Signs that join labels wherever one of these stands elsewhere too."""
+WEAK_SIGNS = (",", "+", "&", " ")
+"""Signs that names have too: they join labels where each of these stands alone elsewhere."""
+SIGN_NAMES = {",": "a comma", " ": "a space"}
+BRACKETS = {"[": "]", "(": ")", "{": "}"}
+ITEM = re.compile(
+    r"""\s*(?:("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|([^\s"',;\[\](){}][^"',\[\](){}]*?))\s*(,|(?=["'])|$)"""
+)
+"""An item of a list in quotes of either kind or in none, and what is behind it; NumPy writes no commas."""
+QUOTE = re.compile(r"[\"']")
+NUMBERS = re.compile(r"\s*[\d.]+(\s+[\d.]+)+\s*")
+"""Of a list as NumPy writes it."""
+Items = tuple[str, ...] | DataError | None
+WAY_ON = "--task multilabel reads several labels an image."
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class LabelCells:
+    """The labels that each of some cells names."""
+
+    labels: tuple[tuple[str, ...], ...]
+    """Of each cell; of one label an image one, or none where the cell is empty."""
+    is_multilabel: bool
+    sign: str = ""
+    """What is said of how several labels were found; empty for one label each."""
+
+
+NameRow = Callable[[int], str]
+"""Names the first row of a cell by its number, for messages."""
+
+
+def read_cells(path: Path, cells: Sequence[str], task: TaskChoice, name_row: NameRow) -> LabelCells:
+    """Read the distinct cells of a column of labels.
+
+    Args:
+        path: the table, for messages.
+        cells: of the column, each once.
+        task: multilabel splits cells, classification takes them whole but for lists of one, auto
+            splits them where they leave no doubt.
+        name_row: names a cell's row.
+
+    Raises:
+        DataError: a list that is not closed, with an empty item or with a label twice; lists of
+            several labels for one label an image.
+    """
+    filled = [cell for cell in cells if cell.strip()]
+    lists = [_split_brackets(cell) for cell in cells]
+    if _are_lists(lists, filled, task):
+        return _read_lists(path, cells, lists, task, name_row)
+    whole = tuple((cell,) if cell.strip() else () for cell in cells)
+    if task == "classification":
+        return LabelCells(whole, is_multilabel=False)
+    sign = find_sign(filled, task == MULTILABEL)
+    if not sign:
+        return LabelCells(whole, is_multilabel=task == MULTILABEL)
+    labels = []
+    for number, cell in enumerate(cells):
+        parts = tuple(map(str.strip, cell.split(sign))) if sign != " " else tuple(cell.split())
+        labels.append(parts if cell.strip() else ())
+        _require_labels(path, cell, labels[-1], name_row(number))
+        other = next((other for other in STRONG_SIGNS if other != sign and other in cell), "")
+        if other and sign in STRONG_SIGNS:
+            raise DataError(
+                f"{path}, {name_row(number)} has {other!r} in {cell!r:.100}, and labels have {sign!r} "
+                "between them.",
+                "Write the same sign between all labels, or lists where a name has the other.",
+            )
+    return LabelCells(
+        tuple(labels),
+        is_multilabel=True,
+        sign=f"labels have {SIGN_NAMES.get(sign, repr(sign))} between them",
+    )
+
+
+def read_bits(
+    columns: Columns, path: Path, cells: Sequence[str], task: TaskChoice, name_row: NameRow
+) -> LabelCells:
+    """Read the distinct rows of columns of 0 and 1, one a class, their fields joined by tabs.
+
+    Otherwise as `read_cells`: several labels an image where a row has several 1s.
+
+    Raises:
+        DataError: a field is neither; for one label an image a row of none or several.
+    """
+    labels = []
+    for number, cell in enumerate(cells):
+        ones = []
+        for at, field in zip(columns.one_hot, cell.split("\t"), strict=True):
+            if field.casefold() not in BITS:
+                raise DataError(
+                    f"{path}, {name_row(number)} has {field!r} in the column {columns.names[at]!r}, "
+                    "and the columns of classes hold 0 and 1.",
+                    CALL_COLUMNS,
+                )
+            ones += [columns.names[at]] if BITS[field.casefold()] else []
+        labels.append(tuple(ones))
+    is_multilabel = task == MULTILABEL or (task == "auto" and max(map(len, labels)) > 1)
+    for number, ones in enumerate(labels):
+        if len(ones) != 1 and not is_multilabel:
+            what = f"several classes ({name_columns(ones)})" if ones else "no class"
+            raise DataError(
+                f"{path}, {name_row(number)} has {what}: of the columns {name_columns(columns.names)} "
+                f"{len(ones)} of those of classes hold 1.",
+                WAY_ON if ones else f"{WAY_ON[:-1]}, or none.",
+            )
+    return LabelCells(tuple(labels), is_multilabel)
+
+
+def find_sign(cells: Sequence[str], is_multilabel: bool) -> str:
+    """Return the sign between labels, empty where each cell is one.
+
+    Args:
+        cells: each once, none empty.
+        is_multilabel: whether cells are known to have several labels.
+    """
+    alone = {canonicalize_name(cell) for cell in cells}
+    for sign in (*STRONG_SIGNS, *WEAK_SIGNS):
+        joined = [parts for cell in cells if len(parts := _split(cell, sign)) > 1]
+        counts = Counter(part for parts in joined for part in set(parts))
+        is_elsewhere = [all(part in alone for part in parts) for parts in joined]
+        if is_multilabel and sign in (*STRONG_SIGNS, ",") and joined:
+            return sign
+        if sign in STRONG_SIGNS and any(part in alone or counts[part] > 1 for part in counts):
+            return sign
+        # "golden retriever" is a class; "scab rust" is two where there are "scab" and "rust".
+        if (sign == "," or is_multilabel) and joined and all(is_elsewhere):
+            return sign
+    return ""
+
+
+def _split(cell: str, sign: str) -> list[str]:
+    parts = cell.split() if sign == " " else cell.split(sign)
+    return [canonicalize_name(part) for part in parts]
+
+
+def _are_lists(lists: Sequence[Items], filled: Sequence[str], task: TaskChoice) -> bool:
+    """Whether cells are lists: all of them, or some and one of several items."""
+    bracketed = [items for items in lists if items is not None]
+    if not bracketed or len(bracketed) == len(filled):
+        return bool(bracketed)
+    several = any(isinstance(items, tuple) and len(items) != 1 for items in bracketed)
+    return task != "classification" and (several or task == MULTILABEL)
+
+
+def _read_lists(
+    path: Path,
+    cells: Sequence[str],
+    lists: Sequence[Items],
+    task: TaskChoice,
+    name_row: NameRow,
+) -> LabelCells:
+    labels = []
+    for number, (cell, items) in enumerate(zip(cells, lists, strict=True)):
+        if isinstance(items, DataError):
+            raise DataError(
+                f"{path}, {name_row(number)} has the labels {cell!r:.100}: {items.message}",
+                items.hint,
+            )
+        one = (cell,) if cell.strip() else ()
+        labels.append(one if items is None else items)
+        _require_labels(path, cell, labels[-1], name_row(number))
+        if task == "classification" and items is not None and len(items) != 1:
+            raise DataError(
+                f"{path}, {name_row(number)} has {len(items)} labels in a list, {cell!r:.100}, and "
+                "--task classification is for one an image.",
+                "Leave --task out, or choose one label.",
+            )
+    several = any(items is not None and len(labels[n]) != 1 for n, items in enumerate(lists))
+    is_multilabel = task == MULTILABEL or (task == "auto" and several)
+    sign = "labels are lists" if is_multilabel else "labels are lists of one"
+    return LabelCells(tuple(labels), is_multilabel, sign)
+
+
+def _require_labels(path: Path, cell: str, labels: Sequence[str], row: str) -> None:
+    """Raise `DataError` if one of several labels is empty, or one is there twice."""
+    names = list(map(canonicalize_name, labels))
+    if "" in names:
+        raise DataError(
+            f"{path}, {row} has an empty label in {cell!r:.100}.",
+            "Remove the sign too many, or write the label that is missing there.",
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(
+            f"{path}, {row} has the label {twice!r} twice in {cell!r:.100}.",
+            "Remove one, or correct it if it stands for another.",
+        )
+
+
+def _split_brackets(cell: str) -> Items:
+    """Return the items of a list; None for a text that is none, an error for one that is broken."""
+    text = cell.strip()
+    is_list = text[:1] == "[" or re.match(r"[({]\s*['\"]", text)
+    if not is_list:
+        return None
+    if text[-1] != BRACKETS[text[0]]:
+        return _break(f"{text[0]} is not closed") if re.match(r".\s*['\"]", text) else None
+    items = _read_json(text)
+    return _split_items(text[1:-1]) if items is None else items
+
+
+def _read_json(text: str) -> Items:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(items, list) or any(isinstance(item, list | dict) for item in items):
+        return _break("its items are no labels")
+    return tuple("" if i is None else i if isinstance(i, str) else json.dumps(i) for i in items)
+
+
+def _split_items(inner: str) -> Items:
+    """Return the items between brackets, in quotes or without them, as Python, NumPy and people write them."""
+    if not inner.strip():
+        return ()
+    if NUMBERS.fullmatch(inner):
+        return tuple(inner.split())
+    items, at = [], 0
+    while at < len(inner):
+        match = ITEM.match(inner, at)
+        if match is None:
+            rest = inner[at:].strip()
+            if rest.startswith(","):
+                return _break("an item is empty")
+            return (
+                _break(f"its quotes and commas do not match at {rest:.20}")
+                if QUOTE.search(inner)
+                else None
+            )
+        quoted, bare, behind = match.groups()
+        items.append(bare if quoted is None else str(ast.literal_eval(quoted)))
+        at = match.end()
+        if behind and not inner[at:].strip():
+            break  # Python's tuple of one
+    return tuple(items)
+
+
+def _break(what: str) -> DataError:
+    return DataError(f"{what}.", 'A list is ["cat", "dog"]; cat|dog says the same.')
