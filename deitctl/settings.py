@@ -313,7 +313,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:
         )
     settings = {k: convert(v, hints[k], f"{where}.{k}") for k, v in values.items()}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name not in settings and field.default is dataclasses.MISSING:
+        defaults = (field.default, field.default_factory)
+        if field.name not in settings and defaults == (dataclasses.MISSING, dataclasses.MISSING):
             raise ConfigError(f"{where} lacks the setting {field.name!r}.")
     return kind(**settings)
 

@@ -61,11 +61,8 @@ def infer_architecture(
     has_bias = "blocks.0.attn.qkv.bias" in shapes or "blocks.0.attn.qkv.weight" not in shapes
     sizes = (dim, depth, patch, channels, hidden, has_bias, distilled, layer_scale)
     # A user's own shape first: the number of heads, which no parameter shows, is that one's.
-    candidates = [a for a in own if _list_sizes(a) == sizes] or [
-        replace(a, in_chans=channels)
-        for a in ARCHITECTURES
-        if _list_sizes(replace(a, in_chans=channels)) == sizes
-    ]
+    catalog = [a if channels == 3 else replace(a, in_chans=channels) for a in ARCHITECTURES]
+    candidates = [a for a in (*own, *catalog) if _list_sizes(a) == sizes]
     if not candidates:
         vit = VITS.get((dim, depth, patch)) if not (distilled or layer_scale) else None
         kind = recognize(shapes)
@@ -81,7 +78,8 @@ def infer_architecture(
     # DeiT-III has layer scale and no positions for its class token
     _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where)
     grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
-    return min(candidates, key=lambda a: abs(a.img_size - grid * patch))
+    fitting = [a for a in own if a in candidates] or candidates
+    return min(fitting, key=lambda a: abs(a.img_size - grid * patch))
 
 
 def _list_sizes(arch: Architecture) -> tuple[int | bool, ...]:
