@@ -80,6 +80,7 @@ EXPORT_FORMATS = (
 # The keys of distillation.compare.VARIANTS, likewise.
 VARIANTS = ("none", "soft", "hard", "token-soft", "token-hard")
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
+TASKS = ("auto", "classification", "multilabel")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 

@@ -183,6 +183,15 @@ HeadOpt = Annotated[
         choices=completion.HEADS,
     ),
 ]
+ModelTaskOpt = Annotated[
+    str,
+    option(
+        "--task",
+        help="multilabel: of weights that were trained on several labels an image and do not say so.",
+        default="the model's own",
+        choices=completion.TASKS,
+    ),
+]
 DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)]
 PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
 WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from deitctl.inference.classifier import Classifier, Prediction
     from deitctl.inference.folder_scan import FolderScan
 
+NUM_CLASSES = 5
+"""Likeliest classes of each image, unless `--topk` says another number."""
 FORMATS = ("table", "json", "jsonl", "csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet takes for a formula."""
@@ -55,7 +58,27 @@ def predict(
     ] = "",
     weights: o.WeightsOpt = "",
     classes: o.ClassesOpt = "",
-    topk: Annotated[int, o.option("--topk", "-k", help="Classes in each prediction.", min=1)] = 5,
+    topk: Annotated[
+        int | None,
+        o.option(
+            "--topk",
+            "-k",
+            help="Likeliest classes of each image.",
+            default="5; of a multi-label model those above their threshold",
+            min=1,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        o.option(
+            "--threshold",
+            help="Probability from which a multi-label model predicts a class.",
+            default="the model's own for each, else 0.5",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+    task: o.ModelTaskOpt = "auto",
     head: o.HeadOpt = "auto",
     batch_size: Annotated[
         int | None,
@@ -133,6 +156,8 @@ def predict(
                 model,
                 weights=weights,
                 classes=classes,
+                task=task,
+                threshold=threshold,
                 head=head,
                 img_size=img_size,
                 device=device,
@@ -148,7 +173,7 @@ def predict(
                 images,
                 load,
                 resume=bool(resume),
-                topk=topk,
+                topk=topk or NUM_CLASSES,
                 batch_size=batch_size,
                 precision=precision,
                 reporter=reporter,
@@ -157,10 +182,14 @@ def predict(
     classifier, scan = load(), FolderScan()
     num_named = classifier.settle_range(expand([name for name in images if name != STDIN]))
     predictions = classifier.stream(
-        expand(images, sys.stdin, scan), topk=topk, batch_size=batch_size, keep_pixels=keep_pixels
+        expand(images, sys.stdin, scan),
+        topk=topk or NUM_CLASSES,
+        batch_size=batch_size,
+        keep_pixels=keep_pixels,
     )
+    printer = _choose_printer(shape, classifier.model_config.is_multilabel, topk)
     with _track(_count(images, num_named), reporter) as progress:
-        num_failed = PRINTERS[shape](progress.follow(predictions))
+        num_failed = printer(progress.follow(predictions))
     _warn_of_unread(scan, num_failed, progress.count, reporter)
     if (
         explain := _list_explain(progress.example, classifier, model, weights, classes)
@@ -168,6 +197,19 @@ def predict(
         print_next(explain, shape=shape, quiet=quiet)
     if num_failed:
         raise typer.Exit(3)
+
+
+def _choose_printer(
+    shape: str, is_multilabel: bool, topk: int | None
+) -> Callable[[Iterable[Prediction]], int]:
+    """Return what prints predictions as they come, and returns how many are failures."""
+    # Of several labels those above their threshold are what is predicted; the likeliest are for who asks.
+    only_labels = is_multilabel and topk is None
+    if shape == "table":
+        return partial(_print_table, only_labels=only_labels)
+    if shape == "csv":
+        return partial(_print_csv, is_multilabel=is_multilabel, only_labels=only_labels)
+    return _print_json if shape == "json" else print_records
 
 
 @dataclass
@@ -315,20 +357,30 @@ def _print_json(predictions: Iterable[Prediction]) -> int:
     return num_failed
 
 
-def _print_csv(predictions: Iterable[Prediction]) -> int:
+def _print_csv(
+    predictions: Iterable[Prediction], *, is_multilabel: bool = False, only_labels: bool = False
+) -> int:
+    from deitctl.cli.prediction_table import list_printed
+    from deitctl.inference.classifier import ScoredLabel
+
     num_failed = 0
     # exact in a file; a terminal would obey control characters
     clean = escape_control if sys.stdout.isatty() else str
-    sys.stdout.write("input,rank,index,label,score,error\n")
+    threshold = ",threshold" if is_multilabel else ""
+    sys.stdout.write(f"input,rank,index,label,score{threshold},error\n")
     for prediction in predictions:
         num_failed += prediction.error is not None
         name = quote_cell(clean(prediction.input))
-        for rank, scored in enumerate(prediction.predictions, start=1):
+        classes = list_printed(prediction, only_labels)
+        for rank, scored in enumerate(classes, start=1):
+            threshold = f",{scored.threshold:.6f}" if isinstance(scored, ScoredLabel) else ""
             sys.stdout.write(
-                f"{name},{rank},{scored.index},{quote_cell(clean(scored.label))},{scored.score:.6f},\n"
+                f"{name},{rank},{scored.index},{quote_cell(clean(scored.label))},"
+                f"{scored.score:.6f}{threshold},\n"
             )
-        if prediction.error is not None:
-            sys.stdout.write(f"{name},,,,,{quote_cell(clean(prediction.error))}\n")
+        if not classes:  # an error, or an image with none of the classes
+            cells = ",,,,," if is_multilabel else ",,,,"
+            sys.stdout.write(f"{name}{cells},{quote_cell(clean(prediction.error or ''))}\n")
         sys.stdout.flush()
     return num_failed
 
@@ -344,22 +396,14 @@ def quote_cell(text: str) -> str:
     return f'"{quoted}"' if any(c in text for c in ',"\r\n') else text
 
 
-def _print_table(predictions: Iterable[Prediction]) -> int:
+def _print_table(predictions: Iterable[Prediction], *, only_labels: bool = False) -> int:
     from deitctl.cli.prediction_table import make_stdout_console, print_prediction
 
     num_failed, console = 0, make_stdout_console()
     for prediction in predictions:
         num_failed += prediction.error is not None
         with console.capture() as capture:
-            print_prediction(prediction, console)
+            print_prediction(prediction, console, only_labels=only_labels)
         sys.stdout.write(capture.get())  # not by the console, which would write over a bar
         sys.stdout.flush()
     return num_failed
-
-
-PRINTERS = {
-    "table": _print_table,
-    "json": _print_json,
-    "jsonl": print_records,
-    "csv": _print_csv,
-}

@@ -12,7 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from deitctl.cli.console import escape_control
-from deitctl.inference.classifier import Prediction, ScoredClass
+from deitctl.inference.classifier import Prediction, ScoredClass, ScoredLabel
+from deitctl.models.tasks import choose_labels
 
 if TYPE_CHECKING:
     from deitctl.data.eval_transform import Pixels
@@ -34,7 +35,14 @@ def make_stdout_console() -> Console:
     return Console(highlight=False)
 
 
-def print_prediction(prediction: Prediction, console: Console) -> None:
+def list_printed(prediction: Prediction, only_labels: bool) -> tuple[ScoredClass, ...]:
+    """Return the classes to print: of several labels those that are predicted, or the likeliest."""
+    return (prediction.labels or ()) if only_labels else prediction.predictions
+
+
+def print_prediction(
+    prediction: Prediction, console: Console, *, only_labels: bool = False
+) -> None:
     """Print one input: its name, its image if the prediction has one, and its classes or why there are none.
 
     The image is beside the classes where the terminal has the width for both, else above them.
@@ -48,9 +56,10 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
         and console.width >= IMAGE_WIDTH + 2 + NUMBER_WIDTH + BAR_WIDTH // 2 + LABEL_WIDTH
     )
     width = console.width - (IMAGE_WIDTH + 2 if beside else 0)
-    lines = [
-        line for scored in prediction.predictions for line in _format_class(scored, width, console)
-    ]
+    classes = list_printed(prediction, only_labels)
+    lines = [line for scored in classes for line in _format_class(scored, width, console)]
+    if not classes and prediction.labels is not None:
+        lines = _describe_no_label(prediction, width, console)
     if prediction.error is not None:
         why = prediction.error.removeprefix(prediction.input).lstrip(": ")  # the name stands above
         lines = [Text.assemble("  ", (escape_control(why), "red"))]
@@ -68,22 +77,39 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
 
 def _format_class(scored: ScoredClass, width: int, console: Console) -> list[Text]:
     """Return a class as lines of at most `width` characters; where nobody sees the width, as one line."""
-    room = max(4, min(BAR_WIDTH, width - NUMBER_WIDTH - 1 - LABEL_WIDTH))
+    number = f"  {100 * scored.score:5.1f} % "
+    if isinstance(scored, ScoredLabel):
+        number += f"{_compare(scored, console)} {100 * scored.threshold:5.1f} % "
+    room = max(4, min(BAR_WIDTH, width - len(number) - 1 - LABEL_WIDTH))
     label = Text(escape_control(scored.label))
     parts = [label]
     if console.is_terminal:
         parts = list(
             label.wrap(
-                console, max(LABEL_WIDTH // 2, width - NUMBER_WIDTH - room - 1), overflow="fold"
+                console, max(LABEL_WIDTH // 2, width - len(number) - room - 1), overflow="fold"
             )
         )
     first = Text.assemble(
-        f"  {100 * scored.score:5.1f} % ",
+        number,
         (draw_bar(scored.score, room, console), "cyan"),
         " ",
         parts[0],
     )
-    return [first, *(Text.assemble(" " * (NUMBER_WIDTH + room + 1), part) for part in parts[1:])]
+    return [first, *(Text.assemble(" " * (len(number) + room + 1), part) for part in parts[1:])]
+
+
+def _compare(scored: ScoredLabel, console: Console) -> str:
+    """Return how a probability compares with its threshold."""
+    if not choose_labels(np.float32(scored.score), np.float32(scored.threshold)):
+        return "<"
+    return ">" if console.options.ascii_only else "≥"
+
+
+def _describe_no_label(prediction: Prediction, width: int, console: Console) -> list[Text]:
+    """Say that no class reaches its threshold, and which is the likeliest."""
+    first = Text("  No class reaches its threshold; the likeliest is", style="dim")
+    wrapped = first.wrap(console, width) if console.is_terminal else [first]
+    return [*wrapped, *_format_class(prediction.predictions[0], width, console)]
 
 
 def draw_bar(score: float, width: int, console: Console) -> str:

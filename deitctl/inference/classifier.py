@@ -31,6 +31,7 @@ from deitctl.inference.inputs import (
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.model_config import ModelConfig, parse_value_range
+from deitctl.models.tasks import choose_labels
 from deitctl.records import hidden
 
 Scores = NDArray[np.float32]
@@ -50,7 +51,7 @@ class Backend(Protocol):
         """Return logits [B,K] of images uint8 [B,3,S,S], heads fused, before the temperature."""
 
     def scores(self, pixels: Pixels) -> Scores:
-        """Return calibrated probabilities [B,K] of images uint8 [B,3,S,S]."""
+        """Return calibrated probabilities [B,K] of images uint8 [B,3,S,S], see `to_probs`."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,29 @@ class ScoredClass:
 
 
 @dataclass(frozen=True)
+class ScoredLabel(ScoredClass):
+    """A class of a multi-label model, and its probability."""
+
+    threshold: float
+    """Probability from which the class is predicted."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The classes of one image, or the reason why there are none."""
 
     input: str
     """Path or URL as given, or `image N` for the Nth without one."""
     predictions: tuple[ScoredClass, ...]
-    """Most probable first; of equal scores, the lower index first."""
+    """Most probable first; of equal scores, the lower index first. Of a multi-label model each has a
+    `threshold`."""
     error: str | None
     """Why the image could not be classified."""
     pixels: Pixels | None = hidden(default=None, repr=False, compare=False)
     """The model's input, uint8 [3,S,S], if it was requested."""
+    labels: tuple[ScoredLabel, ...] | None = None
+    """Of a multi-label model, the classes whose probability reaches their threshold, most probable
+    first; null for a model of one class an image."""
 
 
 class Classifier:
@@ -220,15 +233,26 @@ class Classifier:
                     error = f"{item.name}: the model's scores are not numbers."
                     yield Prediction(item.name, (), error)
                     continue
-                best = np.argsort(-scores, kind="stable")[:topk].tolist()
-                yield Prediction(
-                    item.name,
-                    tuple(
-                        ScoredClass(i, self.model_config.label(i), float(scores[i])) for i in best
-                    ),
-                    None,
-                    self._get_model_input(item.pixels) if keep_pixels else None,
-                )
+                pixels = self._get_model_input(item.pixels) if keep_pixels else None
+                yield self._describe(item.name, scores, topk, pixels)
+
+    def _describe(self, name: str, scores: Scores, topk: int, pixels: Pixels | None) -> Prediction:
+        """Return the prediction of an image with probabilities [K]."""
+        config = self.model_config
+        order = np.argsort(-scores, kind="stable")
+        if not config.is_multilabel:
+            best = order[:topk].tolist()
+            classes = (ScoredClass(i, config.label(i), float(scores[i])) for i in best)
+            return Prediction(name, tuple(classes), None, pixels)
+        thresholds = config.list_thresholds()
+        likeliest, predicted = (
+            tuple(ScoredLabel(i, config.label(i), float(scores[i]), thresholds[i]) for i in indices)
+            for indices in (
+                order[:topk].tolist(),
+                order[choose_labels(scores, thresholds)[order]].tolist(),
+            )
+        )
+        return Prediction(name, likeliest, None, pixels, predicted)
 
     def _get_model_input(self, pixels: Pixels) -> Pixels:
         if not self.backend.resizes_images:
@@ -258,6 +282,8 @@ def load(
     *,
     weights: str | Path = "",
     classes: Classes = "",
+    task: str = "auto",
+    threshold: float | None = None,
     head: str = "auto",
     img_size: int = 0,
     device: str = "auto",
@@ -273,6 +299,10 @@ def load(
         weights: weights file or model folder, for a model that is a name.
         classes: names of the classes, for weights that come without them: in the order of the
             logits, or a file of them, see `read_class_names`; empty for the model's own.
+        task: `auto` (the model's own), `classification` or `multilabel`: of weights that were trained on
+            several labels an image and do not say so.
+        threshold: the probability, 0..1, from which each class of a multi-label model is predicted;
+            None for the model's own, 0.5 where it has none.
         head: `auto` (the model's own), `cls`, `dist`, `avg-logits` or `avg-probs`.
         img_size: input size in pixels; 0 for the model's own.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -283,7 +313,8 @@ def load(
 
     Raises:
         ModelError: no such model, weights that do not fit, or a head that it does not have.
-        ConfigError: no such device or precision, or a file that does not name classes.
+        ConfigError: no such device, precision or task, a threshold of a model of one class an image, or
+            a file that does not name classes.
     """
     ref, weights = str(model) or DEFAULT_MODEL, str(weights)
     if ref.lower().endswith(SUFFIX):
@@ -296,6 +327,8 @@ def load(
                 device=device,
                 precision=precision,
                 classes=classes,
+                task=task,
+                threshold=threshold,
                 reporter=reporter or SilentReporter(),
                 allow_resizing=True,
             ),
@@ -312,6 +345,8 @@ def load(
             ref,
             weights=weights,
             classes=classes,
+            task=task,
+            threshold=threshold,
             head=head,
             img_size=img_size,
             device=device,
@@ -329,6 +364,8 @@ def predict(
     model: str | Path = "",
     weights: str | Path = "",
     classes: Classes = "",
+    task: str = "auto",
+    threshold: float | None = None,
     topk: int = 5,
     head: str = "auto",
     batch_size: int = 16,
@@ -359,6 +396,8 @@ def predict(
         model,
         weights=weights,
         classes=classes,
+        task=task,
+        threshold=threshold,
         head=head,
         img_size=img_size,
         device=device,

@@ -18,6 +18,7 @@ from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
+from deitctl.models.tasks import CLASSIFICATION
 from deitctl.paths import suggest_path
 
 SUFFIX = ".onnx"
@@ -37,7 +38,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class OnnxClassifier:
-    """An onnxruntime session; normalization, head rule, temperature and softmax are inside."""
+    """An onnxruntime session; normalization, head rule, temperature and probabilities are inside."""
 
     session: Any
     model_config: ModelConfig
@@ -89,6 +90,8 @@ def load_onnx_classifier(
     device: str,
     precision: str,
     classes: Classes = "",
+    task: str = "auto",
+    threshold: float | None = None,
     reporter: Reporter | None = None,
     allow_resizing: bool = False,
 ) -> OnnxClassifier:
@@ -102,11 +105,13 @@ def load_onnx_classifier(
         device: `auto` or `cpu`.
         precision: `auto` or `fp32`.
         classes: names for its classes; empty for the file's.
+        task: `auto`, or that of the file.
+        threshold: of all classes of a file of several labels; None for the file's.
         reporter: gets a note of names that are replaced or missing.
         allow_resizing: accept a file that resizes images itself.
 
     Raises:
-        ModelError: no such file, damaged, not an export, of another head rule or size; or
+        ModelError: no such file, damaged, not an export, of another head rule, size or task; or
             onnxruntime is missing.
         ConfigError: another device or precision.
     """
@@ -133,7 +138,13 @@ def load_onnx_classifier(
         raise ModelError(
             f"{path} takes images of {model_config.preprocessing.img_size} pixels, not {img_size}."
         )
+    if task not in ("auto", model_config.task):
+        raise ModelError(
+            f"{path} was exported for {model_config.task}, not {task}.",
+            f"Export it again: {EXPORT} --task {task}.",
+        )
     model_config = apply_class_names(model_config, classes, str(path), reporter or SilentReporter())
+    model_config = model_config.with_task(task, threshold)
     return OnnxClassifier(session, model_config, path, resizes_images)
 
 
@@ -187,7 +198,7 @@ def _read_model_config(session: Any, path: Path) -> ModelConfig:
     metadata = session.get_modelmeta().custom_metadata_map
     if BARE_LAYOUT in metadata.get("preprocessing", ""):
         raise ModelError(
-            f"{path} is a bare network, without normalization and softmax.",
+            f"{path} is a bare network, without normalization and probabilities.",
             "Export it again without --no-preprocess.",
         )
     outputs = {o.name: o.shape[1:] for o in session.get_outputs() if o.type == "tensor(float)"}
@@ -250,6 +261,8 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
                 "head": metadata["head"],
                 "temperatures": {metadata["head"]: float(metadata["temperature"])},
                 "value_range": pre.get("value_range"),
+                "task": metadata.get("task", CLASSIFICATION),
+                "thresholds": json.loads(metadata.get("thresholds", "null")),
             },
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -11,15 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter
+from deitctl.inference.classifier import Classifier, Prediction, ScoredLabel
 from deitctl.lock import locked
 from deitctl.paths import DiskError, open_no_follow
-
-if TYPE_CHECKING:
-    from deitctl.inference.classifier import Classifier, Prediction
 
 SUFFIXES = (".jsonl", ".ndjson")
 NUM_COMPARED = 16
@@ -88,7 +86,7 @@ class PredictionFile:
     ) -> None:
         """Compute the first records again, and refuse the file unless they agree.
 
-        Scores depend on all that matters: weights, head, temperature, preprocessing, classes.
+        Scores depend on all that matters but thresholds: weights, head, temperature, preprocessing, classes.
 
         Raises:
             ConfigError: the records are another model's, or of other settings.
@@ -211,7 +209,7 @@ def _parse_record(line: bytes, where: str) -> dict[str, Any]:
             and isinstance(record["error"], str | None)
             and all(
                 isinstance(scored["index"], int) and 0 <= scored["score"] <= 1
-                for scored in record["predictions"]
+                for scored in (*record["predictions"], *(record.get("labels") or ()))
             )
         )
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -238,6 +236,30 @@ def _require_equal(
         raise ConfigError(
             f"{path} was written by another model or with other settings: {record['input']} has "
             f"{written['score']:.4g} for {label!r} there, {gives}.",
+            "Use the model and settings of that file, or name another file.",
+        )
+    _require_equal_labels(path, record, prediction, tolerance)
+
+
+def _require_equal_labels(
+    path: Path, record: Mapping[str, Any], prediction: Prediction, tolerance: float
+) -> None:
+    """Raise `ConfigError` if a record has other labels; those are free that are close to their threshold."""
+    written = record.get("labels")
+    if written is None and prediction.labels is None:
+        return
+    indices = {scored["index"] for scored in written or ()}
+    now = {scored.index for scored in prediction.labels or ()}
+    close = {
+        scored.index
+        for scored in prediction.predictions
+        if isinstance(scored, ScoredLabel)
+        and abs(_log(scored.score) - _log(scored.threshold)) <= tolerance
+    }
+    if (written is None) != (prediction.labels is None) or (indices ^ now) - close:
+        raise ConfigError(
+            f"{path} was written with another --task or other thresholds: {record['input']} has "
+            f"{len(indices)} labels there, and this model gives it {len(now)}.",
             "Use the model and settings of that file, or name another file.",
         )
 

@@ -14,7 +14,7 @@ from deitctl.device import INFERENCE_PRECISION, Device, choose_device
 from deitctl.events import Reporter
 from deitctl.inference.classifier import Scores
 from deitctl.models.factory import load_model
-from deitctl.models.heads import choose_head, forward_heads, fuse_heads
+from deitctl.models.heads import choose_head, forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig
 
 
@@ -35,9 +35,10 @@ class TorchClassifier:
 
     @torch.inference_mode()
     def scores(self, pixels: Pixels) -> Scores:
-        """Return softmax(logits / temperature), [B,K], of images uint8 [B,3,S,S]."""
+        """Return probabilities of logits / temperature, [B,K], of images uint8 [B,3,S,S]."""
         temperature = self.model_config.temperature(self.model_config.head)
-        scores: Scores = (self._forward(pixels) / temperature).softmax(dim=1).cpu().numpy()
+        probs = to_probs(self._forward(pixels) / temperature, self.model_config.task)
+        scores: Scores = probs.cpu().numpy()
         return scores
 
     def _forward(self, pixels: Pixels) -> Tensor:
@@ -45,7 +46,7 @@ class TorchClassifier:
         images = normalize(batch, self.model_config.preprocessing)
         with self.device.autocast():
             heads = forward_heads(self.model, images)
-        return fuse_heads(heads, self.model_config.head).float()
+        return fuse_heads(heads, self.model_config.head, self.model_config.task).float()
 
 
 def load_torch_classifier(
@@ -53,6 +54,8 @@ def load_torch_classifier(
     *,
     weights: str,
     classes: Classes,
+    task: str,
+    threshold: float | None,
     head: str,
     img_size: int,
     device: str,
@@ -62,6 +65,7 @@ def load_torch_classifier(
     """Load a model onto a device; arguments and errors as `deitctl.inference.classifier.load`."""
     loaded = load_model(ref, weights=weights, img_size=img_size, reporter=reporter)
     model_config = apply_class_names(loaded.model_config, classes, weights or ref, reporter)
+    model_config = model_config.with_task(task, threshold)
     chosen = choose_device(device, INFERENCE_PRECISION if precision == "auto" else precision)
     rule = choose_head(head, model_config.head, loaded.model)
     model_config = replace(model_config, head=rule)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from deitctl.config import MAX_SIZE
-from deitctl.errors import ConfigError, ModelError
+from deitctl.errors import ConfigError, ModelError, did_you_mean
 from deitctl.models.tasks import CLASSIFICATION, DEFAULT_THRESHOLD, MULTILABEL, TASKS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # timm/data/constants.py; DeiT's datasets.py
@@ -125,6 +125,33 @@ class ModelConfig:
     def list_thresholds(self) -> tuple[float, ...]:
         """Return the probability from which each class is predicted, see `choose_labels`."""
         return self.thresholds or (DEFAULT_THRESHOLD,) * self.num_classes
+
+    def with_task(self, task: str = "auto", threshold: float | None = None) -> ModelConfig:
+        """Return this config with another task, or another threshold.
+
+        Args:
+            task: a name of `TASKS`; `auto` for its own.
+            threshold: of all classes, 0..1; None for its own.
+
+        Raises:
+            ConfigError: no such task, or a threshold of a model with one class an image.
+        """
+        if task not in ("auto", *TASKS):
+            raise ConfigError(
+                f"There is no task {task!r}.",
+                f"{did_you_mean(task, TASKS)} There are: auto, {', '.join(TASKS)}.".strip(),
+            )
+        changed = self if task in ("auto", self.task) else replace(self, task=task, thresholds=None)
+        if threshold is None:
+            return changed
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold = {threshold}: it is a probability, 0 to 1.")
+        if not changed.is_multilabel:
+            raise ConfigError(
+                f"--threshold is for several labels an image, and {self.architecture} has one.",
+                "If it was trained on several, add --task multilabel.",
+            )
+        return replace(changed, thresholds=(float(threshold),) * self.num_classes)
 
     def label(self, index: int) -> str:
         """Return the name of class `index` for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from deitctl.cli.predict import _print_csv
 from deitctl.cli.prediction_table import (
     BAR_WIDTH,
     HALF_BLOCK,
@@ -19,7 +21,7 @@ from deitctl.cli.prediction_table import (
     to_half_blocks,
 )
 from deitctl.data.eval_transform import Pixels
-from deitctl.inference.classifier import Prediction, ScoredClass
+from deitctl.inference.classifier import Prediction, ScoredClass, ScoredLabel
 
 LONG = "black and gold garden spider, Argiope aurantia, of the family of the orb-weaving spiders"
 
@@ -36,8 +38,8 @@ def terminal(width: int = 80, colors: str = "truecolor", **options: object) -> C
     )
 
 
-def printed(console: Console, prediction: Prediction) -> list[str]:
-    print_prediction(prediction, console)
+def printed(console: Console, prediction: Prediction, **options: bool) -> list[str]:
+    print_prediction(prediction, console, **options)
     text = console.file.getvalue()
     return re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
 
@@ -192,3 +194,38 @@ def test_markup_in_a_label_is_text():
     assert lines[0] == "[b]x[/b]"
     assert lines[1].endswith("[red]cat[/red]")
     assert BAR_WIDTH == 20
+
+
+def several(*scores: float) -> Prediction:
+    """An image under a multi-label model whose thresholds are one half."""
+    classes = tuple(
+        ScoredLabel(n, LONG if n else "cat", score, 0.5) for n, score in enumerate(scores)
+    )
+    return Prediction("p.jpg", classes, None, labels=tuple(c for c in classes if c.score >= 0.5))
+
+
+@pytest.mark.parametrize("width", [30, 80, 120])
+def test_of_several_labels_those_that_are_predicted_are_printed_beside_their_threshold(width):
+    lines = printed(terminal(width), several(0.9, 0.5, 0.25), only_labels=True)
+    assert lines[1].startswith("   90.0 % ≥  50.0 % ")
+    assert sum("%" in line for line in lines) == 2
+    assert all(len(line) <= max(width, 34) for line in lines)
+    likeliest = printed(terminal(width), several(0.9, 0.5, 0.25))
+    assert "   25.0 % <  50.0 % " in "\n".join(likeliest)
+
+
+def test_an_image_with_no_label_says_so_and_names_the_likeliest_class():
+    lines = printed(terminal(), several(0.3, 0.2), only_labels=True)
+    assert lines[1] == "  No class reaches its threshold; the likeliest is"
+    assert lines[2].split() == ["30.0", "%", "<", "50.0", "%", "██████", "cat"]
+    assert len(lines) == 3
+
+
+def test_csv_of_several_labels_has_their_thresholds_and_a_row_for_an_image_without(capsys):
+    rows = [several(0.9, 0.6, 0.1), several(0.3), Prediction("gone.jpg", (), "gone")]
+    assert _print_csv(rows, is_multilabel=True, only_labels=True) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "input,rank,index,label,score,threshold,error"
+    assert lines[1] == "p.jpg,1,0,cat,0.900000,0.500000,"
+    assert lines[3:] == ["p.jpg,,,,,,", "gone.jpg,,,,,,gone"]
+    assert {len(row) for row in csv.reader(lines)} == {7}

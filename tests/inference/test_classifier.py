@@ -117,11 +117,37 @@ def test_json_is_that_of_the_contract(painted):
         "input": name,
         "predictions": [{"index": 2, "label": "blue", "score": 1.0}],
         "error": None,
+        "labels": None,
     }
     assert to_json(missing) == {
         "input": "/nowhere.png",
         "predictions": [],
         "error": "/nowhere.png cannot be read: No such file or directory.",
+        "labels": None,
+    }
+
+
+class SeveralColors(Colors):
+    """Each color's mean of 0..255 is the probability that it is there."""
+
+    model_config = replace(Colors.model_config, task="multilabel", thresholds=(0.5, 0.2, 0.5))
+
+    def scores(self, pixels: Pixels) -> Scores:
+        return self.logits(pixels) / 255
+
+
+def test_several_labels_are_those_that_reach_their_threshold_most_probable_first(painted):
+    names = [painted("a", (51, 102, 204)), painted("b", (127, 50, 0)), "/nowhere.png"]
+    [first, none, missing] = Classifier(SeveralColors()).predict(names, topk=2)
+    assert [(c.label, c.threshold) for c in first.labels] == [("blue", 0.5), ("green", 0.2)]
+    assert [c.score for c in first.labels] == pytest.approx([0.8, 0.4])
+    assert (none.labels, none.predictions[0].label, none.error) == ((), "red", None)
+    assert (missing.labels, missing.predictions) == (None, ())
+    assert to_json(none)["predictions"][1] == {
+        "index": 1,
+        "label": "green",
+        "score": pytest.approx(50 / 255),
+        "threshold": 0.2,
     }
 
 
@@ -358,3 +384,22 @@ def test_an_array_of_paths_is_several_images(painted) -> None:
     names = np.array([painted("a", (9, 0, 0)), painted("b", (0, 9, 0))])
     results = Classifier(Colors()).predict(names, topk=1)
     assert [r.predictions[0].label for r in results] == ["red", "green"]
+
+
+def test_a_task_and_a_threshold_of_the_user_replace_those_of_the_model(model_folder, make_image):
+    image = make_image()
+    plain = load(model_folder).predict(image)
+    assert plain.labels is None
+    assert sum(c.score for c in plain.predictions) == pytest.approx(1)
+    model = load(model_folder, task="multilabel", threshold=0.0)
+    several = model.predict(image)
+    assert len(several.labels) == 3
+    logits = np.sort(model.logits(image))[::-1]
+    assert [c.score for c in several.labels] == pytest.approx(1 / (1 + np.exp(-logits)), rel=1e-5)
+    assert load(model_folder, task="multilabel", threshold=1.0).predict(image).labels == ()
+    with pytest.raises(ConfigError, match="several labels an image, and deit_tiny"):
+        load(model_folder, threshold=0.5)
+    with pytest.raises(ConfigError, match="There is no task 'multi'"):
+        load(model_folder, task="multi")
+    with pytest.raises(ConfigError, match="it is a probability"):
+        load(model_folder, task="multilabel", threshold=1.5)

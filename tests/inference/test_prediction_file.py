@@ -216,3 +216,12 @@ def test_a_link_in_place_of_the_file_is_neither_written_nor_read(tmp_path, class
         out.unlink()
     assert precious.read_bytes() == before
     assert not (tmp_path / "new").exists()
+
+
+def test_records_of_other_thresholds_or_another_task_are_refused(names, folder, tmp_path, reporter):
+    path = tmp_path / "out.jsonl"
+    write(path, load(folder, task="multilabel", threshold=0.0), names)
+    verify(read(path), load(folder, task="multilabel", threshold=0.0), reporter)
+    for options in ({"task": "multilabel", "threshold": 1.0}, {}):
+        with pytest.raises(ConfigError, match="another model|another --task or other thresholds"):
+            verify(read(path), load(folder, **options), reporter)
