@@ -8,10 +8,11 @@ public functions are those of one package, see `deitctl/__init__.py`. Imports ar
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_overloads, overload
 
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
     from deitctl.evaluation.result import EvalResult, EvalResults
     from deitctl.profiling.bench_result import BenchResult
+    from deitctl.training.folds import FoldsResult
     from deitctl.training.plan import TrainPlan
     from deitctl.training.replay import Replay
     from deitctl.training.result import TrainResult
@@ -32,10 +34,29 @@ PathLike = str | Path
 AUTO = "auto"
 OnBadImage = Literal["skip", "stop"]
 Datasets = tuple["ImageDataset", "ImageDataset"]
+F = TypeVar("F", bound=Callable[..., Any])
 NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
 """Keywords of training that say what to do, and nothing about a run."""
 
 
+def take_signature(function: F) -> F:
+    """Give a function the signature of its last overload, which so is written once."""
+    function.__signature__ = inspect.signature(get_overloads(function)[-1])  # type: ignore[attr-defined]
+    return function
+
+
+@overload
+def train(  # type: ignore[overload-overlap]
+    data: PathLike = "",
+    *,
+    folds: int,
+    fold: None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> FoldsResult: ...
+
+
+@overload
 def train(
     data: PathLike = "",
     *,
@@ -47,6 +68,9 @@ def train(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    group_by: str | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,
@@ -56,6 +80,7 @@ def train(
     lr: float | None = None,
     opt: str | None = None,
     sched: Literal["cosine", "linear", "wsd", "constant", "onecycle"] | None = None,
+    select: SelectChoice | None = None,
     patience: int | None = None,
     freeze_blocks: int | None = None,
     thaw_epoch: int | None = None,
@@ -73,7 +98,11 @@ def train(
     log: str | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
-) -> TrainResult:
+) -> TrainResult: ...
+
+
+@take_signature
+def train(data: PathLike = "", **settings: Any) -> TrainResult | FoldsResult:
     """Train a classifier, or continue a run.
 
     Args:
@@ -87,13 +116,28 @@ def train(
         reporter: receives notes, warnings and progress; None: silent.
         overrides: any other settings by dotted name, `**{"augment.mixup": 0.2}` for example.
 
+    Returns:
+        What the run ends with; with `folds` and no `fold`, what the runs of all folds end with.
+
     Raises:
         DeitctlError: bad settings, data, model or output folder, or a loss that diverges.
         Interrupted: stopped by a signal after the finished steps were saved.
     """
-    return _run(_collect(locals()))
+    return _run(_collect({"data": data, **settings}))
 
 
+@overload
+def distill(  # type: ignore[overload-overlap]
+    data: PathLike = "",
+    *,
+    folds: int,
+    fold: None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> FoldsResult: ...
+
+
+@overload
 def distill(
     data: PathLike = "",
     *,
@@ -106,6 +150,9 @@ def distill(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    group_by: str | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,
@@ -130,6 +177,7 @@ def distill(
     lr: float | None = None,
     opt: str | None = None,
     sched: Literal["cosine", "linear", "wsd", "constant", "onecycle"] | None = None,
+    select: SelectChoice | None = None,
     patience: int | None = None,
     freeze_blocks: int | None = None,
     thaw_epoch: int | None = None,
@@ -147,7 +195,11 @@ def distill(
     log: str | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
-) -> TrainResult:
+) -> TrainResult: ...
+
+
+@take_signature
+def distill(data: PathLike = "", **settings: Any) -> TrainResult | FoldsResult:
     """Train a student that also learns from a teacher; arguments and errors as `train`.
 
     Args:
@@ -161,7 +213,7 @@ def distill(
     Raises:
         TeacherError: a teacher near chance, of other classes, or without weights.
     """
-    return _run(_collect(locals(), distilled=mode != "none"))
+    return _run(_collect({"data": data, **settings}, distilled=settings.get("mode") != "none"))
 
 
 def plan(
@@ -218,6 +270,9 @@ def cache_teacher(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    group_by: str | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
     teacher_weights: PathLike | None = None,
@@ -294,6 +349,7 @@ def compare(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    group_by: str | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,

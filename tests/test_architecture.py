@@ -30,7 +30,7 @@ PACKAGES = (
     ("device", "distributed", "free_memory", "lock", "rng"),
     ("models",),
     ("data",),
-    ("inference",),
+    ("inference", "trackers"),
     ("evaluation", "explanation"),
     ("distillation",),
     ("training",),

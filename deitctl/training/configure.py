@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import DistillConfig, Recipe, TaskChoice, TrainConfig
+from deitctl.config import MAX_FOLDS, DistillConfig, Recipe, TaskChoice, TrainConfig
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.group_names import check_group_by
 from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.samplers import fit_batch_size
@@ -50,7 +51,7 @@ from deitctl.settings import (
 from deitctl.trackers.feed import parse_trackers
 from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
-from deitctl.training.optim import compute_peak_lr
+from deitctl.training.schedule import compute_peak_lr
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
@@ -91,7 +92,7 @@ def build_config(
     data = data or BUILT_IN
     built_in = data == BUILT_IN
     named = {**settings, **(overrides or {})}
-    train, val = datasets or open_for_training(_name_source(data, named), reporter=reporter)
+    train, val = datasets or open_for_training(name_source(data, named), reporter=reporter)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
         model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL
@@ -112,15 +113,23 @@ def settle_task(config: TrainConfig, train: ImageDataset) -> TrainConfig:
     return replace(config, task=MULTILABEL if train.is_multilabel else CLASSIFICATION)
 
 
-def _name_source(data: str, named: Mapping[str, Any]) -> Source:
-    """Return the source of the images that settings name, before the others are resolved."""
-    return Source(
+def name_source(data: str, named: Mapping[str, Any]) -> Source:
+    """Return the source of the images that settings name, before the others are resolved.
+
+    Raises:
+        ConfigError: a value that does not fit.
+    """
+    numbers = [convert(named.get(name, 0), int, name) for name in ("split_seed", "folds", "fold")]
+    source = Source(
         data,
         str(named.get("image_folder", "")),
         str(named.get("value_range", TrainConfig.value_range)),
         convert(named.get("task", TrainConfig.task), TaskChoice, "task"),
-        split_seed=convert(named.get("split_seed", TrainConfig.split_seed), int, "split_seed"),
+        str(named.get("group_by", "")),
+        *numbers,
     )
+    check_split(source.group_by, source.folds, source.fold)
+    return source
 
 
 def _fit_recipe(
@@ -212,6 +221,18 @@ def refuse_settings(names: list[str], path: Path) -> None:
         raise ConfigError(
             f"{path} has its own {names[0].rpartition('.')[2].replace('_', ' ')}.",
             "Leave yours out, or change a setting with --set.",
+        )
+
+
+def check_split(group_by: str, folds: int, fold: int) -> None:
+    """Raise `ConfigError` for groups, a number of folds, or one of them, that there cannot be."""
+    check_group_by(group_by)
+    if not (folds == 0 or 2 <= folds <= MAX_FOLDS):
+        raise ConfigError(f"--folds {folds} is not possible.", f"Use 2 to {MAX_FOLDS:,}.")
+    if not 0 <= fold <= folds:
+        raise ConfigError(
+            f"There is no --fold {fold} of {folds}." if folds else f"--fold {fold} is of no --folds.",
+            f"They are numbered from 1 to {folds}." if folds else "Add --folds K.",
         )
 
 

@@ -125,7 +125,9 @@ def resume(
                 f"{root} is finished, and is evaluated again. To train it longer: "
                 f"deitctl train --resume {run.quoted} --more-epochs {epochs}"
             )
-        with open_run(config, datasets, reporter, device, world, extensions, resume=True) as trainer:
+        with open_run(
+            config, datasets, reporter, device, world, extensions, resume=True
+        ) as trainer:
             if config.recipe.epochs > epochs and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
