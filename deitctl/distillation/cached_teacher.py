@@ -113,7 +113,9 @@ class CachedTeacher:
             raise TeacherError(
                 "The teacher's logits are not finite.", "Check its weights; or --precision fp32."
             )
-        return self.codec.encode(teacher_targets(logits.float(), self.codec.mode, self.tau))
+        codec = self.codec
+        targets = teacher_targets(logits.float(), codec.mode, self.tau, codec.is_multilabel)
+        return codec.encode(targets)
 
     def fill(
         self,

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deitctl.config import Recipe, TrainConfig
@@ -52,6 +51,7 @@ from deitctl.errors import ModelError, TeacherError
 from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.models.model_config import Preprocessing
+from deitctl.models.tasks import MULTILABEL
 from deitctl.paths import refuse_links
 from deitctl.recipes import FULL_FINETUNE_IMAGES, get_finetune_recipe
 from deitctl.records import to_json
@@ -97,7 +97,7 @@ class DistillationTeacher:
         self.reporter, self.world = reporter, world
         self._network: Teacher | None = None
         d = self.distill
-        self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk)
+        self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk, train.is_multilabel)
         self.cache: TargetCache | None = None
         self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
 
@@ -162,8 +162,8 @@ class DistillationTeacher:
 
     @property
     def val_predictions(self) -> Tensor:
-        """The teacher's predicted class of each validation image, [N], -1 if it is unreadable."""
-        return torch.tensor(self.preflight.val_predictions)
+        """The teacher's predictions of the validation images, see `Preflight.list_predictions`."""
+        return self.preflight.list_predictions(len(self.train.class_names))
 
     @property
     def is_loaded(self) -> bool:
@@ -199,7 +199,8 @@ class DistillationTeacher:
             "mode": d.mode,
         }
         soft = {"tau": d.tau, "logits_topk": self.codec.num_kept}
-        return stamp | (soft if d.mode == "soft" else {})
+        task = {"task": MULTILABEL} if self.train.is_multilabel else {}
+        return stamp | (soft if d.mode == "soft" else {}) | task
 
     def _find_named_cache(self) -> Path | None:
         """Return the folder of targets that the user named, which need not exist."""
@@ -231,7 +232,9 @@ class DistillationTeacher:
         if self.cache is None:
             return None
         path = self.cache.root / RECORD
-        return read_preflight(path, len(self.train.class_names), len(self.val.labels))
+        preflight = read_preflight(path, len(self.train.class_names), len(self.val.labels))
+        is_other = preflight is not None and preflight.is_multilabel != self.val.is_multilabel
+        return None if is_other else preflight
 
     def _check(self) -> Preflight:
         """Score the teacher on the validation images; collective."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
@@ -62,7 +63,7 @@ class VerifyCacheResult:
     num_verified: int
     """Targets that were computed again."""
     num_different: int
-    """Targets whose likeliest class differs."""
+    """Targets whose likeliest class differs; of several labels, whose classes of 0.5 or more do."""
     max_abs_diff: float
     """Largest difference of a probability."""
 
@@ -154,7 +155,7 @@ def verify_teacher_cache(
             records, _ = cache.read([(key.epoch, key.index) for key in batch.keys])
             cached = cache.codec.decode(records)
             computed = cache.codec.decode(cached_teacher.compute(batch.images))
-            num_different += int((cached.argmax(1) != computed.argmax(1)).sum())
+            num_different += _count_different(cached, computed, cache.codec.is_multilabel)
             max_abs_diff = max(max_abs_diff, float((cached - computed).abs().max()))
             num_verified += len(batch.keys)
             task.advance(len(batch.keys))
@@ -172,6 +173,13 @@ def verify_teacher_cache(
         num_different=num_different,
         max_abs_diff=max_abs_diff,
     )
+
+
+def _count_different(cached: Tensor, computed: Tensor, is_multilabel: bool) -> int:
+    """Return how many of two targets [B,K] say another class."""
+    if is_multilabel:
+        return int(((cached >= 0.5) != (computed >= 0.5)).any(1).sum())
+    return int((cached.argmax(1) != computed.argmax(1)).sum())
 
 
 def _sample_cached(cache: TargetCache, num_views: int, count: int) -> list[SampleKey]:

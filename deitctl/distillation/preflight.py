@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from deitctl import rng
 from deitctl.config import DistillConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.device import Device
@@ -15,17 +20,22 @@ from deitctl.distillation.teacher import ResolvedTeacher
 from deitctl.distributed import World
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.evaluation.eval_model import EvalModel
+from deitctl.evaluation.multilabel import average_precision, mean_average_precision, rank
+from deitctl.evaluation.multilabel_result import MultilabelResult
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import Preprocessing
+from deitctl.models.tasks import DEFAULT_THRESHOLD
 from deitctl.paths import read_json, write_json
 from deitctl.records import hidden, to_object
 from deitctl.settings import from_dict
 
 RECORD = "teacher.json"
 BATCH_SIZE = 32
+CHANCE_IMAGES, CHANCE_DRAWS = 2_000, 10
+"""Images and shuffles of them by which the mAP of chance is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +44,18 @@ class Preflight:
 
     name: str
     """Published weights of the teacher by timm's name, or its folder, or its name if it has others."""
-    top1: float
-    """Top-1 accuracy, percent."""
+    top1: float | None
+    """Top-1 accuracy, percent; null where images have several labels, as the two below."""
     top5: float | None
-    """Top-5 accuracy, percent; null if the data has no more than five classes."""
-    mean_recall: float
+    """Top-5 accuracy, percent; null also if the data has no more than five classes."""
+    mean_recall: float | None
     """Mean recall over the classes, percent."""
+    map: float | None = None
+    """Mean average precision over the classes, percent; null where an image has one label."""
+    map_chance: float | None = None
+    """Mean of it with its scores given to other images at random, percent; null likewise."""
+    map_chance_std: float | None = None
+    """Standard deviation of the same, percentage points; null likewise."""
     num_images: int
     """Validation images that could be read."""
     class_match: str
@@ -58,8 +74,22 @@ class Preflight:
     """Hash of its parameters and buffers."""
     val_fingerprint: str
     """Hash of the validation images."""
-    val_predictions: tuple[int, ...] = hidden()
-    """Predicted class of each validation image, -1 for one that could not be read."""
+    val_predictions: tuple[int | str, ...] = hidden()
+    """Predicted class of each validation image, -1 for one that could not be read. Of several labels the
+    bits of its predicted classes in hexadecimal, class 0 the lowest; empty for one not read."""
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether images have several labels."""
+        return self.top1 is None
+
+    def list_predictions(self, num_classes: int) -> Tensor:
+        """Return the predicted class of each validation image, [N]; of several labels [N,K], 1 for a
+        predicted class and 0 for others; -1 for an image that could not be read."""
+        if not self.is_multilabel:
+            return torch.tensor([int(prediction) for prediction in self.val_predictions])
+        rows = [_read_bits(str(bits), num_classes) for bits in self.val_predictions]
+        return torch.tensor(rows, dtype=torch.int8).reshape(len(rows), num_classes)
 
 
 def check_teacher(
@@ -92,13 +122,9 @@ def check_teacher(
         label=f"check teacher {resolved.name}",
         world=world,
     )
-    predictions = torch.full((len(val.labels),), -1)
-    predictions[result.indices] = result.preds_among_classes
     return Preflight(
         name=resolved.name,
-        top1=result.top1 if result.top1_among_classes is None else result.top1_among_classes,
-        top5=result.top5 if result.top1_among_classes is None else result.top5_among_classes,
-        mean_recall=compute_mean_recall(result),
+        **_score(result, len(val.labels)),
         num_images=result.num_images,
         class_match=match.kind,
         class_rows=None if match.kind == "same" else match.rows,
@@ -108,8 +134,69 @@ def check_teacher(
         head=head,
         weights_fingerprint=weights_fingerprint,
         val_fingerprint=val_fingerprint,
-        val_predictions=tuple(predictions.tolist()),
     )
+
+
+def _score(result: EvalResult | MultilabelResult, num_images: int) -> dict[str, Any]:
+    """Return the accuracies and predictions of a `Preflight`, among the data's classes."""
+    indices = result.indices.tolist()
+    predictions: list[int | str]
+    if isinstance(result, MultilabelResult):
+        predictions = [""] * num_images
+        for index, row in zip(indices, result.probs >= DEFAULT_THRESHOLD, strict=True):
+            predictions[index] = _write_bits(row)
+        chance, std = estimate_chance(result.labels, result.probs)
+        return {
+            "top1": None,
+            "top5": None,
+            "mean_recall": None,
+            "map": result.map or 0.0,
+            "map_chance": 100 * chance,
+            "map_chance_std": 100 * std,
+            "val_predictions": tuple(predictions),
+        }
+    predictions = [-1] * num_images
+    for index, prediction in zip(indices, result.preds_among_classes.tolist(), strict=True):
+        predictions[index] = prediction
+    is_whole = result.top1_among_classes is None
+    return {
+        "top1": result.top1 if is_whole else result.top1_among_classes,
+        "top5": result.top5 if is_whole else result.top5_among_classes,
+        "mean_recall": compute_mean_recall(result),
+        "val_predictions": tuple(predictions),
+    }
+
+
+def _write_bits(row: NDArray[np.bool_]) -> str:
+    return np.packbits(row, bitorder="little").tobytes().hex()
+
+
+def _read_bits(text: str, num_classes: int) -> list[int]:
+    """Return the bits of each class; -1 for all of an image that could not be read."""
+    if not text:
+        return [-1] * num_classes
+    data = np.frombuffer(bytes.fromhex(text), np.uint8)
+    return np.unpackbits(data, bitorder="little", count=num_classes).tolist()
+
+
+def estimate_chance(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and standard deviation of the mean average precision, 0..1, of the same scores given
+    to other images at random.
+
+    The mean is a little above the classes' share of the images, the more so the fewer have a class.
+
+    Args:
+        labels: which classes each image has, [N,K].
+        scores: of each class, [N,K].
+    """
+    draw = rng.generator("preflight-chance")
+    chosen = draw.permutation(len(labels))[:CHANCE_IMAGES]
+    labels, scores = labels[chosen], scores[chosen]
+    values = []
+    for _ in range(CHANCE_DRAWS):
+        shuffled = scores[draw.permutation(len(scores))]
+        values.append(mean_average_precision(average_precision(rank(labels, shuffled))))
+    return float(np.nan_to_num(np.mean(values))), float(np.nan_to_num(np.std(values, ddof=1)))
 
 
 def compute_mean_recall(result: EvalResult) -> float:
@@ -123,16 +210,22 @@ def require_above_chance(distill: DistillConfig, preflight: Preflight, val: Imag
     """Raise `TeacherError` for a teacher at or near chance, unless `allow_weak_teacher` is set.
 
     It is judged by mean recall, whose chance is 1 / K however uneven the classes are: always
-    predicting the largest class gains nothing. It must exceed chance by as much again or by a
+    predicting the largest class gains nothing. Of several labels it is mean average precision, whose
+    chance is that of its own scores on other images. It must exceed chance by as much again or by a
     tenth, and by two standard errors.
     """
-    chance = 1 / len(set(val.labels.tolist()))
-    standard_error = math.sqrt(chance * (1 - chance) / max(1, preflight.num_images))
+    if preflight.is_multilabel:
+        score, chance = (preflight.map or 0) / 100, (preflight.map_chance or 0) / 100
+        standard_error = (preflight.map_chance_std or 0) / 100
+        measure = f"a mAP of {100 * score:.1f} % on the validation set"
+    else:
+        score, chance = (preflight.mean_recall or 0) / 100, 1 / len(set(val.labels.tolist()))
+        standard_error = math.sqrt(chance * (1 - chance) / max(1, preflight.num_images))
+        measure = f"a top-1 of {preflight.top1:.1f} % on the validation set (mean recall {100 * score:.1f} %)"
     required = min(chance + max(min(chance, 0.1), 2 * standard_error), 1.0)
-    if preflight.mean_recall / 100 < required and not distill.allow_weak_teacher:
+    if (score < required or not score) and not distill.allow_weak_teacher:
         raise TeacherError(
-            f"{distill.teacher} has a top-1 of {preflight.top1:.1f} % on the validation set (mean recall "
-            f"{preflight.mean_recall:.1f} %), at or near chance ({100 * chance:.1f} %).",
+            f"{distill.teacher} has {measure}, at or near chance ({100 * chance:.1f} %).",
             "Check its weights and classes, or pass --allow-weak-teacher.",
         )
 
@@ -143,8 +236,11 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
         preflight.finetuned, f"fine-tuned ({preflight.finetuned}), "
     )
     top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
+    score = f"top-1 {preflight.top1:.2f} %{top5}"
+    if preflight.is_multilabel:
+        score = f"mAP {preflight.map:.2f} % (chance {preflight.map_chance:.1f} %)"
     return (
-        f"Teacher {preflight.name}: top-1 {preflight.top1:.2f} %{top5} on "
+        f"Teacher {preflight.name}: {score} on "
         f"{preflight.num_images} validation images, {finetuning}{detail}, at {preflight.preprocessing.img_size} "
         "pixels with its own preprocessing."
     )
@@ -163,10 +259,22 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
     except (OSError, ValueError, AttributeError, ConfigError):
         return None
     rows, predictions = preflight.class_rows, preflight.val_predictions
+    scores = (preflight.top1, preflight.top5, preflight.mean_recall, preflight.map)
     is_valid = (
-        all(0 <= v <= 100 for v in (preflight.top1, preflight.top5 or 0, preflight.mean_recall))
+        all(0 <= v <= 100 for v in scores if v is not None)
+        and (preflight.top1 is None)
+        == (preflight.mean_recall is None)
+        == (preflight.map is not None)
         and (rows is None or len(rows) == num_classes)
         and len(predictions) == num_val_images
-        and all(-1 <= prediction < num_classes for prediction in predictions)
+        and all(_is_prediction(p, num_classes, preflight.is_multilabel) for p in predictions)
     )
     return preflight if is_valid else None
+
+
+def _is_prediction(value: int | str, num_classes: int, is_multilabel: bool) -> bool:
+    """Return whether a value of `Preflight.val_predictions` is one of such data."""
+    if not is_multilabel:
+        return isinstance(value, int) and -1 <= value < num_classes
+    is_hex = isinstance(value, str) and set(value) <= set("0123456789abcdef")
+    return is_hex and len(value) in (0, 2 * -(-num_classes // 8))

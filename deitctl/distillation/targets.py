@@ -19,20 +19,25 @@ Records = NDArray[np.uint16]
 
 MAX_CLASSES = 65_000  # a hard record has the class + 1 in 16 bits
 FLOAT16_INFINITY = 0x7C00  # first bit pattern that is not a finite number from 0 on
+FLOAT16_ONE = 0x3C00
 
 
-def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
-    """Turn a teacher's logits into target distributions.
+def teacher_targets(logits: Tensor, mode: str, tau: float, is_multilabel: bool = False) -> Tensor:
+    """Turn a teacher's logits into targets of the classes.
 
     Args:
         logits: [B,K].
         mode: `hard`, one-hot at the argmax, not smoothed (DeiT section 3: "smoothing of true labels
             only"); or `soft`, softmax(logits / tau) (DeiT Eq. 2).
         tau: temperature of soft labels, above 0.
+        is_multilabel: each class by itself: `hard` is whether its probability is 1/2 or more, `soft`
+            sigmoid(logits / tau).
 
     Returns:
-        [B,K] in fp32.
+        [B,K] in fp32; distributions over the classes, or of several labels 0..1 for each class.
     """
+    if is_multilabel:
+        return (logits >= 0).float() if mode == "hard" else (logits.float() / tau).sigmoid()
     if mode == "hard":
         return F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
     return (logits.float() / tau).softmax(dim=1)
@@ -40,16 +45,19 @@ def teacher_targets(logits: Tensor, mode: str, tau: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetCodec:
-    """Encodes target distributions over K classes as records of W unsigned 16-bit numbers.
+    """Encodes targets over K classes as records of W unsigned 16-bit numbers.
 
-    A record begins with a checksum. Hard: class + 1 follows. Soft: the probability of every class in
-    float16 (three digits above 6e-5); with `topk` below K the indices of the `topk` likeliest classes
-    and their probabilities, and the remaining probability is spread evenly over the other classes.
+    A record begins with a checksum. Hard: class + 1 follows, or of several labels one bit a class. Soft:
+    the probability of every class in float16 (three digits above 6e-5); with `topk` below K the indices
+    of the `topk` likeliest classes and their probabilities, and the remaining probability is spread
+    evenly over the other classes; of several labels, which have none that remains, the mean of the
+    others' follows.
     """
 
     mode: str
     num_classes: int
     topk: int = 0
+    is_multilabel: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes > MAX_CLASSES:
@@ -65,58 +73,114 @@ class TargetCodec:
         return min(self.topk, self.num_classes)
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether a soft record holds the probability of every class."""
+        return self.num_kept == self.num_classes
+
+    @property
     def width(self) -> int:
         """Numbers of a record, W."""
         if self.mode == "hard":
-            return 2
-        return 1 + self.num_kept * (1 if self.num_kept == self.num_classes else 2)
+            return 1 + -(-self.num_classes // 16) if self.is_multilabel else 2
+        if self.keeps_all:
+            return 1 + self.num_classes
+        return 1 + 2 * self.num_kept + self.is_multilabel
 
     def encode(self, targets: Tensor) -> Records:
-        """Encode distributions [B,K] as records [B,W]."""
-        if self.mode == "hard":
-            labels = targets.argmax(dim=1) + 1  # 0 is an empty record
-            numbers = np.asarray(labels.cpu().numpy(), dtype=np.uint16)
-            return np.stack([_compute_hard_checksums(numbers), numbers], axis=1)
+        """Encode targets [B,K] as records [B,W]."""
         targets = targets.float().cpu()
-        if self.num_kept == self.num_classes:
+        if self.mode == "hard" and not self.is_multilabel:
+            labels = targets.argmax(dim=1) + 1  # 0 is an empty record
+            numbers = np.asarray(labels.numpy(), dtype=np.uint16)
+            return np.stack([_compute_hard_checksums(numbers), numbers], axis=1)
+        if self.mode == "hard":
+            body = _pack_bits(targets.numpy() >= 0.5)
+        elif self.keeps_all:
             body = targets.half().numpy().view(np.uint16)
         else:
-            top = targets.topk(self.num_kept, dim=1)
-            probabilities = top.values.half().numpy().view(np.uint16)
-            body = np.concatenate([top.indices.numpy().astype(np.uint16), probabilities], axis=1)
-        return np.concatenate([_compute_checksums(body)[:, None], body], axis=1)
+            body = self._encode_likeliest(targets)
+        return np.concatenate([self._compute_checksums(body)[:, None], body], axis=1)
+
+    def _encode_likeliest(self, targets: Tensor) -> Records:
+        top = targets.topk(self.num_kept, dim=1)
+        parts = [top.indices.numpy().astype(np.uint16), top.values.half().numpy().view(np.uint16)]
+        if self.is_multilabel:
+            others = targets.scatter(1, top.indices, 0.0).sum(dim=1, keepdim=True)
+            mean = others / (self.num_classes - self.num_kept)
+            parts.append(mean.half().numpy().view(np.uint16))
+        return np.concatenate(parts, axis=1)
 
     def decode(self, records: Records) -> Tensor:
-        """Decode records [B,W] to distributions [B,K] in fp32, each of which sums to one."""
-        if self.mode == "hard":
+        """Decode records [B,W] to targets [B,K] in fp32; of one label an image each sums to one."""
+        if self.mode == "hard" and not self.is_multilabel:
             labels = torch.from_numpy(records[:, 1].astype(np.int64) - 1)
             return F.one_hot(labels, self.num_classes).float()
         body = np.ascontiguousarray(records[:, 1:])
-        if self.num_kept == self.num_classes:
-            targets = torch.from_numpy(body.view(np.float16).astype(np.float32))
-            return targets / targets.sum(dim=1, keepdim=True)
-        indices = torch.from_numpy(body[:, : self.num_kept].astype(np.int64))
-        values = np.ascontiguousarray(body[:, self.num_kept :]).view(np.float16)
-        probabilities = torch.from_numpy(values.astype(np.float32))
-        rest = (1 - probabilities.sum(dim=1, keepdim=True)).clamp(min=0)
-        rest = rest / (self.num_classes - self.num_kept)
-        targets = rest.expand(-1, self.num_classes).clone().scatter_(1, indices, probabilities)
-        return targets / targets.sum(dim=1, keepdim=True)
+        if self.mode == "hard":
+            return torch.from_numpy(_unpack_bits(body)[:, : self.num_classes]).float()
+        targets = _read_halves(body) if self.keeps_all else self._decode_likeliest(body)
+        return targets if self.is_multilabel else targets / targets.sum(dim=1, keepdim=True)
+
+    def _decode_likeliest(self, body: Records) -> Tensor:
+        kept = self.num_kept
+        indices = torch.from_numpy(body[:, :kept].astype(np.int64))
+        probabilities = _read_halves(body[:, kept : 2 * kept])
+        if self.is_multilabel:
+            rest = _read_halves(body[:, 2 * kept :])
+        else:
+            rest = (1 - probabilities.sum(dim=1, keepdim=True)).clamp(min=0)
+            rest = rest / (self.num_classes - kept)
+        return rest.expand(-1, self.num_classes).clone().scatter_(1, indices, probabilities)
 
     def is_valid(self, records: Records) -> NDArray[np.bool_]:
         """Return for each record [B,W] whether it holds a target."""
-        if self.mode == "hard":
+        if self.mode == "hard" and not self.is_multilabel:
             checksums, labels = records.T
             in_range = (labels > 0) & (labels <= self.num_classes)
             return np.asarray(in_range & (checksums == _compute_hard_checksums(labels)))
         # Indices and probabilities are checked besides the checksum, because a cache may be
         # crafted.
         body = records[:, 1:]
-        valid = (records[:, 0] == _compute_checksums(body)) & body.any(axis=1)
-        if self.num_kept < self.num_classes:
+        valid = records[:, 0] == self._compute_checksums(body)
+        if self.mode == "hard":
+            unused = _unpack_bits(np.ascontiguousarray(body))[:, self.num_classes :]
+            return np.asarray(valid & ~unused.any(axis=1))
+        if not self.is_multilabel:  # none of several labels may be likely
+            valid &= body.any(axis=1)
+        if not self.keeps_all:
             valid &= (body[:, : self.num_kept] < self.num_classes).all(axis=1)
             body = body[:, self.num_kept :]
-        return np.asarray(valid & (body < FLOAT16_INFINITY).all(axis=1))
+        limit = FLOAT16_ONE + 1 if self.is_multilabel else FLOAT16_INFINITY
+        return np.asarray(valid & (body < limit).all(axis=1))
+
+    def _compute_checksums(self, body: Records) -> Records:
+        """Return a checksum in 1..65521 for each row: never 0 (empty) or 65535 (unreadable)."""
+        # 65521 is the largest 16-bit prime (as in Adler-32); no weight is 0 modulo it, so every
+        # number counts.
+        weights = np.arange(body.shape[1], dtype=np.uint64) % 65520 + 1
+        if (
+            self.mode == "hard"
+        ):  # so that no flipped bit in each of two numbers makes another record
+            weights = weights * 40503 % 65521
+        sums = (body.astype(np.uint64) * weights).sum(axis=1)
+        return np.asarray(sums % 65521 + 1, dtype=np.uint16)
+
+
+def _pack_bits(labels: NDArray[np.bool_]) -> Records:
+    """Return labels [B,K] as 16-bit numbers, class 0 the lowest bit of the first."""
+    padded = np.pad(labels, ((0, 0), (0, -labels.shape[1] % 16)))
+    return np.packbits(padded, axis=1, bitorder="little").view("<u2").astype(np.uint16)
+
+
+def _unpack_bits(numbers: Records) -> NDArray[np.uint8]:
+    """Return the bits of 16-bit numbers [B,W], [B,16 W]."""
+    data = numbers.astype("<u2").view(np.uint8)
+    return np.unpackbits(data, axis=1, bitorder="little")
+
+
+def _read_halves(numbers: Records) -> Tensor:
+    """Return float16 numbers [B,W] in fp32."""
+    return torch.from_numpy(np.ascontiguousarray(numbers).view(np.float16).astype(np.float32))
 
 
 def _compute_hard_checksums(labels: Records) -> Records:
@@ -126,11 +190,3 @@ def _compute_hard_checksums(labels: Records) -> Records:
     """
     # 40503 is 2^16 divided by the golden ratio, which scatters neighbors.
     return np.asarray(labels.astype(np.uint32) * 40503 % 65521 + 1, dtype=np.uint16)
-
-
-def _compute_checksums(body: Records) -> Records:
-    """Return a checksum in 1..65521 for each row: never 0 (empty) or 65535 (unreadable)."""
-    # 65521 is the largest 16-bit prime (as in Adler-32); no weight is 0 modulo it, so every number
-    # counts.
-    weights = np.arange(body.shape[1], dtype=np.uint64) % 65520 + 1
-    return np.asarray((body.astype(np.uint64) * weights).sum(axis=1) % 65521 + 1, dtype=np.uint16)

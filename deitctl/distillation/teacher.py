@@ -77,6 +77,11 @@ class Teacher(nn.Module):
         self.rows: Tensor | None
         self.register_buffer("rows", None if all_in_order else torch.tensor(rows), persistent=False)
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether each of its logits is a class's by itself, of several an image may have."""
+        return self.model_config.is_multilabel
+
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode, also inside a module that is trained."""
         # batch norm statistics and dropout of a teacher must not move with its student
@@ -102,7 +107,8 @@ class Teacher(nn.Module):
     def _forward_normalized(self, images: Tensor) -> Tensor:
         heads = forward_heads(self.model, images)
         rule = "avg-logits" if self.model_config.head == "auto" else self.model_config.head
-        logits = fuse_heads(heads, rule if heads.dist is not None else "cls")
+        rule = rule if heads.dist is not None else "cls"
+        logits = fuse_heads(heads, rule, self.model_config.task)
         return logits if self.rows is None else logits[:, self.rows]
 
 
@@ -125,7 +131,7 @@ def freeze_teacher(
 
 @dataclass(frozen=True)
 class ResolvedTeacher:
-    """A classifier that has all of the data's classes."""
+    """A classifier that has all of the data's classes, and as many labels an image."""
 
     name: str
     """As the configuration names it, without the tag of published weights if it has others."""
@@ -219,6 +225,7 @@ def resolve_teacher(
             recipe=recipe,
             weights="" if from_scratch else distill.teacher_weights,
             classes="" if from_scratch else distill.teacher_classes,
+            task=config.task,
             seed=0,  # whatever the student's, for the same teacher
             workers=config.workers,
             device=config.device,
@@ -266,7 +273,8 @@ def _choose_training(
         recipe = get_finetune_recipe("scratch", built_in=built_in)
         return "scratch", replace(recipe, img_size=distill.teacher_img_size or recipe.img_size)
     match = match_classes(model_config, train.class_names)
-    if match is not None and distill.finetune_teacher in ("auto", "none"):
+    is_same_task = model_config.is_multilabel == train.is_multilabel
+    if match is not None and is_same_task and distill.finetune_teacher in ("auto", "none"):
         return "no", None
     finetuned = _choose_finetuning(distill, model_config, train, reporter)
     recipe = replace(
@@ -343,17 +351,23 @@ def _choose_finetuning(
 ) -> str:
     """Return `head` or `full`; raise `TeacherError` if fine-tuning is forbidden."""
     num_classes = len(train.class_names)
+    lack = f"lacks some of the data's {num_classes} classes"
+    if match_classes(model_config, train.class_names) is not None:
+        counts = ("one label", "several labels")
+        was, now = counts[model_config.is_multilabel], counts[train.is_multilabel]
+        lack = f"was trained for {was} an image, and the data has {now}"
     if distill.finetune_teacher == "none":
         raise TeacherError(
-            f"{distill.teacher} lacks some of the data's {num_classes} classes.",
+            f"{distill.teacher} {lack}.",
             "Allow fine-tuning (--finetune-teacher auto), or name another teacher.",
         )
     if distill.finetune_teacher != "auto":
         return distill.finetune_teacher
     part = "full" if len(train.labels) >= FULL_FINETUNE_IMAGES * num_classes else "head"
+    of = f"has {model_config.num_classes} classes, but " if lack.startswith("lacks") else ""
     reporter.warn(
-        f"{distill.teacher} has {model_config.num_classes} classes, but lacks some of the data's "
-        f"{num_classes}: {'its head' if part == 'head' else 'the whole network'} is fine-tuned on the data first."
+        f"{distill.teacher} {of}{lack}: {'its head' if part == 'head' else 'the whole network'} is "
+        "fine-tuned on the data first."
     )
     return part
 

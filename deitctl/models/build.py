@@ -28,6 +28,7 @@ from deitctl.models.sources import choose_weights_file, get_repo_id, has_weights
 from deitctl.models.state_dicts import Checkpoint
 from deitctl.models.stored_classes import StoredClasses, choose_class_names
 from deitctl.models.taken import complete_preprocessing, say_what_was_taken
+from deitctl.models.tasks import CLASSIFICATION
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_local_weights, find_weights
 from deitctl.names import find_names
@@ -110,6 +111,7 @@ def build_model(
         num_classes=len(class_names),
         class_names=tuple(class_names),
         descriptions=None if descriptions is None else tuple(descriptions),
+        task=load_model_config(source.folder).task if source and source.folder else CLASSIFICATION,
     )
     return replace(loaded, model_config=model_config)
 

@@ -51,6 +51,8 @@ from deitctl.settings import (
 from deitctl.trackers.feed import parse_trackers
 from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
+from deitctl.training.class_balance import ClassCounts
+from deitctl.training.objective import check_loss, sums_classes
 from deitctl.training.schedule import compute_peak_lr
 
 DEFAULT_TRAIN_MODEL = "deit_small"
@@ -104,8 +106,20 @@ def build_config(
     config = override(override(config, rest), overrides or {})
     config = settle_task(config, train)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
+    counts = ClassCounts.of(train)
+    if config.distill is not None and "distill.reduction" not in named:
+        config = _choose_reduction(config, counts)
     check(config)
+    check_loss(config, counts)
     return config, train, val
+
+
+def _choose_reduction(config: TrainConfig, counts: ClassCounts) -> TrainConfig:
+    """Sum a teacher's loss over classes where the task's is summed, so that alpha weighs like with like."""
+    distill = config.distill
+    if distill is None or sums_classes(config.recipe, is_multilabel=counts.is_multilabel):
+        return config
+    return replace(config, distill=replace(distill, reduction="mean"))
 
 
 def settle_task(config: TrainConfig, train: ImageDataset) -> TrainConfig:

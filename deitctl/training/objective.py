@@ -1,20 +1,41 @@
-"""The losses of training and distillation, named as in timm.task. Letters: B images, K classes, S
+"""What a step minimizes: which head learns from what, by which loss. Letters: B images, K classes, S
 pixels of a side.
 
-Logits may be of any float type; losses are computed in float32 and are means over images.
+The losses are named as in timm.task, and are means over images; see `deitctl.training.losses` for the
+formulas.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deitctl.config import DistillConfig
+from deitctl.config import AslConfig, BceConfig, DistillConfig, Recipe, TrainConfig
+from deitctl.errors import ConfigError
+from deitctl.events import Reporter
 from deitctl.models.heads import forward_heads
+from deitctl.training.class_balance import (
+    ClassCounts,
+    compute_class_weights,
+    compute_log_prior,
+    compute_smoothing,
+    describe_class_weights,
+    summarize_class_weights,
+)
+from deitctl.training.losses import (
+    asymmetric_loss,
+    binary_cross_entropy,
+    cross_entropy,
+    smooth_binary_labels,
+    smooth_labels,
+    soft_binary_distillation,
+    soft_distillation,
+)
+
+LOSS_NAMES = {"ce": "cross-entropy", "bce": "binary cross-entropy", "asl": "asymmetric loss"}
 
 
 class StudentBatch(NamedTuple):
@@ -23,9 +44,10 @@ class StudentBatch(NamedTuple):
     images: Tensor
     """Normalized, [B,3,S,S]."""
     targets: Tensor
-    """Distributions over the classes, smoothed and mixed, [B,K]."""
+    """The labels, mixed as the images are and not smoothed, [B,K]: of one label an image its weights
+    of the classes, of several 0..1 for each class."""
     teacher_targets: Tensor | None
-    """The teacher's distributions of the same images, [B,K]; None without a teacher."""
+    """The teacher's of the same images, [B,K]; None without a teacher."""
     drop_path_mask: Tensor | None
     """See `VisionTransformer.sample_drop_path`; None where nothing is dropped."""
 
@@ -36,15 +58,84 @@ class Objective(Protocol):
     def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]: ...
 
 
+class TaskLoss(Protocol):
+    """Returns the mean loss over images of logits [B,K] with labels, or hard labels of a teacher,
+    [B,K]; `smooth` says whether label smoothing applies to them."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, *, smooth: bool) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy with smoothed labels; an image counts as much as its label's weight."""
+
+    smoothing: float | Tensor = 0.0
+    """Of every label, or of each class's, [K]."""
+    class_weights: Tensor | None = None
+    """[K]; None: all images count alike."""
+    adjustment: Tensor | None = None
+    """tau times the log prior of each class, [K], which is added to the logits in training, so that
+    they predict as if all classes were equally frequent (Menon et al. 2021, arXiv 2007.07314, Eq. 10)."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, *, smooth: bool) -> Tensor:
+        # Before smoothing: else the share of a label that is moved to a rare class would count as
+        # much as an image of it.
+        weighted = labels if self.class_weights is None else labels * self.class_weights
+        targets = smooth_labels(weighted, self.smoothing) if smooth else weighted
+        return cross_entropy(adjust_logits(logits, self.adjustment), targets)
+
+
+@dataclass(frozen=True)
+class BinaryLoss:
+    """A loss of each class by itself: binary cross-entropy, or with `asl` the asymmetric loss."""
+
+    is_multilabel: bool
+    bce: BceConfig
+    asl: AslConfig | None = None
+    smoothing: float | Tensor = 0.0
+    """As in `CrossEntropy`."""
+    class_weights: Tensor | None = None
+    """Of both terms of each class, [K]."""
+    pos_weights: Tensor | None = None
+    """Of the positive term of each class, [K]."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, *, smooth: bool) -> Tensor:
+        targets = labels
+        if smooth:
+            smooth_targets = smooth_binary_labels if self.is_multilabel else smooth_labels
+            targets = smooth_targets(labels, self.smoothing)
+        if self.asl is not None:
+            return asymmetric_loss(
+                logits,
+                targets,
+                gamma_neg=self.asl.gamma_neg,
+                gamma_pos=self.asl.gamma_pos,
+                clip=self.asl.clip,
+                class_weights=self.class_weights,
+                pos_weights=self.pos_weights,
+            )
+        return binary_cross_entropy(
+            logits,
+            targets,
+            class_weights=self.class_weights,
+            pos_weights=self.pos_weights,
+            target_thresh=None if self.bce.target_thresh < 0 else self.bce.target_thresh,
+            sum_classes=self.bce.sum_classes,
+        )
+
+
+@dataclass(frozen=True)
 class Supervised:
-    """Cross-entropy with the true labels, of both heads of a distilled DeiT without a teacher."""
+    """The task's loss with the true labels, of both heads of a distilled DeiT without a teacher."""
+
+    task_loss: TaskLoss = CrossEntropy()
 
     def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
         cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
-        task_loss = cross_entropy(cls, batch.targets)
+        task_loss = self.task_loss(cls, batch.targets, smooth=True)
         if dist is None:
             return {"loss": task_loss, "task_loss": task_loss}
-        task_loss_dist = cross_entropy(dist, batch.targets)
+        task_loss_dist = self.task_loss(dist, batch.targets, smooth=True)
         loss = (task_loss + task_loss_dist) / 2
         return {"loss": loss, "task_loss": task_loss, "task_loss_dist": task_loss_dist}
 
@@ -55,56 +146,198 @@ class Distillation:
     for the same head.
 
     (1 - alpha) * task_loss + alpha * kd_loss: DeiT §3, Eq. 3 with `hard` and alpha = 1/2, Eq. 2
-    with `soft` and alpha = lambda.
+    with `soft` and alpha = lambda. A teacher's hard labels are learned by the task's loss, as true
+    labels are, but not smoothed; its soft labels by the divergence of a softmax, or of a sigmoid a
+    class, which class weights leave as it is.
     """
 
     config: DistillConfig
+    task_loss: TaskLoss = CrossEntropy()
+    is_multilabel: bool = False
+    adjustment: Tensor | None = None
+    """See `CrossEntropy`: the teacher's labels are as frequent as the true ones."""
 
     def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
         if batch.teacher_targets is None:
             raise ValueError("distillation needs teacher targets")
         cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
-        distilled = cls if dist is None else dist
-        task_loss = cross_entropy(cls, batch.targets)
-        if self.config.mode == "hard":
-            # A row is one hard label, or two of them weighted as two images are mixed (DeiT Eq. 3,
-            # second term).
-            kd_loss = cross_entropy(distilled, batch.teacher_targets)
-        else:
-            kd_loss = soft_distillation(
-                distilled,
-                batch.teacher_targets,
-                tau=self.config.tau,
-                reduction=self.config.reduction,
-            )
+        task_loss = self.task_loss(cls, batch.targets, smooth=True)
+        kd_loss = self.compute_kd_loss(cls if dist is None else dist, batch.teacher_targets)
         loss = (1 - self.config.alpha) * task_loss + self.config.alpha * kd_loss
         return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss}
 
+    def compute_kd_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of logits [B,K] with a teacher's targets [B,K]."""
+        config = self.config
+        if config.mode == "hard":
+            # A row is one hard label, or two of them weighted as two images are mixed (DeiT Eq. 3,
+            # second term); of several labels one bit a class.
+            return self.task_loss(logits, targets, smooth=False)
+        if self.is_multilabel:
+            return soft_binary_distillation(
+                logits, targets, tau=config.tau, reduction=config.reduction
+            )
+        logits = adjust_logits(logits, self.adjustment)
+        return soft_distillation(logits, targets, tau=config.tau, reduction=config.reduction)
 
-def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return targets [B,K] of labels [B]: 1 - smoothing on the label, smoothing / K on every class."""
-    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
-    return targets.scatter_(1, labels[:, None], 1.0 - smoothing + smoothing / num_classes)
+
+def find_task_loss(objective: Objective) -> TaskLoss:
+    """Return the loss by which an objective learns the true labels; of one that names none, cross-entropy."""
+    task_loss: TaskLoss = getattr(objective, "task_loss", CrossEntropy())
+    return task_loss
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of logits [B,K] with labels [B] or with distributions [B,K]."""
-    return F.cross_entropy(logits.float(), targets)
+def adjust_logits(logits: Tensor, adjustment: Tensor | None) -> Tensor:
+    """Add the adjustment [K] to logits [B,K], in fp32; None leaves them as they are."""
+    return logits if adjustment is None else logits.float() + adjustment
 
 
-def soft_distillation(logits: Tensor, targets: Tensor, *, tau: float, reduction: str) -> Tensor:
-    """Return tau^2 KL(targets || softmax(logits / tau)) (DeiT Eq. 2, second term).
+def build_objective(
+    config: TrainConfig, counts: ClassCounts, device: torch.device | None = None
+) -> Objective:
+    """Return what a run minimizes.
 
     Args:
-        logits: the student's, [B,K].
-        targets: the teacher's probabilities, already at temperature tau, [B,K].
-        tau: temperature, above 0.
-        reduction: `batchmean` sums over classes and averages over images, as Eq. 2 and `F.kl_div`
-            have it; `mean` divides by B * K, as the released code does (deit/losses.py, `/
-            outputs_kd.numel()`): K times weaker.
+        config: of the run.
+        counts: of its training images.
+        device: of the logits; None: the CPU.
+
+    Raises:
+        ConfigError: as `check_loss`.
     """
-    if reduction not in ("batchmean", "mean"):
-        raise ValueError(f"reduction is 'batchmean' or 'mean', not {reduction!r}")
-    log_probs = F.log_softmax(logits.float() / tau, dim=1)
-    divergence = F.kl_div(log_probs, targets, reduction="sum")
-    return tau**2 * divergence / (len(logits) if reduction == "batchmean" else logits.numel())
+    check_loss(config, counts)
+    recipe, loss = config.recipe, choose_loss(config.recipe, is_multilabel=counts.is_multilabel)
+    adjustment = None
+    if recipe.logit_adjustment:
+        adjustment = _place(recipe.logit_adjustment * compute_log_prior(counts), device)
+    task_loss = _build_task_loss(recipe, counts, loss, adjustment, device)
+    if config.distill is None:
+        return Supervised(task_loss)
+    return Distillation(config.distill, task_loss, counts.is_multilabel, adjustment)
+
+
+def _build_task_loss(
+    recipe: Recipe,
+    counts: ClassCounts,
+    loss: str,
+    adjustment: Tensor | None,
+    device: torch.device | None,
+) -> TaskLoss:
+    weights, smoothing = (
+        _place(values, device) if isinstance(values, Tensor) else values
+        for values in (
+            compute_class_weights(recipe, counts, loss=loss),
+            compute_smoothing(recipe, counts),
+        )
+    )
+    assert smoothing is not None
+    if loss == "ce":
+        assert weights is None or isinstance(weights, Tensor)
+        return CrossEntropy(smoothing, weights, adjustment)
+    is_positive = recipe.class_weights == "neg_pos"
+    return BinaryLoss(
+        counts.is_multilabel,
+        recipe.bce,
+        recipe.asl if loss == "asl" else None,
+        smoothing,
+        class_weights=None if is_positive else weights,
+        pos_weights=weights if is_positive else None,
+    )
+
+
+def _place(values: Tensor, device: torch.device | None) -> Tensor:
+    return values.float().to(device)
+
+
+def choose_loss(recipe: Recipe, *, is_multilabel: bool) -> str:
+    """Return the loss of a recipe by name: `ce`, `bce` or `asl`."""
+    if recipe.loss != "auto":
+        return recipe.loss
+    return "bce" if is_multilabel else "ce"
+
+
+def sums_classes(recipe: Recipe, *, is_multilabel: bool) -> bool:
+    """Return whether the task's loss is a sum over classes, as a softmax's is, and not their mean."""
+    loss = choose_loss(recipe, is_multilabel=is_multilabel)
+    return loss != "bce" or recipe.bce.sum_classes
+
+
+def check_loss(config: TrainConfig, counts: ClassCounts) -> None:
+    """Refuse losses and remedies that do not go with the data or with each other; raise `ConfigError`."""
+    recipe, is_multilabel = config.recipe, counts.is_multilabel
+    loss = choose_loss(recipe, is_multilabel=is_multilabel)
+    if is_multilabel and loss == "ce":
+        raise ConfigError(
+            "Cross-entropy learns one label an image, and these images may have several.",
+            "Use loss bce or asl, or leave it out.",
+        )
+    if loss == "asl" and not is_multilabel:
+        raise ConfigError(
+            "The asymmetric loss is for several labels an image, and these have one.",
+            "Use loss ce or bce, or leave it out.",
+        )
+    if recipe.logit_adjustment and loss != "ce":
+        raise ConfigError(
+            f"Logit adjustment shifts the logits of a softmax, and {LOSS_NAMES[loss]} has none.",
+            "Use class_weights, or loss ce.",
+        )
+    if recipe.class_weights == "neg_pos" and loss == "ce":
+        raise ConfigError(
+            "class_weights neg_pos weighs positives against negatives, which cross-entropy does not have.",
+            "Use inverse or effective, or loss bce.",
+        )
+    for name, group in (("bce", recipe.bce), ("asl", recipe.asl)):
+        changed = [f.name for f in fields(group) if getattr(group, f.name) != f.default]
+        if changed and loss != name:
+            raise ConfigError(
+                f"{name}.{changed[0]} is a setting of loss {name}, and the loss is {loss}.",
+                f"Leave it out, or use loss {name}.",
+            )
+    if recipe.smoothing_by == "class" and not recipe.smoothing:
+        raise ConfigError(
+            "smoothing_by = class divides the label smoothing among classes, and smoothing is 0.",
+            "Set smoothing too: 0.3 for example.",
+        )
+    if loss == "bce":
+        _check_threshold(recipe, counts)
+
+
+def _check_threshold(recipe: Recipe, counts: ClassCounts) -> None:
+    """Refuse a threshold that makes all smoothed labels 1, or none of them."""
+    threshold = recipe.bce.target_thresh
+    off = recipe.smoothing / (2 if counts.is_multilabel else len(counts.class_names))
+    on = 1 - recipe.smoothing + off
+    if threshold >= 0 and not off <= threshold < on:
+        effect = "every class of every image" if threshold < off else "no class of any image"
+        raise ConfigError(
+            f"bce.target_thresh = {threshold:g} with smoothing {recipe.smoothing:g}, by which labels "
+            f"are {off:.3g} and {on:.3g}, makes {effect} positive.",
+            "Use --set smoothing=0.",
+        )
+
+
+def report_loss(config: TrainConfig, counts: ClassCounts, reporter: Reporter) -> None:
+    """Say in a line each how rare classes are weighted, and which remedies are applied twice."""
+    recipe = config.recipe
+    loss = choose_loss(recipe, is_multilabel=counts.is_multilabel)
+    if recipe.loss not in ("auto", "ce") or recipe.logit_adjustment:
+        adjusted = f", logits adjusted by {recipe.logit_adjustment:g} x log prior"
+        reporter.note(f"Loss: {LOSS_NAMES[loss]}{adjusted if recipe.logit_adjustment else ''}.")
+    weights = describe_class_weights(recipe, counts, loss=loss)
+    if weights is not None:
+        reporter.note(summarize_class_weights(weights, counts))
+        if config.distill is not None and config.distill.mode == "soft":
+            reporter.note("The teacher's soft labels are not weighted by class.")
+    remedies = [
+        name
+        for name, is_on in (
+            ("class weights", weights is not None),
+            ("logit adjustment", bool(recipe.logit_adjustment)),
+            ("balanced sampling", getattr(recipe, "sampling", "uniform") == "balanced"),
+        )
+        if is_on
+    ]
+    if len(remedies) > 1:
+        reporter.warn(
+            f"{' and '.join(remedies)} each make up for rare classes: together they do it twice."
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset, find_folder
+from deitctl.data.folds import FoldedData
 from deitctl.data.open import Source, open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
@@ -24,12 +25,14 @@ from deitctl.training.build import (
     note_changes,
     warn_about_sizes,
 )
+from deitctl.training.class_balance import ClassCounts, ClassWeights, describe_class_weights
 from deitctl.training.configure import check
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.launch import require_output
-from deitctl.training.optim import compute_peak_lr
+from deitctl.training.objective import choose_loss, report_loss
 from deitctl.training.own_images import warn_of_trained_images
+from deitctl.training.schedule import compute_peak_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,18 @@ class TeacherPlan:
     """The same without a cache."""
     cache_mib: float | None
     """Size of the cached targets; null for mixed images, which are not cached."""
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """The run of one fold."""
+
+    fold: int
+    """Counted from 1."""
+    num_train_images: int
+    """Images that it is trained on."""
+    num_val_images: int
+    """Images that it holds out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +134,10 @@ class TrainPlan:
     """Of the matrix products: `fp32`, `bf16` or `fp16`."""
     num_workers: int
     """Loader processes."""
+    loss: str
+    """Loss of the true labels: `ce` (cross-entropy), `bce` (binary cross-entropy) or `asl` (asymmetric)."""
+    class_weights: ClassWeights | None
+    """How much each class counts in it; null where all count alike."""
     teacher: TeacherPlan | None
     """The teacher's part; null without one."""
     expected_seconds: float | None
@@ -126,6 +145,8 @@ class TrainPlan:
     teacher."""
     disks: list[DiskNeed]
     """Space that the run needs, by file system."""
+    folds: list[FoldPlan] | None
+    """Images of the run of each fold, of which the first is planned here; null for one run."""
     config: TrainConfig
     """Every setting, as `run.toml` would hold it."""
 
@@ -134,6 +155,7 @@ def plan_training(
     config: TrainConfig,
     *,
     datasets: tuple[ImageDataset, ImageDataset] | None = None,
+    folded: FoldedData | None = None,
     reporter: Reporter | None = None,
 ) -> TrainPlan:
     """Return the numbers that a configuration comes to.
@@ -141,6 +163,7 @@ def plan_training(
     Args:
         config: the run.
         datasets: training and validation images, if they are open already.
+        folded: the images of all folds, if there is to be a run of each.
         reporter: receives the warnings that the run would give about its sizes.
     """
     check(config)
@@ -158,6 +181,9 @@ def plan_training(
     if recipe.early_epochs:
         early_size = compute_early_size(student.model, student.model_config, recipe)
     warn_about_sizes(recipe, num_images, student.model, img_size, early_size, reporter or silent)
+    counts = ClassCounts.of(train)
+    loss = choose_loss(recipe, is_multilabel=train.is_multilabel)
+    report_loss(config, counts, reporter or silent)
     num_params = sum(p.numel() for p in student.model.parameters())
     batch_size = fit_batch_size(num_images, recipe.batch_size)
     steps = steps_per_epoch(num_images, recipe.batch_size)
@@ -205,11 +231,19 @@ def plan_training(
         device=str(device.torch_device),
         precision=device.precision,
         num_workers=device.choose_num_workers(config.workers, in_memory=train.is_in_memory),
+        loss=loss,
+        class_weights=describe_class_weights(recipe, counts, loss=loss),
         teacher=teacher,
         expected_seconds=None if expected is None else round(expected, 1),
         disks=disks,
+        folds=None if folded is None else _plan_folds(folded),
         config=config,
     )
+
+
+def _plan_folds(folded: FoldedData) -> list[FoldPlan]:
+    sizes = [int((folded.fold_of == fold).sum()) for fold in range(1, folded.num_folds + 1)]
+    return [FoldPlan(n, sum(sizes) - size, size) for n, size in enumerate(sizes, start=1)]
 
 
 def _are_weights_local(weights: str) -> bool | None:
@@ -254,7 +288,7 @@ def _plan_teacher(
     if distill.mode == "soft" and distill.reduction == "mean":
         weight /= num_classes
     cached = distill.teacher_input == "unmixed"
-    codec = TargetCodec(distill.mode, num_classes, distill.logits_topk)
+    codec = TargetCodec(distill.mode, num_classes, distill.logits_topk, train.is_multilabel)
     reuses = cached and distill.teacher_cache != "off"
     return TeacherPlan(
         name=distill.teacher,

@@ -18,6 +18,7 @@ from deitctl.models.catalog import find
 from deitctl.models.vit import VisionTransformer
 from deitctl.training import head_init
 from deitctl.training.head_init import fit_new_heads, fit_ridge
+from deitctl.training.objective import CrossEntropy
 
 Pair = tuple[ImageDataset, ImageDataset]
 
@@ -57,7 +58,7 @@ def test_leaving_one_out_is_what_fitting_again_without_each_image_gives(monkeypa
         prediction = again.predict(x[left_out : left_out + 1].double().numpy())
         right += int(prediction.argmax() == int(labels[left_out]))
     assert 10 < right < 30  # so that it is no accuracy that every mistake has, too
-    assert fit_ridge(x, labels, 3, smoothing=0.1).loo_accuracy == pytest.approx(100 * right / 30)
+    assert fit_ridge(x, labels, 3, smoothing=0.1).loo_score == pytest.approx(100 * right / 30)
 
 
 def test_images_that_are_far_apart_get_a_small_penalty_and_a_large_scale():
@@ -85,7 +86,7 @@ def test_a_fitted_head_knows_images_that_a_random_one_does_not(
         model,
         replace(config, num_classes=10, class_names=train.class_names),
         train,
-        smoothing=0.1,
+        task_loss=CrossEntropy(0.1),
         seed=0,
         device=choose_device("cpu", "fp32"),
         workers=0,
@@ -110,7 +111,7 @@ def test_features_that_are_not_finite_leave_the_head_as_it_is_with_a_warning(
         model,
         replace(arch.to_model_config().at_size(32), num_classes=10),
         little[0],
-        smoothing=0.1,
+        task_loss=CrossEntropy(0.1),
         seed=0,
         device=choose_device("cpu", "fp32"),
         workers=0,
@@ -134,7 +135,7 @@ def test_a_head_that_is_no_linear_layer_stays_as_it_is(
         model,
         arch.to_model_config().at_size(32),
         little[0],
-        smoothing=0.1,
+        task_loss=CrossEntropy(0.1),
         seed=0,
         device=choose_device("cpu", "fp32"),
         workers=0,

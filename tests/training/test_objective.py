@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.task.token_distillation import TokenDistillationTask
 
-from deitctl.config import DistillConfig
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.distillation.targets import teacher_targets
+from deitctl.errors import ConfigError
+from deitctl.recipes import SMALL
+from deitctl.settings import override
+from deitctl.training.class_balance import ClassCounts
+from deitctl.training.losses import make_targets
 from deitctl.training.objective import (
+    BinaryLoss,
+    CrossEntropy,
     Distillation,
     StudentBatch,
     Supervised,
-    cross_entropy,
-    smooth_labels,
-    soft_distillation,
+    build_objective,
+    report_loss,
 )
 
 TAU = {"hard": 1.0, "soft": 3.0}
@@ -28,7 +31,7 @@ TAU = {"hard": 1.0, "soft": 3.0}
 @pytest.fixture
 def make_batch(noise):
     """Four images with their labels, and as the teacher's logits [4,5] have it, targets of a mode."""
-    images, targets = noise(4, 3, 32, 32), smooth_labels(torch.tensor([0, 1, 2, 3]), 5, 0.1)
+    images, targets = noise(4, 3, 32, 32), make_targets(torch.tensor([0, 1, 2, 3]), 5)
 
     def make(teacher=None, mode="", mask=None):
         soft = None if teacher is None else teacher_targets(teacher, mode, TAU[mode])
@@ -151,166 +154,126 @@ def test_distillation_without_teacher_targets_is_refused(deit, make_batch):
         Distillation(config("hard"))(deit(), make_batch())
 
 
-def test_smoothing_by_hand():
-    targets = smooth_labels(torch.tensor([2, 0]), 4, 0.1)
-    torch.testing.assert_close(
-        targets, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]])
-    )
+UNEVEN = ClassCounts(torch.tensor([50.0, 20.0, 10.0, 5.0, 1.0]).double(), 86, False, tuple("abcde"))
+SEVERAL = replace(UNEVEN, num_images=60, is_multilabel=True)
 
 
-def test_no_smoothing_is_one_hot():
-    assert torch.equal(smooth_labels(torch.tensor([1]), 3, 0.0), torch.tensor([[0.0, 1.0, 0.0]]))
+def objective_of(counts=UNEVEN, distill=None, **recipe):
+    config = TrainConfig(model="m", data="d", recipe=override(SMALL, recipe), distill=distill)
+    return build_objective(config, counts)
 
 
-def test_cross_entropy_by_hand():
-    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])  # probabilities 3/4, 1/4 and 1/2, 1/2
-    expected = (math.log(4 / 3) + math.log(2)) / 2
-    assert cross_entropy(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
-    assert cross_entropy(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == pytest.approx(
-        expected
-    )
+def test_the_loss_follows_from_the_labels():
+    assert isinstance(objective_of().task_loss, CrossEntropy)
+    several = objective_of(SEVERAL).task_loss
+    assert isinstance(several, BinaryLoss)
+    assert several.asl is None
+    assert objective_of(SEVERAL, loss="asl").task_loss.asl.gamma_neg == 4
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
-def test_smoothed_cross_entropy_equals_torchs_and_timms(smoothing, noise):
-    logits, labels = noise(8, 10), torch.arange(8)
-    ours = cross_entropy(logits, smooth_labels(labels, 10, smoothing))
-    torch.testing.assert_close(ours, F.cross_entropy(logits, labels, label_smoothing=smoothing))
-    torch.testing.assert_close(ours, LabelSmoothingCrossEntropy(smoothing)(logits, labels))
+def test_weighted_cross_entropy_equals_torchs_but_for_what_it_is_divided_by(noise):
+    """torch divides by the weights of the batch, here by its images: so micro-batches add up."""
+    logits, labels = noise(8, 5), torch.tensor([0, 0, 0, 1, 2, 3, 4, 0])
+    loss = objective_of(class_weights="inverse", smoothing=0.0).task_loss
+    weights = loss.class_weights
+    expected = F.cross_entropy(logits, labels, weights, reduction="sum") / 8
+    torch.testing.assert_close(loss(logits, make_targets(labels, 5), smooth=True), expected)
 
 
-def test_cross_entropy_with_distributions_equals_timms(noise):
-    logits, targets = noise(6, 9), noise(6, 9, seed=1).softmax(1)
-    torch.testing.assert_close(
-        cross_entropy(logits, targets), SoftTargetCrossEntropy()(logits, targets)
-    )
+def test_a_smoothed_image_counts_as_its_label_does(noise):
+    """In torch the share of a label that is moved to a rare class has that class's weight."""
+    logits, labels = noise(8, 5), torch.tensor([0, 0, 0, 1, 2, 3, 4, 0])
+    loss = objective_of(class_weights="inverse", smoothing=0.2).task_loss
+    each = F.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none")
+    expected = (each * loss.class_weights[labels]).mean()
+    torch.testing.assert_close(loss(logits, make_targets(labels, 5), smooth=True), expected)
 
 
-def test_cross_entropy_gradient_is_softmax_minus_target(noise):
-    logits, targets = noise(4, 5).requires_grad_(), noise(4, 5, seed=1).softmax(1)
-    cross_entropy(logits, targets).backward()
-    torch.testing.assert_close(logits.grad, (logits.detach().softmax(1) - targets) / 4)
+def test_adjusted_logits_are_those_of_menon(noise):
+    logits, labels = noise(8, 5), torch.arange(8) % 5
+    loss = objective_of(logit_adjustment=1.5, smoothing=0.0).task_loss
+    prior = (UNEVEN.counts / 86).float()
+    expected = F.cross_entropy(logits + 1.5 * prior.log(), labels)
+    torch.testing.assert_close(loss(logits, make_targets(labels, 5), smooth=True), expected)
 
 
-def test_hard_distillation_by_hand():
-    student = torch.tensor([[math.log(3.0), 0.0], [math.log(3.0), 0.0]])
-    targets = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert cross_entropy(student, targets).item() == pytest.approx(
-        (math.log(4) + math.log(4 / 3)) / 2
-    )
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_both_heads_are_adjusted(mode, deit, make_batch, teacher):
+    student, batch = deit("deit_tiny_distilled"), make_batch(teacher, mode)
+    objective = objective_of(distill=config(mode), logit_adjustment=1.0, smoothing=0.0)
+    losses = objective(student, batch)
+    with torch.no_grad():
+        for head in (student.head, student.head_dist):
+            head.bias += (UNEVEN.counts / 86).log().float()
+    plain = Distillation(config(mode))(student, batch)
+    for name in ("task_loss", "kd_loss"):
+        torch.testing.assert_close(losses[name], plain[name])
 
 
-def test_hard_distillation_of_mixed_targets_by_hand():
-    """Two hard labels weighted 3 : 1, as their images were."""
-    student, targets = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.75, 0.25]])
-    assert cross_entropy(student, targets).item() == pytest.approx(
-        0.75 * math.log(4 / 3) + 0.25 * math.log(4)
-    )
+def test_a_teacher_of_several_labels_teaches_each_class_by_itself(deit, make_batch, teacher):
+    batch, student = make_batch(), deit("deit_tiny_distilled")
+    labels = (teacher > 0).float()
+    for mode in ("hard", "soft"):
+        targets = teacher_targets(teacher, mode, TAU[mode], is_multilabel=True)
+        both = batch._replace(targets=labels, teacher_targets=targets)
+        objective = objective_of(SEVERAL, config(mode, reduction="mean"), smoothing=0.0)
+        losses = objective(student, both)
+        cls, dist = student(both.images)
+        bce = F.binary_cross_entropy_with_logits
+        torch.testing.assert_close(losses["task_loss"], bce(cls, labels))
+        tau = TAU[mode]
+        kd_loss = bce(dist / tau, targets) - bce(targets.logit(), targets).nan_to_num(0.0)
+        torch.testing.assert_close(losses["kd_loss"], tau**2 * kd_loss)
 
 
-def test_hard_distillation_equals_the_released_codes(noise):
-    student, teacher = noise(6, 11), noise(6, 11, seed=1)
-    released = F.cross_entropy(student, teacher.argmax(dim=1))  # deit/training/losses.py
-    torch.testing.assert_close(
-        cross_entropy(student, teacher_targets(teacher, "hard", 1.0)), released
-    )
+@pytest.mark.parametrize(
+    ("counts", "settings"),
+    [
+        (UNEVEN, {"class_weights": "effective", "logit_adjustment": 1.0}),
+        (UNEVEN, {"loss": "bce", "class_weights": "neg_pos"}),
+        (SEVERAL, {"loss": "asl", "class_weights": "inverse", "smoothing_by": "class"}),
+    ],
+)
+def test_two_micro_batches_have_the_gradient_of_one(counts, settings, noise):
+    """Whatever classes fall into which: the loss is a mean over images."""
+    loss = objective_of(counts, **settings).task_loss
+    labels = make_targets(torch.tensor([0, 0, 0, 0, 1, 4]), 5)
+    whole, parts = (noise(6, 5).requires_grad_() for _ in range(2))
+    loss(whole, labels, smooth=True).backward()
+    for rows in (slice(0, 4), slice(4, 6)):
+        (loss(parts[rows], labels[rows], smooth=True) * len(labels[rows]) / 6).backward()
+    torch.testing.assert_close(parts.grad, whole.grad)
 
 
-def test_hard_distillation_does_not_smooth():
-    sure = torch.tensor([[50.0, 0.0]])
-    assert cross_entropy(sure, teacher_targets(sure, "hard", 1.0)).item() == pytest.approx(
-        0.0, abs=1e-6
-    )
+@pytest.mark.parametrize(
+    ("counts", "settings", "message"),
+    [
+        (SEVERAL, {"loss": "ce"}, "one label an image, and these images may have several"),
+        (UNEVEN, {"loss": "asl"}, "several labels an image, and these have one"),
+        (SEVERAL, {"logit_adjustment": 1.0}, "binary cross-entropy has none"),
+        (UNEVEN, {"loss": "bce", "logit_adjustment": 1.0}, "binary cross-entropy has none"),
+        (UNEVEN, {"class_weights": "neg_pos"}, "cross-entropy does not have"),
+        (UNEVEN, {"bce.sum_classes": True}, "bce.sum_classes is a setting of loss bce"),
+        (SEVERAL, {"asl.clip": 0.1}, "asl.clip is a setting of loss asl, and the loss is bce"),
+        (UNEVEN, {"smoothing": 0.0, "smoothing_by": "class"}, "smoothing is 0"),
+        (UNEVEN, {"loss": "bce", "bce.target_thresh": 0.0}, "every class of every image positive"),
+        (SEVERAL, {"bce.target_thresh": 0.96}, "no class of any image positive"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_words(counts, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        objective_of(counts, **settings)
 
 
-def test_soft_distillation_by_hand():
-    """One image, two classes, tau 2: teacher (3/4, 1/4), student (1/2, 1/2) after the division by tau."""
-    targets, student = torch.tensor([[0.75, 0.25]]), torch.tensor([[0.0, 0.0]])
-    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    batchmean = soft_distillation(student, targets, tau=2.0, reduction="batchmean")
-    mean = soft_distillation(student, targets, tau=2.0, reduction="mean")
-    assert batchmean.item() == pytest.approx(4 * divergence, rel=1e-6)
-    assert mean.item() == pytest.approx(4 * divergence / 2, rel=1e-6)  # K = 2 times weaker
+def test_two_remedies_for_one_thing_are_warned_of(reporter):
+    recipe = override(SMALL, {"class_weights": "inverse", "logit_adjustment": 1.0})
+    report_loss(TrainConfig(model="m", data="d", recipe=recipe), UNEVEN, reporter)
+    assert len(reporter.notes) == 2
+    (warning,) = reporter.warnings
+    assert "class weights and logit adjustment each make up for rare classes" in warning
 
 
-def test_soft_distillation_is_finite_for_a_target_of_zero():
-    """0 log 0 is 0: a probability that float16 rounded to zero must not become NaN."""
-    targets, student = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]], requires_grad=True)
-    loss = soft_distillation(student, targets, tau=1.0, reduction="batchmean")
-    loss.backward()
-    assert loss.item() == pytest.approx(math.log(2))
-    assert student.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_soft_distillation_equals_the_released_code_and_timm(tau, noise):
-    student, teacher = noise(6, 11), noise(6, 11, seed=1)
-    targets = teacher_targets(teacher, "soft", tau)
-    released = (
-        F.kl_div(  # deit/training/losses.py
-            F.log_softmax(student / tau, dim=1),
-            F.log_softmax(teacher / tau, dim=1),
-            reduction="sum",
-            log_target=True,
-        )
-        * (tau * tau)
-        / student.numel()
-    )
-    torch.testing.assert_close(
-        soft_distillation(student, targets, tau=tau, reduction="mean"), released
-    )
-    timms = (
-        F.kl_div(  # timm/task/token_distillation.py
-            F.log_softmax(student / tau, dim=-1),
-            F.softmax(teacher / tau, dim=-1),
-            reduction="batchmean",
-        )
-        * tau**2
-    )
-    torch.testing.assert_close(
-        soft_distillation(student, targets, tau=tau, reduction="batchmean"), timms
-    )
-
-
-def test_timm_has_no_other_soft_distillation_to_compare_with():
-    """The formula above is timm's as long as this text stands in its source."""
-    source = inspect.getsource(TokenDistillationTask)
-    assert "reduction='batchmean'" in source
-    assert "log_softmax" in source
-
-
-def test_soft_distillation_gradient_is_tau_times_the_difference(noise):
-    student, targets = (
-        noise(3, 4).requires_grad_(),
-        teacher_targets(noise(3, 4, seed=1), "soft", 3.0),
-    )
-    soft_distillation(student, targets, tau=3.0, reduction="batchmean").backward()
-    torch.testing.assert_close(
-        student.grad, 3.0 * ((student.detach() / 3).softmax(1) - targets) / 3
-    )
-
-
-def test_soft_distillation_of_equal_logits_is_zero(noise):
-    targets = teacher_targets(noise(3, 4), "soft", 3.0)
-    assert soft_distillation(
-        noise(3, 4), targets, tau=3.0, reduction="batchmean"
-    ).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_an_unknown_reduction_is_refused(noise):
-    with pytest.raises(ValueError, match="'sum'"):
-        soft_distillation(noise(1, 2), noise(1, 2).softmax(1), tau=1.0, reduction="sum")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_computed_in_float32(dtype):
-    student = torch.full((2, 4), 100.0, dtype=dtype)  # the sum of exponentials would overflow
-    for loss in (
-        cross_entropy(student, torch.tensor([0, 1])),
-        cross_entropy(student, teacher_targets(student, "hard", 1.0)),
-        soft_distillation(
-            student, teacher_targets(student, "soft", 1.0), tau=1.0, reduction="batchmean"
-        ),
-    ):
-        assert loss.dtype is torch.float32
-        assert loss.isfinite()
+def test_a_usual_training_has_nothing_to_say_of_its_loss(reporter):
+    report_loss(TrainConfig(model="m", data="d", recipe=SMALL), UNEVEN, reporter)
+    report_loss(TrainConfig(model="m", data="d", recipe=SMALL), SEVERAL, reporter)
+    assert (reporter.notes, reporter.warnings) == ([], [])

@@ -27,14 +27,15 @@ from deitctl.events import SilentReporter
 from deitctl.models.introspect import freeze_backbone
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
-from deitctl.training.objective import Distillation, StudentBatch, Supervised, smooth_labels
+from deitctl.training.freezing import set_train_mode
+from deitctl.training.losses import make_targets
+from deitctl.training.objective import CrossEntropy, Distillation, StudentBatch, Supervised
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import (
     TrainContext,
     forward_backward,
     optimizer_step,
-    set_train_mode,
 )
 
 CPU = choose_device("cpu", "fp32")
@@ -83,7 +84,9 @@ def state_of(model: nn.Module, recipe=RECIPE) -> TrainState:
 
 
 def context_of(recipe=RECIPE, **changes) -> TrainContext:
-    return TrainContext(recipe, PRE, 10, 2, 0, CPU, **changes)
+    task_loss, distill = CrossEntropy(recipe.smoothing), changes.get("distill")
+    objective = Distillation(distill, task_loss) if distill else Supervised(task_loss)
+    return TrainContext(recipe, PRE, 10, 2, 0, CPU, objective, **changes)
 
 
 def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
@@ -181,7 +184,7 @@ def test_without_a_teacher_the_student_learns_labels_alone(deit, some, monkeypat
     mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
     partners = pair_indices(batch.slots)
     images = mix_images(normalize(batch.images, PRE), mix, partners)
-    targets = smooth_labels(batch.labels, 10, RECIPE.smoothing)
+    targets = make_targets(batch.labels, 10)
     assert torch.equal(student_batch.images, images)
     assert torch.equal(student_batch.targets, mix_targets(targets, mix, partners))
     assert losses.keys() == {"loss", "task_loss"}
@@ -405,7 +408,7 @@ def test_an_unreadable_image_leaves_the_others_as_they_were(deit, some, monkeypa
     assert torch.equal(partial.targets[rows], full.targets[others])
     assert torch.equal(partial.drop_path_mask[..., rows], full.drop_path_mask[..., others])
     assert torch.equal(partial.drop_path_mask[..., 2], full.drop_path_mask[..., 3])
-    alone = smooth_labels(batch.labels[3:4], 10, EVERYTHING.smoothing)
+    alone = make_targets(batch.labels[3:4], 10)
     torch.testing.assert_close(partial.targets[2:3], alone)
 
 
