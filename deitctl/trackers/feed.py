@@ -60,6 +60,13 @@ class _Lane:
     pending: deque[Future[None]] = field(default_factory=deque)
     failure: BaseException | None = None
 
+    def __post_init__(self) -> None:
+        self.steps_before = dict(self.tracker.last_steps)
+
+    def lacks(self, point: Point) -> bool:
+        """Return whether the tracker had no such record when it was opened."""
+        return point.step > self.steps_before.get(point.kind, 0)
+
     def submit(self, work: Callable[[Tracker], None]) -> None:
         """Let the thread do what is next, unless something failed before or it is far behind."""
         self.check()
@@ -93,15 +100,17 @@ class TrackerFeed:
     def log(self, record: Mapping[str, Any]) -> None:
         """Hand over a record of the run's log that is new."""
         point = make_point(record)
-        self._submit(lambda tracker: tracker.log(point))
+        for lane in self.lanes:
+            # A resume takes the steps after its checkpoint again, which the tracker may have.
+            if lane.lacks(point):
+                lane.submit(lambda tracker: tracker.log(point))
+        self._drop_failed()
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Hand over the run's log so far, what a tracker has already left out."""
         points = sorted(map(make_point, records), key=lambda p: (p.step, p.kind == "epoch"))
         for lane in self.lanes:
-            last = dict(lane.tracker.last_steps)
-            missing = [point for point in points if point.step > last.get(point.kind, 0)]
-            lane.submit(partial(_log_all, points=missing))
+            lane.submit(partial(_log_all, points=list(filter(lane.lacks, points))))
 
     def log_images(self, images: Iterable[Path], step: int) -> None:
         """Hand over figures, PNG files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ class MlflowTracker:
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
+        # A new local store is announced table by table.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.client, self._metric = MlflowClient(), Metric
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         experiment = self.client.get_experiment_by_name(name)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 PROJECT = "deitctl"
 """Of W&B and trackio, and MLflow's experiment, where the user's environment names none."""
-SKIPPED = ("kind", "step", "weights", "select")
+SKIPPED = ("kind", "step", "weights", "select", "epoch")
 """Of a record: what is no number to draw."""
-OF_EPOCH = ("seconds", "images_seen", "images_per_second", "epoch")
+OF_EPOCH = ("seconds", "images_seen", "images_per_second")
 """Of an epoch's record: what is no score."""
 
 
@@ -60,17 +60,18 @@ class Tracker(Protocol):
 def make_point(record: Mapping[str, Any]) -> Point:
     """Return the numbers of a record of metrics.jsonl.
 
-    A step's are under `train/`; an epoch's means under `epoch/`, its scores under `val/`.
+    A step's are under `train/`; an epoch's means under `train_epoch/`, its scores under `val/`, its
+    pace under `run/`. None is called as a group is: MLflow keeps groups as folders.
     """
-    kind = str(record["kind"])
+    kind, epoch = str(record["kind"]), {"epoch": float(record["epoch"])}
     if kind == "step":
         numbers = {k: v for k, v in record.items() if k not in SKIPPED}
-        return Point(kind, int(record["step"]) + 1, dict(_flatten(numbers, "train")))
+        return Point(kind, int(record["step"]) + 1, epoch | dict(_flatten(numbers, "train")))
     scores = {k.removeprefix("val_"): v for k, v in record.items() if k not in SKIPPED}
     own = {name: scores.pop(name) for name in OF_EPOCH if name in scores}
     means = scores.pop("train", {})
-    values = [*_flatten(means, "epoch"), *_flatten(own, "epoch"), *_flatten(scores, "val")]
-    return Point(kind, int(record["step"]), dict(values))
+    values = [*_flatten(means, "train_epoch"), *_flatten(own, "run"), *_flatten(scores, "val")]
+    return Point(kind, int(record["step"]), epoch | dict(values))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

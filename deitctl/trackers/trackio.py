@@ -33,6 +33,8 @@ class TrackioTracker:
                 resume="allow",
                 embed=False,
             )
+        # Else trackio ends it once more, and prints so, when the interpreter exits.
+        trackio.context_vars.current_run.set(None)
         self._image = trackio.Image
 
     def log(self, point: Point) -> None:

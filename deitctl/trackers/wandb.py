@@ -29,7 +29,7 @@ class WandbTracker:
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or None
-        if mode is None and not wandb.api.api_key:
+        if mode is None and not wandb.login(prompt=False, verify=False):
             mode = "offline"
             reporter.note(
                 f"No W&B login (wandb login): logged offline, `wandb sync {run.root}/wandb/offline-*` "
