@@ -21,7 +21,8 @@ from deitctl.events import SilentReporter
 from deitctl.models.build import build_model
 from deitctl.recipes import PAPER
 from deitctl.training.checkpointer import AsyncCheckpointer
-from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optim import build_optimizer
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
 

@@ -21,7 +21,7 @@ from deitctl.recipes import (
     get_recipe,
     list_file_settings,
 )
-from deitctl.training.optim import compute_peak_lr
+from deitctl.training.schedule import compute_peak_lr
 
 
 def test_paper_is_table_9():

@@ -39,6 +39,21 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(name.startswith(heads))
 
 
+def enable_grad_checkpointing(model: nn.Module) -> None:
+    """Let the blocks of a model compute their activations again in the backward pass, instead of
+    storing them; raise `ConfigError` if timm's model cannot."""
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    try:
+        if switch is None:
+            raise AssertionError
+        switch(True)
+    except (AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            "timm has no activation checkpointing for this model.",
+            "Leave --grad-checkpointing out; a smaller --micro-batch-size needs less memory too.",
+        ) from error
+
+
 def get_layer_ids(model: nn.Module) -> dict[str, int]:
     """Return each parameter's layer for lr decay: embeddings 0, blocks, then norm and heads."""
     if not isinstance(model, VisionTransformer):

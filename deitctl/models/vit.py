@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deitctl.models.attention import cpu_attention
 from deitctl.models.catalog import Architecture
@@ -161,6 +162,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.arch, self.num_classes, self.img_size = arch, num_classes, img_size
         self.drop_path_rate = drop_path_rate
+        self.grad_checkpointing = False
         self.num_prefix_tokens = 2 if arch.distilled else 1
         self.num_patches = (img_size // arch.patch_size) ** 2
         dim = arch.embed_dim
@@ -202,8 +204,20 @@ class VisionTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             # The heads read the prefix tokens only, so the last block computes no patch token.
             num_queries = self.num_prefix_tokens if i == len(self.blocks) - 1 else None
-            x = block(x, None if drop_path_mask is None else drop_path_mask[i], num_queries)
+            mask = None if drop_path_mask is None else drop_path_mask[i]
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                # Nothing is drawn in a block, so there is no generator to set back.
+                x = checkpoint(
+                    block, x, mask, num_queries, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = block(x, mask, num_queries)
         return self.forward_head(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Choose whether blocks compute their activations again in the backward pass, which then
+        need not be stored (timm's name; Chen et al. 2016, arXiv 1604.06174)."""
+        self.grad_checkpointing = enable
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens that enter the first block, [B,N,D]."""

@@ -18,7 +18,7 @@ from deitctl.free_memory import read_free_memory
 from deitctl.profiling.measure import MemoryMeter, measure_time
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.training.configure import check
-from deitctl.training.optim import compute_peak_lr
+from deitctl.training.schedule import compute_peak_lr
 
 FIRST_SIZE = 8
 """Images of the first trial; each further trial doubles them."""

@@ -42,7 +42,7 @@ from deitctl.profiling.synthetic_images import NUM_FILES, write_synthetic_datase
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.settings import override
 from deitctl.training.configure import build_config, build_distill_config, check, make_absolute
-from deitctl.training.optim import compute_peak_lr
+from deitctl.training.schedule import compute_peak_lr
 
 STAGE_SECONDS = 2.0
 MAX_STAGE_SECONDS = 600.0

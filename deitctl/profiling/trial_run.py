@@ -26,12 +26,12 @@ from deitctl.models.model_config import Preprocessing
 from deitctl.models.sources import list_weight_files
 from deitctl.recipes import DIGITS_CONVNET
 from deitctl.training.build import TrainSetup, build_student, build_training
+from deitctl.training.freezing import set_train_mode
 from deitctl.training.step import (
     TrainContext,
     compute_losses,
     forward_backward,
     optimizer_step,
-    set_train_mode,
 )
 from deitctl.training.trainer import LOG_EVERY
 

@@ -27,16 +27,19 @@ from deitctl.models.factory import LoadedModel
 from deitctl.models.introspect import (
     compute_early_size,
     compute_max_activation_bytes,
-    freeze_backbone,
-    get_layer_ids,
+    enable_grad_checkpointing,
     has_few_patches,
     pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.freezing import freeze, get_layers
 from deitctl.training.objective import build_objective
-from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
+from deitctl.training.optim import build_optimizer
+from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import TrainContext
 
@@ -141,6 +144,7 @@ def build_student(
             download=download,
             reporter=reporter,
         )
+    student = _set_task(student, train)
     student = replace(student, model_config=_keep_value_range(student.model_config, train))
     if recipe.augment.crop_scale == (1.0, 1.0):  # trained on uncropped images, so evaluated on them
         preprocessing = replace(
@@ -163,6 +167,20 @@ def build_student(
             "the teacher."
         )
     return student
+
+
+def _set_task(student: LoadedModel, train: ImageDataset) -> LoadedModel:
+    """Let the model predict what its training images have: one label, or several.
+
+    A head of the other kind is fitted anew: its logits are of another scale, although its rows are
+    those of the classes.
+    """
+    task = MULTILABEL if train.is_multilabel else CLASSIFICATION
+    is_other = bool(student.weights) and student.model_config.task != task
+    model_config = replace(student.model_config, task=task, thresholds=None)
+    return replace(
+        student, model_config=model_config, has_new_head=student.has_new_head or is_other
+    )
 
 
 def _keep_value_range(model_config: ModelConfig, train: ImageDataset) -> ModelConfig:
@@ -224,20 +242,24 @@ def build_training(
             "Raise --batch-size, or start fewer.",
         )
     steps = steps_per_epoch(num_images, recipe.batch_size)
-    if recipe.freeze == "backbone":
-        freeze_backbone(model)
+    frozen = freeze(model, recipe)
+    if config.grad_checkpointing:
+        enable_grad_checkpointing(model)
     ema = None
     if recipe.ema_decay:
         ema = ExponentialMovingAverage(model, decay=recipe.ema_decay)
-    layers = get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
+    optimizer = build_optimizer(
+        model,
+        recipe.optim,
+        get_layers(model, recipe),
+        peak_lr=compute_peak_lr(recipe.optim, batch_size),
+    )
     progress = Progress(
         num_train_images=num_images,
         micro_batch_size=round_up_to_pairs(config.micro_batch_size),
         views_version=VIEWS_VERSION,
     )
-    state = TrainState(
-        model, build_optimizer(model, recipe.optim, layers), device.grad_scaler(), ema, progress
-    )
+    state = TrainState(model, optimizer, device.grad_scaler(), ema, progress, frozen=frozen)
     if teacher is not None:
         teacher.load()
     context = TrainContext(

@@ -19,17 +19,18 @@ from deitctl.distributed import SINGLE_PROCESS
 from deitctl.events import SilentReporter
 from deitctl.free_memory import read_free_memory
 from deitctl.models.heads import forward_heads
-from deitctl.models.introspect import get_layer_ids
 from deitctl.training.build import TrainSetup
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.freezing import get_layers, set_train_mode
 from deitctl.training.head_init import MAX_IMAGES
-from deitctl.training.optim import ExponentialMovingAverage, build_optimizer
+from deitctl.training.optim import build_optimizer
+from deitctl.training.optimizer_state import count_state_bytes
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import (
     OutOfMemory,
     TrainContext,
     forward_backward,
     optimizer_step,
-    set_train_mode,
 )
 
 MEASURED_S = 0.5
@@ -150,8 +151,8 @@ def fits_copy(setup: TrainSetup, free: int | None) -> bool:
     model, ema = setup.state.model, setup.state.ema
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    # weights, their average, gradients and AdamW's two moments
-    return free is None or 2 * (weights * (1 if ema is None else 2) + 3 * trained) <= free
+    moments = count_state_bytes(model, setup.state.optimizer)
+    return free is None or 2 * (weights * (1 if ema is None else 2) + trained + moments) <= free
 
 
 def describe_training(setup: TrainSetup, expected_seconds: float | None) -> str:
@@ -216,10 +217,11 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
     if batch is None or recipe.batch_size < len(batch.keys):
         return None
     model = copy.deepcopy(setup.state.model)
-    set_train_mode(model, recipe.freeze, recipe.freeze_bn_stats)
-    layers = get_layer_ids(model) if recipe.optim.layer_decay != 1 else None
+    set_train_mode(
+        model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats
+    )
     ema = ExponentialMovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
-    optimizer = build_optimizer(model, recipe.optim, layers)
+    optimizer = build_optimizer(model, recipe.optim, get_layers(model, recipe))
     micro_batch_size = setup.state.progress.micro_batch_size
     progress = Progress(micro_batch_size=micro_batch_size)
     state = TrainState(model, optimizer, device.grad_scaler(), ema, progress)

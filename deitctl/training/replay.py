@@ -20,6 +20,7 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.settings import override
 from deitctl.training.build import build_student
+from deitctl.training.freezing import begin_epoch
 from deitctl.training.incident import read_incident
 from deitctl.training.launch import build_trainer
 from deitctl.training.monitor import Observation
@@ -29,7 +30,6 @@ from deitctl.training.step import (
     compute_losses,
     forward_backward,
     optimizer_step,
-    set_train_mode,
 )
 from deitctl.training.trainer import Trainer
 
@@ -113,10 +113,10 @@ def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporte
             f"Step {last} cannot be replayed: the checkpoint is of step {progress.step}, and the run "
             f"has {num_steps} steps."
         )
-    set_train_mode(state.model, recipe.freeze, recipe.freeze_bn_stats)
     batches, steps = trainer.setup.build_loader(), []
     remaining = range(progress.step, last + 1)
     for step in track(remaining, reporter, "replay", len(remaining), "steps"):
+        begin_epoch(state, recipe, step // context.steps_per_epoch)
         batch, lr = next(batches), context.lr_at(step)
         stats = forward_backward(context, state, batch, reporter)
         losses = {name: float(value) for name, value in stats.losses.items()}

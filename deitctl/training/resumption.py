@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deitctl.config import MAX_COUNT
+from deitctl.data.dataset import name_labels
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths, relabel
 from deitctl.data.transforms import VIEWS_VERSION
@@ -19,6 +21,8 @@ from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensor
 from deitctl.names import canonicalize_name
 from deitctl.training.build import round_up_to_pairs
 from deitctl.training.configure import name_command
+from deitctl.training.freezing import thaw_if_due
+from deitctl.training.selection import NO_SCORE
 
 if TYPE_CHECKING:
     from deitctl.data.dataset import ImageDataset
@@ -48,6 +52,7 @@ def load_checkpoint(trainer: Trainer) -> None:
             # Before the tensors, which would not fit for another reason than theirs.
             require_same_settings(trainer, began.settings, settings)
             require_same_data(trainer, began, data_fingerprint)
+            thaw_if_due(trainer.state, trainer.context.recipe, began.epoch)
 
         trainer.state.load(folder, require)
         progress.settings, progress.data_fingerprint = settings, data_fingerprint
@@ -136,7 +141,7 @@ def restore_spelling(
         names = load_model_config(run).class_names or ()
     run_data = None if names else read_run_data(run)
     if run_data is not None and run_data.rows is not None:
-        names = tuple(sorted(set(run_data.rows.labels)))
+        names = tuple(sorted(set(chain.from_iterable(run_data.rows.labels))))
     is_same = sorted(map(canonicalize_name, names)) == sorted(train.class_names)
     if not is_same or set(names) == set(train.class_names):
         return train, val
@@ -175,19 +180,23 @@ def _describe_change(rows: SplitRows, train: ImageDataset, val: ImageDataset) ->
     """Say in which images data differs from a run's rows."""
     began = set(zip(rows.paths, rows.labels, rows.splits, strict=True))
     now = {
-        (path, dataset.class_names[label], split)
+        (path, names, split)
         for split, dataset in (("train", train), ("val", val))
-        for path, label in zip(list_relative_paths(dataset), dataset.labels.tolist(), strict=True)
+        for path, names in zip(list_relative_paths(dataset), name_labels(dataset), strict=True)
     }
     parts = []
     for verb, these, those in (("gone", began, now), ("new", now, began)):
-        classes = sorted({row[1] for row in these} - {row[1] for row in those})
+        classes = sorted(_list_classes(these) - _list_classes(those))
         images = sorted(row[0] for row in these - those)
         if classes:
             parts.append(f"classes that are {verb}: {_name_first(classes)}")
         if images:
             parts.append(f"images that are {verb} or have another label: {_name_first(images)}")
     return "; ".join(parts) or f"its classes or images are in another order than in {SPLIT_FILE}"
+
+
+def _list_classes(rows: Iterable[tuple[str, tuple[str, ...], str]]) -> set[str]:
+    return set(chain.from_iterable(names for _, names, _ in rows))
 
 
 def _name_first(names: Sequence[str]) -> str:
@@ -224,7 +233,7 @@ def keeps_best(trainer: Trainer) -> bool:
             f"{error.message} The best weights so far, of epoch {progress.best_epoch}, are lost: those of the best "
             "epoch to come are kept."
         )
-        progress.best_epoch, progress.best_top1, progress.best_num_images = 0, -1.0, 0
+        progress.best_epoch, progress.best_score, progress.best_num_images = 0, NO_SCORE, 0
         return False
     return True
 
@@ -234,11 +243,14 @@ def load_best(trainer: Trainer) -> None:
     progress = trainer.state.progress
     try:
         score = json.loads(read_metadata(trainer.run.root / WEIGHTS).get(SCORE_KEY, "{}"))
-        epoch, top1, weights = int(score["epoch"]), float(score["top1"]), str(score["weights"])
+        select = str(score.get("select", "top1"))
+        value = float(score["score"] if "score" in score else score["top1"])
+        epoch, weights = int(score["epoch"]), str(score["weights"])
         num_images = int(score.get("images", 0))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return
-    is_score = epoch <= MAX_COUNT and 0 <= top1 <= 100 and 0 <= num_images <= MAX_COUNT
-    if is_score and epoch > progress.best_epoch and weights in ("model", "ema"):
-        progress.best_epoch, progress.best_top1, progress.best_weights = epoch, top1, weights
-        progress.best_num_images = num_images
+    is_score = epoch <= MAX_COUNT and NO_SCORE <= value <= 100 and 0 <= num_images <= MAX_COUNT
+    is_ours = select == trainer.metric and weights in ("model", "ema")
+    if is_score and is_ours and epoch > progress.best_epoch:
+        progress.best_epoch, progress.best_score, progress.best_select = epoch, value, select
+        progress.best_weights, progress.best_num_images = weights, num_images

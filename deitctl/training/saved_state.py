@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deitctl.errors import ModelError
 from deitctl.models.checkpoint_io import (
@@ -114,7 +114,7 @@ def require_numbers(progress: Progress, sums: Any, scaler: Any) -> None:
     p = progress
     consistent = {
         "seconds": p.seconds >= 0,
-        "best_top1": -1 <= p.best_top1 <= 100,
+        "best_score": p.best_score <= 100,  # percent, or a loss with a minus
         "best_epoch": p.best_epoch <= p.epoch,
         "best_weights": p.best_weights in ("model", "ema"),
         "epoch": p.epoch <= p.step,
@@ -204,36 +204,6 @@ def _describe(shape: torch.Size, dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
-def require_moments(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
-    """Raise `ModelError` for AdamW's moments that no `step` steps leave."""
-    for name, value in tensors.items():
-        key = name.rpartition(".")[2]
-        if key == "step" and not (0 <= float(value) <= step and float(value).is_integer()):
-            raise refuse(path, f"says {name!r} is {float(value):g} after {step} steps", path.parent)
-        if key == "exp_avg_sq" and value.numel() and float(value.min()) < 0:
-            raise refuse(path, f"holds a negative mean square in {name!r}", path.parent)
-
-
 def list_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return shape and type of each tensor."""
     return {name: (value.shape, value.dtype) for name, value in tensors.items()}
-
-
-def list_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, without: set[str]
-) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return shape and type of AdamW's moments.
-
-    Args:
-        model: the model.
-        optimizer: of its trained parameters.
-        without: names of those that have no moments, because they had no gradient yet.
-    """
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    expected: dict[str, tuple[torch.Size, torch.dtype]] = {}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in trained and name not in without:
-            expected[f"{name}.step"] = torch.Size(), torch.float32
-            for key in ("exp_avg", "exp_avg_sq"):
-                expected[f"{name}.{key}"] = parameter.shape, parameter.dtype
-    return expected

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from deitctl.models.checkpoint_io import save_tensors
 from deitctl.paths import DiskError, refuse_links, sync_folder, write_json
 from deitctl.records import SCHEMA_VERSION
-from deitctl.training.optim import ExponentialMovingAverage
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optimizer_state import SavedOptimizer, get_tensor, list_states
 from deitctl.training.saved_state import (
     EMA,
     MODEL,
@@ -31,12 +32,10 @@ from deitctl.training.saved_state import (
     RECORD,
     RECORD_CHECKSUM,
     checksum_record,
-    list_moments,
     list_tensors,
     read_file,
     read_record,
     refuse,
-    require_moments,
     require_numbers,
     require_tensors,
 )
@@ -63,7 +62,10 @@ class Progress:
     """What the run learns by, see `list_learning`; a resume with others is refused."""
     seconds: float = 0.0
     """Duration of the run, over all its sessions."""
-    best_top1: float = -1.0
+    best_score: float = -1e15
+    """Score of the best epoch by `best_select`, higher is better; the lowest there is before any."""
+    best_select: str = ""
+    """Metric that the best epoch was selected by, see `choose_metric`; empty before any."""
     best_epoch: int = 0
     best_weights: str = "model"
     """Which weights of the best epoch were saved: `model` or `ema`."""
@@ -81,6 +83,16 @@ class Progress:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Training images that could not be read, and why."""
     schema_version: int = SCHEMA_VERSION
+
+
+def rename_best(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of progress whose best epoch is scored by a metric that has a name: older ones
+    have `best_top1`, -1 before any."""
+    values = dict(record)
+    if "best_top1" in values:
+        values["best_score"] = values.pop("best_top1")
+        values["best_select"] = "top1" if values.get("best_epoch") else ""
+    return values
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,8 @@ class TrainState:
     progress: Progress
     loss_sums: dict[str, Tensor] = field(default_factory=dict)
     """Losses summed over the images of the current epoch, on the device."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that are frozen now and may be thawed; from the settings, so nothing to save."""
 
     def weights(self, kind: str) -> dict[str, Tensor]:
         """Return the weights of the `model`, or their `ema` if there is one."""
@@ -165,9 +179,11 @@ class TrainState:
 
     def snapshot(self) -> Snapshot:
         """Copy the state, between two steps."""
+        states = list_states(self.model, self.optimizer)
+        tensors = {name: get_tensor(self.optimizer, p) for name, p in states.tensors.items()}
         files = {
             MODEL: _copy_to_cpu(self.model.state_dict()),
-            OPTIMIZER: _copy_to_cpu(_optimizer_tensors(self.model, self.optimizer)),
+            OPTIMIZER: _copy_to_cpu(tensors),
         }
         if self.ema is not None:
             files[EMA] = _copy_to_cpu(self.ema.values)
@@ -175,6 +191,10 @@ class TrainState:
             "loss_sums": {name: float(value) for name, value in self.loss_sums.items()},
             "scaler": self.scaler.state_dict(),
             "without_moments": _list_without_moments(self.model, self.optimizer),
+            "optimizer": {
+                "numbers": {name: count.value for name, count in states.numbers.items()},
+                "groups": {name: count.value for name, count in states.groups.items()},
+            },
         }
         return Snapshot(files, record)
 
@@ -199,12 +219,17 @@ class TrainState:
         record = read_record(folder)
         checksums = record.pop("checksums", None)  # an older deitctl wrote none, and no list
         without = record.pop("without_moments", None)
+        numbers = record.pop("optimizer", {})
         try:
             sums, scale = record.pop("loss_sums", {}), record.pop("scaler")
-            loaded = Progress(**record)
+            loaded = Progress(**rename_best(record))
             require_numbers(loaded, sums, scale)
             if not isinstance(checksums, dict | None) or not isinstance(without, list | None):
                 raise ValueError("checksums or without_moments have another type")
+            if not isinstance(numbers, dict) or not all(
+                isinstance(numbers.get(key, {}), dict) for key in ("numbers", "groups")
+            ):
+                raise ValueError("optimizer has another type")
         except (KeyError, TypeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise refuse(folder, f"holds no readable training state: {RECORD}: {reason}") from error
@@ -214,9 +239,14 @@ class TrainState:
         moments = read_file(folder, OPTIMIZER, checksums)
         if without is None:
             without = _find_without_moments(self.model, moments)
-        expected = list_moments(self.model, self.optimizer, set(map(str, without)))
-        require_tensors(folder / OPTIMIZER, moments, expected)
-        require_moments(folder / OPTIMIZER, moments, loaded.step)
+        saved = SavedOptimizer(
+            folder / OPTIMIZER,
+            moments,
+            numbers.get("numbers", {}),
+            numbers.get("groups", {}),
+            set(map(str, without)),
+        )
+        form = saved.require_fit(self.model, self.optimizer, loaded.step)
 
         for entry in fields(Progress):  # in place: the monitor and the trainer hold this object
             setattr(self.progress, entry.name, getattr(loaded, entry.name))
@@ -225,7 +255,7 @@ class TrainState:
         self.model.load_state_dict(model)
         for name, value in ema.items():
             self.ema.values[name].copy_(value)  # type: ignore[union-attr]
-        _load_optimizer(self.model, self.optimizer, moments)
+        saved.load(self.optimizer, form)
         device = next(self.model.parameters()).device
         self.loss_sums = {
             name: torch.tensor(float(value), device=device) for name, value in sums.items()
@@ -245,16 +275,6 @@ def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state by `parameter.key`, whatever the parameter groups."""
-    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
-    return {
-        f"{names[parameter]}.{key}": value
-        for parameter, moments in optimizer.state.items()
-        for key, value in moments.items()
-    }
-
-
 def _list_without_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Return the names of parameters that have no moments: frozen, or without a gradient so far."""
     return [name for name, p in model.named_parameters() if p not in optimizer.state]
@@ -264,25 +284,3 @@ def _find_without_moments(model: nn.Module, moments: Mapping[str, Tensor]) -> li
     """Return the same of a file that an older deitctl wrote, which listed none."""
     owners = {name.rpartition(".")[0] for name in moments}
     return [name for name, _ in model.named_parameters() if name not in owners]
-
-
-def _load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
-        owner, _, key = name.rpartition(".")
-        parameter = parameters[owner]
-        # A copy, which torch's allocator aligns. The fused optimizer needs its step counter on the
-        # parameter's device too.
-        moment = value.clone().to(parameter.device, memory_format=torch.preserve_format)
-        if key != "step" and parameter.ndim == 4:
-            # Moments in another layout than their parameter would make the fused optimizer copy
-            # them in every step.
-            channels_last = (
-                parameter.is_contiguous(memory_format=torch.channels_last)
-                and not parameter.is_contiguous()
-            )
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            moment = moment.contiguous(memory_format=layout)
-        optimizer.state[parameter][key] = moment

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deitctl import rng
-from deitctl.config import DistillConfig, Recipe
+from deitctl.config import DistillConfig, OptimConfig, Recipe
 from deitctl.data.batch_transforms import normalize, random_erase, student_affine
 from deitctl.data.loader import Batch
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
@@ -27,14 +27,12 @@ from deitctl.events import Reporter
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
-from deitctl.training.objective import (
-    Distillation,
-    Objective,
-    StudentBatch,
-    Supervised,
-    smooth_labels,
-)
-from deitctl.training.optim import compute_lr_with_restarts, set_learning_rate
+from deitctl.training.freezing import is_batch_norm
+from deitctl.training.losses import make_targets
+from deitctl.training.objective import Objective, StudentBatch
+from deitctl.training.optim import set_learning_rate
+from deitctl.training.optimizer_state import seeded
+from deitctl.training.schedule import compute_lr_with_restarts
 from deitctl.training.signals import StopRequest
 from deitctl.training.state import TrainState
 
@@ -56,6 +54,8 @@ class TrainContext:
     steps_per_epoch: int
     seed: int
     device: Device
+    objective: Objective
+    """What a step minimizes."""
     distill: DistillConfig | None = None
     cached_teacher: CachedTeacher | None = None
     """Gives targets of views, to be mixed as the images are (`--teacher-input unmixed`)."""
@@ -65,11 +65,6 @@ class TrainContext:
     stop_on_bad_image: bool = False
     preferred_micro_batch_size: int = 0
     """See `Device.preferred_micro_batch_size`; 0: any."""
-
-    @property
-    def objective(self) -> Objective:
-        """What a step minimizes."""
-        return Supervised() if self.distill is None else Distillation(self.distill)
 
     @property
     def uses_student_affine(self) -> bool:
@@ -244,7 +239,7 @@ def all_reduce_gradients(
         torch._foreach_mul_(grads, correction)
         values *= correction
     losses.update(zip(order, values, strict=True))
-    batch_norms = [m for m in model.modules() if _is_batch_norm(m) and m.training]
+    batch_norms = [m for m in model.modules() if is_batch_norm(m) and m.training]
     if stats := [b for m in batch_norms for b in m.buffers() if b.is_floating_point()]:
         world.all_reduce_(stats)
         torch._foreach_div_(stats, world.size)
@@ -265,7 +260,7 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     if context.uses_student_affine:
         images = student_affine(images, batch.keys, recipe.augment, context.seed)
     images = random_erase(images, batch.keys, recipe.augment.random_erase_prob, context.seed)
-    targets = smooth_labels(device.to_device(batch.labels), context.num_classes, recipe.smoothing)
+    targets = make_targets(device.to_device(batch.labels), context.num_classes)
 
     first = context.world.shard(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]  # of the global batch
@@ -278,6 +273,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     if isinstance(state.model, VisionTransformer) and state.model.training:
         generator = rng.torch_generator(context.seed, "drop-path", step)
         mask = state.model.sample_drop_path(recipe.batch_size, generator)
+        if mask is not None:  # a frozen block drops nothing
+            mask[[not block.training for block in state.model.blocks]] = 1
         mask = device.to_device(mask[..., slots]) if mask is not None else None
 
     # The first micro-batch of the first process has the seed of an undivided batch. It begins with
@@ -288,33 +285,38 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
             kd_targets = mix_targets(kd_targets, groups, partners)
         elif context.teacher is not None and context.distill is not None:
             logits = context.teacher(images)
-            kd_targets = teacher_targets(logits, context.distill.mode, context.distill.tau)
+            kd_targets = teacher_targets(
+                logits, context.distill.mode, context.distill.tau, context.teacher.is_multilabel
+            )
         return context.objective(state.model, StudentBatch(images, targets, kd_targets, mask))
 
 
 def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_norm: Tensor) -> None:
     """Clip the gradients, whose norm is `grad_norm`, and update weights and EMA."""
     set_learning_rate(state.optimizer, lr)
-    if clip := context.recipe.optim.clip_grad:
-        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), clip, grad_norm)
-    state.scaler.step(state.optimizer)
+    clip_gradients(state.model, context.recipe.optim, grad_norm)
+    with seeded(state.optimizer, context.seed, "optimizer", state.progress.step):
+        state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.ema is not None:
         step = state.progress.step
         state.ema.update(state.model, step, total_steps=context.schedule_steps(step))
 
 
-def set_train_mode(model: nn.Module, freeze: str, freeze_bn_stats: bool = False) -> None:
-    """Put what is trained into train mode; the rest keeps its statistics and drops nothing."""
-    model.train(freeze == "none")
-    if freeze == "backbone":
-        for name in describe_layers(model)["classifier"]:
-            model.get_submodule(name).train()
-    if freeze_bn_stats:
-        for module in model.modules():
-            if _is_batch_norm(module):
-                module.eval()
+def clip_gradients(model: nn.Module, config: OptimConfig, grad_norm: Tensor) -> None:
+    """Make gradients smaller that are larger than `clip_grad`, by `clip_mode`, as timm's
+    `dispatch_clip_grad`; `grad_norm` is the norm of all."""
+    limit = config.clip_grad
+    if not limit:
+        return
+    if config.clip_mode == "norm":
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, grad_norm)
+    elif config.clip_mode == "value":
+        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+    else:
+        from timm.utils import adaptive_clip_grad
 
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+        # As in the paper (arXiv 2102.06171 §4.1), not the classifier.
+        heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
+        named = model.named_parameters()
+        adaptive_clip_grad([p for name, p in named if not name.startswith(heads)], limit)

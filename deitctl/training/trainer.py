@@ -12,7 +12,7 @@ from deitctl.data.samplers import batch_start
 from deitctl.device import Device
 from deitctl.errors import ModelError
 from deitctl.evaluation.eval_model import EvalModel
-from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.multilabel_result import Result
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, save_model
@@ -23,13 +23,24 @@ from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
 from deitctl.training.estimate import describe_training, estimate_seconds
 from deitctl.training.failure import leave_resumable
 from deitctl.training.finish import finish_run
+from deitctl.training.freezing import begin_epoch
 from deitctl.training.head_init import fit_new_heads
 from deitctl.training.monitor import LossMonitor, Observation
+from deitctl.training.objective import find_task_loss
 from deitctl.training.result import TrainResult
 from deitctl.training.resumption import SCORE_KEY
 from deitctl.training.run_dir import Run
+from deitctl.training.selection import (
+    NO_SCORE,
+    choose_metric,
+    choose_weights,
+    describe_metrics,
+    get_score,
+    is_uneven,
+    list_metrics,
+)
 from deitctl.training.signals import StopRequest, hold_signals
-from deitctl.training.step import StepStats, forward_backward, optimizer_step, set_train_mode
+from deitctl.training.step import StepStats, forward_backward, optimizer_step
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
@@ -44,6 +55,8 @@ class Trainer:
         self.run, self.setup, self.reporter = run, setup, reporter
         self.config, self.context, self.state = setup.config, setup.context, setup.state
         self.device, self.world = setup.context.device, setup.context.world
+        self.metric = choose_metric(self.config.select, setup.model_config.task)
+        """What the best weights are selected by."""
         self.monitor = LossMonitor(
             self.state.progress,
             self.context.num_classes,
@@ -92,7 +105,8 @@ class Trainer:
         with closing(stream) as batches:
             for epoch in range(progress.epoch, recipe.epochs):
                 start_time = time.monotonic()
-                set_train_mode(self.state.model, recipe.freeze, recipe.freeze_bn_stats)
+                if begin_epoch(self.state, recipe, epoch):
+                    self.reporter.note(f"Epoch {epoch + 1}: what was frozen is trained from now on.")
                 label, steps = f"epoch {epoch + 1}/{recipe.epochs}", self.context.steps_per_epoch
                 # Equal to `steps` where the run was stopped after the epoch's last step, while it
                 # validated.
@@ -137,14 +151,14 @@ class Trainer:
         setup, state = self.setup, self.state
         if not setup.fits_head or state.progress.step > 0:
             return
-        accuracy = None
+        score = None
         # By one process, so that the head is the same for any number of them: few images suffice.
         if self.world.is_main:
-            accuracy = fit_new_heads(
+            score = fit_new_heads(
                 state.model,
                 setup.model_config,
                 setup.train,
-                smoothing=self.context.recipe.smoothing,
+                task_loss=find_task_loss(self.context.objective),
                 seed=self.config.seed,
                 device=self.device,
                 workers=setup.workers,
@@ -154,9 +168,12 @@ class Trainer:
         self.world.broadcast_module_(state.model)
         if state.ema is not None:
             state.ema.reset(state.model)
-        if accuracy is not None:
+        if score is not None:
+            is_multilabel = setup.train.is_multilabel
+            result = f"mAP {score:.1f} % on the" if is_multilabel else f"{score:.1f} % of"
+            right = "" if is_multilabel else " right"
             self.reporter.note(
-                f"The new head is fitted to the features: {accuracy:.1f} % of training images right, each left "
+                f"The new head is fitted to the features: {result} training images{right}, each left "
                 "out of its own fit."
             )
 
@@ -207,7 +224,7 @@ class Trainer:
             self.checkpointer.requested = True
             self.reporter.note("SIGUSR1: the next checkpoint is saved now.")
 
-    def validate(self, label: str) -> dict[str, EvalResult]:
+    def validate(self, label: str) -> dict[str, Result]:
         """Evaluate the `model`, and the `ema` of its weights where there is one."""
         label = f"{label}, validate"
         metrics = {"model": self.evaluate(self.device, label, self.save_or_stop)}
@@ -219,7 +236,7 @@ class Trainer:
 
     def evaluate(
         self, device: Device, label: str, stop: StopRequest | SaveOrStop | None = None
-    ) -> EvalResult:
+    ) -> Result:
         """Evaluate the model's weights as they are; `stop` handles signals between batches."""
         setup, model_config = self.setup, self.setup.model_config
         eval_model = EvalModel(
@@ -255,25 +272,27 @@ class Trainer:
         progress.seconds = time.monotonic() - self.start_time
         return losses
 
-    def keep_best(self, metrics: dict[str, EvalResult]) -> None:
+    def keep_best(self, metrics: dict[str, Result]) -> None:
         """Save the weights of this epoch, in the model's format, if none before were better."""
-        progress, kind = self.state.progress, best_weights(metrics)
-        top1, num_images = metrics[kind].top1, metrics[kind].num_images
+        progress, kind = self.state.progress, choose_weights(metrics, self.metric)
+        score, num_images = get_score(metrics[kind], self.metric), metrics[kind].num_images
         if 0 < progress.best_num_images != num_images and not self.rescore_best(num_images):
             return
         # Of equals the later epoch, which has seen more.
-        if top1 < progress.best_top1:
+        if score < progress.best_score:
             return
-        progress.best_top1, progress.best_epoch = top1, progress.epoch
-        progress.best_weights, progress.best_num_images = kind, num_images
+        progress.best_score, progress.best_select = score, self.metric
+        progress.best_epoch, progress.best_weights = progress.epoch, kind
+        progress.best_num_images = num_images
         if self.world.is_main:
-            score = {"epoch": progress.epoch, "top1": top1, "weights": kind, "images": num_images}
+            record = {"epoch": progress.epoch, "select": self.metric, "score": score}
+            record |= {"weights": kind, "images": num_images}
             save_model(
                 self.run.root,
                 self.state.weights(kind),
                 self.setup.model_config,
                 describe_layers(self.state.model),
-                {SCORE_KEY: json.dumps(score)},
+                {SCORE_KEY: json.dumps(record)},
             )
 
     def rescore_best(self, num_images: int) -> bool:
@@ -294,18 +313,20 @@ class Trainer:
             weights = load_tensors(self.run.root / WEIGHTS)
         except ModelError as error:  # damaged or deleted meanwhile: this epoch takes its place
             self.reporter.warn(str(error))
-            progress.best_top1 = -1.0
+            progress.best_score = NO_SCORE
             return True
         with self.state.swap_weights(weights):
             best = self.evaluate(self.device, f"epoch {progress.best_epoch}, score again")
-        progress.best_top1, progress.best_num_images = best.top1, best.num_images
+        progress.best_score = get_score(best, self.metric)
+        progress.best_num_images = best.num_images
         return True
 
     def log_epoch(
-        self, losses: dict[str, float], metrics: dict[str, EvalResult], images_per_second: float
+        self, losses: dict[str, float], metrics: dict[str, Result], images_per_second: float
     ) -> None:
         """Log the epoch's losses and metrics."""
-        progress, kind = self.state.progress, best_weights(metrics)
+        progress, kind = self.state.progress, choose_weights(metrics, self.metric)
+        headline = choose_metric("auto", self.setup.model_config.task)
         best = metrics[kind]
         self.run.log(
             {
@@ -314,23 +335,23 @@ class Trainer:
                 "step": progress.step,
                 "images_seen": progress.images_seen,
                 "train": losses,
-                "top1": best.top1,
-                "top5": best.top5,
-                "val_loss": best.loss,
+                **list_metrics(best),
                 "heads": best.heads,
                 "head_agreement": best.head_agreement,
                 "teacher_agreement": best.teacher_agreement,
                 "weights": kind,
-                **{f"top1_{name}": evaluation.top1 for name, evaluation in metrics.items()},
+                **{f"{headline}_{name}": get_score(m, headline) for name, m in metrics.items()},
+                "select": self.metric,
+                "score": get_score(best, self.metric),
                 "images_per_second": round(images_per_second, 2),
                 "seconds": round(progress.seconds, 3),
             }
         )
         self.is_between_steps = True
-        heads = best.heads and f" (cls {best.heads['cls']:.2f}, dist {best.heads['dist']:.2f})"
+        described = describe_metrics(best, uneven=is_uneven(self.setup.val))
         self.reporter.note(
             f"epoch {progress.epoch}/{self.context.recipe.epochs}: loss {losses['loss']:.3f}, "
-            f"top-1 {best.top1:.2f} %{heads or ''}, {images_per_second:.1f} images/s"
+            f"{described}, {images_per_second:.1f} images/s"
         )
 
     def fill_target_cache(self) -> None:
@@ -356,12 +377,7 @@ class Trainer:
             f"All teacher targets are cached in {cached.cache.root}; the teacher is unloaded."
         )
 
-    def evaluate_last(self, device: Device, kind: str) -> EvalResult:
+    def evaluate_last(self, device: Device, kind: str) -> Result:
         """Evaluate the weights that the run ended with, the `model` or the `ema`."""
         with self.state.swap_weights(self.state.weights(kind)):
             return self.evaluate(device, "evaluate the last weights")
-
-
-def best_weights(metrics: dict[str, EvalResult]) -> str:
-    """Return whether `model` or `ema` validated better; of equals the EMA, which varies less."""
-    return max(metrics, key=lambda kind: (metrics[kind].top1, kind == "ema"))

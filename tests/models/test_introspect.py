@@ -24,7 +24,7 @@ from deitctl.models.introspect import (
 )
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import FINETUNE
-from deitctl.training.step import set_train_mode
+from deitctl.training.freezing import set_train_mode
 
 CONVNETS = ["regnety_002", "mobilenetv3_small_050", "resnet18"]
 

@@ -29,8 +29,8 @@ from deitctl.training.earlier_runs import (
     suggest_more_epochs,
 )
 from deitctl.training.launch import resume, run_training
-from deitctl.training.optim import compute_lr_with_restarts
 from deitctl.training.run_dir import Run
+from deitctl.training.schedule import compute_lr_with_restarts
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]

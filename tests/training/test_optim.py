@@ -16,16 +16,14 @@ from torch import nn
 from deitctl.config import OptimConfig
 from deitctl.models.introspect import get_layer_ids
 from deitctl.recipes import PAPER, PAPER_384, RECIPES
+from deitctl.training.ema import ExponentialMovingAverage, compute_ema_decay
 from deitctl.training.optim import (
     NO_DECAY_TOKENS,
-    ExponentialMovingAverage,
     build_optimizer,
     build_param_groups,
-    compute_ema_decay,
-    compute_lr,
-    compute_peak_lr,
     set_learning_rate,
 )
+from deitctl.training.schedule import compute_lr, compute_peak_lr
 
 
 def config(**changes: float) -> OptimConfig:
@@ -210,9 +208,9 @@ def test_frozen_parameters_are_left_out(deit):
     assert all(p is not model.pos_embed for p in grouped)
 
 
-def test_optimizer_starts_at_the_warm_up_rate_and_takes_a_new_one(deit):
+def test_optimizer_is_built_with_the_peak_rate_and_takes_a_steps(deit):
     optimizer = build_optimizer(deit(), config())
-    assert {g["lr"] for g in optimizer.param_groups} == {1e-6}
+    assert {g["lr"] for g in optimizer.param_groups} == {1e-3}
     set_learning_rate(optimizer, 0.25)
     assert {g["lr"] for g in optimizer.param_groups} == {0.25}
 

@@ -15,7 +15,8 @@ from deitctl.device import choose_device
 from deitctl.errors import DeitctlError, ModelError
 from deitctl.models.introspect import freeze_backbone
 from deitctl.recipes import RECIPES
-from deitctl.training.optim import ExponentialMovingAverage, build_optimizer, set_learning_rate
+from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.optim import build_optimizer, set_learning_rate
 from deitctl.training.state import Progress, TrainState
 
 OPTIM = RECIPES["small"].optim

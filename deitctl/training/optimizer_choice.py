@@ -1,0 +1,192 @@
+"""Which optimizer a name means, and with which arguments; timm's (`timm.optim`), but for AdamW."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deitctl.config import OptimConfig
+from deitctl.errors import ConfigError, did_you_mean
+from deitctl.recipes import OPTIMIZER_DEFAULTS, OptimizerDefaults
+
+if TYPE_CHECKING:
+    from timm.optim._optim_factory import OptimInfo
+
+ADAMW = "adamw"
+SHOWN = "adamw, lamb, muon, nadamuon, sgd, lion"
+FOREIGN = {"apex.": ("NVIDIA Apex", "fused"), "bitsandbytes.": ("bitsandbytes", "bnb")}
+"""Packages by the beginning of their classes' names, with the prefix of timm's names for them."""
+SET_APART = {"lr": "--lr", "weight_decay": "optim.weight_decay", "momentum": "optim.momentum"}
+SET_APART |= {"betas": "optim.betas", "eps": "optim.eps", "params": ""}
+"""Arguments of an optimizer that have a setting of their own."""
+
+
+def check_optimizer(config: OptimConfig) -> None:
+    """Refuse an optimizer that cannot be built, or arguments that it does not take; raise `ConfigError`."""
+    probe = torch.nn.Parameter(torch.zeros(4, 4))
+    create_optimizer([{"params": [probe], "weight_decay": config.weight_decay}], config, config.lr)
+
+
+def create_optimizer(
+    groups: list[dict[str, Any]], config: OptimConfig, peak_lr: float
+) -> torch.optim.Optimizer:
+    """Build an optimizer for parameter groups.
+
+    Args:
+        groups: with their weight decay.
+        config: its name and arguments.
+        peak_lr: highest rate of the run, by which some scale their weight decay (`adamc` and the like).
+
+    Raises:
+        ConfigError: no such optimizer, one that cannot be built here, or arguments that it does not take.
+    """
+    arguments = collect_arguments(config)
+    try:
+        if config.opt.lower() == ADAMW:  # `fused` is one pass over memory
+            return torch.optim.AdamW(groups, lr=peak_lr, **{"fused": True, **arguments})
+        from timm.optim import create_optimizer_v2
+
+        with warnings.catch_warnings(action="ignore"):  # that a package would make it faster
+            return create_optimizer_v2(
+                groups, config.opt, lr=peak_lr, momentum=config.momentum, **arguments
+            )
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ConfigError(
+            f"The optimizer {config.opt} refuses its arguments: {reason}.",
+            "They are set by optim.betas, optim.momentum, optim.eps and optim.opt_args.",
+        ) from error
+
+
+def find_optimizer(name: str) -> OptimInfo:
+    """Return what timm knows of an optimizer; raise `ConfigError` for one that cannot be built here."""
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    names = [str(n) for n in list_optimizers()]
+    if name.lower() not in names:
+        hint = did_you_mean(name.lower(), names)
+        raise ConfigError(
+            f"There is no optimizer {name!r}.",
+            f"{hint} " * bool(hint)
+            + f"Among others there are: {SHOWN}; timm.optim.list_optimizers() lists all.",
+        )
+    info = get_optimizer_info(name)
+    for beginning, (package, prefix) in FOREIGN.items():
+        if isinstance(info.opt_class, str) and info.opt_class.startswith(beginning):
+            plain = name.lower().removeprefix(prefix).removesuffix("8bit")
+            raise ConfigError(
+                f"{name} is of {package}, whose states cannot be saved and resumed exactly.",
+                f"Use {plain if plain in names else ADAMW}: the same in torch.",
+            )
+    if info.second_order:
+        raise ConfigError(
+            f"{name} needs second derivatives, which a training step does not compute.",
+            f"Among others there are: {SHOWN}.",
+        )
+    return info
+
+
+def collect_arguments(config: OptimConfig) -> dict[str, Any]:
+    """Return the arguments that the settings give an optimizer, but for its rate and momentum."""
+    if config.opt.lower() == ADAMW and not (config.betas or config.eps or config.opt_args):
+        _refuse_momentum(config, has_momentum=False)
+        return {}  # without timm, which takes a second to import
+    info, arguments = find_optimizer(config.opt), dict[str, Any]()
+    _refuse_momentum(config, has_momentum=info.has_momentum)
+    if config.betas:
+        if not info.has_betas:
+            raise ConfigError(f"{config.opt} has no betas: leave optim.betas out.")
+        arguments["betas"] = config.betas
+    if config.eps:
+        if not info.has_eps:
+            raise ConfigError(f"{config.opt} has no eps: leave optim.eps out.")
+        arguments["eps"] = config.eps
+    accepted = inspect.signature(_find_class(info).__init__).parameters  # type: ignore[misc]
+    for name, value in _parse(config.opt_args).items():
+        if name in SET_APART:
+            raise ConfigError(
+                f"optim.opt_args: {name} has a setting of its own.",
+                f"Use {SET_APART[name]}." if SET_APART[name] else "",
+            )
+        if name not in accepted:
+            others = [n for n in accepted if n not in ("self", *SET_APART)]
+            raise ConfigError(
+                f"The optimizer {config.opt} has no argument {name!r}.",
+                did_you_mean(name, others) or f"It has: {', '.join(others)}.",
+            )
+        arguments[name] = value
+    return arguments
+
+
+def _find_class(info: OptimInfo) -> type:
+    from timm.optim import get_optimizer_class
+
+    kind = get_optimizer_class(info.name, bind_defaults=False)
+    assert isinstance(kind, type)
+    return kind
+
+
+def _refuse_momentum(config: OptimConfig, *, has_momentum: bool) -> None:
+    if config.momentum != OptimConfig.momentum and not has_momentum:
+        raise ConfigError(
+            f"{config.opt} has no momentum: leave optim.momentum out.",
+            "The decays of its running means are optim.betas.",
+        )
+
+
+def _parse(texts: Iterable[str]) -> dict[str, Any]:
+    """Return arguments from texts `name=value`, whose values are Python's or words."""
+    arguments: dict[str, Any] = {}
+    for text in filter(None, (text.strip() for text in texts)):
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name.isidentifier():
+            raise ConfigError(
+                f"optim.opt_args: {text!r} is not name=value.",
+                "Example: --set optim.opt_args=nesterov=false,ns_steps=6",
+            )
+        words = {"true": True, "false": False, "none": None}
+        try:
+            arguments[name] = words.get(value.lower(), value)
+            if arguments[name] == value:
+                arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value  # a word, as in adjust_lr_fn=match_rms_adamw
+    return arguments
+
+
+def choose_rates(
+    config: OptimConfig, named: Mapping[str, Any]
+) -> tuple[OptimConfig, OptimizerDefaults]:
+    """Return settings whose rate and weight decay, a recipe's for AdamW, are those of their optimizer.
+
+    Args:
+        config: the settings.
+        named: those that the user has chosen, by dotted name from the recipe on: they stay.
+
+    Returns:
+        The settings, and what they were changed by.
+
+    Raises:
+        ConfigError: the rate is AdamW's, and nobody knows what it is for this optimizer.
+    """
+    from dataclasses import replace
+
+    defaults = OPTIMIZER_DEFAULTS.get(config.opt.lower())
+    if defaults is None:
+        find_optimizer(config.opt)
+        if "optim.lr" not in named:
+            raise ConfigError(
+                f"The recipe's learning rate, {config.lr:g}, is for AdamW, and {config.opt} needs its own.",
+                "Pass --lr (and optim.weight_decay, if its decay is part of the gradient).",
+            )
+        return config, OptimizerDefaults(1, 1, "")
+    lr = config.lr if "optim.lr" in named else config.lr * defaults.lr_factor
+    decay = config.weight_decay
+    if "optim.weight_decay" not in named:
+        decay *= defaults.decay_factor
+    return replace(config, lr=lr, weight_decay=decay), defaults
