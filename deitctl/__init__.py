@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from deitctl.api import (
         bench,
         cache_teacher,
-        compare,
         distill,
         evaluate,
         evaluate_models,
         plan,
         replay,
+        sweep,
         train,
         verify_teacher_cache,
     )
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from deitctl.inference.classifier import load, predict
     from deitctl.packing.pack import pack, verify_pack
     from deitctl.profiling.environment import collect_env
+    from deitctl.sweeps.run_list import compare_runs, list_runs
 
 __version__ = "0.1.0"
 
@@ -43,13 +44,14 @@ _MODULES = {
     "cache_teacher": "deitctl.api",
     "check": "deitctl.checks.check",
     "collect_env": "deitctl.profiling.environment",
-    "compare": "deitctl.api",
+    "compare_runs": "deitctl.sweeps.run_list",
     "DeitctlError": "deitctl.errors",
     "distill": "deitctl.api",
     "evaluate": "deitctl.api",
     "evaluate_models": "deitctl.api",
     "explain": "deitctl.explanation.explain",
     "export": "deitctl.exporters.export",
+    "list_runs": "deitctl.sweeps.run_list",
     "load": "deitctl.inference.classifier",
     "pack": "deitctl.packing.pack",
     "plan": "deitctl.api",
@@ -58,6 +60,7 @@ _MODULES = {
     "replay": "deitctl.api",
     "Reporter": "deitctl.events",
     "SilentReporter": "deitctl.events",
+    "sweep": "deitctl.api",
     "train": "deitctl.api",
     "verify": "deitctl.exporters.verify:verify_export",
     "verify_pack": "deitctl.packing.pack",
@@ -72,18 +75,20 @@ __all__ = [
     "cache_teacher",
     "check",
     "collect_env",
-    "compare",
+    "compare_runs",
     "distill",
     "evaluate",
     "evaluate_models",
     "explain",
     "export",
+    "list_runs",
     "load",
     "pack",
     "plan",
     "predict",
     "push",
     "replay",
+    "sweep",
     "train",
     "verify",
     "verify_pack",

@@ -1,7 +1,7 @@
-"""The functions of the Python API that join packages: training, distillation, comparison, evaluation, bench.
+"""The functions of the Python API that join packages: training, distillation, sweeps, evaluation, bench.
 
 Keywords are the command line's options. Packages meet here that do not import each other: distillation is given the
-training run (fine-tuned teachers, compared students), and report draws what training and evaluation return. The other
+training run of a teacher that is fine-tuned, and report draws what training and evaluation return. The other
 public functions are those of one package, see `deitctl/__init__.py`. Imports are inside the functions, so that
 `import deitctl` costs no torch.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_overloads, overload
 
@@ -19,12 +19,14 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import convert, dotted_name, list_options
 
 if TYPE_CHECKING:
-    from deitctl.config import TaskChoice, TrainConfig
+    from deitctl.config import SelectChoice, TaskChoice, TrainConfig
     from deitctl.data.dataset import ImageDataset
-    from deitctl.distillation.compare import Comparison
+    from deitctl.data.folds import FoldedData
     from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
     from deitctl.evaluation.result import EvalResult, EvalResults
     from deitctl.profiling.bench_result import BenchResult
+    from deitctl.sweeps.result import SweepResult
+    from deitctl.training.extensions import Extensions
     from deitctl.training.folds import FoldsResult
     from deitctl.training.plan import TrainPlan
     from deitctl.training.replay import Replay
@@ -78,6 +80,9 @@ def train(
     weights: PathLike | None = None,
     classes: PathLike | None = None,
     lr: float | None = None,
+    loss: Literal["auto", "ce", "bce", "asl"] | None = None,
+    class_weights: Literal["none", "inverse", "effective", "neg_pos"] | None = None,
+    logit_adjustment: float | None = None,
     opt: str | None = None,
     sched: Literal["cosine", "linear", "wsd", "constant", "onecycle"] | None = None,
     select: SelectChoice | None = None,
@@ -175,6 +180,9 @@ def distill(
     weights: PathLike | None = None,
     classes: PathLike | None = None,
     lr: float | None = None,
+    loss: Literal["auto", "ce", "bce", "asl"] | None = None,
+    class_weights: Literal["none", "inverse", "effective", "neg_pos"] | None = None,
+    logit_adjustment: float | None = None,
     opt: str | None = None,
     sched: Literal["cosine", "linear", "wsd", "constant", "onecycle"] | None = None,
     select: SelectChoice | None = None,
@@ -238,10 +246,11 @@ def plan(
             f"A dry run plans a new run, and {request.resume} is to be resumed.",
             "Leave --dry-run or --resume out.",
         )
-    config, datasets = _configure(request)
+    folded = _open_folds(request)
+    config, datasets = _configure(request, folded and folded.split(1))
     if request.auto_batch_size:
         config = with_chosen_batch_size(config, datasets, request.reporter)
-    return plan_training(config, datasets=datasets, reporter=request.reporter)
+    return plan_training(config, datasets=datasets, folded=folded, reporter=request.reporter)
 
 
 def replay(
@@ -335,86 +344,86 @@ def verify_teacher_cache(
     )
 
 
-def compare(
+def sweep(
     data: PathLike = "",
     *,
-    teacher: PathLike | Sequence[PathLike] | None = None,
-    student: PathLike | None = None,
-    variants: str | Sequence[str] | None = None,
+    vary: str | Sequence[str] | Mapping[str, Sequence[Any] | str] = (),
     seeds: int = 1,
-    recipe: PathLike | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    img_size: int | None = None,
-    seed: int | None = None,
-    task: TaskChoice | None = None,
-    split_seed: int | None = None,
-    group_by: str | None = None,
-    image_folder: PathLike | None = None,
-    value_range: str | None = None,
+    random: int = 0,
+    optuna: int = 0,
+    preset: str = "",
+    jobs: int = 1,
+    teacher: PathLike | Sequence[PathLike] | None = None,
     output: PathLike | None = None,
-    teacher_weights: PathLike | None = None,
-    teacher_classes: PathLike | None = None,
-    teacher_img_size: int | None = None,
-    finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
-    teacher_input: Literal["mixed", "unmixed"] | None = None,
-    views: int | None = None,
-    view_seed: int | None = None,
-    logits_topk: int | None = None,
-    allow_weak_teacher: bool | None = None,
-    pretrained: bool | None = None,
-    weights: PathLike | None = None,
-    classes: PathLike | None = None,
-    lr: float | None = None,
-    workers: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
+    slurm: PathLike = "",
+    collect: bool = False,
+    dry_run: bool = False,
+    command: str = "",
     reporter: Reporter | None = None,
-    **overrides: Any,
-) -> Comparison:
-    """Train a student with every variant of the paper's Table 3 on equal terms.
+    **settings: Any,
+) -> SweepResult:
+    """Train with every combination of varied settings and several seeds, and compare them seed by seed.
 
     Args:
-        data: as `distill`, and so are the keywords that are not here.
-        teacher: one or several.
-        variants: some of none, soft, hard, token-soft and token-hard, also as `"none,soft"`; None: all.
-        seeds: runs of each variant.
-        output: folder of the runs; None: runs/compare-DATA.
+        data: as `train`.
+        vary: values by the name of a setting, or texts `optim.lr=1e-4,3e-4` and `optim.lr=1e-5..1e-3:log`.
+        seeds: runs of each combination, with the seed and those after it.
+        random: combinations to draw; 0: all of them.
+        optuna: combinations that Optuna suggests by the results so far; 0: none.
+        preset: `deit-table3` or `deit-table2`, the paper's comparisons; empty: none.
+        jobs: runs at once, each a process.
+        teacher: one, or several to compare.
+        output: folder of the runs; None: runs/sweep-DATA.
+        slurm: sbatch file to write instead of training.
+        collect: summarize what is trained, and train nothing.
+        dry_run: likewise, and write nothing.
+        command: what the sbatch file names as its origin.
+        reporter: as `train`.
+        settings: keywords and dotted names as of `train` and `distill`, for all runs.
 
     Raises:
-        ConfigError: an unknown variant, or other runs in the output folder.
+        ConfigError: nothing to vary, a value that does not fit, or runs of other settings in the output folder.
+        Interrupted: stopped by a signal; the same call goes on.
     """
-    arguments = {
-        k: v for k, v in locals().items() if k not in ("teacher", "variants", "seeds", "output")
-    }
-    from deitctl.distillation.compare import compare as compare_variants
+    if unfit := [name for name in ("resume", "more_epochs", "config") if settings.get(name)]:
+        raise ConfigError(
+            f"--{unfit[0].replace('_', '-')} is for one run, and a sweep has several.",
+            "The same command continues a sweep.",
+        )
+    if settings.get("model") and settings.get("student"):
+        raise ConfigError("--model and --student name the same.", "Leave one of them out.")
+    from torch.cuda import device_count
 
-    request = _collect(arguments, distilled=True)
+    from deitctl.sweeps.definition import define_sweep
+    from deitctl.sweeps.sweep import Sweep
+    from deitctl.sweeps.variation import parse_variations
+
+    require_positive(seeds=seeds, jobs=jobs)
     teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher or ())
-    names = variants.split(",") if isinstance(variants, str) else list(variants or ())
-    first = replace(
-        request, settings=request.settings | ({"distill.teacher": teachers[0]} if teachers else {})
-    )
-    config, datasets = _configure(first)
-    # so that the default data are named, and their use noted, once
-    request = replace(request, settings=request.settings | {"data": config.data})
-
-    def make_config(name: str, mode: str, dist_token: bool) -> TrainConfig:
-        settings = request.settings | {"distill.mode": mode, "distill.dist_token": dist_token}
-        if name:
-            settings["distill.teacher"] = name
-        return _configure(replace(request, settings=settings), datasets)[0]
-
-    return compare_variants(
-        make_config,
-        _train_run(datasets, request.reporter, require_equal=True),
-        output=Path(output or Path("runs") / f"compare-{Path(data or 'digits').name}"),
-        num_images=len(datasets[1].labels),
+    if len(teachers) == 1:
+        settings["teacher"] = teachers[0]
+    request = _collect({"data": data, "reporter": reporter, **settings})
+    if request.auto_batch_size:
+        raise ConfigError(
+            "--batch-size auto may choose another size for every run of a sweep.", "Name a number."
+        )
+    definition = define_sweep(
+        parse_variations([vary] if isinstance(vary, str) else vary),
+        preset=preset,
         teachers=[str(name) for name in teachers],
-        variants=[name.strip() for name in names],
+        random=random,
+        optuna=optuna,
         num_seeds=seeds,
-        reporter=request.reporter,
+        seed=int(request.settings.get("seed", 0)),
     )
+    folder = output or Path("runs") / f"{preset or 'sweep'}-{Path(data or 'digits').name}"
+    runs = Sweep(definition, request.settings, request.overrides, Path(folder), request.reporter)
+    if slurm and not dry_run:
+        runs.write_slurm(Path(slurm), command=command or "deitctl sweep", num_jobs=jobs)
+    elif not (dry_run or collect):
+        device = str(settings.get("device") or "auto")
+        runs.train(num_jobs=jobs, num_gpus=device_count() if device in ("auto", "cuda") else 0)
+    return runs.summarize()
 
 
 def bench(
@@ -637,12 +646,13 @@ def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[Trai
     return config, (train, val)
 
 
-def _run(request: _Request) -> TrainResult:
+def _run(request: _Request) -> TrainResult | FoldsResult:
     from deitctl.profiling.batch_size import with_chosen_batch_size
     from deitctl.recipes import get_recipe
     from deitctl.training import launch
     from deitctl.training.configure import make_absolute, refuse_settings
     from deitctl.training.extensions import Extensions
+    from deitctl.training.folds import find_folds, is_folds, train_folds
 
     extensions = Extensions(draw_figures=_draw_figures)
     if request.resume and request.resume != AUTO:
@@ -652,6 +662,8 @@ def _run(request: _Request) -> TrainResult:
         settings = make_absolute(request.settings) | request.overrides
         if "recipe" in settings:
             settings["recipe.name"] = get_recipe(settings.pop("recipe")).name
+        if is_folds(root):
+            return _resume_folds(root, settings, request, extensions)
         result = launch.resume(
             root,
             settings=settings,
@@ -660,11 +672,22 @@ def _run(request: _Request) -> TrainResult:
             reporter=request.reporter,
         )
     else:
-        config, datasets = _configure(request)
+        folded = _open_folds(request)
+        config, datasets = _configure(request, folded and folded.split(1))
 
         def choose(config: TrainConfig) -> TrainConfig:
             return with_chosen_batch_size(config, datasets, request.reporter)
 
+        if folded is not None:
+            if request.resume == AUTO:
+                config = find_folds(config, request.reporter)
+            return train_folds(
+                config,
+                folded,
+                extensions=extensions,
+                reporter=request.reporter,
+                choose=choose if request.auto_batch_size else None,
+            )
         result = launch.start_or_resume(
             config,
             auto=request.resume == AUTO,
@@ -674,6 +697,40 @@ def _run(request: _Request) -> TrainResult:
             choose=choose if request.auto_batch_size else None,
         )
     return result
+
+
+def _resume_folds(
+    root: Path, settings: Mapping[str, Any], request: _Request, extensions: Extensions
+) -> FoldsResult:
+    from deitctl.data.open import Source, open_folds
+    from deitctl.training.folds import read_folds_config, train_folds
+
+    if request.more_epochs:
+        raise ConfigError(
+            f"{root} has the runs of several folds, which are not trained longer together.",
+            f"Name one: --resume {root / 'fold1'}",
+        )
+    config = read_folds_config(root, settings)
+    folded = open_folds(Source.of(config), reporter=request.reporter)
+    return train_folds(config, folded, extensions=extensions, reporter=request.reporter)
+
+
+def _open_folds(request: _Request) -> FoldedData | None:
+    """Return the images of all folds that are to be trained; None for a run, or one fold alone."""
+    from deitctl.data.open import BUILT_IN, Source, open_folds
+    from deitctl.training.configure import make_absolute, name_source, read_config
+
+    if request.config:
+        config = read_config(
+            Path(request.config), request.settings, request.overrides, distilled=request.distilled
+        )
+        source = Source.of(config)
+    else:
+        named = make_absolute(request.settings) | request.overrides
+        source = name_source(str(named.get("data") or BUILT_IN), named)
+    if not source.folds or source.fold:
+        return None
+    return open_folds(source, reporter=request.reporter)
 
 
 def _draw_figures(root: Path) -> list[Path]:
@@ -690,20 +747,15 @@ def _draw_figures(root: Path) -> list[Path]:
 
 
 def _train_run(
-    datasets: Datasets, reporter: Reporter, *, require_equal: bool = False
+    datasets: Datasets, reporter: Reporter
 ) -> Callable[[TrainConfig], Mapping[str, Any]]:
-    """Return the function by which distillation trains: a teacher that is fine-tuned, a student that is compared."""
+    """Return the function by which distillation trains a teacher that is fine-tuned."""
     from deitctl.training.extensions import Extensions
     from deitctl.training.launch import train_or_find
 
     def train_run(config: TrainConfig) -> Mapping[str, Any]:
-        return train_or_find(
-            config,
-            datasets,
-            reporter,
-            extensions=Extensions(draw_figures=_draw_figures),
-            require_equal=require_equal,
-        )
+        extensions = Extensions(draw_figures=_draw_figures)
+        return train_or_find(config, datasets, reporter, extensions=extensions)
 
     return train_run
 

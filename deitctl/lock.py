@@ -86,3 +86,35 @@ def _read_holder(path: Path) -> str:
         content = read_regular(path, MAX_PID).decode().strip()
         return content if content.isdecimal() else ""
     return ""
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of a file, which is left as it is."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a lock can only be tried
+        return path.exists() and not _can_lock(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return False
+    try:
+        # shared and for an instant, so that whoever begins meanwhile is hardly ever refused
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def _can_lock(path: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path, timeout=0, fallback_to_soft=False):
+            return True
+    except Timeout:
+        return False

@@ -35,7 +35,7 @@ PACKAGES = (
     ("distillation",),
     ("training",),
     ("checks", "exporters", "report"),
-    ("profiling", "packing", "hub"),
+    ("profiling", "packing", "hub", "sweeps"),
     ("api",),
     ("cli", "__main__"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,6 @@ from deitctl.cli import (
     bench,
     cache_teacher,
     check,
-    compare,
     distill,
     doctor,
     evaluate,
@@ -29,6 +29,8 @@ from deitctl.cli import (
     pack,
     predict,
     push,
+    runs,
+    sweep,
     train,
     verify,
 )
@@ -44,7 +46,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "distill": distill.distill,
     "cache-teacher": cache_teacher.cache_teacher,
-    "compare": compare.compare,
+    "sweep": sweep.sweep,
+    "runs": runs.runs,
     "eval": evaluate.evaluate,
     "bench": bench.bench,
     "check": check.check,
@@ -57,9 +60,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": models.models,
     "doctor": doctor.doctor,
 }
-SETTING_COMMANDS = ("train", "distill", "cache-teacher", "compare", "bench")
+SETTING_COMMANDS = ("train", "distill", "cache-teacher", "sweep", "bench")
 """Those with --set."""
 DISTRIBUTED_COMMANDS = ("train", "distill", "cache-teacher", "eval")
+RENAMED = {"compare": ("sweep", "--preset", "deit-table3")}
+"""Commands that there were, and the words that stand for them now."""
 
 
 class LazyCommands(Mapping[str, Any]):
@@ -92,6 +97,13 @@ class Overview(TyperGroup):
             typer.echo(ctx.get_help())
             ctx.exit(2)
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; of one that was renamed, say what it is now."""
+        if args and args[0] in RENAMED:
+            now = shlex.join(["deitctl", *RENAMED[args[0]], *args[1:]])
+            raise UsageError(f"`deitctl {args[0]}` is another command now.", f"Use: {now}")
+        return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write usage, options and commands as plain text."""
@@ -137,7 +149,7 @@ def _set_global_options(
 ) -> None:
     command = ctx.invoked_subcommand or ""
     _require_one_process(command)
-    if command in (*DISTRIBUTED_COMMANDS, "compare") and not {"-h", "--help"} & set(sys.argv):
+    if command in (*DISTRIBUTED_COMMANDS, "sweep") and not {"-h", "--help"} & set(sys.argv):
         require_torchrun(sys.argv[1:], is_distributed=command in DISTRIBUTED_COMMANDS)
     global _debug
     _debug = debug
@@ -229,6 +241,7 @@ def main() -> None:
     if prepare_streams():
         sys.stderr.write("warning: standard output is closed: what this prints is lost.\n")
     interrupts.install()
+    interrupts.end_with_stdin()
     run_commands()
 
 

@@ -65,6 +65,17 @@ def complete_set(ctx: typer.Context, incomplete: str) -> list[str]:
     return complete_from((f"{name.removeprefix('recipe.')}=" for name in names), incomplete)
 
 
+def complete_vary(incomplete: str) -> list[str]:
+    """Return settings with `=` for `--vary`, those of the machine left out."""
+    from deitctl.config import MACHINE_SETTINGS
+    from deitctl.settings import list_settings
+
+    names = [s.name.removeprefix("recipe.") for s in list_settings()]
+    return complete_from(
+        [f"{name}=" for name in names if name not in MACHINE_SETTINGS], incomplete
+    )
+
+
 # The keys of exporters.formats.FORMATS, whose import takes torch: seconds at each Tab. A test compares the two.
 EXPORT_FORMATS = (
     "onnx",
@@ -77,8 +88,8 @@ EXPORT_FORMATS = (
     "executorch",
     "aoti",
 )
-# The keys of distillation.compare.VARIANTS, likewise.
-VARIANTS = ("none", "soft", "hard", "token-soft", "token-hard")
+# The keys of sweeps.definition.PRESETS, likewise.
+PRESETS = ("deit-table3", "deit-table2")
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
 TASKS = ("auto", "classification", "multilabel")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")
@@ -87,6 +98,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 complete_model = _complete(_list_models)
 complete_teacher = _complete(_list_teachers)
 complete_resume = _complete(lambda: ["auto", *list_runs()])
+complete_run = _complete(list_runs)
 complete_recipe = _complete(_list_recipes)
 complete_device = _complete(lambda: DEVICES)
 
@@ -94,13 +106,3 @@ complete_device = _complete(lambda: DEVICES)
 def complete_values(*values: str) -> Callable[[str], list[str]]:
     """Return a completion of fixed values."""
     return _complete(lambda: values)
-
-
-def complete_list(*values: str) -> Callable[[str], list[str]]:
-    """Return a completion of the last of values that commas separate."""
-
-    def complete(incomplete: str) -> list[str]:
-        before, comma, last = incomplete.rpartition(",")
-        return [f"{before}{comma}{value}" for value in complete_from(values, last)]
-
-    return complete

@@ -20,6 +20,8 @@ from deitctl.errors import Signalled
 from deitctl.training.signals import ENDING, REPEAT_WINDOW_S
 
 ENDING_SIGNALS = tuple(getattr(signal, name) for name in ENDING if hasattr(signal, name))
+ENDS_WITH_STDIN = "DEITCTL_ENDS_WITH_STDIN"
+"""Of the environment, as `sweeps.run_process` sets it, whose import takes torch."""
 PATIENCE_S = 2.0
 """From a signal to the end of a command whose main thread does not obey it."""
 POLL_S = 0.1
@@ -49,6 +51,22 @@ def install() -> None:
     )
     with suppress(RuntimeError):  # no more threads are allowed; then the handlers alone end it
         watch.start()
+
+
+def end_with_stdin() -> None:
+    """Stop this process, as SIGTERM does, when its standard input ends, if whoever started it wants that.
+
+    A sweep holds that end: its runs save and stop when it is killed.
+    """
+    if os.environ.pop(ENDS_WITH_STDIN, ""):
+        threading.Thread(target=_await_end_of_stdin, name="watch the sweep", daemon=True).start()
+
+
+def _await_end_of_stdin() -> None:
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def restore() -> None:

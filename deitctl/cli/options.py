@@ -9,7 +9,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING
 from pathlib import Path
@@ -319,12 +319,13 @@ INVERTED = {keyword for keyword, s in list_options().items() if s.flag.startswit
 
 
 def take_options(
-    source: Callable[..., Any],
+    source: Callable[..., Any], *, leave_out: Sequence[str] = (), own_first: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options that stand for the keywords of an API function.
 
     The command receives the ones that were given as its first argument, a dict for that function, and declares
-    options of its own in the usual way; those come last, or replace one of the function's by its name.
+    options of its own in the usual way; those come last, or replace one of the function's by its name. Keywords in
+    `leave_out` get none; with `own_first` the command's own come first.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -333,10 +334,12 @@ def take_options(
         keywords = [
             p
             for p in inspect.signature(source).parameters.values()
-            if p.kind != p.VAR_KEYWORD and p.name != "reporter"
+            if p.kind != p.VAR_KEYWORD and p.name not in ("reporter", *leave_out)
         ]
         # in the function's order, which is that of `--help`
         options = {p.name: own.get(p.name) or _declare(p) for p in keywords} | own
+        if own_first:
+            options = own | options
         shared = [name for name in options if name not in own]
 
         @functools.wraps(command)

@@ -1,0 +1,260 @@
+"""deitctl sweep"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deitctl import api
+from deitctl.cli import completion
+from deitctl.cli import options as o
+from deitctl.cli.console import (
+    choose_format,
+    print_json,
+    print_line,
+    print_next,
+    print_table,
+    rerun_on_interruption,
+)
+from deitctl.cli.progress import make_reporter
+from deitctl.config import MODEL_HELP, TEACHER_DEFAULT
+from deitctl.records import to_object
+from deitctl.settings import parse_overrides
+
+if TYPE_CHECKING:
+    from deitctl.sweeps.result import SweepResult, TrialResult
+    from deitctl.sweeps.spread import Spread
+
+HEADS = {"cls": "class head", "dist": "distill head", "avg-logits": "both"}
+SOME_FAILED = 3
+"""Exit code where some runs failed, and others are finished."""
+PERCENT = ("top1", "balanced", "f1", "map")
+"""Metrics in percent."""
+NAMES = {"top1": "top-1", "map": "mAP"}
+
+
+@o.take_options(
+    api.distill, leave_out=("student", "resume", "more_epochs", "config"), own_first=True
+)
+def sweep(
+    arguments: dict[str, Any],
+    vary: Annotated[
+        list[str] | None,
+        o.option(
+            "--vary",
+            help="A setting and its values, optim.lr=1e-4,3e-4, or range, optim.lr=1e-5..1e-3:log; may be repeated.",
+            default="",
+            complete=completion.complete_vary,
+            metavar="KEY=VALUES",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        o.option("--seeds", help="Runs of each combination, from different seeds.", min=1),
+    ] = 1,
+    preset: Annotated[
+        str,
+        o.option(
+            "--preset",
+            help="deit-table3: every variant of distillation; deit-table2: several teachers.",
+            default="",
+            choices=completion.PRESETS,
+        ),
+    ] = "",
+    random: Annotated[
+        int,
+        o.option(
+            "--random",
+            help="Draw this many combinations.",
+            default="0, all combinations",
+            min=0,
+            metavar="N",
+        ),
+    ] = 0,
+    optuna: Annotated[
+        int,
+        o.option(
+            "--optuna",
+            help="Combinations that Optuna suggests by the results so far.",
+            default="0, none",
+            min=0,
+            metavar="N",
+        ),
+    ] = 0,
+    jobs: Annotated[int, o.option("--jobs", help="Runs at once.", min=1)] = 1,
+    slurm: Annotated[
+        str,
+        o.option(
+            "--slurm",
+            help="Write an sbatch file, with an array task a run, instead of training.",
+            default="",
+            metavar="FILE",
+        ),
+    ] = "",
+    collect: Annotated[
+        bool,
+        o.option("--collect", help="Print the table of what is trained, and train nothing."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        o.option(
+            "--model",
+            "--student",
+            help=MODEL_HELP,
+            default="deit_small, or deit_tiny on digits without --teacher",
+            complete=completion.complete_model,
+        ),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        o.option(
+            "--teacher",
+            help=f"{MODEL_HELP} Several are compared.",
+            default=TEACHER_DEFAULT,
+            complete=completion.complete_teacher,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, o.option("--output", help="Folder of the runs.", default="runs/sweep-DATA")
+    ] = None,
+    changes: o.SetOpt = None,
+    dry_run: o.DryRunOpt = False,
+    output_format: o.FormatOpt = None,
+    quiet: o.QuietOpt = False,
+) -> None:
+    """Train with every combination of settings and several seeds, and print the table of them.
+
+    Example: deitctl sweep photos/ --model deit_tiny --vary optim.lr=1e-4,3e-4 --seeds 3
+    """
+    shape = choose_format(output_format, o.FORMATS)
+    words = [word for word in sys.argv[1:] if word not in ("--collect", "--dry-run")]
+    with rerun_on_interruption("Finished runs are kept, and others go on from their checkpoints."):
+        result = api.sweep(
+            **(arguments | parse_overrides(changes or ())),
+            vary=vary or (),
+            seeds=seeds,
+            preset=preset,
+            random=random,
+            optuna=optuna,
+            jobs=jobs,
+            slurm=slurm,
+            collect=collect,
+            model=model,
+            teacher=teacher,
+            output=output,
+            dry_run=dry_run,
+            command=shlex.join(["deitctl", *_leave_out_slurm(words)]),
+            reporter=make_reporter(quiet),
+        )
+    if shape == "json":
+        print_json(to_object(result))
+    elif dry_run or slurm:
+        _print_runs(result)
+        if slurm and not dry_run:
+            print_line(f"Start the {result.num_runs} runs: sbatch {shlex.quote(slurm)}")
+    else:
+        _print_trials(result)
+    if dry_run:
+        print_next(words, shape=shape, quiet=quiet)
+    elif result.best is not None and not slurm:
+        best = next(t for t in result.trials if t.name == result.best)
+        run = str(result.output / best.runs[0])
+        print_next(["export", run, "--to", "onnx"], shape=shape, quiet=quiet)
+    if result.num_failed and not dry_run:
+        raise typer.Exit(SOME_FAILED if result.num_finished else 1)
+
+
+def _leave_out_slurm(words: Sequence[str]) -> list[str]:
+    """Return a command line without `--slurm FILE`."""
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--slurm":
+            next(remaining, None)
+        elif not word.startswith("--slurm="):
+            rest.append(word)
+    return rest
+
+
+def _print_runs(result: SweepResult) -> None:
+    print_table(
+        f"{result.num_runs} runs of {len(result.trials)} trials in {result.output}",
+        ("run", "seed", "status"),
+        [(run.run.name, str(run.seed), run.status) for run in result.runs],
+    )
+
+
+def _print_trials(result: SweepResult) -> None:
+    seeds = f"{result.num_seeds} seed{'s' if result.num_seeds > 1 else ''}"
+    unit = ", %" if result.metric in PERCENT else ""
+    print_table(
+        f"{result.model} on {result.data}: {NAMES.get(result.metric, result.metric)}{unit} ({seeds}, "
+        f"{result.epochs} epochs, {result.num_images} validation images)",
+        (*map(_shorten, result.varied), "mean ± std", "n", "difference ± se", "95 % interval"),
+        [_make_row(trial, result) for trial in result.trials],
+        max(1, len(result.varied)),
+    )
+    if any(len(trial.heads) > 1 for trial in result.trials):
+        _print_heads(result)
+    for name, top1 in {t.teacher: t.teacher_top1 for t in result.trials if t.teacher}.items():
+        print_line(f"teacher {name}: top-1 {_cell(top1)} %")
+    if len(result.trials) > 1:
+        print_line(f"Differences are from the first trial, {result.trials[0].name}, seed by seed.")
+    for run in result.runs:
+        if run.status != "finished":
+            reason = f": {run.error}" if run.error else ""
+            print_line(f"{run.run.name} is {run.status}{reason}")
+    if result.best is not None:
+        print_line(f"best: {result.best}")
+    print_line(f"runs, sweep.toml and sweep.json: {result.output}")
+
+
+def _make_row(trial: TrialResult, result: SweepResult) -> list[str]:
+    from deitctl.sweeps.variation import format_value
+
+    values = [format_value(trial.values[n]) if n in trial.values else "" for n in result.varied]
+    difference, paired, interval = trial.difference, "", ""
+    if difference is not None:
+        error = difference.standard_error
+        paired = f"{difference.mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+        interval = difference.interval.format("+.2f") if difference.interval else ""
+    n = "0" if trial.score is None else str(trial.score.n)
+    return [*values, _cell(trial.score), n, paired, interval]
+
+
+def _print_heads(result: SweepResult) -> None:
+    """Print the columns of the paper's Tables 3 and 4."""
+    print_table(
+        "top-1 of each head rule, %",
+        ("trial", *HEADS.values(), "seconds"),
+        [
+            (t.name, *(_cell(t.heads.get(head)) for head in HEADS), f"{t.seconds.mean:.0f}")
+            for t in result.trials
+            if t.seconds is not None
+        ],
+    )
+    print_table(
+        "agreement with the teacher, and of the two heads, %",
+        ("trial", *HEADS.values(), "the heads"),
+        [
+            (
+                t.name,
+                *(_cell(t.teacher_agreement.get(head)) for head in HEADS),
+                _cell(t.head_agreement),
+            )
+            for t in result.trials
+            if t.teacher_agreement
+        ],
+    )
+
+
+def _cell(value: Spread | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _shorten(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,180 @@
+"""What a sweep is: what varies, how trials are chosen, with how many seeds. `sweep.toml` keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deitctl.config import TrainConfig
+from deitctl.errors import ConfigError, did_you_mean
+from deitctl.paths import read_json, write_bytes
+from deitctl.settings import read_toml, to_dict
+from deitctl.sweeps.result import Method
+from deitctl.sweeps.trials import MAX_TRIALS, Trial, make_trials
+from deitctl.sweeps.variation import MODE, Variation, parse_variations
+
+FILE = "sweep.toml"
+PRESETS: dict[str, tuple[str, ...]] = {
+    # DeiT Table 3: the plain model, distillation through the class head, distillation through the token
+    "deit-table3": ("distill.dist_token=false,true", "distill.mode=none,soft,hard"),
+    # DeiT Table 2: hard distillation through the token, which is the default, by teacher
+    "deit-table2": (),
+}
+"""Variations by the name of what they reproduce. The last three rows of Table 3 are the heads of its last trial."""
+MIN_TEACHERS = {"deit-table2": 2}
+MAX_RECORD = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class SweepDefinition:
+    """What a sweep is."""
+
+    variations: Sequence[Variation]
+    method: Method
+    num_trials: int
+    """Requested of random draws or of Optuna; 0 for a grid."""
+    num_seeds: int
+    seed: int
+    """The first of the runs' seeds, and that of draws."""
+    preset: str = ""
+
+
+def define_sweep(
+    variations: Sequence[Variation],
+    *,
+    preset: str,
+    teachers: Sequence[str],
+    random: int,
+    optuna: int,
+    num_seeds: int,
+    seed: int,
+) -> SweepDefinition:
+    """Return a sweep's definition.
+
+    Args:
+        variations: what the user varies; those of a preset come first, unless they are varied here.
+        preset: a key of `PRESETS`, or empty.
+        teachers: several ones are varied.
+        random: trials to draw; 0: a grid.
+        optuna: trials for Optuna to suggest; 0: none.
+        num_seeds: runs of each trial.
+        seed: the first.
+
+    Raises:
+        ConfigError: no such preset, nothing to vary, or methods that exclude each other.
+    """
+    if preset and preset not in PRESETS:
+        raise ConfigError(
+            f"There is no preset {preset!r}.",
+            did_you_mean(preset, PRESETS) or f"There are: {', '.join(PRESETS)}.",
+        )
+    if random and optuna:
+        raise ConfigError("--random and --optuna are two ways of choosing.", "Leave one out.")
+    if max(random, optuna) > MAX_TRIALS:
+        raise ConfigError(f"These are more than {MAX_TRIALS:,} trials.", "Draw fewer.")
+    if len(teachers) < MIN_TEACHERS.get(preset, 0):
+        raise ConfigError(
+            f"--preset {preset} compares teachers.", "Name several: --teacher A --teacher B"
+        )
+    own = {variation.name: variation for variation in variations}
+    merged = {v.name: own.get(v.name, v) for v in parse_variations(PRESETS.get(preset, ()))} | own
+    if len(teachers) > 1:
+        (by_teacher,) = parse_variations({"distill.teacher": list(teachers)})
+        if by_teacher.name in merged:
+            raise ConfigError(
+                "The teacher is varied twice, by --vary and by several --teacher.",
+                "Leave one of them out.",
+            )
+        merged[by_teacher.name] = by_teacher
+    if not merged and num_seeds < 2:
+        raise ConfigError(
+            "Nothing is varied.",
+            "Name it, --vary optim.lr=1e-4,3e-4 for example, or a --preset, or several --seeds.",
+        )
+    if (random or optuna) and not merged:
+        raise ConfigError("Nothing is varied.", "Example: --vary optim.lr=1e-5..1e-3:log")
+    method: Method = "random" if random else "optuna" if optuna else "grid"
+    return SweepDefinition(list(merged.values()), method, random or optuna, num_seeds, seed, preset)
+
+
+def write_definition(output: Path, definition: SweepDefinition, config: TrainConfig) -> None:
+    """Write `sweep.toml`; the configuration is that of the first run."""
+    import tomli_w
+
+    values: dict[str, Any] = {
+        "method": definition.method,
+        "num_trials": definition.num_trials,
+        "num_seeds": definition.num_seeds,
+        "seed": definition.seed,
+        "preset": definition.preset,
+        "vary": _spell(definition.variations),
+        "first_run": to_dict(config),
+    }
+    write_bytes(output / FILE, tomli_w.dumps(values).encode())
+
+
+def _spell(variations: Sequence[Variation]) -> dict[str, str]:
+    return {variation.short: str(variation) for variation in variations}
+
+
+def require_same_space(output: Path, definition: SweepDefinition) -> None:
+    """Raise `ConfigError` if a folder holds trials that Optuna suggested for something else."""
+    if not (output / FILE).is_file():
+        return
+    earlier = read_toml(output / FILE)
+    if earlier.get("method") == "optuna" and earlier.get("vary") != _spell(definition.variations):
+        raise ConfigError(
+            f"{output} holds a sweep that varies something else: {earlier.get('vary')}.",
+            "Name another --output.",
+        )
+
+
+def read_suggested(record: Path, variations: Sequence[Variation]) -> list[Trial]:
+    """Return the trials that `sweep.json` has, in their order; none if there is no such file.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        value = read_json(record, MAX_RECORD)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{record} cannot be read: {error}.",
+            "Delete it: trials are then suggested anew, and runs of equal settings reused.",
+        ) from error
+    if not isinstance(value, dict) or value.get("method") != "optuna":
+        return []
+    trials = value.get("trials")
+    combinations = [
+        _read_values(trial["values"], variations, record)
+        for trial in (trials if isinstance(trials, list) else [])[:MAX_TRIALS]
+        if isinstance(trial, dict) and isinstance(trial.get("values"), dict)
+    ]
+    return make_trials(variations, combinations)
+
+
+def _read_values(
+    values: dict[str, Any], variations: Sequence[Variation], record: Path
+) -> dict[str, Any]:
+    """Return the values of a trial that these variations allow; JSON has lists for tuples."""
+    result: dict[str, Any] = {}
+    for v in variations:
+        if v.name not in values and values.get(MODE) == "none" and v.name.startswith("distill."):
+            continue
+        value: Any = values.get(v.name)
+        value = tuple(value) if isinstance(value, list) else value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if v.range is not None and is_number and v.range.low <= value <= v.range.high:
+            result[v.name] = v.range.fit(value)
+        elif v.range is None and value in v.values:
+            result[v.name] = value
+        else:
+            raise ConfigError(
+                f"{record} has a trial with {v.short} = {value!r}, which is not varied so.",
+                "Name another --output.",
+            )
+    return result

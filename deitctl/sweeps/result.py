@@ -1,0 +1,207 @@
+"""What a sweep ends with; the JSON that it prints and writes follows from the fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deitctl.sweeps.run_info import TOP1, RunInfo, read_accuracy, read_score
+from deitctl.sweeps.spread import PairedDifference, Spread
+from deitctl.sweeps.trials import Trial
+
+HEADS = ("cls", "dist", "avg-logits")
+"""Head rules of DeiT's Table 3."""
+RunStatus = Literal["finished", "failed", "running", "stopped", "diverged", "waiting"]
+Method = Literal["grid", "random", "optuna"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """A run of a sweep."""
+
+    run: Path
+    """The run folder."""
+    trial: str
+    """Name of its trial."""
+    seed: int
+    """Its seed."""
+    status: RunStatus
+    """As in `RunInfo`; `failed`: it ended without a result, see `error`."""
+    score: float | None
+    """The sweep's metric, of the saved weights; null for an unfinished run."""
+    error: str | None
+    """Why it failed; null if it did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """A combination of values, over the seeds; accuracies and agreements in percent."""
+
+    name: str
+    """Of its run folders, before the seed."""
+    values: Mapping[str, Any]
+    """Varied settings by dotted name; those of a teacher are left out where there is none."""
+    score: Spread | None
+    """The sweep's metric; null if no run is finished."""
+    difference: PairedDifference | None
+    """From the first trial, seed by seed; null for the first one and without a common seed."""
+    teacher: str | None
+    """Teacher; null without one."""
+    teacher_top1: Spread | None
+    """Top-1 accuracy of the teacher."""
+    heads: Mapping[str, Spread]
+    """Top-1 accuracy by head rule: `cls`, `dist`, `avg-logits`; a model with one head has `cls`."""
+    teacher_agreement: Mapping[str, Spread]
+    """Images with the teacher's prediction, by head rule (100 - DeiT Table 4)."""
+    head_agreement: Spread | None
+    """Images with the same prediction of both heads; null for one head."""
+    seconds: Spread | None
+    """Duration of a run; null if none is finished."""
+    runs: Sequence[str]
+    """Names of the runs' folders, by seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """All trials of a sweep, on the same data and seeds."""
+
+    output: Path
+    """Folder of the runs, `sweep.toml` and `sweep.json`."""
+    data: str
+    """Data, as it was named."""
+    model: str
+    """Model of the first trial, as it was named."""
+    method: Method
+    """How the trials were chosen."""
+    preset: str | None
+    """Preset; null without one."""
+    varied: Sequence[str]
+    """Dotted names of the settings that vary."""
+    metric: str
+    """What the scores are, higher being better: the metric by which each run's epoch was selected (a loss has a
+    minus); or `top1`, where these differ."""
+    epochs: int
+    """Epochs of a run of the first trial."""
+    num_seeds: int
+    """Runs of each trial."""
+    num_images: int
+    """Validation images."""
+    num_runs: int
+    """Runs in all."""
+    num_finished: int
+    """Runs that are finished."""
+    num_failed: int
+    """Runs that failed."""
+    best: str | None
+    """Name of the trial with the highest mean, among those with the most finished seeds; null without one."""
+    trials: Sequence[TrialResult]
+    """Trials, in their order."""
+    runs: Sequence[SweepRun]
+    """Runs, in the order in which they are trained: the first seed of every trial, then the second."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A run of a sweep, as its folder has it."""
+
+    trial: Trial
+    seed: int
+    root: Path
+    info: RunInfo | None
+    """None if there is no folder yet."""
+    error: str
+    """Why its process failed; empty if it did not."""
+
+    @property
+    def status(self) -> RunStatus:
+        """What has become of it."""
+        if self.info is None:
+            return "failed" if self.error else "waiting"
+        is_failure = self.error and self.info.status not in ("finished", "running")
+        return "failed" if is_failure else self.info.status
+
+
+def find_metric(outcomes: Sequence[RunOutcome]) -> str:
+    """Return what the scores are."""
+    metrics = {o.info.metric for o in outcomes if o.info is not None and o.info.result is not None}
+    metric = metrics.pop() if len(metrics) == 1 else None
+    return metric or TOP1
+
+
+def get_score(outcome: RunOutcome, metric: str) -> float | None:
+    """Return a finished run's score; its top-1 where that is the metric of all."""
+    if outcome.info is None or outcome.info.result is None or outcome.info.status == "running":
+        return None
+    name, score = read_score(outcome.info.result)
+    return score if name == metric else read_accuracy(outcome.info.result)[1]
+
+
+def summarize_trials(
+    trials: Sequence[Trial], outcomes: Sequence[RunOutcome], metric: str
+) -> list[TrialResult]:
+    """Summarize each trial over its seeds; differences are from the first one."""
+    scores: list[dict[int, float]] = []
+    for trial in trials:
+        pairs = ((o.seed, get_score(o, metric)) for o in outcomes if o.trial.name == trial.name)
+        scores.append({seed: score for seed, score in pairs if score is not None})
+    return [
+        _summarize(
+            trial,
+            [o for o in outcomes if o.trial.name == trial.name],
+            scores[number],
+            PairedDifference.of(scores[number], scores[0]) if number else None,
+        )
+        for number, trial in enumerate(trials)
+    ]
+
+
+def _summarize(
+    trial: Trial,
+    outcomes: Sequence[RunOutcome],
+    scores: Mapping[int, float],
+    difference: PairedDifference | None,
+) -> TrialResult:
+    infos = [o.info for o in outcomes if o.info is not None]
+    results = [
+        o.info.result for o in outcomes if o.seed in scores and o.info and o.info.result is not None
+    ]
+    teachers = [r["teacher"] for r in results if r.get("teacher") is not None]
+    agreements = [r["head_agreement"] for r in results if r.get("head_agreement") is not None]
+    return TrialResult(
+        name=trial.name,
+        values=trial.values,
+        score=_spread(list(scores.values())),
+        difference=difference,
+        teacher=infos[0].teacher if infos else None,
+        teacher_top1=_spread([t["top1"] for t in teachers if t.get("top1") is not None]),
+        heads=_spread_by_head([r.get("heads") or _name_only_head(r) for r in results]),
+        teacher_agreement=_spread_by_head([r.get("teacher_agreement") or {} for r in results]),
+        head_agreement=_spread(agreements),
+        seconds=_spread([r["seconds"] for r in results]),
+        runs=[o.root.name for o in outcomes],
+    )
+
+
+def _name_only_head(result: Mapping[str, Any]) -> dict[str, float]:
+    top1 = result["best"].get(TOP1)
+    return {} if top1 is None else {"cls": top1}
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    return Spread.of(values) if values else None
+
+
+def _spread_by_head(values: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    spreads = {head: _spread([v[head] for v in values if head in v]) for head in HEADS}
+    return {head: spread for head, spread in spreads.items() if spread is not None}
+
+
+def choose_best(trials: Sequence[TrialResult]) -> str | None:
+    """Return the name of the best trial: fewer seeds do not make one better."""
+    scored = [(trial.score, trial.name) for trial in trials if trial.score is not None]
+    if not scored:
+        return None
+    most = max(score.n for score, _ in scored)
+    return max((s.mean, -n, name) for n, (s, name) in enumerate(scored) if s.n == most)[2]

@@ -1,0 +1,185 @@
+"""What a run folder says of its run, in a row: also one that is unfinished, somebody else's, or damaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from deitctl.config import TrainConfig
+from deitctl.errors import DeitctlError
+from deitctl.lock import is_locked
+from deitctl.paths import open_regular
+from deitctl.records import hidden
+from deitctl.training.result import is_result
+from deitctl.training.run_dir import Run
+from deitctl.training.run_log import parse_record, read_records
+
+Status = Literal["finished", "running", "stopped", "diverged", "waiting"]
+MAX_LOG = 256 * 2**20
+"""Bytes of a log that is read for the best epoch so far."""
+MAX_TAIL = 2**18
+"""Bytes of a log that are read for the last epoch."""
+TOP1, MAP = "top1", "map"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """A run, as its folder has it."""
+
+    run: Path
+    """The run folder."""
+    status: Status
+    """`finished`; `running`: a process has its lock; `diverged`: its loss did, and it was stopped there; `stopped`:
+    unfinished, and no process trains it; `waiting`: nothing of it is trained yet."""
+    data: str
+    """Data, as it was named."""
+    model: str
+    """Model, as it was named."""
+    teacher: str | None
+    """Teacher; null without one."""
+    mode: str | None
+    """`hard` or `soft`; null without a teacher."""
+    metric: str | None
+    """What `score` is: `top1`, `balanced`, `f1`, `map` or `loss`; null without a score."""
+    score: float | None
+    """The metric by which the saved epoch was selected, of its weights on the validation images; of an unfinished
+    run the best so far. Higher is better: a loss has a minus."""
+    seed: int
+    """Seed."""
+    epochs_done: int
+    """Epochs that the log has."""
+    epochs: int
+    """Epochs of the whole run."""
+    seconds: float | None
+    """Duration, over all its sessions; null for an unfinished run."""
+    modified: str
+    """When its folder last changed, UTC in ISO 8601."""
+    config: TrainConfig = hidden(repr=False)
+    result: Mapping[str, Any] | None = hidden(default=None, repr=False)
+    """What the run ended with; None for an unfinished one."""
+
+
+def read_run(root: Path) -> RunInfo:
+    """Read a run folder.
+
+    Raises:
+        DeitctlError: it is no run, or its configuration cannot be read.
+    """
+    run, config = Run.open(root)
+    result = run.result()
+    result = result if is_result(result) else None
+    distill = config.distill
+    metric, score = read_score(result) if result is not None else find_best_epoch(run)
+    return RunInfo(
+        run=root,
+        status=find_status(run, result is not None),
+        data=config.data,
+        model=config.model,
+        teacher=distill.teacher if distill is not None else None,
+        mode=distill.mode if distill is not None else None,
+        metric=metric,
+        score=score,
+        seed=config.seed,
+        epochs_done=config.recipe.epochs if result is not None else count_epochs(run),
+        epochs=config.recipe.epochs,
+        seconds=float(result["seconds"]) if result is not None else None,
+        modified=_find_last_change(run).isoformat(timespec="seconds"),
+        config=config,
+        result=result,
+    )
+
+
+def read_score(result: Mapping[str, Any]) -> tuple[str, float]:
+    """Return the metric by which a finished run's epoch was selected, and its value; top-1 of one that names none."""
+    best = result["best"]
+    metric, score = best.get("select"), best.get("score")
+    if isinstance(metric, str) and _is_score(score):
+        return metric, float(score)
+    return read_accuracy(result)
+
+
+def read_accuracy(result: Mapping[str, Any]) -> tuple[str, float]:
+    """Return the name and value of a finished run's accuracy: top-1, or mAP of several labels an image."""
+    best = result["best"]
+    return next((name, float(best[name])) for name in (TOP1, MAP) if best.get(name) is not None)
+
+
+def find_best_epoch(run: Run) -> tuple[str | None, float | None]:
+    """Return metric and score of the best epoch so far; None without one."""
+    metric, best = None, None
+    try:
+        if run.measure_log() > MAX_LOG:
+            return None, None
+        for record in read_records(run.metrics_file, "epoch"):
+            name, score = _read_epoch_score(record)
+            if score is not None and (best is None or score > best):
+                metric, best = name, score
+    except (DeitctlError, OSError):  # a log that cannot be read: the run is there all the same
+        return None, None
+    return metric, best
+
+
+def _read_epoch_score(record: Mapping[str, Any]) -> tuple[str, float | None]:
+    if _is_score(record.get("score")) and isinstance(record.get("select"), str):
+        return record["select"], float(record["score"])
+    name = TOP1 if record.get(TOP1) is not None else MAP
+    return name, float(record[name]) if _is_score(record.get(name)) else None
+
+
+def count_epochs(run: Run) -> int:
+    """Return the last epoch that a log has, from its end; 0 if there is none."""
+    try:
+        with open_regular(run.metrics_file, 2**62) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_TAIL))
+            lines = file.read(MAX_TAIL).splitlines()
+    except (OSError, ValueError):
+        return 0
+    for line in reversed(lines):
+        # the kind first: thousands of steps need not be parsed
+        if b'"epoch"' in line and (record := parse_record(line)) and record["kind"] == "epoch":
+            return int(record["epoch"])
+    return 0
+
+
+def find_status(run: Run, is_finished: bool) -> Status:
+    """Return what has become of a run."""
+    if is_locked(run.lock_file):
+        return "running"
+    if is_finished:
+        return "finished"
+    if _has_diverged(run):
+        return "diverged"
+    position = run.saved_position()
+    return "stopped" if position or run.has_model or run.metrics_file.is_file() else "waiting"
+
+
+def _has_diverged(run: Run) -> bool:
+    """Return whether the last thing that a run wrote is the record of a step that diverged."""
+    try:
+        incidents = run.incidents.stat().st_mtime
+    except OSError:
+        return False
+    return all(incidents >= _read_mtime(p) for p in (run.metrics_file, run.checkpoint))
+
+
+def _find_last_change(run: Run) -> datetime:
+    files = (run.config_file, run.metrics_file, run.checkpoint, run.result_file)
+    return datetime.fromtimestamp(max(map(_read_mtime, files)), UTC)
+
+
+def _read_mtime(path: Path) -> float:
+    try:
+        # a clock of a file system may have any number
+        return min(max(path.stat().st_mtime, 0.0), 253402300799.0)
+    except OSError:
+        return 0.0
+
+
+def _is_score(value: Any) -> bool:
+    # Compared, because NaN is in no range.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 <= value <= 1e15

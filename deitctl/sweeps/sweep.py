@@ -1,0 +1,318 @@
+"""A sweep: a folder of runs whose settings vary, trained by processes, and compared seed by seed.
+
+What is done is what the run folders hold. A sweep that was stopped in whatever way goes on by the same command.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deitctl.config import TrainConfig
+from deitctl.errors import ConfigError, Interrupted, Signalled, require_positive
+from deitctl.events import Reporter
+from deitctl.lock import locked
+from deitctl.paths import require_creatable, write_json
+from deitctl.records import to_object
+from deitctl.settings import list_differences
+from deitctl.sweeps.definition import (
+    SweepDefinition,
+    read_suggested,
+    require_same_space,
+    write_definition,
+)
+from deitctl.sweeps.optuna_trials import require_optuna, suggest_trial
+from deitctl.sweeps.result import (
+    RunOutcome,
+    SweepResult,
+    SweepRun,
+    choose_best,
+    find_metric,
+    get_score,
+    summarize_trials,
+)
+from deitctl.sweeps.run_info import RunInfo, count_epochs, read_run
+from deitctl.sweeps.run_process import RunProcess, write_waiting
+from deitctl.sweeps.run_queue import QueuedRun, RunQueue, StartRun
+from deitctl.sweeps.slurm import write_sbatch
+from deitctl.sweeps.trial_configs import TrialConfigs, place_run
+from deitctl.sweeps.trials import Trial, draw_trials, list_grid
+from deitctl.training.configure import add_tags
+from deitctl.training.run_dir import Run
+
+RECORD = "sweep.json"
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a trial with a seed."""
+
+    trial: Trial
+    seed: int
+    config: TrainConfig
+
+    @property
+    def root(self) -> Path:
+        """The run folder."""
+        return Path(self.config.output_dir)
+
+
+class Sweep:
+    """Trials, their runs, and what has become of them."""
+
+    def __init__(
+        self,
+        definition: SweepDefinition,
+        settings: Mapping[str, Any],
+        overrides: Mapping[str, Any],
+        output: Path,
+        reporter: Reporter,
+    ) -> None:
+        """Resolve the trials that are known, and refuse a folder of other runs; nothing is written.
+
+        Args:
+            definition: what is varied, and how.
+            settings: of all runs, as of `build_config`.
+            overrides: likewise.
+            output: folder of the runs.
+            reporter: receives notes.
+
+        Raises:
+            DeitctlError: settings or data that a run would refuse, or other runs in the folder.
+        """
+        require_positive(seeds=definition.num_seeds)
+        self.definition, self.output, self.reporter = definition, output, reporter
+        self.configs = TrialConfigs(settings, overrides, definition.variations, reporter)
+        self.trials: list[Trial] = []
+        self.planned: dict[str, list[PlannedRun]] = {}
+        self.errors: dict[Path, str] = {}
+        self._queue: deque[PlannedRun] = deque()
+        self._queued: set[Path] = set()
+        self._finished: dict[Path, RunInfo] = {}
+        for trial in self._list_known_trials():
+            self._add(trial)
+        if not self.trials:
+            self._suggest()
+
+    def _list_known_trials(self) -> list[Trial]:
+        d = self.definition
+        if d.method == "grid":
+            return list_grid(d.variations)
+        if d.method == "random":
+            trials = draw_trials(d.variations, d.num_trials, d.seed)
+            if len(trials) < d.num_trials:
+                self.reporter.note(f"There are {len(trials)} combinations, fewer than requested.")
+            return trials
+        require_optuna()
+        require_same_space(self.output, d)
+        return read_suggested(self.output / RECORD, d.variations)[: d.num_trials]
+
+    def _add(self, trial: Trial) -> None:
+        config = self.configs.make(trial)
+        first = config.seed
+        runs = [
+            PlannedRun(trial, seed, place_run(config, trial, seed, self.output))
+            for seed in range(first, first + self.definition.num_seeds)
+        ]
+        for run in runs:
+            _require_own(run)
+        self.trials.append(trial)
+        self.planned[trial.name] = runs
+
+    def _suggest(self) -> bool:
+        """Add the next trial of Optuna's; return whether there is one."""
+        d = self.definition
+        if d.method != "optuna" or len(self.trials) >= d.num_trials:
+            return False
+        outcomes = self.read_outcomes()
+        results = summarize_trials(self.trials, outcomes, find_metric(outcomes))
+        scored = [(t.values, t.score.mean) for t in results if t.score is not None]
+        trial = suggest_trial(d.variations, scored, self.trials, d.seed)
+        if trial is None:
+            self.reporter.note(f"There are no other combinations: {len(self.trials)} trials.")
+            self.definition = replace(d, num_trials=len(self.trials))
+            return False
+        self._add(trial)
+        return True
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """All runs so far in their order: every trial's first seed comes before any second one."""
+        trials = [self.planned[trial.name] for trial in self.trials]
+        if self.definition.method == "optuna":  # which needs the whole of a trial for the next
+            return [run for runs in trials for run in runs]
+        return [runs[n] for n in range(self.definition.num_seeds) for runs in trials]
+
+    def train(self, *, num_jobs: int, num_gpus: int, start: StartRun = RunProcess) -> None:
+        """Train what is not finished; a run that fails is noted, and the others go on.
+
+        Raises:
+            Interrupted: a signal came; all that was trained is kept.
+            DeitctlError: the folder cannot be written, or another process trains this sweep.
+        """
+        require_creatable(self.output / RECORD, within=self.output)
+        with locked(self.output / "lock", what=str(self.output), reporter=self.reporter):
+            self.write_waiting()
+            epochs = [run.config.recipe.epochs for run in self.runs]
+            later = (self._count_runs() - len(epochs)) * epochs[0]
+            with self.reporter.task("sweep", sum(epochs) + later, "epochs") as task:
+                task.skip(sum(count_epochs(Run(run.root)) for run in self.runs))
+                queue = RunQueue(
+                    self._take,
+                    self._end,
+                    start=start,
+                    logs=self.output / LOGS,
+                    num_jobs=num_jobs,
+                    num_gpus=num_gpus,
+                    reporter=self.reporter,
+                )
+                try:
+                    queue.train(task)
+                except Signalled as stop:
+                    raise Interrupted(stop.signum, "", self._describe()) from stop
+                finally:
+                    self.write_record()
+
+    def write_waiting(self) -> None:
+        """Write the definition, and the configuration of every run that has not begun."""
+        write_definition(self.output, self.definition, self.runs[0].config)
+        for run in self.runs:
+            _write_if_new(run)
+        self.write_record()
+
+    def write_slurm(self, script: Path, *, command: str, num_jobs: int) -> None:
+        """Write the folders of all runs, and an sbatch file that trains each in an array task."""
+        if self.definition.method == "optuna":
+            raise ConfigError(
+                "Trials of --optuna follow from results, which an array of jobs has at its end.",
+                "Use a grid, or --random N.",
+            )
+        self.write_waiting()
+        write_sbatch(
+            script,
+            [run.root.resolve() for run in self.runs],
+            logs=(self.output / LOGS).resolve(),
+            command=command,
+            num_jobs=num_jobs,
+        )
+
+    def _take(self) -> QueuedRun | None:
+        """Return the next run that is not finished."""
+        self._queue.extend(run for run in self.runs if run.root not in self._queued)
+        self._queued |= {run.root for run in self._queue}
+        while True:
+            if not self._queue:
+                if not self._suggest():
+                    return None
+                self._queue.extend(self.planned[self.trials[-1].name])
+                self._queued |= {run.root for run in self._queue}
+                for run in self._queue:
+                    _write_if_new(run)
+                self.write_record()
+            run = self._queue.popleft()
+            if read_run(run.root).result is None:
+                return QueuedRun(run.root.name, run.config)
+
+    def _end(self, run: QueuedRun, error: str) -> None:
+        root = Path(run.config.output_dir)
+        outcomes = self.read_outcomes()
+        count = f"{sum(o.status == 'finished' for o in outcomes)} of {self._count_runs()} runs"
+        if error:
+            self.errors[root] = error
+            self.reporter.warn(f"{run.name} failed: {error}")
+        else:
+            info = read_run(root)
+            self.reporter.note(f"{run.name}: {info.metric} {info.score:.2f} ({count})")
+        self.write_record()
+
+    def _count_runs(self) -> int:
+        d = self.definition
+        num_trials = d.num_trials if d.method == "optuna" else len(self.trials)
+        return num_trials * d.num_seeds
+
+    def _describe(self) -> str:
+        finished = sum(o.status == "finished" for o in self.read_outcomes())
+        return f"{finished} of {self._count_runs()} runs are finished, the others go on from their checkpoints."
+
+    def read_outcomes(self) -> list[RunOutcome]:
+        """Read what the run folders hold."""
+        outcomes = []
+        for run in self.runs:
+            info = self._finished.get(run.root)
+            if info is None and Run(run.root).config_file.is_file():
+                info = read_run(run.root)
+            if info is not None and info.status == "finished":
+                self._finished[run.root] = info
+            error = self.errors.get(run.root, "")
+            outcomes.append(RunOutcome(run.trial, run.seed, run.root, info, error))
+        return outcomes
+
+    def summarize(self) -> SweepResult:
+        """Return the sweep as its folders have it."""
+        outcomes = self.read_outcomes()
+        metric = find_metric(outcomes)
+        trials = summarize_trials(self.trials, outcomes, metric)
+        statuses = [outcome.status for outcome in outcomes]
+        first = self.runs[0].config
+        return SweepResult(
+            output=self.output,
+            data=first.data,
+            model=first.model,
+            method=self.definition.method,
+            preset=self.definition.preset or None,
+            varied=[variation.name for variation in self.definition.variations],
+            metric=metric,
+            epochs=first.recipe.epochs,
+            num_seeds=self.definition.num_seeds,
+            num_images=self.configs.num_images,
+            num_runs=self._count_runs(),
+            num_finished=statuses.count("finished"),
+            num_failed=statuses.count("failed"),
+            best=choose_best(trials),
+            trials=trials,
+            runs=[
+                SweepRun(
+                    run=outcome.root,
+                    trial=outcome.trial.name,
+                    seed=outcome.seed,
+                    status=outcome.status,
+                    score=get_score(outcome, metric),
+                    error=outcome.error or None,
+                )
+                for outcome in outcomes
+            ],
+        )
+
+    def write_record(self) -> None:
+        """Write `sweep.json`."""
+        write_json(self.output / RECORD, to_object(self.summarize()))
+
+
+def _require_own(run: PlannedRun) -> None:
+    """Raise `ConfigError` if the folder of a run holds one of another configuration that has begun."""
+    existing = Run(run.root)
+    if not existing.config_file.is_file():
+        return
+    changed = list_differences(add_tags(Run.open(run.root)[1]), run.config)
+    if changed and _has_begun(existing):
+        raise ConfigError(
+            f"{run.root} holds a run of another configuration: {'; '.join(changed)}.",
+            "Name another --output, or leave out what differs.",
+        )
+
+
+def _has_begun(run: Run) -> bool:
+    return run.result() is not None or run.has_model or run.checkpoint.exists()
+
+
+def _write_if_new(run: PlannedRun) -> None:
+    existing = Run(run.root)
+    if existing.config_file.is_file() and (
+        _has_begun(existing) or not list_differences(Run.open(run.root)[1], run.config)
+    ):
+        return
+    write_waiting(run.config)
