@@ -179,7 +179,13 @@ def test_modules_and_public_names_are_documented(module):
     assert ast.get_docstring(tree), "the module"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node) or _is_short_protocol(node), node.name
+            is_exempt = _is_short_protocol(node) or _is_overload(node)
+            assert ast.get_docstring(node) or is_exempt, node.name
+
+
+def _is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether it is a signature of a function that follows, which has the docstring."""
+    return any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list)
 
 
 def _is_short_protocol(node: ast.stmt) -> bool:

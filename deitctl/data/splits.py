@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import (
-    ImageDataset,
-    Subset,
-    number_labels,
-)
+from deitctl.data.dataset import ImageDataset, Labels, Subset, count_images, number_labels
+from deitctl.data.groups import join_groups, number_groups
 from deitctl.errors import DataError
-from deitctl.names import reduce_name
+from deitctl.names import find_names, reduce_name
 
 SPLITS = ("train", "val", "test")
 ALL = "all"
@@ -43,25 +40,31 @@ def hold_out(
     seed: int,
     groups: NDArray[np.int64] | None = None,
     contents: Sequence[bytes] | None = None,
+    group_names: Sequence[str] | None = None,
 ) -> HeldOutSplit:
     """Hold out the images whose name has a hash in the first `fraction` of all hashes.
 
     An image's side depends on its own name alone, not on how many others there are, so that a model
     trained before images were added has not seen the validation images afterwards. Duplicates have
     the largest hash of their group, so that an added one moves the others to training at most. On
-    top are three rules, so that every class is on both sides:
+    top are three rules, so that every class is on both sides, each label of an image of several too:
 
     1. A class of one image is trained on, with the image's duplicates.
     2. A class of two or more of which everything is held out trains on the group of the largest
        hash.
     3. A class of two or more of which nothing is held out gives the group of the smallest hash that
-       has no image of another class, and is not all of the class; where there is no such group, the
-       image of the smallest hash.
+       has no image without the class, and not the last training image of any class; where there is
+       no such group, the image of the smallest hash that is not.
 
     With them a trained image can become a validation image: when its class, or that of a duplicate,
     grows and was subject to rule 1 or 2 before; and by rule 3, when everything that its class held
     out gets a duplicate in training. No rule is without exception: a class of one trains on it, so
     that with two images the other would have to be held out, whichever of the two came first.
+
+    Images of one group name are never on two sides. The hashes are then those of the names of groups.
+    As a few groups can all have large hashes, more are held out, or fewer, until they are between
+    half of `fraction` of the images and twice that; rule 3 gives any group that has not the last
+    training image of a class, and a class without one is not held out.
 
     Args:
         fraction: of the hashes, in (0,1).
@@ -69,35 +72,37 @@ def hold_out(
         groups: number of the group of duplicates that an image belongs to, [N]; None: no two images
             are duplicates.
         contents: what is hashed instead of the name, [N]; the name where it is empty.
+        group_names: name of the group that an image belongs to, [N]; None: groups have no names.
     """
-    paths = list_relative_paths(dataset)
+    names = list_relative_paths(dataset) if group_names is None else group_names
     if contents is not None:
-        paths = [c.hex() or path for c, path in zip(contents, paths, strict=True)]
-    own_hashes = hash_paths(paths, seed)
+        names = [c.hex() or name for c, name in zip(contents, names, strict=True)]
+    own_hashes = hash_paths(names, seed)
     count = len(own_hashes)
     groups = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
-    largest, sizes = np.zeros(count), np.bincount(groups, minlength=count)
+    if group_names is not None:
+        groups = np.unique(join_groups(groups, number_groups(group_names)), return_inverse=True)[1]
+    largest = np.zeros(count)
     np.maximum.at(largest, groups, own_hashes)
     hashes = largest[groups]
     held = hashes < fraction
     num_moved = int((own_hashes < fraction).sum() - held.sum())
-    counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
-    classes = np.split(np.argsort(dataset.labels, kind="stable"), np.cumsum(counts)[:-1])
+    if group_names is not None:
+        _fit_size(held, groups, hashes, fraction)
+    classes = list_members(dataset)
     for members in classes:
         if len(members) and held[members].all():
             last = groups[members[hashes[members].argmax()]]
             held[groups == last] = False
+    left = count_labels(dataset.labels[~held], len(classes))
     for members in classes:
-        if len(members) > 1 and not held[members].any():
-            numbers, which, in_class = np.unique(
-                groups[members], return_inverse=True, return_counts=True
-            )
-            free = ((in_class == sizes[numbers]) & (in_class < len(members)))[which]
-            first = members[np.where(free, hashes[members], np.inf).argmin()]
-            if free.any():
-                held[groups == groups[first]] = True
-            else:
-                held[members[own_hashes[members].argmin()]] = True
+        if len(members) < 2 or held[members].any():
+            continue
+        for chosen in _list_choices(members, groups, hashes, own_hashes, group_names is not None):
+            taken = count_labels(dataset.labels[chosen], len(classes))
+            if (left > taken)[taken > 0].all():
+                held[chosen], left = True, left - taken
+                break
     train, val = np.flatnonzero(~held), np.flatnonzero(held)
     return HeldOutSplit(
         Subset(dataset, train, dataset.labels[train], dataset.class_names),
@@ -105,6 +110,56 @@ def hold_out(
         num_moved,
         int(np.isin(groups[val], groups[train]).sum()),
     )
+
+
+def list_members(dataset: ImageDataset) -> list[NDArray[np.int64]]:
+    """Return the images of each class, in rising order; one of several labels is in several."""
+    if dataset.is_multilabel:
+        return [np.flatnonzero(column) for column in dataset.labels.T]
+    order = np.argsort(dataset.labels, kind="stable")
+    return np.split(order, np.cumsum(count_images(dataset))[:-1])
+
+
+def _list_choices(
+    members: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    hashes: NDArray[np.float64],
+    own_hashes: NDArray[np.float64],
+    have_names: bool,
+) -> Iterator[NDArray[np.int64]]:
+    """Yield what a class of which nothing is held out may give, the best first, see rule 3 of `hold_out`."""
+    numbers, first, in_class = np.unique(groups[members], return_index=True, return_counts=True)
+    sizes = np.bincount(groups)
+    for place in np.lexsort((first, hashes[members[first]])).tolist():
+        if have_names or in_class[place] == sizes[numbers[place]]:
+            yield np.flatnonzero(groups == numbers[place])
+    if not have_names:
+        yield from members[np.argsort(own_hashes[members], kind="stable")][:, None]
+
+
+def _fit_size(
+    held: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    hashes: NDArray[np.float64],
+    fraction: float,
+) -> None:
+    """Hold out more or fewer groups, in place, as far as the number of images takes it."""
+    numbers, first, sizes = np.unique(groups, return_index=True, return_counts=True)
+    by_hash = np.argsort(hashes[first], kind="stable")
+    least, most = fraction / 2 * len(groups), 2 * fraction * len(groups)
+    for place in by_hash[::-1]:  # of the largest hash first
+        if held.sum() > most and held[first[place]] and held.sum() - sizes[place] > 0:
+            held[groups == numbers[place]] = False
+    for place in by_hash:
+        if held.sum() < least and not held[first[place]] and held.sum() + sizes[place] <= most:
+            held[groups == numbers[place]] = True
+
+
+def count_labels(labels: Labels, num_classes: int) -> NDArray[np.int64]:
+    """Count the images of each class among some labels, [K]."""
+    if labels.ndim == 2:
+        return labels.sum(axis=0, dtype=np.int64)
+    return np.bincount(labels, minlength=num_classes)
 
 
 def hash_paths(paths: Iterable[str], seed: int) -> NDArray[np.float64]:
@@ -137,9 +192,12 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
     Raises:
         DataError: a class that has images is not among `class_names`.
     """
-    labels = number_labels(dataset, class_names)
+    labels, places = number_labels(dataset, class_names), find_names(dataset.class_names, class_names)
+    num_images = count_images(dataset).tolist()
     if missing := sorted(
-        dataset.class_names[n] for n in np.unique(dataset.labels[labels < 0]).tolist()
+        name
+        for name, place, count in zip(dataset.class_names, places, num_images, strict=True)
+        if place is None and count
     ):
         raise DataError(
             f"Class {missing[0]!r} is in the validation set but not in the training set"
