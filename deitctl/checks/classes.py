@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from deitctl.checks.issues import ERROR, WARNING, Issue, Remedy, make_remedies, report
 from deitctl.checks.survey import ALL, Split
+from deitctl.data.dataset import count_images
 from deitctl.names import reduce_name
 
 MIN_IMAGES = 5
@@ -40,7 +39,7 @@ def check_classes(splits: Sequence[Split]) -> Iterator[Issue]:
 def count_by_class(split: Split) -> dict[str, int]:
     """Return the number of images of each class of a split."""
     class_names = split.dataset.class_names
-    counts = np.bincount(split.dataset.labels, minlength=len(class_names))
+    counts = count_images(split.dataset)
     return dict(zip(class_names, counts.tolist(), strict=True))
 
 

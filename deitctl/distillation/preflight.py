@@ -276,5 +276,8 @@ def _is_prediction(value: int | str, num_classes: int, is_multilabel: bool) -> b
     """Return whether a value of `Preflight.val_predictions` is one of such data."""
     if not is_multilabel:
         return isinstance(value, int) and -1 <= value < num_classes
-    is_hex = isinstance(value, str) and set(value) <= set("0123456789abcdef")
-    return is_hex and len(value) in (0, 2 * -(-num_classes // 8))
+    return (
+        isinstance(value, str)
+        and set(value) <= set("0123456789abcdef")
+        and len(value) in (0, 2 * -(-num_classes // 8))
+    )

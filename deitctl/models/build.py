@@ -111,7 +111,7 @@ def build_model(
         num_classes=len(class_names),
         class_names=tuple(class_names),
         descriptions=None if descriptions is None else tuple(descriptions),
-        task=load_model_config(source.folder).task if source and source.folder else CLASSIFICATION,
+        task=_read_task(source),
     )
     return replace(loaded, model_config=model_config)
 
@@ -123,8 +123,9 @@ def has_class_rows(
     reporter: Reporter,
     *,
     start_classes: Sequence[str] = (),
+    task: str = CLASSIFICATION,
 ) -> bool:
-    """Return whether `build_model` takes the classes' rows of the head from the weights.
+    """Return whether a training of the task keeps the classes' rows of the head of the weights.
 
     A file without class names and of as many classes counts: its rows are taken to be in this order.
     Of weights that would be downloaded, nothing but their shapes is.
@@ -134,8 +135,10 @@ def has_class_rows(
     start = weights or (ref if has_weights(ref) else "")
     if not start:
         names = start_classes or load_imagenet_classes()[0]
-        return None not in find_names(class_names, names)
+        return task == CLASSIFICATION and None not in find_names(class_names, names)
     source = _open_start(start, reporter, download=False, has_values=False)
+    if _read_task(source) != task:
+        return False
     rows = _name_rows(source, start_classes)
     if rows.class_names is None:
         return convert.count_classes(rows.state) == len(class_names)
@@ -181,6 +184,11 @@ def _open_start(
 
 def _read_folder_arch(folder: Path | None) -> Architecture | None:
     return read_architecture(load_model_config(folder)) if folder else None
+
+
+def _read_task(source: _Source | None) -> str:
+    """Return the task of weights as their folder states it; of others it is one label an image."""
+    return load_model_config(source.folder).task if source and source.folder else CLASSIFICATION
 
 
 def _open_published(

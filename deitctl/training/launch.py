@@ -34,12 +34,14 @@ from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
 from deitctl.paths import DiskError, read_json, write_bytes, write_json
 from deitctl.records import to_object
-from deitctl.settings import list_differences, list_learning, override, write_toml
+from deitctl.settings import list_learning, override, write_toml
 from deitctl.training.build import build_student, build_training, note_changes
-from deitctl.training.configure import add_tags, check, name_command
+from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_class_weights
+from deitctl.training.configure import check, name_command
 from deitctl.training.disk_space import warn_of_full_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.extensions import NO_EXTENSIONS, Extensions
+from deitctl.training.objective import check_loss, choose_loss, report_loss
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint, restore_spelling
@@ -154,6 +156,10 @@ def open_run(
     """Lock the run in `config.output_dir`, or in a new folder if that is empty, and build its
     trainer; interrupts become `Interrupted`."""
     reporter = reporter or SilentReporter()
+    if config.folds and not config.fold:
+        raise ConfigError(
+            f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
+        )
     train, val = _open_data(config, datasets, reporter, resume=resume)
     if resume:
         train, val = restore_spelling(Path(config.output_dir), train, val)
@@ -162,6 +168,10 @@ def open_run(
         warn_of_trained_images(config, val, reporter)
     student = build_student(config, train, reporter)
     note_changes(config, student, reporter)
+    counts = ClassCounts.of(train)
+    check_loss(config, counts)
+    if world.is_main:
+        report_loss(config, counts, reporter)
     if not config.output_dir:
         # Of several processes the main one makes the folder, which is so no other run's.
         root = str(create_run_folder(*name_run(config))) if world.is_main else ""
@@ -259,8 +269,16 @@ def build_trainer(
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
     setup.state.progress.value_range = write_range(setup.train.value_range)
     if run.writes:
+        _write_class_weights(run, config, setup.train)
         warn_of_full_disks(run.root, setup, reporter)
     return Trainer(run, setup, reporter)
+
+
+def _write_class_weights(run: Run, config: TrainConfig, train: ImageDataset) -> None:
+    counts = ClassCounts.of(train)
+    loss = choose_loss(config.recipe, is_multilabel=counts.is_multilabel)
+    if weights := describe_class_weights(config.recipe, counts, loss=loss):
+        write_json(run.root / CLASS_WEIGHTS, to_object(weights))
 
 
 def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -> None:
@@ -366,29 +384,15 @@ def train_or_find(
     reporter: Reporter,
     *,
     extensions: Extensions = NO_EXTENSIONS,
-    require_equal: bool = False,
 ) -> dict[str, Any]:
     """Train into the folder that a configuration names, or resume or find the run there; return its
-    result record.
-
-    Raises:
-        ConfigError: with `require_equal`, the folder holds a run of another configuration.
-    """
+    result record."""
     root = Path(config.output_dir)
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
         exists, finished = world.broadcast_object(
             (Run(root).config_file.is_file(), Run(root).result() is not None)
         )
-        if (
-            exists
-            and require_equal
-            and (changed := list_differences(add_tags(Run.open(root)[1]), config))
-        ):
-            raise ConfigError(
-                f"{root} holds a run of another configuration: {'; '.join(changed)}.",
-                "Name another --output, or leave out what differs.",
-            )
         if not exists:
             run_training(config, datasets=datasets, extensions=extensions, reporter=reporter)
         elif not finished:
@@ -400,8 +404,6 @@ def train_or_find(
                 extensions=extensions,
                 reporter=reporter,
             )
-        elif require_equal:
-            reporter.note(f"{root} is finished already.")
     result = Run(root).result()
     if result is None:
         raise DeitctlError(f"{root} has no result.", "Delete that folder, and run this again.")

@@ -223,16 +223,11 @@ def _build_task_loss(
     adjustment: Tensor | None,
     device: torch.device | None,
 ) -> TaskLoss:
-    weights, smoothing = (
-        _place(values, device) if isinstance(values, Tensor) else values
-        for values in (
-            compute_class_weights(recipe, counts, loss=loss),
-            compute_smoothing(recipe, counts),
-        )
-    )
-    assert smoothing is not None
+    weights = compute_class_weights(recipe, counts, loss=loss)
+    weights = None if weights is None else _place(weights, device)
+    smoothing = compute_smoothing(recipe, counts)
+    smoothing = _place(smoothing, device) if isinstance(smoothing, Tensor) else smoothing
     if loss == "ce":
-        assert weights is None or isinstance(weights, Tensor)
         return CrossEntropy(smoothing, weights, adjustment)
     is_positive = recipe.class_weights == "neg_pos"
     return BinaryLoss(

@@ -213,3 +213,74 @@ def test_teacher_targets_are_fp32_distributions_in_every_precision(mode, dtype, 
     assert targets.dtype is torch.float32
     assert float(targets.min()) >= 0
     torch.testing.assert_close(targets.sum(1), torch.ones(5))
+
+
+SEVERAL = pytest.mark.parametrize(
+    "codec",
+    [
+        TargetCodec(mode, classes, topk, is_multilabel=True)
+        for mode, classes, topk in (
+            ("hard", 7, 100),
+            ("hard", 16, 100),
+            ("hard", 40, 100),
+            ("soft", 7, 100),
+            ("soft", 40, 6),
+        )
+    ],
+    ids=["hard-7", "hard-16", "hard-40", "soft", "soft-top"],
+)
+
+
+def test_hard_targets_of_several_labels_are_the_classes_of_half_or_more():
+    logits = torch.tensor([[0.0, -0.1, 3.0], [-1.0, -2.0, -3.0]])
+    expected = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(teacher_targets(logits, "hard", 1.0, is_multilabel=True), expected)
+
+
+def test_soft_targets_of_several_labels_by_hand():
+    """A logit of 2 ln 3 is 9/10 at temperature 1 and 3/4 at temperature 2, whatever the other is."""
+    logits = torch.tensor([[2 * math.log(3.0), 2 * math.log(3.0)]])
+    for tau, expected in ((1.0, 0.9), (2.0, 0.75)):
+        targets = teacher_targets(logits, "soft", tau, is_multilabel=True)
+        torch.testing.assert_close(targets, torch.full((1, 2), expected))
+
+
+@SEVERAL
+def test_targets_of_several_labels_survive_a_round_trip(codec, noise):
+    """One with none of the classes too, and the second round trip changes nothing."""
+    targets = teacher_targets(4 * noise(20, codec.num_classes), codec.mode, 2.0, is_multilabel=True)
+    targets[0] = 0.0
+    records = codec.encode(targets)
+    assert records.shape == (20, codec.width)
+    assert codec.is_valid(records).all()
+    decoded = codec.decode(records)
+    top = targets.topk(codec.num_kept, dim=1)
+    torch.testing.assert_close(decoded.gather(1, top.indices), top.values, rtol=2**-10, atol=1e-7)
+    torch.testing.assert_close(decoded.sum(1), targets.sum(1), rtol=2**-9, atol=1e-6)
+    assert codec.mode == "soft" or torch.equal(decoded, targets)
+    assert torch.equal(codec.decode(codec.encode(decoded)), decoded) or not codec.keeps_all
+
+
+def test_a_hard_record_of_several_labels_has_one_bit_a_class():
+    """Beside the checksum of two bytes, rounded up to two."""
+    widths = [TargetCodec("hard", k, is_multilabel=True).width for k in (1, 16, 17, 80)]
+    assert widths == [2, 2, 3, 6]
+
+
+@SEVERAL
+def test_no_record_of_zeros_and_none_with_a_changed_number_is_one_of_several_labels(codec, noise):
+    assert not codec.is_valid(zeros(codec)).any()
+    records = codec.encode(teacher_targets(4 * noise(5, codec.num_classes), codec.mode, 2.0, True))
+    for place in range(codec.width):
+        for bit in range(16):
+            changed = records.copy()
+            changed[:, place] ^= np.uint16(1 << bit)
+            assert not codec.is_valid(changed).any()
+
+
+def test_bits_beyond_the_classes_and_probabilities_above_one_are_invalid():
+    """As a crafted cache would have them: with the right checksum."""
+    hard, soft = (TargetCodec(mode, 7, 100, is_multilabel=True) for mode in ("hard", "soft"))
+    many = TargetCodec("hard", 16, is_multilabel=True).encode(torch.ones(1, 16))
+    assert not hard.is_valid(many).any()
+    assert not soft.is_valid(soft.encode(torch.full((1, 7), 1.5))).any()
