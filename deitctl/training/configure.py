@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +52,9 @@ from deitctl.trackers.feed import parse_trackers
 from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.freezing import check_freezing
 from deitctl.training.objective import check_loss, sums_classes
+from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
 from deitctl.training.schedule import compute_peak_lr
 
 DEFAULT_TRAIN_MODEL = "deit_small"
@@ -149,19 +151,21 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
 def _fit_recipe(
     config: TrainConfig, train: ImageDataset, named: Mapping[str, Any], reporter: Reporter
 ) -> TrainConfig:
-    """Choose what the recipe leaves to the data, except the settings that the user has `named`."""
+    """Choose what the recipe leaves to the data and to the optimizer, except the settings that the
+    user has `named`."""
+    fixed = {dotted_name(name).removeprefix("recipe.") for name in named if name != "recipe"}
+    if source := named.get("recipe"):
+        fixed.update(list_file_settings(str(source)))
     if not config.recipe.fits_data:
-        return config
+        return replace(config, recipe=_choose_rates(config.recipe, fixed, reporter))
     is_new = not has_class_rows(
         config.model,
         config.weights,
         train.class_names,
         reporter,
         start_classes=read_start_classes(config),
+        task=config.task,
     )
-    fixed = {dotted_name(name).removeprefix("recipe.") for name in named if name != "recipe"}
-    if source := named.get("recipe"):
-        fixed.update(list_file_settings(str(source)))
     recipe = fit_to_data(
         config.recipe,
         num_images=len(train.labels),
@@ -169,6 +173,7 @@ def _fit_recipe(
         is_deit=find_architecture(config.model, reporter) is not None,
         fixed=fixed,
     )
+    recipe = _choose_rates(recipe, fixed, reporter)
     size = fit_batch_size(len(train.labels), recipe.batch_size)
     reporter.note(
         f"Recipe {recipe.name}, for {len(train.labels):,} training images and "
@@ -176,6 +181,14 @@ def _fit_recipe(
         f"{recipe.batch_size} images a step, learning rate {compute_peak_lr(recipe.optim, size):.1e}."
     )
     return replace(config, recipe=recipe)
+
+
+def _choose_rates(recipe: Recipe, fixed: Collection[str], reporter: Reporter) -> Recipe:
+    """Give an optimizer that is not AdamW the rates that go with the recipe's, which are AdamW's."""
+    optim, reason = choose_rates(recipe.optim, fixed)
+    if reason:
+        reporter.note(reason)
+    return replace(recipe, optim=optim)
 
 
 def read_config(
@@ -202,6 +215,7 @@ def read_config(
             f"Repeat it by {name_command(config)} --config.",
         )
     changed = override(override(config, settings), overrides)
+    require_own_rate(config.recipe.optim, changed.recipe.optim, str(path))
     if changed.recipe.epochs != config.recipe.epochs:
         # Restarts are at the run's own epochs; a run of others has one schedule.
         changed = replace(changed, recipe=replace(changed.recipe, restart_epochs=()))
@@ -245,7 +259,9 @@ def check_split(group_by: str, folds: int, fold: int) -> None:
         raise ConfigError(f"--folds {folds} is not possible.", f"Use 2 to {MAX_FOLDS:,}.")
     if not 0 <= fold <= folds:
         raise ConfigError(
-            f"There is no --fold {fold} of {folds}." if folds else f"--fold {fold} is of no --folds.",
+            f"There is no --fold {fold} of {folds}."
+            if folds
+            else f"--fold {fold} is of no --folds.",
             f"They are numbered from 1 to {folds}." if folds else "Add --folds K.",
         )
 
@@ -388,6 +404,8 @@ def check(config: TrainConfig) -> None:
             f"restart_epochs = {config.recipe.restart_epochs} does not fit {config.recipe.epochs} epochs.",
             "They rise, and the last is less than the epochs.",
         )
+    check_optimizer(config.recipe.optim)
+    check_freezing(config.recipe)
     parse_interval(config.save_every)
     parse_trackers(config.log)
     if config.recipe.augment.rand_augment:

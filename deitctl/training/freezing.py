@@ -13,6 +13,25 @@ from deitctl.training.optim import add_trained
 from deitctl.training.state import TrainState
 
 
+def check_freezing(recipe: Recipe) -> None:
+    """Refuse settings that freeze nothing, all, or twice; raise `ConfigError`."""
+    part, num_blocks, epoch = recipe.freeze, recipe.freeze_blocks, recipe.thaw_epoch
+    if part != "none" and num_blocks:
+        raise ConfigError(
+            f"freeze={part} freezes all blocks: freeze_blocks = {num_blocks} does not go with it.",
+            "Leave one of them out.",
+        )
+    if epoch and part == "none" and not num_blocks:
+        raise ConfigError(
+            f"thaw_epoch = {epoch} thaws nothing.", "Freeze blocks with it: --freeze-blocks 6"
+        )
+    if epoch == 1 or epoch > recipe.epochs:
+        raise ConfigError(
+            f"thaw_epoch = {epoch} does not fit {recipe.epochs} epochs.",
+            "It is the first epoch, counted from 1, in which all is trained: 2 or more.",
+        )
+
+
 def freeze(model: nn.Module, recipe: Recipe) -> tuple[str, ...]:
     """Freeze what the recipe does not train in its first epoch; return the names of its parameters.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deitctl.config import OptimConfig
 from deitctl.errors import ConfigError, did_you_mean
-from deitctl.recipes import OPTIMIZER_DEFAULTS, OptimizerDefaults
+from deitctl.recipes import OPTIMIZER_DEFAULTS
 
 if TYPE_CHECKING:
     from timm.optim._optim_factory import OptimInfo
@@ -101,6 +102,8 @@ def collect_arguments(config: OptimConfig) -> dict[str, Any]:
     if config.betas:
         if not info.has_betas:
             raise ConfigError(f"{config.opt} has no betas: leave optim.betas out.")
+        if len(config.betas) != info.num_betas:
+            raise ConfigError(f"{config.opt} has {info.num_betas} betas, not {len(config.betas)}.")
         arguments["betas"] = config.betas
     if config.eps:
         if not info.has_eps:
@@ -159,34 +162,48 @@ def _parse(texts: Iterable[str]) -> dict[str, Any]:
     return arguments
 
 
-def choose_rates(
-    config: OptimConfig, named: Mapping[str, Any]
-) -> tuple[OptimConfig, OptimizerDefaults]:
-    """Return settings whose rate and weight decay, a recipe's for AdamW, are those of their optimizer.
+def choose_rates(config: OptimConfig, fixed: Collection[str]) -> tuple[OptimConfig, str]:
+    """Return settings with the learning rate and weight decay of their optimizer, where they were a
+    recipe's for AdamW.
 
     Args:
         config: the settings.
-        named: those that the user has chosen, by dotted name from the recipe on: they stay.
+        fixed: names, from the recipe on, of those that the user has chosen: they stay.
 
     Returns:
-        The settings, and what they were changed by.
+        The settings, and what was changed and why, as a sentence; empty if nothing was.
 
     Raises:
-        ConfigError: the rate is AdamW's, and nobody knows what it is for this optimizer.
+        ConfigError: the rate is AdamW's, and what it is for this optimizer is not known.
     """
-    from dataclasses import replace
-
     defaults = OPTIMIZER_DEFAULTS.get(config.opt.lower())
     if defaults is None:
         find_optimizer(config.opt)
-        if "optim.lr" not in named:
+        if "optim.lr" not in fixed:
             raise ConfigError(
-                f"The recipe's learning rate, {config.lr:g}, is for AdamW, and {config.opt} needs its own.",
-                "Pass --lr (and optim.weight_decay, if its decay is part of the gradient).",
+                f"The recipe's learning rate, {config.lr:g}, is for AdamW, and {config.opt} needs another.",
+                "Pass --lr, and --set optim.weight_decay if its decay is a part of the gradient.",
             )
-        return config, OptimizerDefaults(1, 1, "")
-    lr = config.lr if "optim.lr" in named else config.lr * defaults.lr_factor
-    decay = config.weight_decay
-    if "optim.weight_decay" not in named:
-        decay *= defaults.decay_factor
-    return replace(config, lr=lr, weight_decay=decay), defaults
+        return config, ""
+    factors = {"optim.lr": defaults.lr_factor, "optim.weight_decay": defaults.decay_factor}
+    changes = {name: f for name, f in factors.items() if name not in fixed and f != 1}
+    if not changes:
+        return config, ""
+    lr = config.lr * changes.get("optim.lr", 1)
+    decay = config.weight_decay * changes.get("optim.weight_decay", 1)
+    titles = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
+    parts = [
+        f"{titles[name]} {factor:g} times the recipe's for AdamW"
+        for name, factor in changes.items()
+    ]
+    reason = f"{config.opt}: {' and '.join(parts)} ({defaults.source}); --lr sets another rate."
+    return replace(config, lr=lr, weight_decay=decay), reason
+
+
+def require_own_rate(before: OptimConfig, now: OptimConfig, where: str) -> None:
+    """Raise `ConfigError` where the optimizer of a configuration is replaced, and its rate is not."""
+    if before.opt.lower() != now.opt.lower() and before.lr == now.lr:
+        raise ConfigError(
+            f"The learning rate of {where}, {before.lr:g}, is for {before.opt}.",
+            f"Pass --lr with --opt {now.opt}.",
+        )

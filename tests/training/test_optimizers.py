@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import json
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 
 from deitctl.errors import ConfigError, ModelError
-from deitctl.models.introspect import get_layer_ids
 from deitctl.recipes import OPTIMIZER_DEFAULTS, SMALL
 from deitctl.settings import override
 from deitctl.training.optim import add_trained, build_optimizer, set_learning_rate
-from deitctl.training.optimizer_choice import check_optimizer, choose_rates, create_optimizer
+from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
 from deitctl.training.optimizer_state import count_state_bytes
 from deitctl.training.state import Progress, TrainState
 
 FOREIGN = ("fused", "bnb")
 BUILT = [n for n in list_optimizers() if not n.startswith(FOREIGN) and n != "adahessian"]
 COMPILED = ("kron", "kronc", "kronw")  # torch.compile takes half a minute
-ONE_OF_A_CLASS = list({get_optimizer_info(n).opt_class: n for n in BUILT if n not in COMPILED}.values())
 
 
 def optim(**changes: object):
@@ -60,7 +56,11 @@ def take_steps(state: TrainState, steps: range) -> None:
 def build_state(name: str) -> TrainState:
     model = Net()
     return TrainState(
-        model, build_optimizer(model, optim(opt=name)), torch.amp.GradScaler(enabled=False), None, Progress()
+        model,
+        build_optimizer(model, optim(opt=name)),
+        torch.amp.GradScaler(enabled=False),
+        None,
+        Progress(),
     )
 
 
@@ -93,5 +93,119 @@ def test_steps_are_timms_on_the_same_gradients(name, deit):
         set_gradients(theirs, step)
         optimizer.step()
         reference.step()
-    for (key, value), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+    for (key, value), other in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
         assert torch.equal(value, other), key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"opt": "lmab"}, "no optimizer 'lmab'.*Did you mean 'lamb'"),
+        ({"opt": "lookahead_adam"}, "no optimizer"),
+        ({"opt": "adahessian"}, "second derivatives"),
+        ({"opt": "fusedlamb"}, "NVIDIA Apex.*Use lamb"),
+        ({"opt": "bnbadamw8bit"}, "bitsandbytes.*Use adamw"),
+        ({"opt": "adamw", "momentum": 0.8}, "adamw has no momentum.*optim.betas"),
+        ({"opt": "sgd", "betas": (0.9, 0.99)}, "sgd has no betas"),
+        ({"opt": "lion", "eps": 1e-6}, "lion has no eps"),
+        ({"opt": "lion", "betas": (0.9, 0.99, 0.9)}, "lion has 2 betas, not 3"),
+        ({"opt": "muon", "opt_args": ("ns_step=3",)}, "no argument 'ns_step'.*ns_steps"),
+        ({"opt": "muon", "opt_args": ("conv_mode=round",)}, "refuses its arguments.*conv_mode"),
+        ({"opt": "muon", "opt_args": ("lr=3",)}, "lr has a setting of its own.*--lr"),
+        ({"opt": "muon", "opt_args": ("nesterov",)}, "is not name=value"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_words(changes, message):
+    with pytest.raises(ConfigError) as error:
+        check_optimizer(optim(**changes))
+    assert re.search(message, str(error.value))
+
+
+def test_arguments_reach_the_optimizer():
+    def group(**changes: object) -> dict[str, object]:
+        return build_optimizer(Net(), optim(**changes)).param_groups[0]
+
+    muon = group(
+        opt="Muon", momentum=0.95, betas=(0.8, 0.9), eps=1e-5, opt_args="nesterov=true,ns_steps=4"
+    )
+    assert [muon[k] for k in ("momentum", "betas", "eps", "nesterov", "ns_steps")] == [
+        0.95, (0.8, 0.9), 1e-5, True, 4,
+    ]  # fmt: skip
+    assert group(opt="muon")["momentum"] == 0.9  # timm's default for all
+    adamw = group(betas=(0.8, 0.9), opt_args="amsgrad=true")
+    assert (adamw["betas"], adamw["amsgrad"], adamw["fused"]) == ((0.8, 0.9), True, True)
+
+
+def test_rates_of_a_recipe_become_those_of_the_optimizer_unless_the_user_names_them():
+    lion, reason = choose_rates(optim(opt="lion"), ())
+    assert lion.lr * lion.weight_decay == pytest.approx(SMALL.optim.lr * SMALL.optim.weight_decay)
+    assert lion.lr < SMALL.optim.lr
+    assert "lion: learning rate 0.2 times" in reason
+    own, reason = choose_rates(optim(opt="lion", lr=1e-4), ("optim.lr", "optim.weight_decay"))
+    assert (own.lr, own.weight_decay, reason) == (1e-4, SMALL.optim.weight_decay, "")
+    assert choose_rates(optim(opt="nadamuon"), ()) == (optim(opt="nadamuon"), "")
+    with pytest.raises(ConfigError, match="is for AdamW, and adadelta needs another"):
+        choose_rates(optim(opt="adadelta"), ())
+    with pytest.raises(ConfigError, match="is for adamw"):
+        require_own_rate(optim(), optim(opt="sgd"), "run.toml")
+    assert set(OPTIMIZER_DEFAULTS) <= set(list_optimizers())
+
+
+@pytest.mark.parametrize(
+    ("name", "per_number"), [("adamw", 8), ("sgd", 4), ("lion", 4), ("adafactorbv", 2)]
+)
+def test_memory_of_the_state_is_counted_for_each_optimizer(name, per_number):
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    optimizer = build_optimizer(model, optim(opt=name))
+    assert count_state_bytes(model, optimizer) == pytest.approx(per_number * 64 * 64, abs=1024)
+    assert not optimizer.state  # nothing of it was built
+
+
+def test_thawed_parameters_begin_a_count_of_steps_of_their_own(tmp_path):
+    def freeze(state: TrainState) -> TrainState:
+        state.model.proj.requires_grad_(False)
+        state.optimizer = build_optimizer(state.model, optim(opt="lamb"))
+        return state
+
+    def thaw(state: TrainState) -> None:
+        state.model.proj.requires_grad_(True)
+        add_trained(state.optimizer, state.model, optim(opt="lamb"))
+
+    unbroken, saved, resumed = (freeze(build_state("lamb")) for _ in range(3))
+    for state in (unbroken, saved):
+        take_steps(state, range(3))
+        thaw(state)
+    take_steps(unbroken, range(3, 6))
+    assert [int(g["step"]) for g in unbroken.optimizer.param_groups] == [6, 6, 3, 3]
+    saved.save(tmp_path / "checkpoint")  # thawed, and not yet stepped
+    thaw(resumed)
+    resumed.load(tmp_path / "checkpoint")
+    take_steps(resumed, range(3, 6))
+    for key, value in copy_values(unbroken).items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("lamb", {"groups": {"cls_token.step": 9}}, "'cls_token.step' is 9 after 3 steps"),
+        ("lamb", {"groups": {"cls_token.step": "3"}}, "'cls_token.step' is '3'"),
+        ("lamb", {"groups": {"cls_token.steps": 3}}, "has the unknown 'cls_token.steps'|lacks"),
+        ("muon", {"numbers": {"proj.weight.use_muon": False}}, "'proj.weight.use_muon' is False"),
+        ("adamp", {"numbers": {"proj.weight.step": 2.5}}, "'proj.weight.step' is 2.5"),
+        ("adamp", {"numbers": {}}, "lacks"),
+        ("adamp", {"numbers": []}, "another type"),
+    ],
+)
+def test_numbers_that_no_step_leaves_are_refused(name, numbers, message, tmp_path):
+    state = build_state(name)
+    take_steps(state, range(3))
+    snapshot = state.snapshot()
+    saved = snapshot.record["optimizer"]
+    changed = {k: {**saved[k], **v} if isinstance(v, dict) and v else v for k, v in numbers.items()}
+    record = {**snapshot.record, "optimizer": {**saved, **changed}}
+    replace(snapshot, record=record).write(tmp_path / "checkpoint")
+    with pytest.raises(ModelError, match=message):
+        build_state(name).load(tmp_path / "checkpoint")
