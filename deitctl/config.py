@@ -26,6 +26,8 @@ RESUMING = "Resuming"
 MODEL_HELP = (
     "Alias, timm name, hf-hub:owner/name, run folder, or weights file; see `deitctl models`."
 )
+SelectChoice = Literal["auto", "top1", "balanced", "f1", "map", "loss"]
+"""The metric that the best weights are selected by; auto: top-1, of several labels an image mAP."""
 TaskChoice = Literal["auto", "classification", "multilabel"]
 """One label an image, or several; auto, before the data is opened: as the data has them."""
 TEACHER_DEFAULT = "regnety_002 on digits; regnety_160 where --teacher-weights is given"
@@ -357,6 +359,11 @@ class Recipe:
     progressive_resize: ProgressiveResize = ProgressiveResize()
 
     @property
+    def views_per_epoch(self) -> int:
+        """Views of an image in an epoch; 0: balanced sampling counts them over the epochs."""
+        return 0 if self.sampling == "balanced" else self.augment.repeated_aug
+
+    @property
     def early_epochs(self) -> int:
         """Epochs at the lower resolution; the last epoch of the first schedule is at the full one."""
         resize, (_, epochs) = self.progressive_resize, self.schedule_of(0)
@@ -504,6 +511,14 @@ class TrainConfig:
         ),
     ] = "auto"
     seed: Annotated[int, Option("Random seed: the same seed gives the same run.", EVERYDAY)] = 0
+    select: Annotated[
+        SelectChoice,
+        Option(
+            "Which epoch's weights are the best: top1, balanced (accuracy) or f1 (macro), of several labels map or f1, "
+            "or of the lowest loss; auto: top1, of several labels map.",
+            EVERYDAY,
+        ),
+    ] = "auto"
     patience: Annotated[
         int,
         Option(

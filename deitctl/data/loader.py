@@ -106,7 +106,7 @@ class ViewPlan:
     views: int = 0
     """Views per image, cycled over the epochs; 0: fresh views every epoch."""
     repeats: int = 1
-    """Of repeated augmentation."""
+    """Views of an image in an epoch, see `view_of`."""
     teacher_size: int = 0
     """Side of the teacher's input in pixels; 0: no teacher sees views."""
     is_cached: Callable[[int, int], bool] | None = None

@@ -55,7 +55,7 @@ class CachedTeacher:
     views: int
     """Views per image that are cycled over the epochs, 0 for fresh ones."""
     repeats: int
-    """Views of an image in one epoch."""
+    """Views of an image in one epoch, see `view_of`."""
 
     @property
     def has_target(self) -> Callable[[int, int], bool] | None:

@@ -13,6 +13,7 @@ from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
+from deitctl.data.samplers import count_views
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
@@ -99,7 +100,13 @@ class DistillationTeacher:
         d = self.distill
         self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk, train.is_multilabel)
         self.cache: TargetCache | None = None
-        self.total_views = d.views or config.recipe.epochs * config.recipe.augment.repeated_aug
+        self.total_views = d.views or count_views(
+            train.labels,
+            seed=config.seed,
+            epochs=config.recipe.epochs,
+            repeats=config.recipe.augment.repeated_aug,
+            is_balanced=config.recipe.sampling == "balanced",
+        )
 
     @cached_property
     def train_fingerprint(self) -> str:
@@ -330,7 +337,7 @@ class DistillationTeacher:
             self.get_network,
             self.device,
             self.distill.views,
-            self.config.recipe.augment.repeated_aug,
+            self.config.recipe.views_per_epoch,
         )
 
     def fill_cache(

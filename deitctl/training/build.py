@@ -14,7 +14,7 @@ from deitctl.data.class_file import read_class_names
 from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
-from deitctl.data.samplers import TrainBatches, fit_batch_size, steps_per_epoch
+from deitctl.data.samplers import BalancedDraws, TrainBatches, fit_batch_size, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.value_range import NO_RANGE
 from deitctl.device import Device
@@ -67,7 +67,7 @@ class TrainSetup:
         recipe, cached_teacher = self.config.recipe, self.context.cached_teacher
         plan = ViewPlan(
             self.config.seed,
-            repeats=recipe.augment.repeated_aug,
+            repeats=recipe.views_per_epoch,
             early_epochs=recipe.early_epochs,
             early_size=self.early_size,
         )
@@ -101,6 +101,7 @@ class TrainSetup:
             epochs=recipe.epochs,
             repeats=recipe.augment.repeated_aug,
             first_step=self.state.progress.step,
+            balanced=BalancedDraws(self.train.labels) if recipe.sampling == "balanced" else None,
         )
         return build_train_loader(
             self.train,
@@ -284,6 +285,7 @@ def build_training(
     early_size = compute_early_size(model, model_config, recipe) if recipe.early_epochs else 0
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
+    note_sampling(config.recipe, train, reporter)
     workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
     fits_head = student.has_new_head and recipe.head_init == "ridge"
     return TrainSetup(
@@ -330,6 +332,13 @@ def warn_about_sizes(
                 "accuracy (ten points at 2 x 2 patches). A recipe without -fast, or a "
                 "larger --img-size, does not."
             )
+
+
+def note_sampling(recipe: Recipe, train: ImageDataset, reporter: Reporter) -> None:
+    """Report what an epoch is where it does not show every image once."""
+    if recipe.sampling == "balanced":
+        draws = BalancedDraws(train.labels)
+        reporter.note(draws.describe(train.class_names, recipe.augment.repeated_aug))
 
 
 def round_up_to_pairs(size: int) -> int:

@@ -23,6 +23,7 @@ from deitctl.training.build import (
     build_student,
     build_training,
     note_changes,
+    note_sampling,
     warn_about_sizes,
 )
 from deitctl.training.class_balance import ClassCounts, ClassWeights, describe_class_weights
@@ -181,6 +182,7 @@ def plan_training(
     if recipe.early_epochs:
         early_size = compute_early_size(student.model, student.model_config, recipe)
     warn_about_sizes(recipe, num_images, student.model, img_size, early_size, reporter or silent)
+    note_sampling(recipe, train, reporter or silent)
     counts = ClassCounts.of(train)
     loss = choose_loss(recipe, is_multilabel=train.is_multilabel)
     report_loss(config, counts, reporter or silent)
