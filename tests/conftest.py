@@ -147,7 +147,7 @@ def image_folder(tmp_path: Path, make_image: Callable[..., Image.Image]) -> Call
         for folder, count in counts.items():
             (tmp_path / root / folder).mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                make_image(24, 18, seed % 20).save(tmp_path / root / folder / f"{number}.png")
+                make_image(24, 18, seed % 200).save(tmp_path / root / folder / f"{number}.png")
                 seed += 1
         return tmp_path / root
 

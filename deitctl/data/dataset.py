@@ -343,6 +343,21 @@ def list_labels(dataset: ImageDataset) -> list[tuple[int, ...]]:
     return list(map(tuple, labels))
 
 
+def name_labels(dataset: ImageDataset) -> list[tuple[str, ...]]:
+    """Return the classes of each image by name, in the order of the class names."""
+    names = dataset.class_names
+    return [tuple(names[label] for label in labels) for labels in list_labels(dataset)]
+
+
+def find_rarest(dataset: ImageDataset) -> NDArray[np.int64]:
+    """Return one class of each image, [N]: of several labels the one of the fewest images, K for none."""
+    if not dataset.is_multilabel:
+        return dataset.labels.astype(np.int64, copy=False)
+    by_count = np.argsort(count_images(dataset), kind="stable")
+    rarest = by_count[dataset.labels[:, by_count].argmax(axis=1)]
+    return np.where(dataset.labels.any(axis=1), rarest, len(dataset.class_names))
+
+
 def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
     """Return a dataset's labels by other class names; names are compared in canonical form.
 

@@ -43,7 +43,7 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     sizes = np.fromiter((dataset.num_bytes(i) for i in range(count)), np.dtype("<i8"), count)
     # A separator, so that ("ab", "c") and ("a", "bc") differ.
     digest = hashlib.sha256("\x1f".join(dataset.class_names).encode("utf-8", "surrogateescape"))
-    digest.update(np.asarray(dataset.labels, dtype="<i8").tobytes())
+    digest.update(_encode_labels(dataset))
     digest.update(sizes.tobytes())
     for index in range(count):
         separator = "\x1f" if index else ""
@@ -71,6 +71,12 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
+def _encode_labels(dataset: ImageDataset) -> bytes:
+    if dataset.is_multilabel:
+        return b"multilabel" + np.packbits(dataset.labels, axis=1).tobytes()
+    return np.asarray(dataset.labels, dtype="<i8").tobytes()
+
+
 def fingerprint_split(train: ImageDataset, val: ImageDataset) -> str:
     """Hash which images train and which validate, in order, with their labels: names alone.
 
@@ -80,7 +86,7 @@ def fingerprint_split(train: ImageDataset, val: ImageDataset) -> str:
     for part in (train, val):
         names = (*part.class_names, "", *list_relative_paths(part), "")
         digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
-        digest.update(np.asarray(part.labels, dtype="<i8").tobytes())
+        digest.update(_encode_labels(part))
     return digest.hexdigest()[:LENGTH]
 
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.archives import make_refusal
-from deitctl.data.dataset import ImageDataset, join
+from deitctl.data.dataset import FileDataset, ImageDataset, join
+from deitctl.data.folds import FoldedData, split_folds
+from deitctl.data.group_names import compare_groups
 from deitctl.data.held_out import hold_out_fifth
 from deitctl.data.layout import match_split, name_some
 from deitctl.data.range_survey import settle_range
@@ -26,9 +28,10 @@ from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
 from deitctl.data.readers.read_options import AUTO, ReadOptions
 from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table, name_rivals, open_table
-from deitctl.data.readers.tar import open_tar
+from deitctl.data.readers.tar import TarDataset, open_tar
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
+from deitctl.data.several_labels import require_same_kind, settle_labels
 from deitctl.data.splits import ALL, relabel
 from deitctl.data.spot_check import require_images
 from deitctl.errors import DataError
@@ -38,6 +41,8 @@ from deitctl.models.model_config import ValueRange
 from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
+FOLD = "fold"
+"""What a run of `--folds` holds out of data that has a val split of its own."""
 KINDS = (
     "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or 'digits'."
 )
@@ -153,13 +158,20 @@ def open_for_training(
         unsplit = parts.get("", parts.get("train"))  # whatever was put beside it since
     if unsplit is not None and run is not None:
         train, val = _continue_split(data.name, unsplit, run, reporter)
+    elif source.folds and parts.keys() & {"", "train"}:
+        train, val = _split_folds(data, source, reporter).split(source.fold or 1)
     elif unsplit is not None:
-        train, val = hold_out_fifth(data.name, unsplit, source.split_seed, reporter)
+        train, val = hold_out_fifth(
+            data.name, unsplit, source.split_seed, reporter, source.group_by
+        )
     elif "train" in parts and len(parts) > 1:
         # By name: the validation split may lack a class, and be numbered otherwise.
         train = parts["train"]
         val = relabel(parts.get("val", parts.get("test", train)), train.class_names)
+        require_same_kind(data.name, train, val, source.task)
         _note_test(data.name, parts, reporter)
+        if source.group_by:
+            compare_groups(data.name, train, val, source.group_by, reporter)
     else:
         raise DataError(
             f"{data.name} has a {' and a '.join(parts)} split and no train split."
@@ -171,7 +183,7 @@ def open_for_training(
         )
     classes = len(train.class_names)
     if classes < 2 or len(val.labels) == 0:
-        path = expand_home(ref)
+        path = expand_home(source.ref)
         rivals = name_rivals(path) if classes < 2 and is_table(path) else ""
         raise DataError(
             f"{data.name} has {len(train.labels)} training and {len(val.labels)} validation images "
@@ -180,6 +192,48 @@ def open_for_training(
             rivals or "Training needs at least two classes of at least two images.",
         )
     return train, val
+
+
+def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
+    """Return the images of all folds of a source; raise `DataError` as `open_for_training`."""
+    data = _open_to_train(source, reporter)
+    if not data.list_parts().keys() & {"", "train"}:
+        open_for_training(replace(source, folds=0), reporter=reporter)  # says what is missing
+    return _split_folds(data, source, reporter)
+
+
+def _open_to_train(source: Source, reporter: Reporter) -> DatasetSplits:
+    data = open_dataset(
+        source.ref,
+        reporter,
+        source.image_folder,
+        task=source.task,
+        group_by=source.group_by,
+    ).with_value_range(source.value_range, reporter.note)
+    for name, part in data.list_parts().items():
+        if name != "test":
+            require_images(part, name, data.name, reporter)
+    return data
+
+
+def _split_folds(data: DatasetSplits, source: Source, reporter: Reporter) -> FoldedData:
+    """Divide the training images into folds; those of other parts are in none."""
+    parts = data.list_parts()
+    others = [name for name in ("val", "test") if name in parts]
+    if others:
+        sizes = " and ".join(f"{name} ({len(parts[name].labels):,} images)" for name in others)
+        reporter.note(
+            f"The folds of {data.name} are of its training images alone, without {sizes}: "
+            f"`deitctl eval {shlex.quote(data.name)} --split {others[0]} --model RUN` scores them."
+        )
+    return split_folds(
+        data.name,
+        parts[""] if "" in parts else parts["train"],
+        source.folds,
+        seed=source.split_seed,
+        group_by=source.group_by,
+        reporter=reporter,
+    )
 
 
 def _find_unsplit(parts: Mapping[str, ImageDataset]) -> ImageDataset | None:
@@ -273,6 +327,8 @@ def choose_eval_split(
     if held_out is not None:
         part = ("",) if "" in parts else ("train",)
         for name, subset in (("train", held_out.train), ("val", held_out.val)):
+            if name == "val" and "val" in parts:
+                name = FOLD  # the data has a val split of its own, which stays that
             choices.pop(name, None)
             if len(subset.labels):
                 choices[name] = EvalData(data.name, name, subset, part, subset.indices)
@@ -280,7 +336,7 @@ def choose_eval_split(
     if split and split not in choices:
         raise DataError(f"{data.name} has no {split} split.", f"It has: {', '.join(choices)}.")
     chosen = choices[
-        split or next(name for name in ("val", "test", "train", ALL) if name in choices)
+        split or next(name for name in (FOLD, "val", "test", "train", ALL) if name in choices)
     ]
     require_images(chosen.dataset, chosen.split.removeprefix(ALL), data.name, reporter)
     if match is None:
@@ -290,7 +346,7 @@ def choose_eval_split(
         mask = np.zeros(len(chosen.dataset.labels), np.bool_)
         mask[: len(parts["train"].labels)] = True  # the first part
     num_train_images = None if mask is None else int(mask.sum())
-    if held_out is not None and chosen.split == "val":
+    if held_out is not None and chosen.split == (FOLD if "val" in parts else "val"):
         _note_held_out(data.name, held_out, match.run, reporter)
     if match.is_own and num_train_images and (split or chosen.split in ("train", ALL)):
         reporter.warn(
@@ -346,6 +402,10 @@ def open_dataset(
                     f"{name} has the class {class_name!r}, which is not UTF-8.",
                     "Rename the class.",
                 ) from error
+    is_tree = not is_table(expand_home(name)) and all(
+        isinstance(part, FileDataset | TarDataset) for part in splits.values()
+    )
+    splits = settle_labels(name, splits, task, reporter, is_tree=is_tree)
     return DatasetSplits(name, *(splits.get(part) for part in ("train", "val", "test", "")))
 
 

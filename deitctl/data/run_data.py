@@ -3,19 +3,21 @@
 `split.csv` has a row `path,label,split,part,bytes,digest` for every image: its path below its part
 of the data, its class, `train` or `val`, that part (`all` if the run has split the data), and by
 what the image is recognized wherever the data lies. Names alone would not do: cameras and tools
-number images from one in every folder.
+number images from one in every folder. Of several labels an image the second column is `labels`, of
+JSON lists.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset
+from deitctl.data.dataset import ImageDataset, name_labels
 from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.errors import DataError
 from deitctl.paths import open_regular, write_bytes
@@ -24,6 +26,8 @@ from deitctl.threads import DaemonThreads
 
 SPLIT_FILE = "split.csv"
 COLUMNS = ["path", "label", "split", "part", "bytes", "digest"]
+SEVERAL_COLUMNS = [COLUMNS[0], "labels", *COLUMNS[2:]]
+"""Where an image has several labels."""
 MAX_ROWS = 200_000
 """Images of data with validation images of its own that are listed: a few seconds, and 20 MB."""
 MAX_BYTES = 1 << 32
@@ -39,8 +43,8 @@ class SplitRows:
 
     paths: Sequence[str]
     """Below the data, or its part, see `splits.list_relative_paths`."""
-    labels: Sequence[str]
-    """Class names."""
+    labels: Sequence[tuple[str, ...]]
+    """Class names: one, or of several labels an image none, one or more."""
     splits: Sequence[str]
     """`train` or `val`."""
     parts: Sequence[str]
@@ -68,6 +72,8 @@ class RunData:
     """None if the file is not there: the data has more images than are listed."""
     image_folder: str = ""
     """That the paths of a table are below; empty: where the table leads."""
+    is_fold: bool = False
+    """Whether it holds out a fold of the training images, whatever other images the data has."""
 
 
 def read_run_data(folder: Path) -> RunData | None:
@@ -88,6 +94,7 @@ def read_run_data(folder: Path) -> RunData | None:
         split_seed if isinstance(split_seed, int) else 0,
         _read_rows(folder / SPLIT_FILE),
         str(config.get("image_folder", "")),
+        is_fold=bool(config.get("fold", 0)),
     )
 
 
@@ -104,20 +111,24 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
     has_digests = count <= MAX_DIGESTS and sum(map(sum, sizes)) <= MAX_DIGEST_BYTES
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    is_multilabel = train.is_multilabel
+    rows.writerow(SEVERAL_COLUMNS if is_multilabel else COLUMNS)
     with DaemonThreads(count_cores()) as threads:
         for split, dataset, bytes_ in zip(("train", "val"), (train, val), sizes, strict=True):
-            names = (dataset.class_names[label] for label in dataset.labels.tolist())
+            labels = (
+                json.dumps(names, ensure_ascii=False) if is_multilabel else names[0]
+                for names in name_labels(dataset)
+            )
             part = ALL if val.is_held_out else split
             digests = (
                 threads.map(dataset.digest, range(len(bytes_)))
                 if has_digests
                 else [0] * len(bytes_)
             )
-            for path, name, size, digest in zip(
-                list_relative_paths(dataset), names, bytes_, digests, strict=True
+            for path, label, size, digest in zip(
+                list_relative_paths(dataset), labels, bytes_, digests, strict=True
             ):
-                rows.writerow((path, name, split, part, size, f"{digest:x}"))
+                rows.writerow((path, label, split, part, size, f"{digest:x}"))
     write_bytes(folder / SPLIT_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -128,7 +139,9 @@ def _read_rows(file: Path) -> SplitRows | None:
             io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="") as text,
         ):
             table = csv.reader(text)
-            if next(table, []) != COLUMNS:
+            header = next(table, [])
+            is_multilabel = header == SEVERAL_COLUMNS
+            if not is_multilabel and header != COLUMNS:
                 raise ValueError(f"its first line is not {','.join(COLUMNS)}")
             rows = list(table)
         if not all(map(_is_row, rows)):
@@ -137,15 +150,27 @@ def _read_rows(file: Path) -> SplitRows | None:
             [row[column] for row in rows] for column in range(len(COLUMNS))
         )
         return SplitRows(
-            paths, labels, splits, parts, [int(n) for n in sizes], [int(d, 16) for d in digests]
+            paths,
+            list(map(_read_names, labels)) if is_multilabel else [(label,) for label in labels],
+            splits,
+            parts,
+            [int(n) for n in sizes],
+            [int(d, 16) for d in digests],
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.",
             "Restore it, or start a new run.",
         ) from error
+
+
+def _read_names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{text!r:.80} is no list of names")
+    return tuple(names)
 
 
 def _is_row(row: Sequence[str]) -> bool:

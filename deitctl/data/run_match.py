@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, Subset, number_labels
+from deitctl.data.dataset import ImageDataset, Subset, name_labels, number_labels, select
 from deitctl.data.run_data import RunData, SplitRows
 from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.names import canonicalize_name
@@ -71,7 +72,8 @@ def match_run(ref: str, parts: Mapping[str, ImageDataset], run: RunData) -> RunM
     is_own = is_same_place or num_found >= MIN_FOUND * max(1, len(rows.paths))
     split = None
     name = "" if "" in parts else "train"
-    if is_own and rows.is_held_out and name in parts and "val" not in parts:
+    has_split = rows.is_held_out and ("val" not in parts or run.is_fold)
+    if is_own and has_split and name in parts:
         split = _apply_rows(parts[name], row_of[name], rows)
     # A last entry for images that have no row.
     trained_on = np.array([*(s == "train" for s in rows.splits), False], np.bool_)
@@ -114,11 +116,11 @@ def _find_rows(
     numbers_of: dict[str, list[int]] = {}
     for number, path in enumerate(rows.paths):
         numbers_of.setdefault(path, []).append(number)
-    row_labels = list(map(canonicalize_name, rows.labels))
+    row_labels = _reduce_names(rows.labels)
     taken: set[int] = set()
     row_of = {}
     for part, dataset in parts.items():
-        labels, names = dataset.labels.tolist(), list(map(canonicalize_name, dataset.class_names))
+        labels = _reduce_names(name_labels(dataset))
         row_of[part] = np.full(len(labels), -1, np.int64)
         for index, path in enumerate(list_relative_paths(dataset)):
             numbers = numbers_of.get(path, [])
@@ -130,11 +132,17 @@ def _find_rows(
             else:
                 equal = _find_equal(dataset, index, rows, numbers)
             if equal:
-                label = names[labels[index]]
+                label = labels[index]
                 number = min(equal, key=lambda n: (n in taken, row_labels[n] != label, n))
                 row_of[part][index] = number
                 taken.add(number)
     return row_of
+
+
+def _reduce_names(labels: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the classes of images as they compare: in canonical form and one order."""
+    reduced = {names: tuple(sorted(map(canonicalize_name, names))) for names in set(labels)}
+    return [reduced[names] for names in labels]
 
 
 def _find_equal(
@@ -154,13 +162,10 @@ def _apply_rows(dataset: ImageDataset, row_of: NDArray[np.int64], rows: SplitRow
     index_of = dict(zip(row_of.tolist(), range(len(row_of)), strict=True))
     order = [n for n in range(len(rows.paths)) if n in index_of]
     indices = np.array([index_of[n] for n in order], np.int64)
-    row_labels = list(map(canonicalize_name, rows.labels))
-    names = list(map(canonicalize_name, dataset.class_names))
-    labels_now = [names[label] for label in dataset.labels[indices].tolist()]
-    used = {*row_labels, *labels_now}
-    class_names = tuple(
-        spelled for spelled, name in zip(dataset.class_names, names, strict=True) if name in used
-    )
+    row_labels = _reduce_names(rows.labels)
+    labels_now = _reduce_names(name_labels(select(dataset, indices)))
+    used = set(chain.from_iterable((*row_labels, *labels_now)))
+    class_names = tuple(name for name in dataset.class_names if canonicalize_name(name) in used)
     labels = number_labels(dataset, class_names)
     is_train = np.array([rows.splits[n] == "train" for n in order], np.bool_)
     train, val = indices[is_train], indices[~is_train]

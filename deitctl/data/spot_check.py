@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset
+from deitctl.data.dataset import ImageDataset, find_rarest
 from deitctl.data.decode import read_depth
 from deitctl.data.file_types import is_image_start
 from deitctl.errors import DataError, ReadError
@@ -38,15 +38,15 @@ def require_images(dataset: ImageDataset, part: str, name: str, reporter: Report
     """
     if dataset.is_in_memory:
         return
-    cheap = dataset.list_cheap()
-    chosen = cheap[choose_spread(dataset.labels[cheap])].tolist()
+    cheap, labels = dataset.list_cheap(), find_rarest(dataset)
+    chosen = cheap[choose_spread(labels[cheap])].tolist()
     error_of_index: dict[int, str] = {}
     num_bytes = 0
     for index in chosen:
         error_of_index[index], size = _find_error(dataset, index, num_bytes < MAX_BYTES)
         num_bytes += size
     errors = _sort_errors({dataset.name(i): error for i, error in error_of_index.items() if error})
-    is_class_lost = _is_class_lost(dataset.labels, error_of_index)
+    is_class_lost = _is_class_lost(labels, error_of_index)
     if not errors or not (is_class_lost or len(errors) >= MIN_SHARE * len(error_of_index)):
         return
     is_all = len(error_of_index) == len(dataset.labels)

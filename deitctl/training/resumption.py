@@ -50,12 +50,14 @@ def load_checkpoint(trainer: Trainer) -> None:
 
         def require(began: Progress) -> None:
             # Before the tensors, which would not fit for another reason than theirs.
-            require_same_settings(trainer, began.settings, settings)
+            require_same_settings(trainer, began, settings)
             require_same_data(trainer, began, data_fingerprint)
             thaw_if_due(trainer.state, trainer.context.recipe, began.epoch)
 
         trainer.state.load(folder, require)
         progress.settings, progress.data_fingerprint = settings, data_fingerprint
+        if progress.epoch in trainer.context.recipe.restart_epochs:  # it has got more epochs
+            progress.stopped = ""
     steps = trainer.context.steps_per_epoch
     if not 0 <= progress.step - progress.epoch * steps <= steps:
         raise ConfigError(
@@ -92,20 +94,20 @@ def load_checkpoint(trainer: Trainer) -> None:
     trainer.world.barrier()
 
 
-def require_same_settings(
-    trainer: Trainer, began: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
+def require_same_settings(trainer: Trainer, then: Progress, now: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if the run's settings have been edited since its checkpoint was saved.
 
     Args:
         trainer: of the run.
-        began: settings by name, of the checkpoint; empty in those of earlier versions.
+        then: of the checkpoint; its settings are empty in those of earlier versions.
         now: of run.toml.
     """
     # What `--more-epochs` does, which a kill may have left without a checkpoint of its own.
+    began: Mapping[str, Any] = then.settings
     phases = [*now[RESTARTS], now[EPOCHS]]
     restarts = began.get(RESTARTS)
-    phases_then = [*(restarts if isinstance(restarts, list) else []), began.get(EPOCHS)]
+    ended = then.epoch if then.stopped else began.get(EPOCHS)
+    phases_then = [*(restarts if isinstance(restarts, list) else []), ended]
     if phases[: len(phases_then)] == phases_then and phases == sorted(phases):
         began = {**began, EPOCHS: now[EPOCHS], RESTARTS: now[RESTARTS]}
     changes = [
