@@ -77,14 +77,14 @@ def test_idle_gpus_name_the_command_that_uses_them(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("environ", "escape"),
     [
-        ({**STEP, "SLURM_PROCID": "3"}, "srun bash -c 'env -u SLURM_PROCID deitctl compare ...'"),
+        ({**STEP, "SLURM_PROCID": "3"}, "srun bash -c 'env -u SLURM_PROCID deitctl sweep ...'"),
         (
             {**STEP, "SLURM_PROCID": "3", "PMI_SIZE": "8"},
-            "srun bash -c 'env -u SLURM_PROCID -u PMI_SIZE deitctl compare ...'",
+            "srun bash -c 'env -u SLURM_PROCID -u PMI_SIZE deitctl sweep ...'",
         ),
         (
             {"OMPI_COMM_WORLD_SIZE": "8"},
-            "mpirun bash -c 'env -u OMPI_COMM_WORLD_SIZE deitctl compare ...', where "
+            "mpirun bash -c 'env -u OMPI_COMM_WORLD_SIZE deitctl sweep ...', where "
             "$OMPI_COMM_WORLD_RANK is another number in each",
         ),
     ],
@@ -94,14 +94,14 @@ def test_the_refusal_names_how_each_task_works_for_itself(
     environ: dict[str, str], escape: str
 ) -> None:
     with pytest.raises(UsageError) as error:
-        require_torchrun(["compare", "x"], is_distributed=False, environ=environ)
-    assert "For one run: deitctl compare x." in error.value.hint
+        require_torchrun(["sweep", "x"], is_distributed=False, environ=environ)
+    assert "For one run: deitctl sweep x." in error.value.hint
     assert escape in error.value.hint
     apart = {k: v for k, v in environ.items() if f"-u {k}" not in error.value.hint}
-    require_torchrun(["compare"], is_distributed=False, environ=apart)
+    require_torchrun(["sweep"], is_distributed=False, environ=apart)
 
 
-@pytest.mark.parametrize("command", ["train", "distill", "cache-teacher", "compare", "eval"])
+@pytest.mark.parametrize("command", ["train", "distill", "cache-teacher", "sweep", "eval"])
 def test_every_command_of_several_processes_refuses_tasks_of_srun(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

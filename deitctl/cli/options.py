@@ -120,7 +120,7 @@ def setting_option(keyword: str, *, default: str | None, panel: str | None, **de
     def check(value: Any) -> None:
         if keyword == "device" and not re.fullmatch(r"cuda:\d+", value):
             _require(flag, value, DEVICES)
-        with _blame_command_line():
+        with blame_command_line():
             require_range(setting, convert(value, setting.kind, flag), flag)
 
     return option(
@@ -136,7 +136,7 @@ def setting_option(keyword: str, *, default: str | None, panel: str | None, **de
 
 
 @contextmanager
-def _blame_command_line() -> Iterator[None]:
+def blame_command_line() -> Iterator[None]:
     """Turn the error of a value into one of the command line, which has an exit code of its own."""
     try:
         yield
@@ -147,7 +147,7 @@ def _blame_command_line() -> Iterator[None]:
 def _check_change(ctx: typer.Context, values: Any) -> Any:
     """Check the texts of --set, before anything is opened."""
     for text in values or ():
-        with _blame_command_line():
+        with blame_command_line():
             for name, value in parse_overrides([text]).items():
                 setting, short = find_setting(name), name.removeprefix("recipe.")
                 if ctx.info_name == "train" and name.startswith("distill."):
@@ -246,7 +246,7 @@ def _parse_batch_size(text: str) -> int | Literal["auto"]:
         return "auto"
     if not text.isdecimal():
         raise UsageError(f"--batch-size = {text!r} is neither a number nor auto.")
-    with _blame_command_line():
+    with blame_command_line():
         require_range(list_options()["batch_size"], int(text), "--batch-size")
     return int(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from deitctl.sweeps.run_info import RunInfo
     from deitctl.sweeps.run_list import RunComparison, RunGroup, RunList
 
-PERCENT = ("top1", "balanced", "f1", "map")
 NAMES = {"top1": "top-1", "map": "mAP"}
+SHARED = ("data", "model", "teacher")
+"""Columns that are left out where all runs have the same."""
+WIDE = 100
+"""Columns of a terminal from which on times are shown."""
 
 
 def runs(
@@ -68,41 +72,42 @@ def _print_list(listing: RunList) -> None:
             4,
         )
     else:
+        columns = [_make_row(info, common) for info in listing.runs]
+        # what is the same for all is in the title, so that the rest fits
+        shared = [
+            f"{name} {columns[0][name]}"
+            for name in SHARED
+            if columns and all(row[name] == columns[0][name] for row in columns)
+        ]
+        left_out = {text.partition(" ")[0] for text in shared}
+        if shutil.get_terminal_size().columns < WIDE:
+            left_out |= {"time", "changed, UTC"}
+        names = [name for name in (columns[0] if columns else ()) if name not in left_out]
+        title = ", ".join(text for text in shared if not text.endswith(" "))
         print_table(
-            f"{len(listing.runs)} runs in {common or '.'}",
-            (
-                "run",
-                "status",
-                "data",
-                "model",
-                "teacher",
-                "score",
-                "seed",
-                "epochs",
-                "time",
-                "changed, UTC",
-            ),
-            [_make_row(info, common) for info in listing.runs],
-            5,
+            f"{len(columns)} runs in {common or '.'}" + (f": {title}" if title else ""),
+            names,
+            [[row[name] for name in names] for row in columns],
+            names.index("score") if names else 1,
         )
     for damaged in listing.damaged:
         print_line(f"{damaged.run} is damaged: {damaged.error}")
 
 
-def _make_row(info: RunInfo, common: str) -> list[str]:
+def _make_row(info: RunInfo, common: str) -> dict[str, str]:
     epochs = str(info.epochs)
-    return [
-        _name(info.run, common),
-        info.status,
-        Path(info.data).name,
-        Path(info.model).name,
-        _describe_teacher(info.teacher, info.mode),
-        "" if info.score is None else f"{_describe_metric(info.metric)} {info.score:.2f}",
-        str(info.seed),
-        epochs if info.status == "finished" else f"{info.epochs_done}/{epochs}",
-        "" if info.seconds is None else _format_seconds(info.seconds),
-        info.modified[:16].replace("T", " "),
-    ]
+    return {
+        "run": _name(info.run, common),
+        "status": info.status,
+        "data": Path(info.data).name,
+        "model": Path(info.model).name,
+        "teacher": _describe_teacher(info.teacher, info.mode),
+        "score": "" if info.score is None else f"{_describe_metric(info.metric)} {info.score:.2f}",
+        "seed": str(info.seed),
+        "epochs": epochs if info.status == "finished" else f"{info.epochs_done}/{epochs}",
+        "time": "" if info.seconds is None else _format_seconds(info.seconds),
+        "changed, UTC": info.modified[:16].replace("T", " "),
+    }
 
 
 def _make_group_row(group: RunGroup, common: str) -> list[str]:

@@ -37,6 +37,16 @@ PERCENT = ("top1", "balanced", "f1", "map")
 NAMES = {"top1": "top-1", "map": "mAP"}
 
 
+def _check_vary(values: list[str] | None) -> list[str] | None:
+    """Check the texts of --vary, before anything is opened."""
+    from deitctl.sweeps.variation import parse_variations
+
+    for text in values or ():
+        with o.blame_command_line():
+            parse_variations([text])
+    return values
+
+
 @o.take_options(
     api.distill, leave_out=("student", "resume", "more_epochs", "config"), own_first=True
 )
@@ -49,6 +59,7 @@ def sweep(
             help="A setting and its values, optim.lr=1e-4,3e-4, or range, optim.lr=1e-5..1e-3:log; may be repeated.",
             default="",
             complete=completion.complete_vary,
+            callback=_check_vary,
             metavar="KEY=VALUES",
         ),
     ] = None,

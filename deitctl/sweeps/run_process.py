@@ -46,6 +46,7 @@ class RunProcess:
         except OSError as error:
             raise DiskError.from_os_error(log, error) from error
         with os.fdopen(handle, "ab") as file:
+            self._log_begin = file.seek(0, os.SEEK_END)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "deitctl", *spell_command(config)],
                 stdin=subprocess.PIPE,
@@ -58,7 +59,10 @@ class RunProcess:
 
     def poll(self) -> int | None:
         """Return the exit code, None while it runs; minus the signal if one ended it."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
 
     def stop(self, signum: int) -> None:
         """Send a signal."""
@@ -70,6 +74,7 @@ class RunProcess:
         with suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait()
+        self.poll()
 
     def explain_failure(self, code: int) -> str:
         """Return why the process failed: its own error line, or what ended it."""
@@ -79,7 +84,8 @@ class RunProcess:
             return f"Its process was ended by {name}.{reason}"
         if code > 128:
             return f"It was interrupted (exit code {code})."
-        return read_error(self.log) or f"It ended with exit code {code}; see {self.log}."
+        error = read_error(self.log, self._log_begin)
+        return error or f"It ended with exit code {code}; see {self.log}."
 
 
 def spell_command(config: TrainConfig) -> list[str]:
@@ -98,16 +104,25 @@ def spell_command(config: TrainConfig) -> list[str]:
     return words
 
 
-def read_error(log: Path) -> str:
-    """Return the last line of a log that begins with `error:`, without that word; empty if there is none."""
+def read_error(log: Path, begin: int = 0) -> str:
+    """Return the last line of a log that begins with `error:`, without that word, else its last line.
+
+    Args:
+        log: the file.
+        begin: byte from which on it is read: what is before is of earlier processes.
+    """
     try:
         with open_regular(log, 2**62) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL))
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - MAX_TAIL))
             lines = file.read(MAX_TAIL).decode("utf-8", "replace").splitlines()
     except (OSError, ValueError):
         return ""
     errors = [line for line in lines if line.startswith("error: ")]
-    return errors[-1].removeprefix("error: ").strip() if errors else ""
+    return (
+        (errors or [line for line in lines if line.strip()] or [""])[-1]
+        .removeprefix("error: ")
+        .strip()
+    )
 
 
 def write_waiting(config: TrainConfig) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from deitctl.checks.check import CheckResult
 from deitctl.cli.models import ModelList
 from deitctl.config import Option
-from deitctl.distillation.compare import Comparison
 from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
 from deitctl.evaluation.result import EvalResult, EvalResults, ImageResult
 from deitctl.explanation.explain import Explanation
@@ -23,6 +22,8 @@ from deitctl.packing.pack import PackResult, PackVerification
 from deitctl.profiling.bench_result import BenchResult
 from deitctl.profiling.environment import Environment
 from deitctl.records import SCHEMA_VERSION, describe_fields
+from deitctl.sweeps.result import SweepResult
+from deitctl.sweeps.run_list import RunComparison, RunList
 from deitctl.training.plan import TrainPlan
 from deitctl.training.replay import Replay
 from deitctl.training.result import TrainResult
@@ -34,7 +35,9 @@ RESULTS: dict[str, type] = {
     "train --replay": Replay,
     "cache-teacher": CacheTeacherResult,
     "cache-teacher --verify": VerifyCacheResult,
-    "compare; comparison.json": Comparison,
+    "sweep; sweep.json": SweepResult,
+    "runs": RunList,
+    "runs --compare": RunComparison,
     "eval of one model and protocol": EvalResult,
     "eval of several models or protocols": EvalResults,
     "a line of eval --predictions": ImageResult,

@@ -38,7 +38,7 @@ def test_lines_break_at_spaces_and_never_in_a_command():
         "deitctl train --resume runs/a --lr 1 DATA.",
         "Then see it.",
     ]
-    assert wrap_words("`x` and deitctl compare does it", 20).split("\n")[0] == "`x` and"
+    assert wrap_words("`x` and deitctl sweep does it", 20).split("\n")[0] == "`x` and"
     assert wrap_words("at /a/path-that/is-long.jpg", 8) == "at\n/a/path-that/is-long.jpg"
 
 

@@ -30,7 +30,8 @@ COMMANDS = (
     "push",
     "verify",
     "cache-teacher",
-    "compare",
+    "sweep",
+    "runs",
     "bench",
     "check",
     "pack",
@@ -95,7 +96,7 @@ FUNCTIONS = {
     "train": deitctl.train,
     "distill": deitctl.distill,
     "cache-teacher": deitctl.cache_teacher,
-    "compare": deitctl.compare,
+    "runs": deitctl.list_runs,
     "eval": deitctl.evaluate,
     "bench": deitctl.bench,
     "check": deitctl.check,
@@ -112,6 +113,7 @@ OWN_OPTIONS = {
     "cache-teacher": {"verify", "num_images"},
     "pack": {"verify"},
     "predict": {"output", "resume"},
+    "runs": {"compare"},
 }
 """Options of a command that stand for another function, or for what it prints."""
 API_ONLY = {"reporter", "overrides", "stdin", "keep_pixels", "command"}
@@ -127,13 +129,28 @@ def test_options_are_the_keywords_of_the_python_function_with_the_same_defaults(
     assert options.keys() - CLI_ONLY - own == keywords.keys() - API_ONLY - CLI_ONLY
     for name in options.keys() & keywords.keys():
         default = keywords[name].default
-        if default is inspect.Parameter.empty or name in ("model", "protocol", "inputs"):
+        if default is inspect.Parameter.empty or name in ("model", "protocol", "inputs", "runs"):
             continue
         # None: the command chooses, as the function does by its own default
         assert options[name].default in (
             str(default) if isinstance(default, Path) else default,
             None,
         ), name
+
+
+def test_a_sweep_has_the_options_of_its_function_and_of_distillation() -> None:
+    options = list_options("sweep").keys() - CLI_ONLY
+    own = inspect.signature(deitctl.sweep).parameters.keys() - API_ONLY - CLI_ONLY - {"settings"}
+    runs = list_options("distill").keys() - CLI_ONLY
+    assert options == own | {"model"} | (runs - {"student", "resume", "more_epochs", "config"})
+
+
+def test_the_command_that_was_renamed_names_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", "photos/", "--seeds", "3"], monkeypatch) == 2
+    now = "Use: deitctl sweep --preset deit-table3 photos/ --seeds 3"
+    assert now in " ".join(capsys.readouterr().err.split())
 
 
 def test_every_option_of_training_is_a_setting_that_is_declared_once() -> None:
@@ -222,8 +239,9 @@ def test_help_cuts_no_option_off(command: str, columns: int) -> None:
         ("train --set augment.mix", "augment.mixup="),
         ("distill --set distill.al", "distill.alpha="),
         ("distill --teacher regnety_16", "regnety_160"),
-        ("compare --teacher regnety_16", "regnety_160"),
-        ("compare --variants none,token-s", "none,token-soft"),
+        ("sweep --teacher regnety_16", "regnety_160"),
+        ("sweep --preset deit-t", "deit-table3"),
+        ("sweep --vary optim.weight", "optim.weight_decay="),
         ("train --resume au", "auto"),
         ("explain --method ro", "rollout"),
         ("train --device cu", "cuda"),
@@ -261,15 +279,15 @@ def test_the_shell_completes_values_that_exist(line: str, value: str) -> None:
 
 
 def test_completed_values_are_those_that_there_are() -> None:
-    from deitctl.distillation.compare import VARIANTS
     from deitctl.exporters.formats import FORMATS
+    from deitctl.sweeps.definition import PRESETS
 
     assert set(completion.EXPORT_FORMATS) == set(FORMATS)
-    assert set(completion.VARIANTS) == set(VARIANTS)
+    assert set(completion.PRESETS) == set(PRESETS)
 
 
 def test_a_teachers_settings_are_completed_where_there_is_a_teacher() -> None:
-    for command, is_there in (("train", False), ("distill", True), ("compare", True)):
+    for command, is_there in (("train", False), ("distill", True), ("sweep", True)):
         context: Any = SimpleNamespace(info_name=command)
         names = completion.complete_set(context, "")
         assert ("distill.alpha=" in names) is is_there
@@ -327,6 +345,13 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["eval", "--model", "deit_tiny", "--img-size", "100000"], 2, "at most 2,048"),
         (["eval", "/nowhere"], 1, "There is no dataset '/nowhere'"),
         (["eval", "--model", "deit_tiny"], 1, "--weights FILE"),
+        (["sweep", "/nowhere", "--seeds", "2"], 1, "There is no dataset '/nowhere'"),
+        (["sweep", "digits"], 1, "Nothing is varied. Name it, --vary"),
+        (["sweep", "digits", "--vary", "optim.lr"], 2, "'optim.lr' is not key=values"),
+        (["sweep", "digits", "--vary", "optim.lrr=1"], 2, "Did you mean 'optim.lr'"),
+        (["sweep", "digits", "--preset", "table3"], 2, "There are: deit-table3, deit-table2"),
+        (["runs", "/nowhere"], 1, "There is no folder '/nowhere'"),
+        (["runs", "/nowhere", "--compare"], 1, "Name two: deitctl runs A B"),
         (["bench", "/nowhere"], 1, "There is no dataset '/nowhere'"),
         (["bench", "--seconds", "0"], 1, "use more than 0 and at most 600 for a stage"),
         (["bench", "digits", "--model", "deit_tinny"], 1, "Did you mean 'deit_tiny'"),
