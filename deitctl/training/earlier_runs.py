@@ -127,7 +127,8 @@ def add_epochs(run: Run, config: TrainConfig, more_epochs: int, *, launch: str) 
     """
     require_positive(more_epochs=more_epochs)
     command = f"deitctl train --resume {run.quoted}"
-    if run.result() is None:
+    result = run.result()
+    if result is None:
         if launch and run.read_launch_id() == launch:
             return config
         raise ConfigError(
@@ -141,7 +142,13 @@ def add_epochs(run: Run, config: TrainConfig, more_epochs: int, *, launch: str) 
             f"Start a new run from its weights: {name_command(config)} {shlex.quote(config.data)} "
             f"{'--model' if config.distill is None else '--student'} {run.quoted}",
         )
-    first = config.recipe.epochs
+    # Less than the configured ones where it stopped early; a result of others' making is no number.
+    done = result.get("epochs")
+    first = (
+        min(done, config.recipe.epochs)
+        if isinstance(done, int) and done > 0
+        else config.recipe.epochs
+    )
     if first + more_epochs > MAX_COUNT:
         raise ConfigError(f"--more-epochs {more_epochs} is too many: at most {MAX_COUNT:,} in all.")
     restarts = (*config.recipe.restart_epochs, first)

@@ -163,7 +163,8 @@ def describe_training(setup: TrainSetup, expected_seconds: float | None) -> str:
     classes = ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
     text = (
         f"Training {setup.config.model} on {len(setup.train.labels):,} images of {len(names):,} "
-        f"classes ({classes}), validating on {len(setup.val.labels):,}: {epochs:,} "
+        f"classes ({classes}), validating on {len(setup.val.labels):,}: "
+        f"{'at most ' if setup.config.patience else ''}{epochs:,} "
         f"{'epoch' if epochs == 1 else 'epochs'} of {steps:,} steps of {context.recipe.batch_size:,} "
         f"images, {epochs * steps:,} steps in all"
     )
@@ -209,17 +210,13 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
     Returns:
         None if none of the first images can be read, or there is only one.
     """
-    context = replace(
-        setup.context, distill=None, cached_teacher=None, teacher=None, world=SINGLE_PROCESS
-    )
+    context = replace(setup.context.without_teacher(), world=SINGLE_PROCESS)
     recipe, device = context.recipe, context.device
     load_image, batch = _load(setup, pause)
     if batch is None or recipe.batch_size < len(batch.keys):
         return None
     model = copy.deepcopy(setup.state.model)
-    set_train_mode(
-        model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats
-    )
+    set_train_mode(model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats)
     ema = ExponentialMovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     optimizer = build_optimizer(model, recipe.optim, get_layers(model, recipe))
     micro_batch_size = setup.state.progress.micro_batch_size

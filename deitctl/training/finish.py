@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import shlex
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from deitctl.device import choose_device
 from deitctl.errors import ConfigError
+from deitctl.evaluation.bootstrap import bootstrap_evenly
+from deitctl.evaluation.intervals import Z
+from deitctl.evaluation.multilabel import count_classes
+from deitctl.evaluation.multilabel_bootstrap import bootstrap_multilabel
+from deitctl.evaluation.multilabel_result import MultilabelResult, Result
 from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.thresholds import store_thresholds
 from deitctl.models.checkpoint_io import WEIGHTS, load_tensors
+from deitctl.models.tasks import DEFAULT_THRESHOLD
 from deitctl.paths import write_json
 from deitctl.records import to_object
 from deitctl.training.result import BestEpoch, FinalEpoch, TrainResult
-from deitctl.training.trend import judge_trend
+from deitctl.training.selection import choose_headline, get_score, is_uneven, list_metrics
+from deitctl.training.trend import Trend, judge_trend
 
 if TYPE_CHECKING:
     from deitctl.training.trainer import Trainer
+
+FINAL_METRICS = ("top1", "top5", "balanced_accuracy", "macro_f1", "map", "val_loss")
+"""Of an epoch's record, what the last one is summarized by; null of what it has not."""
 
 
 def finish_run(trainer: Trainer) -> TrainResult:
@@ -33,7 +45,7 @@ def finish_run(trainer: Trainer) -> TrainResult:
             f"--model {run.quoted}",
         )
     last = epochs[-1]
-    final = {name: last[name] for name in ("top1", "top5", "val_loss")}
+    final = {name: last.get(name) for name in FINAL_METRICS}
     if trainer.device.precision != "fp32" and progress.best_epoch < progress.epoch:
         final = _summarize(trainer.evaluate_last(fp32, last["weights"]))
     trainer.state.model.load_state_dict(load_tensors(run.root / WEIGHTS))
@@ -51,20 +63,17 @@ def finish_run(trainer: Trainer) -> TrainResult:
         epochs=progress.epoch,
         images_seen=progress.images_seen,
         num_val_images=evaluation.num_images,
-        best=BestEpoch(
-            epoch=progress.best_epoch,
-            top1=evaluation.top1,
-            top1_interval=evaluation.top1_interval,
-            top5=evaluation.top5,
-            weights=progress.best_weights,
-        ),
-        final=FinalEpoch(epoch=progress.epoch, **final),
-        trend=judge_trend(epochs, evaluation.num_images),
+        best=_describe_best(trainer, evaluation),
+        final=FinalEpoch(epoch=progress.epoch, **final),  # type: ignore[arg-type]
+        trend=_judge_trend(trainer, epochs, evaluation),
         heads=evaluation.heads,
         head_agreement=evaluation.head_agreement,
         teacher_agreement=evaluation.teacher_agreement,
+        has_uneven_classes=is_uneven(setup.val),
+        thresholds=keep_thresholds(trainer, evaluation),
         teacher=setup.teacher.preflight if setup.teacher else None,
         unreadable=sorted(reasons),
+        stopped=progress.stopped or None,
         seconds=round(time.monotonic() - trainer.start_time, 2),
         evaluation=evaluation,
         unreadable_reasons=reasons,
@@ -75,5 +84,68 @@ def finish_run(trainer: Trainer) -> TrainResult:
     return result
 
 
-def _summarize(evaluation: EvalResult) -> dict[str, float | None]:
-    return {"top1": evaluation.top1, "top5": evaluation.top5, "val_loss": evaluation.loss}
+def _summarize(evaluation: Result) -> dict[str, float | None]:
+    metrics = list_metrics(evaluation)
+    return {name: metrics.get(name) for name in FINAL_METRICS}
+
+
+def _describe_best(trainer: Trainer, evaluation: Result) -> BestEpoch:
+    progress, metrics = trainer.state.progress, list_metrics(evaluation)
+    names = ("top1", "top5", "balanced_accuracy", "macro_f1", "map", "micro_f1", "sample_f1")
+    return BestEpoch(
+        epoch=progress.best_epoch,
+        select=trainer.metric,
+        score=get_score(evaluation, trainer.metric),
+        top1_interval=evaluation.top1_interval if isinstance(evaluation, EvalResult) else None,
+        weights=progress.best_weights,
+        **{name: metrics.get(name) for name in names},  # type: ignore[arg-type]
+    )
+
+
+def _judge_trend(
+    trainer: Trainer, epochs: Sequence[Mapping[str, Any]], evaluation: Result
+) -> Trend:
+    """Judge the trend of the metric that the run selects by; of a loss that of `auto`."""
+    metric = choose_headline(trainer.metric, trainer.setup.model_config.task)
+    error = None if metric == "top1" else compute_standard_error(evaluation, metric)
+    return judge_trend(epochs, evaluation.num_images, metric, error)
+
+
+def compute_standard_error(evaluation: Result, metric: str) -> float:
+    """Return the standard error of a metric, in points, by bootstrap over the images."""
+    if isinstance(evaluation, MultilabelResult):
+        interval = bootstrap_multilabel(evaluation)["map" if metric == "map" else "macro_f1"]
+    else:
+        labels, preds = evaluation.labels.numpy(), evaluation.data_preds.numpy()
+        balanced, f1 = bootstrap_evenly(labels, preds, evaluation.num_classes)
+        interval = balanced if metric == "balanced" else f1
+    return (interval.upper - interval.lower) / (2 * Z)
+
+
+def keep_thresholds(trainer: Trainer, evaluation: Result) -> dict[str, float] | None:
+    """Keep the thresholds that are fitted to the validation images with the saved weights, and say so;
+    None of one label an image."""
+    if not isinstance(evaluation, MultilabelResult):
+        return None
+    fitted = evaluation.fitted
+    if trainer.world.is_main:
+        store_thresholds(trainer.run.root, tuple(fitted.thresholds.values()))
+    trainer.reporter.note(describe_thresholds(evaluation))
+    return fitted.thresholds
+
+
+def describe_thresholds(evaluation: MultilabelResult) -> str:
+    """Return in a line which thresholds were fitted, to how many images, and how well such ones do."""
+    fitted, values = evaluation.fitted, evaluation.thresholds
+    at_half = count_classes(evaluation.labels, evaluation.probs >= DEFAULT_THRESHOLD).macro_f1
+    without = fitted.classes_without_images
+    shared = (
+        f"; {len(without)} without images take that of all, {without[0]!r} for example"
+        if without
+        else ""
+    )
+    return (
+        f"The thresholds of {len(values)} classes ({values.min():.2f} to {values.max():.2f}) are fitted to "
+        f"{fitted.num_images} validation images and kept in the model's config.json{shared}: macro F1 "
+        f"{fitted.macro_f1:.2f} %, cross-fitted, against {100 * at_half:.2f} % at {DEFAULT_THRESHOLD}."
+    )

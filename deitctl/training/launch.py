@@ -118,19 +118,19 @@ def resume(
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
-        epochs = config.recipe.epochs
+        before = config.recipe
         if more_epochs and world.is_main:
             config = add_epochs(run, config, more_epochs, launch=_launch())
         config = world.broadcast_object(config)
         if run.result() is not None and not more_epochs:
             reporter.note(
                 f"{root} is finished, and is evaluated again. To train it longer: "
-                f"deitctl train --resume {run.quoted} --more-epochs {epochs}"
+                f"deitctl train --resume {run.quoted} --more-epochs {before.epochs}"
             )
         with open_run(
             config, datasets, reporter, device, world, extensions, resume=True
         ) as trainer:
-            if config.recipe.epochs > epochs and world.is_main:
+            if config.recipe != before and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
             places: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from deitctl.distillation.preflight import Preflight
 from deitctl.evaluation.intervals import Interval
-from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.multilabel_result import Result
 from deitctl.records import hidden
 from deitctl.training.trend import Trend
 
@@ -22,12 +22,27 @@ class BestEpoch:
 
     epoch: int
     """Counted from 1; 0 if none was better than nothing."""
-    top1: float
-    """Top-1 of the saved weights on the validation images in fp32, percent."""
-    top1_interval: Interval
+    select: str
+    """Metric that it was selected by: top1, balanced, f1, map or loss."""
+    score: float
+    """That metric of the saved weights on the validation images in fp32, percent; higher is better,
+    so a loss has a minus."""
+    top1: float | None
+    """Top-1 of the same, percent; null of several labels an image, as the two below."""
+    top1_interval: Interval | None
     """95 % interval of `top1` (Wilson 1927)."""
     top5: float | None
     """Top-5 of the same, percent; null if there are no more than five classes."""
+    balanced_accuracy: float | None
+    """Mean recall over the classes, percent; null of several labels an image."""
+    macro_f1: float
+    """Mean F1 over the classes, percent; of several labels an image cross-fitted, see `eval`."""
+    map: float | None
+    """mAP of several labels an image, percent; null of one label."""
+    micro_f1: float | None
+    """Micro F1 of the same, percent."""
+    sample_f1: float | None
+    """Mean F1 over the images of the same, percent."""
     weights: str
     """`model`, or `ema` where the moving average validated at least as well."""
 
@@ -38,12 +53,18 @@ class FinalEpoch:
 
     epoch: int
     """Counted from 1."""
-    top1: float
-    """Top-1, percent."""
+    top1: float | None
+    """Top-1, percent; null of several labels an image."""
     top5: float | None
     """Top-5, percent; null if there are no more than five classes."""
+    balanced_accuracy: float | None
+    """Mean recall over the classes, percent; null of several labels an image."""
+    macro_f1: float | None
+    """Mean F1 over the classes, percent."""
+    map: float | None
+    """mAP of several labels an image, percent; null of one label."""
     val_loss: float
-    """Cross-entropy of the validation images."""
+    """Cross-entropy of the validation images, of several labels binary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +86,27 @@ class TrainResult:
     trend: Trend
     """Whether the last epochs were still improving."""
     heads: dict[str, float] | None
-    """Top-1 of each head rule, percent; null for a model with one head."""
+    """Top-1 of each head rule, of several labels an image mAP, percent; null for a model with one head."""
     head_agreement: float | None
-    """Percent of images on which the two heads agree (100 minus DeiT Table 4's disagreement)."""
+    """Percent of images on which the two heads agree (100 minus DeiT Table 4's disagreement); of
+    several labels an image the micro F1 of their labels."""
     teacher_agreement: dict[str, float] | None
-    """Percent of images on which each head rule agrees with the teacher; null without one."""
+    """Percent of images on which each head rule agrees with the teacher, of several labels micro F1; null
+    without one."""
+    has_uneven_classes: bool
+    """Whether a class of the validation images has at least twice the images of another."""
+    thresholds: dict[str, float] | None
+    """Of several labels an image: the probability from which each class is predicted, fitted to the
+    validation images and kept in the model's config.json; null of one label."""
     teacher: Preflight | None
     """The teacher, as it was checked before the first step; null without one."""
     unreadable: list[str]
     """Images that could not be read and were left out."""
+    stopped: str | None
+    """Why it ended before its last epoch: `patience`; null: it did not."""
     seconds: float
     """Duration of the run, over all its sessions."""
-    evaluation: EvalResult = hidden()
+    evaluation: Result = hidden()
     """Of the saved weights on the validation images, in fp32."""
     unreadable_reasons: dict[str, str] = hidden()
     """Reason for each image of `unreadable`."""
@@ -94,11 +124,16 @@ def is_result(record: Any) -> bool:
     if teacher is not None:
         if not isinstance(teacher, dict) or not isinstance(teacher.get("name"), str):
             return False
-        numbers.append(teacher.get("top1"))
+        numbers.append(_get_accuracy(teacher))
     if not isinstance(best, dict) or not all(isinstance(values, dict) for values in by_head):
         return False
-    numbers += [best.get("top1"), *(number for values in by_head for number in values.values())]
+    numbers += [_get_accuracy(best), *(n for values in by_head for n in values.values())]
     return isinstance(record.get("run"), str) and all(map(_is_number, numbers))
+
+
+def _get_accuracy(record: dict[str, Any]) -> Any:
+    """Return the top-1, or the mAP of several labels an image, which have none."""
+    return record.get("map") if record.get("top1") is None else record["top1"]
 
 
 def _is_number(value: Any) -> bool:

@@ -67,6 +67,10 @@ class Progress:
     best_select: str = ""
     """Metric that the best epoch was selected by, see `choose_metric`; empty before any."""
     best_epoch: int = 0
+    improved_epoch: int = 0
+    """Last epoch that was better than all before it; `best_epoch` may be a later one as good."""
+    stopped: str = ""
+    """Why the run ends before its last epoch, `patience` for example; empty: it does not."""
     best_weights: str = "model"
     """Which weights of the best epoch were saved: `model` or `ema`."""
     best_num_images: int = 0

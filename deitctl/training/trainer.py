@@ -41,6 +41,7 @@ from deitctl.training.selection import (
 )
 from deitctl.training.signals import StopRequest, hold_signals
 from deitctl.training.step import StepStats, forward_backward, optimizer_step
+from deitctl.training.stopping import PATIENCE, describe_stop, is_out_of_patience
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
@@ -96,40 +97,53 @@ class Trainer:
             raise self.run.explain_full_disk(error) from error
 
     def fit_epochs(self) -> None:
-        """Train the epochs that are left."""
+        """Train the epochs that are left, until the run stops."""
         progress, recipe = self.state.progress, self.context.recipe
-        if progress.epoch == recipe.epochs:
+        if progress.epoch == recipe.epochs or progress.stopped:
             return
         stream = self.setup.build_loader(self.save_or_stop.raise_if_set, self.reporter)
         # Closed before the state is saved: the loaders' memory may be what it needs.
         with closing(stream) as batches:
-            for epoch in range(progress.epoch, recipe.epochs):
-                start_time = time.monotonic()
-                if begin_epoch(self.state, recipe, epoch):
-                    self.reporter.note(f"Epoch {epoch + 1}: what was frozen is trained from now on.")
-                label, steps = f"epoch {epoch + 1}/{recipe.epochs}", self.context.steps_per_epoch
-                # Equal to `steps` where the run was stopped after the epoch's last step, while it
-                # validated.
-                steps_done = progress.step - epoch * steps
-                num_images = len(self.setup.train.labels)
-                num_done = batch_start(num_images, recipe.batch_size, steps_done)
-                with self.reporter.task(label, num_images) as task:
-                    task.skip(num_done)
-                    # The loader spans all epochs, so that its processes work ahead.
-                    for batch in self.read_batches(batches, steps - steps_done):
-                        stats = self.train_step(batch)
-                        task.advance(stats.num_images, **self.log_step(stats))
-                        self.handle_signals(stats)
-                        self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
-                images_per_second = (num_images - num_done) / (time.monotonic() - start_time)
-
+            while progress.epoch < recipe.epochs and not progress.stopped:
+                label = f"epoch {progress.epoch + 1}/{recipe.epochs}"
+                images_per_second = self.train_epoch(batches, label)
                 metrics = self.validate(label)
                 losses = self.finish_epoch()
                 self.keep_best(metrics)
+                if is_out_of_patience(self.config, progress):
+                    progress.stopped = PATIENCE
                 self.log_epoch(losses, metrics, images_per_second)
                 self.checkpointer.maybe_save(self.state, verified=True)
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
+        if progress.stopped == PATIENCE:
+            command = f"deitctl train --resume {self.run.quoted}"
+            self.reporter.note(describe_stop(self.config, progress, command))
+
+    def train_epoch(self, batches: Iterator[Batch], label: str) -> float:
+        """Take the steps of an epoch that are left; return the images a second."""
+        progress, recipe, epoch = (
+            self.state.progress,
+            self.context.recipe,
+            self.state.progress.epoch,
+        )
+        start_time = time.monotonic()
+        if begin_epoch(self.state, recipe, epoch):
+            self.reporter.note(f"Epoch {epoch + 1}: what was frozen is trained from now on.")
+        # Equal to `steps` where the run was stopped after the epoch's last step, while it validated.
+        steps = self.context.steps_per_epoch
+        steps_done = progress.step - epoch * steps
+        num_images = len(self.setup.train.labels)
+        num_done = batch_start(num_images, recipe.batch_size, steps_done)
+        with self.reporter.task(label, num_images) as task:
+            task.skip(num_done)
+            # The loader spans all epochs, so that its processes work ahead.
+            for batch in self.read_batches(batches, steps - steps_done):
+                stats = self.train_step(batch)
+                task.advance(stats.num_images, **self.log_step(stats))
+                self.handle_signals(stats)
+                self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
+        return (num_images - num_done) / (time.monotonic() - start_time)
 
     def read_batches(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         """Yield the next `count` batches, or raise `Signalled` while one does not come."""
@@ -141,7 +155,8 @@ class Trainer:
     def announce(self) -> None:
         """Say what is about to be done and how long it takes."""
         is_reported = self.world.is_main and type(self.reporter) is not SilentReporter
-        if is_reported and self.state.progress.epoch < self.context.recipe.epochs:
+        progress = self.state.progress
+        if is_reported and progress.epoch < self.context.recipe.epochs and not progress.stopped:
             seconds = estimate_seconds(self.setup, pause=self.save_or_stop.raise_if_set)
             self.reporter.note(describe_training(self.setup, seconds))
 
@@ -281,6 +296,8 @@ class Trainer:
         # Of equals the later epoch, which has seen more.
         if score < progress.best_score:
             return
+        if score > progress.best_score:
+            progress.improved_epoch = progress.epoch
         progress.best_score, progress.best_select = score, self.metric
         progress.best_epoch, progress.best_weights = progress.epoch, kind
         progress.best_num_images = num_images
