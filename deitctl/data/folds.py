@@ -88,13 +88,14 @@ def assign_folds(
     """Return the fold of each image, [N] from 0: groups whole, classes as evenly as these let them be.
 
     Iterative stratification (Sechidis et al. 2011) of groups: the class of the fewest images left
-    comes first, its largest group first, and a group goes where the class has the fewest images; of
-    equals, where there are the fewest in all. Images of several labels without one are a class too.
+    comes first, its largest group first. A group goes where its classes have the smallest part of
+    their images, weighted by what it has of each; of equals, where there are the fewest images. Those
+    of several labels without one are a class too.
 
     Args:
         labels: int64 [N], or bool [N,K].
         groups: number of each image's group, [N].
-        hashes: decides among groups of one size: the largest of its images' counts, [N].
+        hashes: decides among groups of one size: the largest of its images', [N].
         num_folds: folds, no more than groups.
     """
     numbers, groups = np.unique(groups, return_inverse=True)
@@ -108,16 +109,23 @@ def assign_folds(
         for label, count in classes.items():
             groups_of[label].append(group)
             left[label] += count
+    total = dict(left)
     in_class: dict[int, list[int]] = {label: [0] * num_folds for label in left}
     in_all = [0] * num_folds
+
+    def compute_cost(group: int, fold: int) -> tuple[float, int, int]:
+        of_group = counts[group].items()
+        part = sum(count * in_class[label][fold] / total[label] for label, count in of_group)
+        return part, in_all[fold], fold
+
     fold_of = np.full(len(numbers), -1, np.int64)
     while left:
         label = min(left, key=lambda label: (left[label], label))
-        for group in sorted(groups_of[label], key=lambda g: (-counts[g][label], largest[g])):
+        for group in sorted(groups_of[label], key=lambda group: (-sizes[group], largest[group])):
             if fold_of[group] >= 0:
                 continue
-            here = in_class[label]
-            fold = min(range(num_folds), key=lambda fold: (here[fold], in_all[fold], fold))
+            costs = [compute_cost(group, fold) for fold in range(num_folds)]
+            fold = min(costs)[-1]
             fold_of[group] = fold
             in_all[fold] += int(sizes[group])
             for other, count in counts[group].items():
@@ -167,14 +175,14 @@ def _require_groups(
         )
     members = list_members(images)
     num_groups_of = [len(np.unique(groups[indices])) for indices in members]
-    whole = [label for label, count in enumerate(num_groups_of) if count == 1]
-    if whole:
-        label = whole[0]
+    classes_of_one = [label for label, count in enumerate(num_groups_of) if count == 1]
+    if classes_of_one:
+        label = classes_of_one[0]
         count = len(members[label])
         holder = f"all {count:,} images of class" if count > 1 else "the one image of class"
         of_group = f" are of one group by {group_by}" if group_by and count > 1 else ""
         of_group = of_group or (" resemble each other" if count > 1 else "")
-        more = f" (and {len(whole) - 1} more classes)" if len(whole) > 1 else ""
+        more = f" (and {len(classes_of_one) - 1} more classes)" if len(classes_of_one) > 1 else ""
         message = (
             f"In {name} {holder} {images.class_names[label]!r}{of_group}{more}: the fold that holds "
             "them out would have none to learn from"

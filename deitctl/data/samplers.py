@@ -144,14 +144,14 @@ class BalancedDraws:
             choose(self.members, key=lambda member: len(member[1])) for choose in (min, max)
         )
         per_class = self.count / len(self.members)
-        told = [
-            f"{per_class / len(images):.2g} times in it if it is of {names[label]} ({len(images):,} images)"
+        rates = [
+            f"{per_class / len(images):.2g} times (one of the {len(images):,} of {names[label]})"
             for label, images in (rare, frequent)
         ]
-        again = " as other views" if repeats == 1 else f", {repeats} views at a time"
+        views = "as another view each time" if repeats == 1 else f"{repeats} views at a time"
         return (
             f"Balanced sampling: an epoch is {self.count:,} draws, {per_class:.4g} by each of "
-            f"{len(self.members)} classes. An image comes {told[0]}{again}, and {told[1]}."
+            f"{len(self.members)} classes, so that an image comes {rates[0]} to {rates[1]} in it, {views}."
         )
 
     def draw(

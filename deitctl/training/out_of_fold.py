@@ -152,9 +152,9 @@ def predict_fold(
 def _compute_losses(logits: Tensor, labels: Tensor, rows: tuple[int, ...]) -> Tensor:
     """Return the loss of each image, [B], of logits [B,K'] and labels [B] or [B,K]."""
     if labels.ndim == 2:
-        wanted = logits[:, list(rows)]
+        class_logits = logits[:, list(rows)]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            wanted, labels.float(), reduction="none"
+            class_logits, labels.float(), reduction="none"
         )
         return loss.double().mean(1)
     targets = torch.tensor(rows)[labels]
