@@ -50,9 +50,9 @@ def evaluate(
         str,
         o.option(
             "--split",
-            help="train, val, test or all.",
+            help="train, val, test, all, or fold: what a run of --folds held out of data with its own val.",
             default="images that the model was not trained on",
-            choices=("train", "val", "test", "all"),
+            choices=("train", "val", "test", "all", "fold"),
         ),
     ] = "",
     weights: o.WeightsOpt = "",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.archives import make_refusal
-from deitctl.data.dataset import FileDataset, ImageDataset, join
+from deitctl.data.dataset import FileDataset, ImageDataset, describe_labels, join
 from deitctl.data.folds import FoldedData, split_folds
 from deitctl.data.group_names import compare_groups
 from deitctl.data.held_out import hold_out_fifth
@@ -23,7 +23,7 @@ from deitctl.data.layout import match_split, name_some
 from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
-from deitctl.data.readers.pack import SUFFIX, open_pack
+from deitctl.data.readers.pack import SUFFIX, PackDataset, open_pack
 from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
 from deitctl.data.readers.read_options import AUTO, ReadOptions
 from deitctl.data.readers.shards import find_shards
@@ -406,6 +406,9 @@ def open_dataset(
         isinstance(part, FileDataset | TarDataset) for part in splits.values()
     )
     splits = settle_labels(name, splits, task, reporter, is_tree=is_tree)
+    first = next(iter(splits.values()), None)
+    if task == AUTO and isinstance(first, PackDataset) and first.is_multilabel:
+        reporter.note(f"{name}: task multilabel, as {describe_labels(first.labels)}.")
     return DatasetSplits(name, *(splits.get(part) for part in ("train", "val", "test", "")))
 
 
