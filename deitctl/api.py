@@ -466,7 +466,7 @@ def evaluate(
     data: PathLike = "",
     *,
     model: PathLike = "",
-    split: Literal["", "train", "val", "test", "all"] = "",
+    split: Literal["", "train", "val", "test", "all", "fold"] = "",
     weights: PathLike = "",
     classes: PathLike | Sequence[str] = "",
     head: str = "auto",
