@@ -7,12 +7,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from deitctl.config import Recipe
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.training.build import TrainSetup
+from deitctl.training.freezing import count_trained
+from deitctl.training.state import TrainState
 
 MIB = 2**20
 
@@ -42,11 +42,11 @@ class DiskNeed:
         )
 
 
-def count_run_bytes(model: nn.Module, recipe: Recipe) -> int:
+def count_run_bytes(state: TrainState, recipe: Recipe) -> int:
     """Return the bytes of a run folder at its peak: weights and checkpoint, each twice."""
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    checkpoint = weights * (2 if recipe.ema_decay else 1) + 2 * trained  # AdamW's two moments
+    weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
+    _, moments = count_trained(state, recipe)
+    checkpoint = weights * (2 if recipe.ema_decay else 1) + moments
     return int(2 * (weights + checkpoint))
 
 
@@ -78,7 +78,7 @@ def plan_disks(
 
 def warn_of_full_disks(root: Path, setup: TrainSetup, reporter: Reporter) -> None:
     """Warn if what a run is going to write into its folder and its cache does not fit on its disks."""
-    missing = count_run_bytes(setup.state.model, setup.config.recipe) - measure_folder(root)
+    missing = count_run_bytes(setup.state, setup.config.recipe) - measure_folder(root)
     cache = setup.teacher.cache if setup.teacher else None
     targets = cache.count_missing(setup.teacher.total_views) if setup.teacher and cache else 0
     for disk in plan_disks(

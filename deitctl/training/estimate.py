@@ -21,10 +21,9 @@ from deitctl.free_memory import read_free_memory
 from deitctl.models.heads import forward_heads
 from deitctl.training.build import TrainSetup
 from deitctl.training.ema import ExponentialMovingAverage
-from deitctl.training.freezing import get_layers, set_train_mode
+from deitctl.training.freezing import count_trained, get_layers, set_train_mode
 from deitctl.training.head_init import MAX_IMAGES
 from deitctl.training.optim import build_optimizer
-from deitctl.training.optimizer_state import count_state_bytes
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import (
     OutOfMemory,
@@ -150,8 +149,7 @@ def fits_copy(setup: TrainSetup, free: int | None) -> bool:
     """
     model, ema = setup.state.model, setup.state.ema
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    moments = count_state_bytes(model, setup.state.optimizer)
+    trained, moments = count_trained(setup.state, setup.context.recipe)
     return free is None or 2 * (weights * (1 if ema is None else 2) + trained + moments) <= free
 
 

@@ -10,6 +10,7 @@ from deitctl.config import Recipe
 from deitctl.errors import ConfigError
 from deitctl.models.introspect import describe_layers, freeze_backbone, get_layer_ids
 from deitctl.training.optim import add_trained
+from deitctl.training.optimizer_state import count_state_bytes
 from deitctl.training.state import TrainState
 
 
@@ -61,6 +62,15 @@ def freeze_blocks(model: nn.Module, num_blocks: int) -> None:
     for name, parameter in model.named_parameters():
         if layers[name] <= num_blocks:
             parameter.requires_grad_(False)
+
+
+def count_trained(state: TrainState, recipe: Recipe) -> tuple[int, int]:
+    """Return the bytes of all parameters that the run trains, sooner or later, and of the optimizer's state."""
+    parameters = dict(state.model.named_parameters())
+    later = [parameters[name] for name in state.frozen] if recipe.thaw_epoch else []
+    trained = [*(p for p in parameters.values() if p.requires_grad), *later]
+    weights = sum(p.numel() * p.element_size() for p in trained)
+    return weights, count_state_bytes(state.model, state.optimizer, later)
 
 
 def begin_epoch(state: TrainState, recipe: Recipe, epoch: int) -> bool:

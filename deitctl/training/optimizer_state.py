@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,9 +142,14 @@ def expect_states(
     return form
 
 
-def count_state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of the state that an optimizer will have."""
+def count_state_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer, later: Iterable[nn.Parameter] = ()
+) -> int:
+    """Return the bytes of the state that an optimizer will have, also of parameters that it gets `later`."""
     form = expect_states(model, optimizer, ())
+    names, group = _name_parameters(model), optimizer.param_groups[0]
+    for parameter in later:
+        form.add(names[parameter], parameter, _probe(optimizer, group, parameter)[0])
     return sum(p.shape.numel() * p.dtype.itemsize for p in form.tensors.values())
 
 

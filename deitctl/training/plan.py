@@ -30,10 +30,12 @@ from deitctl.training.class_balance import ClassCounts, ClassWeights, describe_c
 from deitctl.training.configure import check
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
+from deitctl.training.freezing import count_trained
 from deitctl.training.launch import require_output
 from deitctl.training.objective import choose_loss, report_loss
 from deitctl.training.own_images import warn_of_trained_images
 from deitctl.training.schedule import compute_peak_lr
+from deitctl.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,10 @@ class TrainPlan:
     """Architecture, by timm's name where timm has it."""
     num_params: int
     """Parameters of the model."""
+    num_trained_params: int
+    """Those of them that are trained from the first epoch on."""
+    thaw_epoch: int | None
+    """Epoch, from 1, from which on the others are trained too; null: never, or there are no others."""
     img_size_px: int
     """Side of the input."""
     early_img_size_px: int | None
@@ -127,8 +133,10 @@ class TrainPlan:
     """Images of the largest step: an epoch is divided into equal ones, but for a pair of images."""
     peak_lr: float
     """Highest learning rate, scaled with the batch."""
+    optimizer: str
+    """The optimizer, by timm's name, and the schedule of its learning rate."""
     train_state_mib: float
-    """Memory of weights, gradients, the optimizer's moments and the moving average in fp32."""
+    """Memory of weights, gradients, the optimizer's state and the moving average in fp32, at their most."""
     device: str
     """torch's name of the device."""
     precision: str
@@ -203,11 +211,15 @@ def plan_training(
         teacher = _plan_teacher(distill, recipe, train, run_teacher.plan())
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
-    disks = _plan_disks(config, count_run_bytes(setup.state.model, recipe), teacher, reporter)
+    disks = _plan_disks(config, count_run_bytes(setup.state, recipe), teacher, reporter)
     expected = estimate_seconds(setup) if distill is None else None
     return TrainPlan(
         model=student.model_config.architecture,
         num_params=num_params,
+        num_trained_params=sum(
+            p.numel() for p in setup.state.model.parameters() if p.requires_grad
+        ),
+        thaw_epoch=recipe.thaw_epoch or None,
         img_size_px=img_size,
         early_img_size_px=early_size or None,
         early_epochs=recipe.early_epochs,
@@ -228,8 +240,8 @@ def plan_training(
         num_steps=steps * recipe.epochs,
         batch_size=batch_size,
         peak_lr=compute_peak_lr(recipe.optim, batch_size),
-        # weight, gradient, two moments of AdamW, and the average, of 4 bytes each
-        train_state_mib=round(num_params * 4 * (5 if recipe.ema_decay else 4) / 2**20, 1),
+        optimizer=f"{recipe.optim.opt}, {recipe.optim.sched}",
+        train_state_mib=round(_count_memory(setup.state, recipe) / 2**20, 1),
         device=str(device.torch_device),
         precision=device.precision,
         num_workers=device.choose_num_workers(config.workers, in_memory=train.is_in_memory),
@@ -246,6 +258,13 @@ def plan_training(
 def _plan_folds(folded: FoldedData) -> list[FoldPlan]:
     sizes = [int((folded.fold_of == fold).sum()) for fold in range(1, folded.num_folds + 1)]
     return [FoldPlan(n, sum(sizes) - size, size) for n, size in enumerate(sizes, start=1)]
+
+
+def _count_memory(state: TrainState, recipe: Recipe) -> int:
+    """Return the bytes of what training keeps between steps, and of the gradients."""
+    weights = sum(4 * p.numel() for p in state.model.parameters())
+    trained, moments = count_trained(state, recipe)
+    return weights * (2 if recipe.ema_decay else 1) + trained + moments
 
 
 def _are_weights_local(weights: str) -> bool | None:

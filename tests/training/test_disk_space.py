@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
-from deitctl.config import TrainConfig
+from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.errors import WeightsNotFound
 from deitctl.events import SilentReporter
@@ -21,20 +22,34 @@ from deitctl.training import disk_space
 from deitctl.training.build import build_student
 from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
 from deitctl.training.launch import run_training
+from deitctl.training.optim import build_optimizer
 from deitctl.training.plan import plan_training
+from deitctl.training.state import Progress, TrainState
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
 
 
+def state_of(model: nn.Module, recipe: Recipe) -> TrainState:
+    scaler = torch.amp.GradScaler(enabled=False)
+    return TrainState(model, build_optimizer(model, recipe.optim), scaler, None, Progress())
+
+
 def test_bytes_of_a_run_by_hand() -> None:
-    """Ten numbers of four bytes: weights, and a checkpoint of weights, two moments and the average."""
+    """Ten numbers of four bytes: weights, and a checkpoint of weights, two moments and the average; and
+    two counts of steps."""
     model = nn.Linear(4, 2)
     with_ema, without = replace(DIGITS, ema_decay=0.9), replace(DIGITS, ema_decay=0.0)
-    assert count_run_bytes(model, with_ema) == 2 * (40 + 4 * 40)
-    assert count_run_bytes(model, without) == 2 * (40 + 3 * 40)
+    assert count_run_bytes(state_of(model, with_ema), with_ema) == 2 * (40 + 4 * 40 + 8)
+    assert count_run_bytes(state_of(model, without), without) == 2 * (40 + 3 * 40 + 8)
+    lion = replace(without, optim=replace(without.optim, opt="lion"))  # one moment, no count
+    assert count_run_bytes(state_of(model, lion), lion) == 2 * (40 + 2 * 40)
     model.weight.requires_grad_(False)  # eight of the ten have no moments
-    assert count_run_bytes(model, without) == 2 * (40 + 40 + 2 * 8)
+    frozen = state_of(model, without)
+    assert count_run_bytes(frozen, without) == 2 * (40 + 40 + 2 * 8 + 4)
+    frozen.frozen = ("weight",)
+    thawing = replace(without, freeze_blocks=1, thaw_epoch=2)
+    assert count_run_bytes(frozen, thawing) == 2 * (40 + 3 * 40 + 8)
 
 
 def test_the_bytes_are_those_of_a_real_run(little_config: Make, little: Pair) -> None:
@@ -42,7 +57,7 @@ def test_the_bytes_are_those_of_a_real_run(little_config: Make, little: Pair) ->
     config = replace(config, recipe=replace(config.recipe, epochs=1))
     run = run_training(config, datasets=little).run
     student = build_student(config, little[0], SilentReporter())
-    needed = count_run_bytes(student.model, config.recipe)
+    needed = count_run_bytes(state_of(student.model, config.recipe), config.recipe)
     # names and the record of progress are in the files too
     assert 2 * measure_folder(run) == pytest.approx(needed, rel=0.01)
 

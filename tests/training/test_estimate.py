@@ -126,9 +126,9 @@ def test_what_cannot_be_measured_has_no_duration(
 def test_a_copy_fits_if_it_takes_half_of_the_free_memory_at_most(
     little_config: Make, little: Pair
 ) -> None:
-    """By hand: weights, their average, gradients and two moments of 4 bytes a parameter."""
+    """By hand: weights, their average, gradients and two moments of 4 bytes a number; a step's count for each."""
     setup = build(little_config("x"), little)
-    needed = 2 * 5 * 4 * sum(p.numel() for p in setup.state.model.parameters())
+    needed = 2 * 4 * sum(5 * p.numel() + 1 for p in setup.state.model.parameters())
     assert fits_copy(setup, needed)
     assert not fits_copy(setup, needed - 1)
     assert fits_copy(setup, None)
