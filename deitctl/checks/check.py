@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +16,10 @@ from deitctl.checks.depth import check_depth
 from deitctl.checks.ground_truth import label_flat_split, read_ground_truth
 from deitctl.checks.images import check_images
 from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
+from deitctl.checks.labels import LabelCounts, count_labels
 from deitctl.checks.survey import ALL, Split, survey
+from deitctl.config import TaskChoice
+from deitctl.data.dataset import name_labels
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
@@ -30,6 +34,8 @@ class SplitSize:
     """Readable or not."""
     num_classes: int
     """That have an image."""
+    labels: LabelCounts | None = None
+    """Of images of several labels; None where each has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,7 @@ def check(
     fix_list: str = "",
     write_manifest: str = "",
     image_folder: str = "",
+    task: TaskChoice = "auto",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
@@ -67,6 +74,7 @@ def check(
         fix_list: CSV file to write the remedies to.
         write_manifest: CSV file to write, a `path,label,split` table that training accepts.
         image_folder: folder that the paths of a table are below; empty: where the table leads.
+        task: whether an image has one label or several; auto: as the data has them.
         value_range: of images of more than 8 bits, see `settle_range`.
         workers: decoding processes, 0 for none, -1 for one a core.
         reporter: shows progress.
@@ -84,7 +92,7 @@ def check(
     for output in filter(None, (fix_list, write_manifest)):
         _require_writable(Path(output))
     labels = read_ground_truth(expand_home(ground_truth)) if ground_truth else {}
-    surveyed = survey(data, reporter, image_folder)
+    surveyed = survey(data, reporter, image_folder, task)
     issues = surveyed.issues
     if ground_truth and not any(split.flat for split in surveyed.splits):
         in_a_tar = any(issue.code == "flat_split" for issue in issues)
@@ -127,7 +135,11 @@ def _require_writable(path: Path) -> None:
 
 def _measure(split: Split) -> SplitSize:
     counts = count_by_class(split).values() if split.labeled else ()
-    return SplitSize(num_images=len(split.dataset.labels), num_classes=sum(n > 0 for n in counts))
+    return SplitSize(
+        num_images=len(split.dataset.labels),
+        num_classes=sum(n > 0 for n in counts),
+        labels=count_labels(split.dataset) if split.labeled else None,
+    )
 
 
 def _build_manifest(splits: Sequence[Split], path: Path) -> bytes:
@@ -143,14 +155,16 @@ def _build_manifest(splits: Sequence[Split], path: Path) -> bytes:
             raise DataError(
                 f"{split.root} has no classes to write into a manifest.", "Pass --ground-truth."
             )
-        for index, label in enumerate(split.dataset.labels.tolist()):
+        is_multilabel = split.dataset.is_multilabel
+        for index, names in enumerate(name_labels(split.dataset)):
             # not resolved: links keep the names that the user gave them
             file = Path(os.path.abspath(split.dataset.name(index)))
             if not index and not split.root and not file.is_file():
                 raise DataError("A manifest lists files, and these images are no files.")
             relative = file.relative_to(folder) if file.is_relative_to(folder) else file
             name = "" if split.name == ALL else split.name
-            rows.writerow((relative, split.dataset.class_names[label], name))
+            label = json.dumps(names, ensure_ascii=False) if is_multilabel else names[0]
+            rows.writerow((relative, label, name))
     try:
         return text.getvalue().encode()
     except UnicodeEncodeError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from deitctl.checks.issues import ERROR, WARNING, Issue, Remedy, make_remedies, report
+from deitctl.checks.labels import check_labels
 from deitctl.checks.survey import ALL, Split
 from deitctl.data.dataset import count_images
 from deitctl.names import reduce_name
@@ -29,6 +30,8 @@ def check_classes(splits: Sequence[Split]) -> Iterator[Issue]:
         yield from _compare(train.dataset.class_names, val.dataset.class_names)
     for split in labeled.values():
         yield from _check_names(split)
+        if split.dataset.is_multilabel:
+            yield from check_labels(split)
     # validation may be small, and of other proportions
     trained = train or labeled.get(ALL)
     if trained is not None:
@@ -84,7 +87,7 @@ def _check_counts(split: Split) -> Iterator[Issue]:
     smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     example = f"{largest}: {counts[largest]}, {smallest}: {counts[smallest]}"
     yield from report("imbalance", counts[largest] > MAX_IMBALANCE * counts[smallest], [example])
-    total = sum(counts.values())
+    total = len(split.dataset.labels)
     yield from report("small_split", total < FEW_IMAGES, [f"{split.name}: {total}"])
     small = [f"{split.name}/{name}: {n}" for name, n in counts.items() if n < MIN_IMAGES]
     yield from report("few_images", len(small), small)

@@ -58,13 +58,21 @@ def check_duplicates(
 
 
 def _join_labels(images: JoinedImages) -> Index:
-    """Number the classes of all splits by name; images without classes are of one class."""
-    names = sorted({name for dataset in images.datasets for name in dataset.class_names})
-    number = {name: i for i, name in enumerate(names)}
+    """Number the labels of all splits, equal for the same class, or classes, by name.
+
+    Images without classes are of one class.
+    """
+    number_of: dict[tuple[str, ...], int] = {}
     labels = [np.zeros(0, dtype=np.int64)]
     for dataset in images.datasets:
-        numbers = np.array([number[n] for n in dataset.class_names] or [-1], dtype=np.int64)
-        labels.append(numbers[dataset.labels])
+        if dataset.is_multilabel:
+            sets, row_of = np.unique(dataset.labels, axis=0, return_inverse=True)
+            named = [tuple(dataset.class_names[n] for n in np.flatnonzero(row)) for row in sets]
+            rows = row_of.reshape(-1)
+        else:
+            named, rows = [(name,) for name in dataset.class_names] or [()], dataset.labels
+        numbers = [number_of.setdefault(names, len(number_of)) for names in named]
+        labels.append(np.array(numbers, dtype=np.int64)[rows])
     return np.concatenate(labels)
 
 

@@ -143,6 +143,21 @@ ISSUES = {
         "The largest class has more than 20 times as many images as the smallest.",
         "Read accuracies per class.",
     ),
+    "no_label": IssueType(
+        NOTE,
+        "Images without a label, which teach that they have none of the classes.",
+        "Nothing to do if that is so; else label them.",
+    ),
+    "class_of_all": IssueType(
+        WARNING,
+        "Classes that every image has: there is nothing to tell them from.",
+        "Add images without them, or leave them out.",
+    ),
+    "inseparable_classes": IssueType(
+        WARNING,
+        "Classes that always stand together: a model cannot tell them apart.",
+        "Make them one class, or add images that have only one of them.",
+    ),
     "few_images": IssueType(
         WARNING,
         "Classes with fewer than 5 images.",
@@ -182,7 +197,7 @@ ISSUES = {
         "Delete them from training.",
     ),
     "duplicate_across_classes": IssueType(
-        ERROR, "The same image under two labels.", "Keep the right one."
+        ERROR, "The same image under different labels.", "Keep the right one."
     ),
     "duplicate_in_class": IssueType(
         WARNING, "The same image more than once in a class.", "Delete all but one."

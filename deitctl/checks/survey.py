@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from deitctl.checks.image_info import is_image
 from deitctl.checks.issues import NUM_EXAMPLES, WARNING, Issue, Remedy, report
+from deitctl.config import TaskChoice
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind
 from deitctl.data.find_layout import find_layout
@@ -22,6 +23,7 @@ from deitctl.data.readers.parquet_table import refuse_image_folder
 from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table
 from deitctl.data.readers.tar import iterate_files
+from deitctl.data.several_labels import settle_labels
 from deitctl.data.trees import FolderTree, NameTree, is_image_file
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
@@ -63,13 +65,16 @@ class Survey:
     issues: list[Issue] = field(default_factory=list)
 
 
-def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
+def survey(
+    ref: str, reporter: Reporter, image_folder: str = "", task: TaskChoice = "auto"
+) -> Survey:
     """Open a data set as far as it can be opened.
 
     Args:
         ref: the data.
         reporter: receives progress, and how a table was read.
         image_folder: that the paths of a table are below.
+        task: whether an image has one label or several; auto: as the data has them.
 
     Raises:
         DataError: nothing there, or a folder, tar or table that cannot be read.
@@ -80,7 +85,7 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
         if image_folder and path.is_dir():
             refuse_image_folder(path)
         if path.is_dir() and not find_shards(path):
-            return _survey_folder(path, quiet)
+            return _settle(_survey_folder(path, quiet), task, reporter)
         is_tar = path.suffix.lower() == ".tar" and path.is_file()
         issues = list(_check_tar(path, quiet)) if is_tar else []
     except OSError as error:
@@ -88,7 +93,7 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
     try:
         # How tables and Parquet files were read is no issue of their images.
         messages = reporter if is_table(path) or path.is_dir() else quiet
-        data = open_dataset(ref, messages, image_folder, with_missing=True)
+        data = open_dataset(ref, messages, image_folder, task=task, with_missing=True)
     except DataError:
         # the issue says how to label the images, the error does not
         if any(issue.code == "flat_split" for issue in issues):
@@ -96,6 +101,16 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "") -> Survey:
         raise
     splits = [Split(name or ALL, dataset) for name, dataset in data.list_parts().items()]
     return Survey(data.name, splits, issues)
+
+
+def _settle(surveyed: Survey, task: TaskChoice, reporter: Reporter) -> Survey:
+    """Return a folder's images with the labels of all class folders that each is in, as they are trained on."""
+    labeled = {split.name: split.dataset for split in surveyed.splits if split.labeled}
+    settled = settle_labels(surveyed.name, labeled, task, reporter, is_tree=True)
+    surveyed.splits = [
+        replace(split, dataset=settled.get(split.name, split.dataset)) for split in surveyed.splits
+    ]
+    return surveyed
 
 
 class _ProgressReporter(SilentReporter):

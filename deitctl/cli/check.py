@@ -16,10 +16,13 @@ from deitctl.records import to_object
 if TYPE_CHECKING:
     from deitctl.checks.check import CheckResult
     from deitctl.checks.issues import Issue
+    from deitctl.checks.labels import LabelCounts
 
 BUILT_IN = "digits"
 MAX_EXAMPLES = 3
 """Examples of an issue."""
+MAX_CLASSES = 10
+"""Classes, and pairs of them, of a split of several labels an image."""
 
 
 def check(
@@ -47,6 +50,7 @@ def check(
         ),
     ] = "",
     image_folder: o.ImageFolderOpt = "",
+    task: o.TaskOpt = "auto",
     value_range: o.ValueRangeOpt = "auto",
     workers: Annotated[
         int,
@@ -70,6 +74,7 @@ def check(
         fix_list=fix_list,
         write_manifest=write_manifest,
         image_folder=image_folder,
+        task=task,
         value_range=value_range,
         workers=workers,
         reporter=reporter,
@@ -91,8 +96,28 @@ def _print(result: CheckResult) -> None:
         ("split", "images", "classes"),
         [(name, str(s.num_images), str(s.num_classes)) for name, s in result.splits.items()],
     )
+    for name, size in result.splits.items():
+        if size.labels is not None:
+            _print_labels(name, size.labels)
     for issue in result.issues:
         _print_issue(issue, result.data)
+
+
+def _print_labels(split: str, labels: LabelCounts) -> None:
+    """Print how many labels images have, of which classes, and which stand together."""
+    print_line(
+        f"{split}: {labels.per_image:.2f} labels an image, {labels.num_several:,} images with "
+        f"several, {labels.num_unlabeled:,} with none"
+    )
+    by_count = sorted(labels.images_per_class.items(), key=lambda item: -item[1])
+    shown = by_count[:MAX_CLASSES]
+    rest = by_count[MAX_CLASSES:]
+    texts = [f"{name} {count:,}" for name, count in shown]
+    more = f" ... {rest[-1][0]} {rest[-1][1]:,} ({len(rest):,} more)" if rest else ""
+    print_line("images: " + ", ".join(texts) + more, indent="  ")
+    pairs = [f"{' + '.join(p.classes)} {p.num_images:,}" for p in labels.pairs[:MAX_CLASSES]]
+    if pairs:
+        print_line("together: " + ", ".join(pairs), indent="  ")
 
 
 def _print_issue(issue: Issue, data: str) -> None:

@@ -199,6 +199,7 @@ ImgSizeOpt = Annotated[int, setting_option("img_size", default="", panel=EVERYDA
 ImageFolderOpt = Annotated[
     str, setting_option("image_folder", default=IMAGES_DEFAULT, panel=EVERYDAY)
 ]
+TaskOpt = Annotated[str, setting_option("task", default=None, panel=EVERYDAY)]
 ValueRangeOpt = Annotated[str, setting_option("value_range", default=None, panel=EVERYDAY)]
 OnBadImageOpt = Annotated[str, setting_option("on_bad_image", default=None, panel=MACHINE)]
 NumImagesOpt = Annotated[

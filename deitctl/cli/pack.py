@@ -46,6 +46,7 @@ def pack(
         bool, o.option("--raw", help="Store pixels: nothing to decode, several times the bytes.")
     ] = False,
     image_folder: o.ImageFolderOpt = "",
+    task: o.TaskOpt = "auto",
     value_range: o.ValueRangeOpt = "auto",
     verify: Annotated[
         bool, o.option("--verify", help="Write nothing: compare OUT with DATA, image by image.")
@@ -94,6 +95,7 @@ def pack(
         max_size=max_size or 0,
         raw=raw,
         image_folder=image_folder,
+        task=task,
         value_range=value_range,
         workers=workers,
         reporter=reporter,

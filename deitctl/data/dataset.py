@@ -19,6 +19,7 @@ from PIL import Image
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
+from deitctl.data.own_augmentation import Augmentation
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 from deitctl.names import canonicalize_name, find_names
@@ -44,6 +45,15 @@ class ImageDataset(ABC):
     are known."""
     value_range: ValueRange | None = None
     """Of images of more than 8 bits whose files state none; None: each is scaled by itself."""
+
+    augmentation: Augmentation | None = None
+    """The caller's own of training views, beside the recipe's."""
+
+    def with_augmentation(self, augmentation: Augmentation | None) -> Self:
+        """Return the same images, whose training views have another augmentation of the caller's."""
+        images = copy.copy(self)
+        object.__setattr__(images, "augmentation", augmentation)  # of a frozen one too
+        return images
 
     def with_value_range(self, value_range: ValueRange | None) -> Self:
         """Return the same images, scaled by another range where they have more than 8 bits."""
@@ -324,7 +334,8 @@ def find_folder(dataset: ImageDataset) -> str | None:
 def count_images(dataset: ImageDataset) -> NDArray[np.int64]:
     """Count the images of each class, [K]; one of several labels counts in each of its classes."""
     if dataset.is_multilabel:
-        return dataset.labels.sum(axis=0, dtype=np.int64)
+        counts: NDArray[np.int64] = dataset.labels.sum(axis=0, dtype=np.int64)
+        return counts
     return np.bincount(dataset.labels, minlength=len(dataset.class_names))
 
 
@@ -347,6 +358,13 @@ def name_labels(dataset: ImageDataset) -> list[tuple[str, ...]]:
     """Return the classes of each image by name, in the order of the class names."""
     names = dataset.class_names
     return [tuple(names[label] for label in labels) for labels in list_labels(dataset)]
+
+
+def name_label(dataset: ImageDataset, index: int) -> tuple[str, ...]:
+    """Return the classes of an image by name, in the order of the class names."""
+    label = dataset.labels[index]
+    labels = np.flatnonzero(label) if dataset.is_multilabel else [label]
+    return tuple(dataset.class_names[n] for n in labels)
 
 
 def find_rarest(dataset: ImageDataset) -> NDArray[np.int64]:
@@ -372,7 +390,7 @@ def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
     labels = np.zeros((len(dataset.labels), len(class_names)), np.bool_)
     for column, place in enumerate(mapping.tolist()):
         if place >= 0:
-            labels[:, place] |= dataset.labels[:, column]
+            labels[:, place] |= dataset.labels[:, column].astype(np.bool_, copy=False)
     return labels
 
 
@@ -389,8 +407,8 @@ def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
     return replace(dataset, labels=number_labels(dataset, names), class_names=names), empty
 
 
-def encode_labels(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.bool_]:
-    """Return labels of one an image as multi-hot, [N,K]."""
+def encode_labels(labels: Labels, num_classes: int) -> NDArray[np.bool_]:
+    """Return labels of one an image, [N], as multi-hot, [N,K]."""
     encoded = np.zeros((len(labels), num_classes), np.bool_)
     encoded[np.arange(len(labels)), labels] = True
     return encoded
@@ -402,3 +420,14 @@ def make_multilabel(dataset: ImageDataset) -> ImageDataset:
         return dataset
     labels = encode_labels(dataset.labels, len(dataset.class_names))
     return Subset(dataset, np.arange(len(labels)), labels, dataset.class_names)
+
+
+def describe_labels(labels: Labels) -> str:
+    """Say how many images have several labels, [N,K], and how many none."""
+    counts = labels.sum(axis=1)
+    num_none = int((counts == 0).sum())
+    none = f", {num_none:,} none" if num_none else ""
+    return (
+        f"{int((counts > 1).sum()):,} of {len(counts):,} images have several of the "
+        f"{labels.shape[1]:,} classes{none}"
+    )

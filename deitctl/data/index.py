@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.arrays import UNREADABLE, StoredBytes, StringArray, encode_block, read_block
+from deitctl.data.dataset import Labels
 from deitctl.data.file_types import get_extensions
 from deitctl.data.open_file import OpenFile
 from deitctl.errors import DataChanged, DeitctlError
@@ -46,8 +47,8 @@ class Listing:
     """The images of one split, by name relative to the dataset's root."""
 
     names: StringArray
-    labels: NDArray[np.int64]
-    """Index into `class_names`, [N]."""
+    labels: Labels
+    """Index into `class_names`, [N]; of several labels an image, in a pack, multi-hot, [N,K]."""
     class_names: tuple[str, ...]
     """Includes classes without an image."""
     spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))

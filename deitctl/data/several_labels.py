@@ -100,7 +100,7 @@ def has_copies(parts: Iterable[ImageDataset]) -> bool:
     if count > MAX_IMAGES or any(part.is_multilabel for part in parts):
         return False
     named = [(part, rows) for part in parts for rows in _find_shared_names(part)]
-    if len(named) < MIN_SEVERAL * count:
+    if not named or len(named) < MIN_SEVERAL * count:
         return False
     places = np.linspace(0, len(named) - 1, min(NUM_SAMPLED, len(named))).astype(int).tolist()
     # Numbered images have equal names in all folders, and other sizes.
@@ -194,4 +194,4 @@ def _find_shared_sizes(sizes: NDArray[np.int64], labels: NDArray[np.generic]) ->
     differs = np.minimum.reduceat(ordered, starts) != np.maximum.reduceat(ordered, starts)
     lengths = np.diff(np.append(starts, len(order)))
     is_shared = np.repeat(differs, lengths) & (sizes[order] > 0)
-    return np.sort(order[is_shared]).tolist()
+    return list(np.sort(order[is_shared]).tolist())

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.checks.check import SplitSize
+from deitctl.checks.labels import count_labels
+from deitctl.config import TaskChoice
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, ImageDataset, compute_digest
+from deitctl.data.dataset import FileDataset, ImageDataset, Subset, compute_digest, name_label
 from deitctl.data.index import Listing
 from deitctl.data.open import DatasetSplits, open_dataset
 from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, write_pack
@@ -83,6 +85,7 @@ def pack(
     max_size: int = 0,
     raw: bool = False,
     image_folder: str = "",
+    task: TaskChoice = "auto",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
@@ -95,6 +98,7 @@ def pack(
         max_size: short side in pixels above which an image becomes a smaller JPEG; 0: none does.
         raw: store pixels, which need no decoding.
         image_folder: folder that the paths of a table are below; empty: where the table leads.
+        task: whether an image has one label or several; auto: as the data has them.
         value_range: of images of more than 8 bits that are encoded anew, see `settle_range`; the
             pack keeps it, so that a model that is trained on it does.
         workers: processes that decode and encode, 0 for none, -1 for one a core; same result.
@@ -110,7 +114,8 @@ def pack(
     if max_size < 0:
         raise ConfigError(f"max_size = {max_size}: an image has 1 pixel or more a side.")
     _check_path(path, data)
-    opened, encoding = open_dataset(data, reporter, image_folder), Encoding(max_size, raw)
+    opened = open_dataset(data, reporter, image_folder, task=task)
+    encoding = Encoding(max_size, raw)
     # Files that are copied keep their values, and whoever reads them decides.
     if not encoding.copies_files or value_range != "auto":
         opened = opened.with_value_range(value_range, reporter.note)
@@ -144,7 +149,9 @@ def pack(
         data=opened.name,
         splits={
             name or "all": SplitSize(
-                num_images=len(dataset.labels), num_classes=len(dataset.class_names)
+                num_images=len(dataset.labels),
+                num_classes=len(dataset.class_names),
+                labels=count_labels(dataset),
             )
             for name, dataset in datasets.items()
         },
@@ -186,6 +193,8 @@ def _find_folder(data: DatasetSplits) -> str:
 
 def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
     """Return the names of images below their split, or those in a table below `folder`."""
+    if isinstance(dataset, Subset):  # of a tree whose copies are one image each
+        return _list_names(dataset.dataset, folder).take(dataset.indices.tolist())
     if isinstance(dataset, PackDataset):
         return dataset.names.with_prefix("")
     if isinstance(dataset, TarDataset):
@@ -200,7 +209,11 @@ def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
 
 
 def verify_pack(
-    data: str, out: str, *, image_folder: str = "", reporter: Reporter | None = None
+    data: str,
+    out: str,
+    *,
+    image_folder: str = "",
+    reporter: Reporter | None = None,
 ) -> PackVerification:
     """Compare a pack with the data that it was made of: splits, classes, names, labels, bytes.
 
@@ -212,8 +225,10 @@ def verify_pack(
     """
     reporter, start = reporter or SilentReporter(), time.perf_counter()
     path = expand_home(out)
-    opened = open_dataset(data, reporter, image_folder)
     packs = open_pack(path)
+    is_multilabel = any(packed.is_multilabel for packed in packs.values())
+    task: TaskChoice = "multilabel" if is_multilabel else "classification"
+    opened = open_dataset(data, reporter, image_folder, task=task)
     if (value_range := next(iter(packs.values())).value_range) is not None:
         opened = opened.with_value_range(value_range, reporter.note)
     datasets = _list_datasets(opened)
@@ -288,13 +303,10 @@ def _compare_image(
     packed: PackDataset, packed_index: int, dataset: ImageDataset, index: int
 ) -> str:
     """Return how an image differs, empty if it does not."""
-    label = dataset.class_names[dataset.labels[index]]
-    packed_label = packed.class_names[packed.labels[packed_index]]
+    label, packed_label = name_label(dataset, index), name_label(packed, packed_index)
     if label != packed_label:
-        return (
-            f"{packed.name(packed_index)} is of class {packed_label!r}, "
-            f"and of {label!r} in the data."
-        )
+        one, other = (" and ".join(map(repr, names)) or "none" for names in (packed_label, label))
+        return f"{packed.name(packed_index)} is of class {one}, and of {other} in the data."
     try:
         packed_data = packed.read_bytes(packed_index)
     except DataError as error:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from deitctl.data.group_names import NOTATIONS, is_of_path
 from deitctl.data.layout import find_split_word, match_split
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
-from deitctl.errors import DataError
+from deitctl.errors import DataError, did_you_mean
 from deitctl.models.tasks import MULTILABEL
 from deitctl.names import canonicalize_name
 
@@ -357,13 +358,23 @@ def _take_only(
 def _find_group(
     path: Path, names: Sequence[str], reduced: Sequence[str], group_by: str
 ) -> int | None:
-    """Return the column that is called as that of groups, in its own spelling or nearly."""
-    if not group_by:
+    """Return the column that is called as that of groups, in its own spelling or nearly.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    if not group_by or is_of_path(group_by):
         return None
     if group_by in names:
         return list(names).index(group_by)
     places = [at for at, name in enumerate(reduced) if name == reduce_name(group_by)]
-    return _take_only(path, names, places, "groups", group_by) if places else None
+    if not places:
+        near = did_you_mean(group_by, names)
+        raise DataError(
+            f"{path} has the columns {name_columns(names)}, and no {group_by!r}, which --group-by names.",
+            near or NOTATIONS,
+        )
+    return _take_only(path, names, places, "groups", group_by)
 
 
 def _find_one_hot(

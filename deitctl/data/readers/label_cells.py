@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from deitctl.config import TaskChoice
@@ -103,9 +104,9 @@ def read_bits(
     Raises:
         DataError: a field is neither; for one label an image a row of none or several.
     """
-    labels = []
+    labels: list[tuple[str, ...]] = []
     for number, cell in enumerate(cells):
-        ones = []
+        ones: list[str] = []
         for at, field in zip(columns.one_hot, cell.split("\t"), strict=True):
             if field.casefold() not in BITS:
                 raise DataError(
@@ -116,15 +117,18 @@ def read_bits(
             ones += [columns.names[at]] if BITS[field.casefold()] else []
         labels.append(tuple(ones))
     is_multilabel = task == MULTILABEL or (task == "auto" and max(map(len, labels)) > 1)
-    for number, ones in enumerate(labels):
-        if len(ones) != 1 and not is_multilabel:
-            what = f"several classes ({name_columns(ones)})" if ones else "no class"
+    for number, names in enumerate(labels):
+        if len(names) != 1 and not is_multilabel:
+            what = f"several classes ({name_columns(names)})" if names else "no class"
             raise DataError(
                 f"{path}, {name_row(number)} has {what}: of the columns {name_columns(columns.names)} "
-                f"{len(ones)} of those of classes hold 1.",
-                WAY_ON if ones else f"{WAY_ON[:-1]}, or none.",
+                f"{len(names)} of those of classes hold 1.",
+                WAY_ON if names else f"{WAY_ON[:-1]}, or none.",
             )
-    return LabelCells(tuple(labels), is_multilabel)
+    used = set(chain.from_iterable(labels))
+    unused = [columns.names[at] for at in columns.one_hot if columns.names[at] not in used]
+    left_out = f"no image has {name_columns(unused)}, left out" if unused and is_multilabel else ""
+    return LabelCells(tuple(labels), is_multilabel, left_out)
 
 
 def find_sign(cells: Sequence[str], is_multilabel: bool) -> str:

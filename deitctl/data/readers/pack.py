@@ -48,10 +48,15 @@ from deitctl.paths import suggest_path
 SUFFIX = ".pack"
 FAMILY = b"deitctl pack "
 MAGIC = FAMILY + b"2\n"
+MAGIC_SEVERAL = FAMILY + b"3\n"
+"""Of several labels an image, which earlier versions would read as one."""
 START = ALIGN
 """Offset of the first image: magic line, offset of the index, padding."""
 CHECKSUM_DTYPES = {"checksums": "<u4", "digests": "<u8"}
 DTYPES = (*LISTING_DTYPES.values(), *CHECKSUM_DTYPES.values())
+AT_LABELS = list(LISTING_DTYPES).index("labels")
+DTYPES_SEVERAL = (*DTYPES[:AT_LABELS], "|u1", *DTYPES[AT_LABELS + 1 :])
+"""Of several labels an image: bits, eight classes a byte, [N, K/8]."""
 PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 
 
@@ -149,13 +154,15 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
         start = file.read(0, START)
         if not start.startswith(FAMILY):
             raise DataError(f"{path} is not a pack.", "`deitctl pack` writes one.")
-        if not start.startswith(MAGIC):
+        if not start.startswith((MAGIC, MAGIC_SEVERAL)):
             raise DataError(
                 f"{path} is a pack of another version of deitctl.", "Pack the data again."
             )
         offset = int.from_bytes(start[len(MAGIC) : len(MAGIC) + 8], "little")
         index = StoredBytes(file, offset)
-        header, arrays = read_block(index, offset, lambda header: DTYPES * len(header["splits"]))
+        is_multilabel = start.startswith(MAGIC_SEVERAL)
+        dtypes = DTYPES_SEVERAL if is_multilabel else DTYPES
+        header, arrays = read_block(index, offset, lambda header: dtypes * len(header["splits"]))
         splits: dict[str, list[str]] = header["splits"]
         if not splits or (set(splits) != {""} and not set(splits) <= set(SPLITS)):
             raise ValueError("it has no splits")
@@ -168,6 +175,7 @@ def open_pack(path: Path) -> dict[str, PackDataset]:
                 arrays[n * len(DTYPES) : (n + 1) * len(DTYPES)],
                 offset,
                 value_range,
+                is_multilabel,
             )
             for n, (name, class_names) in enumerate(splits.items())
         }
@@ -185,12 +193,14 @@ def _open_split(
     arrays: list[NDArray[Any]],
     end: int,
     value_range: ValueRange | None,
+    is_multilabel: bool,
 ) -> PackDataset:
     """Build one split.
 
     Raises:
         ValueError: its arrays are inconsistent or point outside of the images' bytes.
     """
+    labels = _unpack_labels(arrays, len(classes)) if is_multilabel else None
     listing = decode_listing(classes, arrays[: len(LISTING_DTYPES)])
     checksums, digests = arrays[len(LISTING_DTYPES) :]
     count, spans = len(listing.names), listing.spans
@@ -208,10 +218,24 @@ def _open_split(
         spans,
         checksums,
         digests,
-        listing.labels,
+        listing.labels if labels is None else labels,
         listing.class_names,
         value_range,
     )
+
+
+def _unpack_labels(arrays: list[NDArray[Any]], num_classes: int) -> NDArray[np.bool_]:
+    """Return the labels of several an image, [N,K], and put labels of one into their place among the arrays.
+
+    Raises:
+        ValueError: they are of another number of classes.
+    """
+    bits = arrays[AT_LABELS]
+    count = max(0, len(arrays[AT_LABELS - 1]) - 1)
+    if not num_classes or bits.shape != (count, -(-num_classes // 8)):
+        raise ValueError("its labels are inconsistent")
+    arrays[AT_LABELS] = np.zeros(count, np.int64)
+    return np.unpackbits(bits, axis=1, count=num_classes).astype(np.bool_)
 
 
 def is_pack(path: Path) -> bool:
@@ -250,17 +274,18 @@ def write_pack(
     offsets = np.frombuffer(ends, np.int64)
     spans = np.stack([offsets[:-1], np.diff(offsets)], axis=1)
     arrays: list[tuple[str, NDArray[Any]]] = []
+    is_multilabel = any(split.labels.ndim == 2 for split in splits.values())
     bounds = np.cumsum([0, *(len(split.labels) for split in splits.values())]).tolist()
     for split, (first, last) in zip(splits.values(), pairwise(bounds), strict=True):
         values = (
             split.names.blob,
             split.names.ends,
-            split.labels,
+            np.packbits(split.labels, axis=1) if is_multilabel else split.labels,
             spans[first:last],
             np.frombuffer(checksums, np.uint32)[first:last],
             np.frombuffer(digests, np.uint64)[first:last],
         )
-        arrays += zip(DTYPES, values, strict=True)
+        arrays += zip(DTYPES_SEVERAL if is_multilabel else DTYPES, values, strict=True)
     offset = ends[-1] + -ends[-1] % ALIGN
     # Aligned, so that arrays can be used in place.
     file.write(bytes(offset - ends[-1]))
@@ -272,5 +297,5 @@ def write_pack(
     size = file.tell()
     # The magic line goes last: an interrupted write leaves no file that looks like a pack.
     file.seek(0)
-    file.write(MAGIC + offset.to_bytes(8, "little"))
+    file.write((MAGIC_SEVERAL if is_multilabel else MAGIC) + offset.to_bytes(8, "little"))
     return size

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import Labels
+from deitctl.data.dataset import Labels, describe_labels
 from deitctl.data.layout import match_split
 from deitctl.data.readers.columns import NO, YES, Columns, name_columns
 from deitctl.data.readers.label_cells import WAY_ON, LabelCells, read_bits, read_cells
@@ -182,20 +182,15 @@ def collect_rows(
             if len(at := np.flatnonzero(parts[first] == part))
         },
         None if group_names is None else [group_names[group_of[n]] for n in first.tolist()],
-        _describe(found, joined, class_names),
+        _describe(found, joined),
     )
 
 
-def _describe(found: LabelCells, joined: JoinedRows, class_names: Sequence[str]) -> tuple[str, ...]:
+def _describe(found: LabelCells, joined: JoinedRows) -> tuple[str, ...]:
     """Say how several labels an image were found, and how many images have them."""
     notes = [note for note in (found.sign, joined.note) if note]
     if joined.labels.ndim == 2:
-        counts = joined.labels.sum(axis=1)
-        none = f", {(counts == 0).sum():,} none" if (counts == 0).any() else ""
-        notes.append(
-            f"task multilabel, as {(counts > 1).sum():,} of {len(counts):,} images have several of "
-            f"the {len(class_names):,} classes{none}"
-        )
+        notes.append(f"task multilabel, as {describe_labels(joined.labels)}")
     return tuple(notes)
 
 
@@ -212,7 +207,7 @@ def _leave_test_out(
         reporter.note(
             f"{path}: the {is_test.sum():,} test images have no labels, and are left out."
         )
-        return ~is_test
+        return np.logical_not(is_test)
     return np.ones(len(parts), np.bool_)
 
 
