@@ -235,10 +235,11 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     finetuning = {"no": "", "scratch": "trained from scratch, "}.get(
         preflight.finetuned, f"fine-tuned ({preflight.finetuned}), "
     )
-    top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
-    score = f"top-1 {preflight.top1:.2f} %{top5}"
     if preflight.is_multilabel:
         score = f"mAP {preflight.map:.2f} % (chance {preflight.map_chance:.1f} %)"
+    else:
+        top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
+        score = f"top-1 {preflight.top1:.2f} %{top5}"
     return (
         f"Teacher {preflight.name}: {score} on "
         f"{preflight.num_images} validation images, {finetuning}{detail}, at {preflight.preprocessing.img_size} "

@@ -24,9 +24,12 @@ from deitctl.models.build import build_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.sources import list_weight_files
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.recipes import DIGITS_CONVNET
 from deitctl.training.build import TrainSetup, build_student, build_training
+from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import set_train_mode
+from deitctl.training.objective import build_objective
 from deitctl.training.step import (
     TrainContext,
     compute_losses,
@@ -133,8 +136,7 @@ class TrialRun(TrainSetup):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the student's loss on a batch, without a teacher."""
-        student_alone = replace(self.context, distill=None, cached_teacher=None, teacher=None)
-        return compute_losses(student_alone, self.state, batch)["loss"]
+        return compute_losses(self.context.without_teacher(), self.state, batch)["loss"]
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a loss."""
@@ -165,7 +167,8 @@ class TrialRun(TrainSetup):
         images = normalize(device.to_device(batch.images), context.preprocessing)
         with device.autocast():
             logits = context.teacher(images)
-            return teacher_targets(logits, context.distill.mode, context.distill.tau)
+            mode, tau = context.distill.mode, context.distill.tau
+            return teacher_targets(logits, mode, tau, context.teacher.is_multilabel)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> None:
@@ -199,7 +202,8 @@ def build_trial(
     context, teacher = setup.context, None
     if distill is not None:
         teacher = build_random_teacher(config, train, context.preprocessing, device)
-        context = replace(context, distill=distill)
+        objective = build_objective(config, ClassCounts.of(train), device.torch_device)
+        context = replace(context, distill=distill, objective=objective)
         if distill.teacher_input == "mixed":
             context = replace(context, teacher=teacher)
         else:
@@ -214,7 +218,7 @@ def _build_uncached(teacher: Teacher, config: TrainConfig, context: TrainContext
     distill, device = config.distill, context.device
     assert distill is not None
     topk = distill.logits_topk if distill.mode == "soft" else 0
-    codec = TargetCodec(distill.mode, context.num_classes, topk)
+    codec = TargetCodec(distill.mode, context.num_classes, topk, teacher.is_multilabel)
     repeats = config.recipe.augment.repeated_aug
     return CachedTeacher(codec, distill.tau, None, lambda: teacher, device, distill.views, repeats)
 
@@ -240,5 +244,7 @@ def build_random_teacher(
             distilled=None,
             reporter=SilentReporter(),
         )
+    task = MULTILABEL if train.is_multilabel else CLASSIFICATION
+    teacher = replace(teacher, model_config=replace(teacher.model_config, task=task))
     rows = tuple(range(len(train.class_names)))
     return freeze_teacher(teacher, rows, preprocessing, device)

@@ -6,7 +6,7 @@ Letters: B images, K classes, S pixels of a square's side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
 from deitctl.training.freezing import is_batch_norm
 from deitctl.training.losses import make_targets
-from deitctl.training.objective import Objective, StudentBatch
+from deitctl.training.objective import Objective, StudentBatch, Supervised, find_task_loss
 from deitctl.training.optim import set_learning_rate
 from deitctl.training.optimizer_state import seeded
 from deitctl.training.schedule import compute_lr_with_restarts
@@ -74,6 +74,13 @@ class TrainContext:
             and self.distill.teacher_input == "unmixed"
             and self.distill.views > 0
         )
+
+    def without_teacher(self) -> TrainContext:
+        """Return the context of steps that learn the true labels alone, by the same loss."""
+        objective = self.objective
+        if self.distill is not None:
+            objective = Supervised(find_task_loss(objective))
+        return replace(self, objective=objective, distill=None, cached_teacher=None, teacher=None)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step."""
