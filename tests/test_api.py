@@ -39,6 +39,9 @@ for prediction in deitctl.predict(["a.jpg", Path("b.jpg")], model=run, topk=3):
 model = deitctl.load(run)
 best = model.predict("cat.jpg").predictions[0].score
 steps: int = deitctl.plan("photos/").num_steps
+folds = deitctl.train("photos/", folds=5, group_by="patient")
+mean: float = folds.metrics["top1"].mean
+second: float = deitctl.distill("photos/", teacher="regnety_160", folds=5, fold=2).best.top1
 reveal_type(deitctl.train)
 """
 MISTAKES = {

@@ -27,6 +27,11 @@ MAX_NAMED = 3
 """Groups or classes that a message names."""
 
 
+def is_of_path(group_by: str) -> bool:
+    """Return whether `--group-by` names a part of the images' paths, not a column."""
+    return group_by.startswith((FOLDER, NAME))
+
+
 def check_group_by(group_by: str) -> None:
     """Raise `ConfigError` unless `--group-by` is a column, a folder's level or a pattern of names."""
     if group_by.startswith(FOLDER):
@@ -60,7 +65,7 @@ def name_groups(dataset: ImageDataset, group_by: str, data: str) -> list[str]:
         DataError: an image has no such folder, name or entry, all are of one group, or the groups
             are the classes.
     """
-    if group_by.startswith((FOLDER, NAME)):
+    if is_of_path(group_by):
         paths = list_relative_paths(dataset)
         is_folder = group_by.startswith(FOLDER)
         names = [
