@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_overloads, overload
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import convert, dotted_name, list_options
+from deitctl.sizes import ImageSize
 
 if TYPE_CHECKING:
     from deitctl.config import SelectChoice, TaskChoice, TrainConfig
@@ -66,7 +67,7 @@ def train(
     recipe: PathLike | None = None,
     epochs: int | None = None,
     batch_size: int | Literal["auto"] | None = None,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
@@ -151,7 +152,7 @@ def distill(
     recipe: PathLike | None = None,
     epochs: int | None = None,
     batch_size: int | Literal["auto"] | None = None,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
@@ -163,7 +164,7 @@ def distill(
     output: PathLike | None = None,
     teacher_weights: PathLike | None = None,
     teacher_classes: PathLike | None = None,
-    teacher_img_size: int | None = None,
+    teacher_img_size: ImageSize | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
     mode: Literal["hard", "soft", "none"] | None = None,
     alpha: float | None = None,
@@ -286,7 +287,7 @@ def cache_teacher(
     value_range: str | None = None,
     teacher_weights: PathLike | None = None,
     teacher_classes: PathLike | None = None,
-    teacher_img_size: int | None = None,
+    teacher_img_size: ImageSize | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
     mode: Literal["hard", "soft"] | None = None,
     tau: float | None = None,
@@ -433,7 +434,7 @@ def bench(
     teacher: PathLike | None = None,
     recipe: PathLike | None = None,
     batch_size: int | Literal["auto"] | None = None,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -474,7 +475,7 @@ def evaluate(
     real_labels: PathLike = "",
     save_temperature: bool = False,
     batch_size: int = 64,
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     image_folder: PathLike = "",
     value_range: str = "auto",
     on_bad_image: OnBadImage = "skip",

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from deitctl.sizes import ImageSize
+
 MAX_COUNT = 1_000_000
 """Epochs, images a step and views beyond which a number is a slip or an attack."""
 MAX_FOLDS = 1000
+MAX_CHANNELS = 512  # a hyperspectral camera's image has some 200
 MAX_SIZE = 2048  # timm's largest is 1,280
 """Largest side of an input in pixels."""
 
@@ -245,9 +248,13 @@ class Recipe:
     name: str
     pretrained: Annotated[bool, Option("Start from published weights.", OPTIMIZATION, RECIPE)]
     img_size: Annotated[
-        int,
+        ImageSize,
         Option(
-            "Side of the input in pixels; 0: the model's own.", EVERYDAY, RECIPE, ge=0, le=MAX_SIZE
+            "Side of the input in pixels, or HEIGHTxWIDTH; 0: the model's own.",
+            EVERYDAY,
+            RECIPE,
+            ge=0,
+            le=MAX_SIZE,
         ),
     ]
     epochs: Annotated[
@@ -307,6 +314,16 @@ class Recipe:
     ema_decay: Annotated[
         float, Option("Decay of the moving average of the weights; 0: none.", ge=0, lt=1)
     ]
+    in_chans: Annotated[
+        int,
+        Option(
+            "Channels of the input: 1 of gray, 3 of RGB, or as many as the files have; 0: the model's own.",
+            OPTIMIZATION,
+            RECIPE,
+            ge=0,
+            le=MAX_CHANNELS,
+        ),
+    ] = 0
     freeze: Annotated[
         Literal["none", "backbone"], Option("backbone: train the classifier alone, a linear probe.")
     ] = "none"
@@ -435,8 +452,13 @@ class DistillConfig:
         ),
     ] = ""
     teacher_img_size: Annotated[
-        int,
-        Option("Side of the teacher's input in pixels; 0: its own.", TEACHER, ge=0, le=MAX_SIZE),
+        ImageSize,
+        Option(
+            "Side of the teacher's input in pixels, or HEIGHTxWIDTH; 0: its own.",
+            TEACHER,
+            ge=0,
+            le=MAX_SIZE,
+        ),
     ] = 0
     teacher_input: Annotated[
         Literal["mixed", "unmixed"],

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from deitctl.config import MACHINE_SETTINGS, Option, TrainConfig
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.paths import read_text, suggest_path
+from deitctl.sizes import ImageSize, parse_size
 
 C = TypeVar("C")
 MAX_TOML = 2**18
@@ -239,6 +240,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
             if value in args:
                 return value
             raise ValueError(f"expected one of {', '.join(map(str, args))}")
+        if hint == ImageSize:
+            return parse_size(value)
         if hint is Any:
             return _parse_argument(value)
         if origin is Mapping:

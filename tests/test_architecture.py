@@ -25,6 +25,7 @@ PACKAGES = (
         "cores",
         "launchers",
         "names",
+        "sizes",
         "threads",
     ),
     ("device", "distributed", "free_memory", "lock", "rng"),

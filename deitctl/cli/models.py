@@ -11,6 +11,7 @@ from deitctl.cli import completion
 from deitctl.cli import options as o
 from deitctl.cli.console import choose_format, print_json, print_line, print_next, print_table
 from deitctl.records import to_object
+from deitctl.sizes import ImageSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class PublishedModel:
     """Name in deitctl."""
     timm_name: str
     """Name in timm."""
-    img_size_px: int
+    img_size_px: ImageSize
     """Side of the input."""
     embed_dim: int
     """Width of the tokens."""

@@ -27,6 +27,7 @@ from deitctl.settings import (
     parse_overrides,
     require_range,
 )
+from deitctl.sizes import ImageSize, format_size
 
 DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack of either, table of path,label."
 FORMATS = ("table", "json")
@@ -111,11 +112,24 @@ COMPLETIONS = {
 }
 
 
+def _parse_img_size(flag: str, text: str) -> ImageSize:
+    with _blame_command_line():
+        size: ImageSize = convert(text, ImageSize, flag)
+    return size
+
+
 def setting_option(keyword: str, *, default: str | None, panel: str | None, **details: Any) -> Any:
     """Declare the option of a setting; arguments as `option`."""
     setting = list_options()[keyword]
     values = get_args(setting.kind) if get_origin(setting.kind) is Literal else ()
     flag = setting.flag.partition("/")[0]
+
+    if setting.kind == ImageSize:
+        details = {
+            "parser": functools.partial(_parse_img_size, flag),
+            "metavar": "N|HxW",
+            **details,
+        }
 
     def check(value: Any) -> None:
         if keyword == "device" and not re.fullmatch(r"cuda:\d+", value):
@@ -195,7 +209,7 @@ ModelTaskOpt = Annotated[
 DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)]
 PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
 WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]
-ImgSizeOpt = Annotated[int, setting_option("img_size", default="", panel=EVERYDAY, min=0)]
+ImgSizeOpt = Annotated[ImageSize, setting_option("img_size", default="", panel=EVERYDAY)]
 ImageFolderOpt = Annotated[
     str, setting_option("image_folder", default=IMAGES_DEFAULT, panel=EVERYDAY)
 ]
@@ -371,7 +385,7 @@ def spell_options(arguments: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words += [on if value != (keyword in INVERTED) else off]
         elif keyword != "data":
-            words += [on, str(value)]
+            words += [on, format_size(value) if isinstance(value, tuple) else str(value)]
     return words
 
 
@@ -399,4 +413,5 @@ def _annotate(keyword: str) -> Any:
     has_default = fixed is not MISSING and fixed != "" and not isinstance(fixed, bool)
     default = setting.option.default or (str(fixed) if has_default else "")
     info = setting_option(keyword, default=default, panel=setting.option.panel)
-    return Annotated[(str if get_origin(kind) is Literal else kind) | None, info]
+    is_text = get_origin(kind) is Literal or kind == ImageSize  # which a parser reads
+    return Annotated[(str if is_text else kind) | None, info]

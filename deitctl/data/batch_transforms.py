@@ -27,7 +27,7 @@ ERASE_RATIO = (0.3, 1 / 0.3)
 
 
 def normalize(pixels: Tensor, pre: Preprocessing) -> Tensor:
-    """Turn uint8 [B,3,H,W] into a model's input: (x / 255 - mean) / std per channel, float32."""
+    """Turn uint8 [B,C,H,W] into a model's input: (x / 255 - mean) / std per channel, float32."""
     mean, std = _as_channels(pre.mean, pixels), _as_channels(pre.std, pixels)
     # On the device, so that uint8 goes over the bus: a quarter of the bytes.
     return pixels.float().div(255).sub(mean).div(std)
@@ -43,14 +43,23 @@ def renormalize(images: Tensor, old: Preprocessing, new: Preprocessing) -> Tenso
     return images * scale + shift
 
 
+def to_luminance(images: Tensor) -> Tensor:
+    """Return the luminance of images [B,3,H,W], whose channels are normalized alike: [B,1,H,W].
+
+    By the weights of ITU-R 601-2, Pillow's for gray images.
+    """
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
 def _as_channels(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=torch.float32).view(1, 3, 1, 1)
+    return torch.tensor(values, device=like.device, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 def random_erase(
     images: Tensor, keys: Sequence[SampleKey], probability: float, seed: int
 ) -> Tensor:
-    """Fill one random rectangle of some normalized images [B,3,H,W] with normal noise, in place.
+    """Fill one random rectangle of some normalized images [B,C,H,W] with normal noise, in place.
 
     Random erasing in timm's `pixel` mode. Rectangle and noise are a function of `(seed, key)`, not
     of the batch.
@@ -71,7 +80,7 @@ def random_erase(
                 top = int(draw.integers(0, height - h + 1))
                 left = int(draw.integers(0, width - w + 1))
                 # Of mean 0 and deviation 1, as normalized images have.
-                noise = torch.from_numpy(draw.standard_normal((3, h, w), dtype=np.float32))
+                noise = torch.from_numpy(draw.standard_normal((len(image), h, w), dtype=np.float32))
                 image[:, top : top + h, left : left + w] = noise.to(images.device)
                 break
     return images
@@ -80,7 +89,7 @@ def random_erase(
 def student_affine(
     images: Tensor, keys: Sequence[SampleKey], config: AugmentConfig, seed: int
 ) -> Tensor:
-    """Rotate, scale, translate and flip each normalized image of [B,3,S,S].
+    """Rotate, scale, translate and flip each normalized image of [B,C,H,W].
 
     Flips only where the recipe flips.
 
@@ -91,6 +100,7 @@ def student_affine(
     degrees, scaling, shift = config.student_affine
     if not any(config.student_affine):
         return images
+    height, width = images.shape[-2:]
     rows = []
     for key in keys:
         draw = rng.generator(seed, "on top", *key)
@@ -99,11 +109,13 @@ def student_affine(
         dx, dy = draw.uniform(-2 * shift, 2 * shift, 2).tolist()  # the grid is 2 wide
         mirror = -1.0 if draw.random() < config.hflip else 1.0
         cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
-        rows.append([[mirror * cos, sin, dx], [-mirror * sin, cos, dy]])
+        # The grid is 2 wide and 2 high, whatever the image is.
+        across, down = sin * (height / width), -mirror * sin * (width / height)
+        rows.append([[mirror * cos, across, dx], [down, cos, dy]])
     theta = torch.tensor(rows, device=images.device)
-    # theta [B,2,3], grid [B,S,S,2] in -1..1
+    # theta [B,2,3], grid [B,H,W,2] in -1..1
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     # Clamped to the middle of the outermost pixel: MPS has no padding_mode="border" before torch
     # 2.13.
-    edge = 1 - 1 / images.shape[-1]
+    edge = torch.tensor([1 - 1 / width, 1 - 1 / height], device=images.device)
     return F.grid_sample(images, grid.clamp(-edge, edge), mode="bilinear", align_corners=False)

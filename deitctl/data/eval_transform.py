@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.models.model_config import Preprocessing
+from deitctl.sizes import ImageSize, height_width
 
 Pixels = NDArray[np.uint8]
 MAX_RESIZED_PIXELS = 2**24
@@ -27,32 +28,43 @@ INTERPOLATION = {resample.name.lower(): resample for resample in Image.Resamplin
 
 
 def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
-    """Resize and center-crop an RGB image: uint8 [3,S,S].
+    """Resize and center-crop an RGB image: uint8 [C,H,W].
 
-    The pixels are those of timm's `transforms_imagenet_eval`.
+    The pixels are those of timm's `transforms_imagenet_eval`. A model of one channel sees its
+    luminance.
     """
-    size, target = pre.img_size, pre.resize_to
+    target, (height, width) = pre.resize_to, pre.hw
+    image = to_channels(image, pre.in_chans)
     resample = INTERPOLATION.get(pre.interpolation, Image.Resampling.BICUBIC)
     if pre.crop_mode == "squash":
-        image = image.resize((target, target), resample)
+        image = image.resize(height_width(target)[::-1], resample)
     else:
         scaled = get_resized_size(image.width, image.height, target)
         # 2 x 20,000 pixels would become 248 x 2,480,000: 1.8 GB, of which the crop shows a square.
         if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
-            image = _resize_center(image, scaled, size, resample)
+            image = _resize_center(image, scaled, (width, height), resample)
         # As torchvision, which returns an image of the right size as it is; Pillow would copy it.
         elif scaled != image.size:
             image = image.resize(scaled, resample)
-    left, top = get_crop_offset(image.width, size), get_crop_offset(image.height, size)
+    left, top = get_crop_offset(image.width, width), get_crop_offset(image.height, height)
     # Pillow fills with black outside of the image, as torchvision pads.
-    return to_chw(image.crop((left, top, left + size, top + size)))
+    return to_chw(image.crop((left, top, left + width, top + height)))
 
 
-def get_resized_size(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return (width, height) with the short side at `target` pixels.
+def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
+    """Return an RGB image as a model of `in_chans` channels takes it: one of one as its luminance."""
+    return image.convert("L") if in_chans == 1 else image
 
-    The other side is rounded down, as in timm and transformers.
+
+def get_resized_size(width: int, height: int, target: ImageSize) -> tuple[int, int]:
+    """Return (width, height) with the short side at `target` pixels, or covering height and width.
+
+    The other side is rounded down, as in timm and transformers; of a target that is no square it is
+    rounded to the nearest, as in timm.
     """
+    if not isinstance(target, int):
+        ratio = min(height / target[0], width / target[1])
+        return round(width / ratio), round(height / ratio)
     if width <= height:
         # int() of a float, as both have it: integer division differs where the product is not
         # exact.
@@ -69,16 +81,16 @@ def has_extreme_aspect(width: int, height: int, pre: Preprocessing) -> bool:
 
 
 def _resize_center(
-    image: Image.Image, scaled: tuple[int, int], size: int, resample: Image.Resampling
+    image: Image.Image, scaled: tuple[int, int], size: tuple[int, int], resample: Image.Resampling
 ) -> Image.Image:
-    """Return the center of `image` resized to `scaled`, at most `size` pixels a side.
+    """Return the center of `image` resized to `scaled`, at most `size`; each is (width, height).
 
     A value may differ by 1 from the crop of the resized image, because Pillow's box coordinates are
     floats.
     """
     bounds, box = [], []
-    for length, resized in zip((image.width, image.height), scaled, strict=True):
-        cropped, step = min(size, resized), length / resized
+    for length, resized, side in zip((image.width, image.height), scaled, size, strict=True):
+        cropped, step = min(side, resized), length / resized
         start = get_crop_offset(resized, cropped) * step
         end = (get_crop_offset(resized, cropped) + cropped) * step
         # no filter reaches further than three pixels of the smaller image
@@ -89,7 +101,7 @@ def _resize_center(
     (left, right), (top, bottom) = bounds
     (x0, x1), (y0, y1) = box
     return image.crop((left, top, right, bottom)).resize(
-        (min(size, scaled[0]), min(size, scaled[1])), resample, box=(x0, y0, x1, y1)
+        (min(size[0], scaled[0]), min(size[1], scaled[1])), resample, box=(x0, y0, x1, y1)
     )
 
 
@@ -104,5 +116,6 @@ def get_crop_offset(length: int, size: int) -> int:
 
 
 def to_chw(image: Image.Image) -> Pixels:
-    """Return an RGB image as uint8 [3,H,W]."""
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+    """Return an RGB image as uint8 [3,H,W], a gray one as [1,H,W]."""
+    pixels = np.asarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

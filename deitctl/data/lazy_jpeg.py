@@ -20,6 +20,7 @@ from PIL import Image
 
 from deitctl.data.decode import LARGE, decode, read_header
 from deitctl.models.model_config import ValueRange
+from deitctl.sizes import ImageSize, height_width
 
 Bytes = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -47,16 +48,17 @@ class LazyJpeg:
         self.size = stored[::-1] if orientation in TRANSPOSED else stored
         """Upright (width, height)."""
 
-    def choose_shrink(self, width: int, height: int, size: int) -> int:
-        """Return the largest shrink factor at which a box keeps `OVERSAMPLING * size` pixels a side.
+    def choose_shrink(self, width: int, height: int, size: ImageSize) -> int:
+        """Return the largest shrink factor at which a box keeps `OVERSAMPLING` times the view's pixels.
 
-        `width` and `height` are those of the box, `size` is the side of the view.
+        `width` and `height` are those of the box, `size` is that of the view.
         """
+        rows, columns = (OVERSAMPLING * side for side in height_width(size))
         for shrink in SHRINKS:
             # Sides that are no multiple are rounded up, and rotating would then shift the box by a
             # fraction of a pixel.
             is_exact = all(side % shrink == 0 for side in self._stored)
-            keeps_enough = min(width, height) >= shrink * OVERSAMPLING * size
+            keeps_enough = width >= shrink * columns and height >= shrink * rows
             if keeps_enough and (is_exact or self._orientation == 1):
                 return shrink
         return 1

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from deitctl.config import AugmentConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.eval_transform import Pixels, eval_transform
+from deitctl.data.eval_transform import Pixels, eval_transform, to_channels, to_chw
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.stream import batched_range, stream_batches
-from deitctl.data.transforms import train_transform
+from deitctl.data.transforms import render_view
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.models.model_config import Preprocessing
+from deitctl.sizes import ImageSize
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
 
@@ -53,7 +54,7 @@ class Batch(NamedTuple):
     """The readable images of a training batch."""
 
     images: Tensor
-    """uint8 [B,3,S,S]."""
+    """uint8 [B,C,H,W]."""
     labels: Tensor
     """int64 [B], or of several labels an image bool [B,K]."""
     keys: list[SampleKey]
@@ -107,14 +108,18 @@ class ViewPlan:
     """Views per image, cycled over the epochs; 0: fresh views every epoch."""
     repeats: int = 1
     """Views of an image in an epoch, see `view_of`."""
-    teacher_size: int = 0
-    """Side of the teacher's input in pixels; 0: no teacher sees views."""
+    teacher_size: ImageSize = 0
+    """Of the teacher's input in pixels; 0: no teacher sees views."""
+    teacher_chans: int = 3
+    """Channels of the teacher's input."""
     is_cached: Callable[[int, int], bool] | None = None
     """Whether the teacher's targets of (view, image) are cached."""
     early_epochs: int = 0
     """Epochs of progressive resizing."""
-    early_size: int = 0
-    """The student's input side during these, in pixels."""
+    early_size: ImageSize = 0
+    """The student's input size during these, in pixels."""
+    in_chans: int = 3
+    """Channels of the student's input."""
 
 
 class TrainViews:
@@ -124,7 +129,7 @@ class TrainViews:
     """
 
     def __init__(
-        self, dataset: ImageDataset, augment: AugmentConfig, img_size: int, plan: ViewPlan
+        self, dataset: ImageDataset, augment: AugmentConfig, img_size: ImageSize, plan: ViewPlan
     ) -> None:
         self.dataset, self.augment, self.img_size, self.plan = dataset, augment, img_size, plan
 
@@ -137,13 +142,20 @@ class TrainViews:
         try:
             # Opened, not decoded: the crop decides at which scale a JPEG is decoded.
             image = self.dataset.open(key.index)
-            pixels = {
-                size: train_transform(image, self.augment, size, plan.seed, view, key.index)
+            images = {
+                size: render_view(image, self.augment, size, plan.seed, view, key.index)
                 for size in {img_size, teacher_size or img_size}
             }
         except DataError as error:
             return Sample(None, label, key, str(error))
-        return Sample(pixels[img_size], label, key, "", pixels.get(teacher_size))
+        pixels = to_chw(to_channels(images[img_size], plan.in_chans))
+        if not teacher_size:
+            return Sample(pixels, label, key, "")
+        if (teacher_size, plan.teacher_chans) == (img_size, plan.in_chans):
+            return Sample(pixels, label, key, "", pixels)
+        # Of the same view: a teacher of RGB sees the colors of what its gray student sees.
+        seen = to_channels(images[teacher_size], plan.teacher_chans)
+        return Sample(pixels, label, key, "", to_chw(seen))
 
 
 class EvalSample(NamedTuple):
@@ -160,7 +172,7 @@ class EvalBatch(NamedTuple):
     """The readable images of an evaluation batch."""
 
     images: list[Tensor]
-    """uint8 [B,3,S,S] for each preprocessing."""
+    """uint8 [B,C,H,W] for each preprocessing."""
     labels: Tensor
     """int64 [B], or of several labels an image bool [B,K]."""
     indices: Tensor
@@ -241,7 +253,7 @@ def _stack(images: Sequence[Pixels]) -> Tensor:
 def build_train_loader(
     dataset: ImageDataset,
     augment: AugmentConfig,
-    img_size: int,
+    img_size: ImageSize,
     batches: TrainBatches,
     *,
     workers: int,
@@ -281,10 +293,11 @@ def build_train_loader(
 def build_view_loader(
     dataset: ImageDataset,
     augment: AugmentConfig,
-    img_size: int,
+    img_size: ImageSize,
     view_seed: int,
     batches: Iterable[list[SampleKey]],
     *,
+    in_chans: int = 3,
     workers: int,
     pin_memory: bool,
     pause: Callable[[], None] = lambda: None,
@@ -295,7 +308,7 @@ def build_view_loader(
     `pause` and `reporter` are as for `build_train_loader`.
     """
     return stream_batches(
-        TrainViews(dataset, augment, img_size, ViewPlan(view_seed)).__getitem__,
+        TrainViews(dataset, augment, img_size, ViewPlan(view_seed, in_chans=in_chans)).__getitem__,
         collate,
         batches,
         workers=workers,

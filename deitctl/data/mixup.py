@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deitctl import rng
+from deitctl.sizes import ImageSize, height_width
 
 if TYPE_CHECKING:
     from deitctl.config import AugmentConfig
@@ -42,7 +43,7 @@ class MixGroup(NamedTuple):
 
 
 def sample_mixup(
-    config: AugmentConfig, img_size: int, seed: int, step: int, slots: Sequence[int]
+    config: AugmentConfig, img_size: ImageSize, seed: int, step: int, slots: Sequence[int]
 ) -> list[MixGroup]:
     """Draw the mixing of a step's images, timm's `batch` mode in each group of neighbors.
 
@@ -53,7 +54,7 @@ def sample_mixup(
 
     Args:
         config: probabilities, Beta parameters and `mixup_group_size`.
-        img_size: side of the images in pixels.
+        img_size: of the images in pixels.
         seed: of the run.
         step: of the run.
         slots: place of each image in the global batch, ascending.
@@ -72,7 +73,9 @@ def sample_mixup(
     return groups
 
 
-def _sample_mix(config: AugmentConfig, img_size: int, draw: np.random.Generator) -> Mix | None:
+def _sample_mix(
+    config: AugmentConfig, img_size: ImageSize, draw: np.random.Generator
+) -> Mix | None:
     if not (config.mixup or config.cutmix) or draw.random() >= config.mixup_prob:
         return None
     use_cutmix = bool(config.cutmix) and (
@@ -84,18 +87,19 @@ def _sample_mix(config: AugmentConfig, img_size: int, draw: np.random.Generator)
     return rand_bbox(img_size, lam, draw) if use_cutmix else Mix(lam, None)
 
 
-def rand_bbox(img_size: int, lam: float, draw: np.random.Generator) -> Mix:
+def rand_bbox(img_size: ImageSize, lam: float, draw: np.random.Generator) -> Mix:
     """Draw cutmix's rectangle (Yun et al. 2019, §3.1).
 
     `lam` is corrected for what the border cuts off.
     """
     # As timm today: (side + 1) // 2 below keeps an odd side whole, which timm 0.3.2, DeiT's
     # version, cut by a pixel.
-    side = int(img_size * math.sqrt(1 - lam))
-    y, x = draw.integers(0, img_size, 2).tolist()
-    top, bottom = max(0, y - side // 2), min(img_size, y + (side + 1) // 2)
-    left, right = max(0, x - side // 2), min(img_size, x + (side + 1) // 2)
-    return Mix(1 - (bottom - top) * (right - left) / img_size**2, (top, bottom, left, right))
+    height, width = height_width(img_size)
+    rows, columns = (int(side * math.sqrt(1 - lam)) for side in (height, width))
+    y, x = (int(draw.integers(0, side)) for side in (height, width))
+    top, bottom = max(0, y - rows // 2), min(height, y + (rows + 1) // 2)
+    left, right = max(0, x - columns // 2), min(width, x + (columns + 1) // 2)
+    return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
 def pair_indices(slots: Sequence[int]) -> Tensor:

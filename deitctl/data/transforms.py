@@ -1,4 +1,4 @@
-"""The training transform: one augmented view of an image, uint8 [3,S,S], a function of its key.
+"""The training transform: one augmented view of an image, uint8 [C,H,W], a function of its key.
 
 Normalization and erasing run on the device for the whole batch (batch_transforms.py).
 """
@@ -18,6 +18,7 @@ from deitctl.data.decode import LARGE
 from deitctl.data.eval_transform import Pixels, to_chw
 from deitctl.data.lazy_jpeg import Box, LazyJpeg
 from deitctl.data.rand_augment import parse_rand_augment
+from deitctl.sizes import ImageSize, height_width
 
 NARROW = 8
 """Side in pixels below which Pillow resizes a crop: there torch's rounding differs more."""
@@ -29,16 +30,28 @@ targets are then stale."""
 def train_transform(
     image: Image.Image | LazyJpeg,
     config: AugmentConfig,
-    img_size: int,
+    img_size: ImageSize,
     seed: int,
     view: int,
     index: int,
 ) -> Pixels:
+    """Return a view of RGB image `index` as uint8 [3,H,W], see `render_view`."""
+    return to_chw(render_view(image, config, img_size, seed, view, index))
+
+
+def render_view(
+    image: Image.Image | LazyJpeg,
+    config: AugmentConfig,
+    img_size: ImageSize,
+    seed: int,
+    view: int,
+    index: int,
+) -> Image.Image:
     """Return a view of RGB image `index`: crop, flip, affine map, colors.
 
     It is a function of `(seed, view, index)`.
 
-    Another `img_size` gives the same view at another resolution. A change of what is drawn, or of
+    Another `img_size` gives the same view at another resolution or aspect ratio. A change of what is drawn, or of
     the order of draws, must increase `VIEWS_VERSION`.
 
     Raises:
@@ -56,7 +69,7 @@ def train_transform(
     # timm ignores color jitter where RandAugment is on, and so does DeiT.
     elif config.color_jitter:
         augmented = color_jitter(augmented, config.color_jitter, draw)
-    return to_chw(augmented)
+    return augmented
 
 
 def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.random.Generator) -> Box:
@@ -90,36 +103,39 @@ def sample_crop_box(size: tuple[int, int], config: AugmentConfig, draw: np.rando
     return left, top, left + w, top + h
 
 
-def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: int) -> Image.Image:
-    """Crop a box out of an RGB image and resize it to a square, bicubic and antialiased.
+def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: ImageSize) -> Image.Image:
+    """Crop a box out of an RGB image and resize it to the input's size, bicubic and antialiased.
 
     By torch, which takes half of Pillow's time; values differ from Pillow's by 2 of 255 at most. A
     JPEG's box of four times the size or more is first decoded at 1/2, 1/4 or 1/8, which changes a
     photo's view by half a level of 255 or less in the mean (docs/results/speed.md).
     """
     width, height = box[2] - box[0], box[3] - box[1]
+    hw = height_width(size)
     if isinstance(image, LazyJpeg) and (shrink := image.choose_shrink(width, height, size)) > 1:
-        return _resize_reduced(image.decode_scaled(shrink), box, shrink, size)
+        return _resize_reduced(image.decode_scaled(shrink), box, shrink, hw)
     if width * height > LARGE or min(width, height) < NARROW:
         full = image.decode_scaled(1) if isinstance(image, LazyJpeg) else image
         if width * height <= LARGE:  # else the crop would be a large copy
             full, box = full.crop(box), (0, 0, width, height)
-        return full.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        return full.resize(hw[::-1], Image.Resampling.BICUBIC, box=box)
     cropped = image.crop(box)
     # channels last
     pixels = torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
     # uint8 channels last is the layout that torch's vectorized CPU kernel takes.
-    resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+    resized = F.interpolate(pixels, hw, mode="bicubic", antialias=True)
     return Image.fromarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
-def _resize_reduced(reduced: Image.Image, box: Box, shrink: int, size: int) -> Image.Image:
+def _resize_reduced(
+    reduced: Image.Image, box: Box, shrink: int, hw: tuple[int, int]
+) -> Image.Image:
     """Resize a full image's box out of the image decoded at 1/shrink."""
     left, top, right, bottom = (side / shrink for side in box)
     first, last = (math.floor(left), math.floor(top)), (math.ceil(right), math.ceil(bottom))
     # Cut out first, as in full: else the filter mixes what lies outside into the edges.
     within = (left - first[0], top - first[1], right - first[0], bottom - first[1])
-    return reduced.crop((*first, *last)).resize((size, size), Image.Resampling.BICUBIC, box=within)
+    return reduced.crop((*first, *last)).resize(hw[::-1], Image.Resampling.BICUBIC, box=within)
 
 
 def random_affine(
@@ -132,15 +148,16 @@ def random_affine(
     degrees, scaling, shift = strength
     angle = math.radians(draw.uniform(-degrees, degrees))
     scale = 1 / (1 + draw.uniform(-scaling, scaling))
-    dx, dy = draw.uniform(-shift, shift, 2) * image.width
-    cos, sin, center = math.cos(angle) * scale, math.sin(angle) * scale, (image.width - 1) / 2
+    dx, dy = draw.uniform(-shift, shift, 2) * image.size
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    x, y = (image.width - 1) / 2, (image.height - 1) / 2
     matrix = (
         cos,
         sin,
-        center - cos * (center + dx) - sin * (center + dy),
+        x - cos * (x + dx) - sin * (y + dy),
         -sin,
         cos,
-        center + sin * (center + dx) - cos * (center + dy),
+        y + sin * (x + dx) - cos * (y + dy),
     )
     # The matrix maps output to input pixels, hence the inverse of the motion.
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)

@@ -144,12 +144,14 @@ class CachedTeacher:
         if not any(world.all_gather_object(num_missing)):
             return Filling(0, frozenset())
         num_computed, unread = 0, set[int]()
+        own = self.load_network().model_config.preprocessing
         batches = build_view_loader(
             dataset,
             augment,
-            self.load_network().model_config.preprocessing.img_size,
+            own.img_size,
             view_seed,
             _iter_missing(cache, num_views, batch_size, world),
+            in_chans=own.in_chans,
             workers=workers,
             pin_memory=self.device.pins_memory,
             pause=pause,

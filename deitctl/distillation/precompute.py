@@ -134,12 +134,14 @@ def verify_teacher_cache(
     keys = _sample_cached(cache, teacher.total_views, num_images)
     if not keys:
         raise TeacherError(f"{cache.root} is empty.", "Fill it first: leave --verify out.")
+    own = teacher.get_network().model_config.preprocessing
     batches = build_view_loader(
         datasets[0],
         config.recipe.augment,
-        teacher.get_network().model_config.preprocessing.img_size,
+        own.img_size,
         teacher.distill.view_seed,
         [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)],
+        in_chans=own.in_chans,
         workers=teacher.device.choose_num_workers(
             config.workers, in_memory=teacher.train.is_in_memory
         ),

@@ -31,6 +31,7 @@ from deitctl.models.tasks import DEFAULT_THRESHOLD
 from deitctl.paths import read_json, write_json
 from deitctl.records import hidden, to_object
 from deitctl.settings import from_dict
+from deitctl.sizes import format_size
 
 RECORD = "teacher.json"
 BATCH_SIZE = 32
@@ -242,7 +243,7 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
         score = f"top-1 {preflight.top1:.2f} %{top5}"
     return (
         f"Teacher {preflight.name}: {score} on "
-        f"{preflight.num_images} validation images, {finetuning}{detail}, at {preflight.preprocessing.img_size} "
+        f"{preflight.num_images} validation images, {finetuning}{detail}, at {format_size(preflight.preprocessing.img_size)} "
         "pixels with its own preprocessing."
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe, TrainConfig
-from deitctl.data.batch_transforms import normalize, renormalize
+from deitctl.data.batch_transforms import normalize, renormalize, to_luminance
 from deitctl.data.class_file import apply_class_names, read_class_names
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.dataset import ImageDataset
@@ -89,13 +89,14 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B,K] of the student's images [B,3,S,S], which may be mixed."""
+        """Return logits [B,K] of the student's images [B,C,H,W], which may be mixed."""
         own = self.model_config.preprocessing
         images = renormalize(images, self.student_preprocessing, own)
-        if images.shape[-1] != own.img_size:
-            size = (own.img_size, own.img_size)
+        if own.in_chans == 1 and images.shape[1] == 3:
+            images = to_luminance(images)
+        if images.shape[-2:] != own.hw:
             images = F.interpolate(
-                images, size=size, mode="bicubic", antialias=True, align_corners=False
+                images, size=own.hw, mode="bicubic", antialias=True, align_corners=False
             )
         return self._forward_normalized(images)
 
@@ -119,11 +120,11 @@ def freeze_teacher(
     device: Device,
 ) -> Teacher:
     """Fuse a classifier's batch norms into its convolutions, in place, and freeze it on `device`."""
-    size = loaded.model_config.preprocessing.img_size
+    pre = loaded.model_config.preprocessing
     # Before it is moved: convolutions of a GPU may round more than fusing changes, and the fusion
     # would be refused. The string is part of the seed, so it is not renamed with the code.
     with rng.scope("fold"):
-        fuse_conv_bn(loaded.model, torch.randn(1, 3, size, size))
+        fuse_conv_bn(loaded.model, torch.randn(1, pre.in_chans, *pre.hw))
     device.to_device(loaded.model)
     teacher = Teacher(loaded.model, loaded.model_config, rows, student_preprocessing)
     return teacher.to(device.torch_device)

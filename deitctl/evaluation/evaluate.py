@@ -48,6 +48,7 @@ from deitctl.models.model_config import ModelConfig, parse_value_range
 from deitctl.models.sources import get_stem, is_model_folder, name_weights
 from deitctl.paths import read_json, require_writable, write_bytes, write_json
 from deitctl.records import to_object
+from deitctl.sizes import ImageSize
 
 MAX_CONFUSIONS = 10
 Network = nn.Module | OnnxClassifier
@@ -63,7 +64,7 @@ def evaluate_models(
     classes: Classes = "",
     head: str = "auto",
     batch_size: int = 64,
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     workers: int = -1,
     device: str = "auto",
     precision: str = "auto",
@@ -208,7 +209,9 @@ def _check_options(
         raise ConfigError("No protocol is named.", f"There are: {', '.join(PROTOCOLS)}.")
 
 
-def _check_save_temperature(models: Sequence[str], protocols: Sequence[str], img_size: int) -> None:
+def _check_save_temperature(
+    models: Sequence[str], protocols: Sequence[str], img_size: ImageSize
+) -> None:
     """Raise `ConfigError` unless a temperature can be fitted to one model and stored with it."""
     ref = models[0]
     if len(models) > 1 or list(protocols) != ["native"]:
@@ -252,7 +255,7 @@ def _load_network(
     weights: str,
     classes: Classes,
     head: str,
-    img_size: int,
+    img_size: ImageSize,
     device: str,
     precision: str,
     reporter: Reporter,

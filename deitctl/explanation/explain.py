@@ -51,6 +51,7 @@ from deitctl.models.factory import load_model
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import VisionTransformer
 from deitctl.paths import DiskError
+from deitctl.sizes import ImageSize
 
 TOKEN_CHOICES = ("both", *TOKENS)
 OUTPUT = Path("explained")
@@ -95,7 +96,7 @@ def explain(
     class_name: str | None = None,
     output: str | os.PathLike[str] = OUTPUT,
     batch_size: int = 8,
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     device: str = "auto",
     only_disagreements: bool = False,
     stdin: Iterable[str] = (),

@@ -33,6 +33,7 @@ from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.model_config import ModelConfig, parse_value_range
 from deitctl.models.tasks import choose_labels
 from deitctl.records import hidden
+from deitctl.sizes import ImageSize
 
 Scores = NDArray[np.float32]
 
@@ -285,7 +286,7 @@ def load(
     task: str = "auto",
     threshold: float | None = None,
     head: str = "auto",
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     device: str = "auto",
     precision: str = "auto",
     value_range: str = "auto",
@@ -369,7 +370,7 @@ def predict(
     topk: int = 5,
     head: str = "auto",
     batch_size: int = 16,
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     device: str = "auto",
     precision: str = "auto",
     value_range: str = "auto",

@@ -20,6 +20,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
 from deitctl.models.tasks import CLASSIFICATION
 from deitctl.paths import suggest_path
+from deitctl.sizes import ImageSize
 
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
@@ -86,7 +87,7 @@ def load_onnx_classifier(
     *,
     weights: str,
     head: str,
-    img_size: int,
+    img_size: ImageSize,
     device: str,
     precision: str,
     classes: Classes = "",

@@ -16,6 +16,7 @@ from deitctl.inference.classifier import Scores
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig
+from deitctl.sizes import ImageSize
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def load_torch_classifier(
     task: str,
     threshold: float | None,
     head: str,
-    img_size: int,
+    img_size: ImageSize,
     device: str,
     precision: str,
     reporter: Reporter,

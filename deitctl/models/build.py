@@ -21,7 +21,12 @@ from deitctl.models.checkpoint_io import (
     require_finite,
 )
 from deitctl.models.factory import LoadedModel, find_architecture
-from deitctl.models.model_config import ModelConfig, describe_replaced_names, require_count
+from deitctl.models.model_config import (
+    ModelConfig,
+    describe_replaced_names,
+    fit_channels,
+    require_count,
+)
 from deitctl.models.outline import fetch_outline, read_outline
 from deitctl.models.own_shape import read_architecture, require_model_args, reshape
 from deitctl.models.sources import choose_weights_file, get_repo_id, has_weights, resolve_folder
@@ -32,6 +37,7 @@ from deitctl.models.tasks import CLASSIFICATION
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_local_weights, find_weights
 from deitctl.names import find_names
+from deitctl.sizes import ImageSize
 
 
 def build_model(
@@ -39,12 +45,13 @@ def build_model(
     *,
     class_names: Sequence[str],
     descriptions: Sequence[str] | None = None,
-    img_size: int,
+    img_size: ImageSize,
     drop_path_rate: float,
     pretrained: bool,
     weights: str,
     distilled: bool | None,
     model_args: Mapping[str, Any] | None = None,
+    in_chans: int = 0,
     start_classes: Sequence[str] = (),
     download: bool = True,
     reporter: Reporter,
@@ -61,6 +68,7 @@ def build_model(
         weights: weights file or model folder to start from.
         distilled: whether a DeiT has a distillation token; None for the variant that `ref` names.
         model_args: a shape of its own, by timm's names: `patch_size`, `depth` and so on.
+        in_chans: channels of its images; 0: the model's own, 3 of one named by architecture.
         start_classes: names of the weights' classes, in the order of their logits; empty for those
             that come with the weights, if any do.
         download: False: weights that would be downloaded are left random; their shapes are matched.
@@ -74,6 +82,8 @@ def build_model(
     arch = find_architecture(ref, reporter)
     model_args = dict(model_args or {})
     require_model_args(model_args, arch)
+    if in_chans:
+        model_args["in_chans"] = in_chans
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     start = weights or (ref if has_weights(ref) else "")
     source = _open_start(start, reporter, download=download) if start else None
@@ -233,7 +243,7 @@ def _build_deit(
     source: _Source | None,
     start_classes: Sequence[str],
     class_names: Sequence[str],
-    img_size: int,
+    img_size: ImageSize,
     drop_path_rate: float,
 ) -> LoadedModel:
     size = img_size or arch.img_size
@@ -320,7 +330,7 @@ def _build_timm(
     source: _Source | None,
     num_classes: int,
     *,
-    img_size: int,
+    img_size: ImageSize,
     drop_path_rate: float,
     pretrained: bool,
     model_args: Mapping[str, Any],
@@ -359,7 +369,7 @@ def _build_timm(
         timm_models.load_weights(model, source.checkpoint.state, source.name, new_head=True)
     model_config = replace(
         timm_models.read_model_config(model, name, num_classes), model_args=model_args
-    )
+    ).with_channels(int(model_args.get("in_chans", 3)))
     folder = source.folder if source and source.folder else ref_folder
     model_config = _keep_normalization(model_config, folder, source.checkpoint if source else None)
     has_new_head = (source is not None or pretrained) and timm_models.has_zero_heads(model)
@@ -383,10 +393,11 @@ def _keep_normalization(
         stated = complete_preprocessing(model_config.preprocessing, checkpoint)
         return replace(model_config, preprocessing=stated)
     source = load_model_config(folder).preprocessing
+    channels = model_config.preprocessing.in_chans
     preprocessing = replace(
         model_config.preprocessing,
-        mean=source.mean,
-        std=source.std,
+        mean=fit_channels(source.mean, channels),
+        std=fit_channels(source.std, channels),
         interpolation=source.interpolation,
     )
     return replace(model_config, preprocessing=preprocessing)

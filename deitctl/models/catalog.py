@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 
-from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.models.model_config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelConfig,
+    Preprocessing,
+    fit_channels,
+)
+from deitctl.sizes import ImageSize, height_width
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/deit/"
 TOP1_SOURCE = (
@@ -55,7 +62,7 @@ class Architecture:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     in_chans: int = 3
-    img_size: int = 224
+    img_size: ImageSize = 224
     distilled: bool = False
     layer_scale: bool = False
     no_embed_class: bool = False
@@ -68,6 +75,12 @@ class Architecture:
     def hidden_dim(self) -> int:
         """Width of the hidden layer of the MLP; timm rounds down."""
         return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = height_width(self.img_size)
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def full_name(self) -> str:
@@ -87,7 +100,7 @@ class Architecture:
     def num_params(self) -> int:
         """Parameters of the published model, with its thousand classes."""
         dim, num_heads = self.embed_dim, 2 if self.distilled else 1
-        num_patches = (self.img_size // self.patch_size) ** 2
+        num_patches = self.grid[0] * self.grid[1]
         num_positions = num_patches if self.no_embed_class else num_patches + num_heads
         embedding = 3 * self.patch_size**2 * dim + dim + (num_heads + num_positions) * dim
         # Weights of query, key, value, projection (4) and MLP (8); biases (9) and two norms (4).
@@ -102,7 +115,12 @@ class Architecture:
             num_classes=1000,
             class_names=ids,
             descriptions=descriptions,
-            preprocessing=Preprocessing(img_size=self.img_size, crop_pct=self.crop_pct),
+            preprocessing=Preprocessing(
+                img_size=self.img_size,
+                crop_pct=self.crop_pct,
+                mean=fit_channels(IMAGENET_MEAN, self.in_chans),
+                std=fit_channels(IMAGENET_STD, self.in_chans),
+            ),
             head="avg-logits" if self.distilled else "cls",
         )
 

@@ -15,6 +15,7 @@ from deitctl.models.catalog import ARCHITECTURES, Architecture, get_distilled, g
 from deitctl.models.own_shape import has_own_shape
 from deitctl.models.recognize import VITS, describe, recognize, suggest
 from deitctl.models.vit import VisionTransformer, resize_pos_embed
+from deitctl.sizes import ImageSize, format_size, height_width, make_size, short_side
 
 _KINDS = ("weight", "bias")
 
@@ -76,10 +77,12 @@ def infer_architecture(
         )
     _require_names(shapes, depth, candidates[0], where, stored)
     # DeiT-III has layer scale and no positions for its class token
-    _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where)
+    stated = candidates[0] if candidates[0] in own else None
+    _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where, stated)
+    if stated is not None:
+        return stated
     grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
-    fitting = [a for a in own if a in candidates] or candidates
-    return min(fitting, key=lambda a: abs(a.img_size - grid * patch))
+    return min(candidates, key=lambda a: abs(short_side(a.img_size) - grid * patch))
 
 
 def _list_sizes(arch: Architecture) -> tuple[int | bool, ...]:
@@ -126,16 +129,24 @@ def _require_names(
 
 
 def _require_consistent_shapes(
-    shapes: Mapping[str, Sequence[int]], dim: int, num_prefix_tokens: int, where: str
+    shapes: Mapping[str, Sequence[int]],
+    dim: int,
+    num_prefix_tokens: int,
+    where: str,
+    stated: Architecture | None,
 ) -> None:
-    """Refuse a missing token, a grid that is not square, or a head of another width."""
+    """Refuse a missing token, a grid that is neither the stated one nor square, or a head of another
+    width."""
     pos_embed, head = tuple(shapes["pos_embed"]), tuple(shapes.get("head.weight", (1, dim)))
     num_patches = pos_embed[1] - num_prefix_tokens
     if (
         tuple(shapes.get("cls_token", ())) != (1, 1, dim)
         or pos_embed != (1, num_patches + num_prefix_tokens, dim)
         or num_patches < 1
-        or math.isqrt(num_patches) ** 2 != num_patches
+        or (
+            (stated is None or math.prod(stated.grid) != num_patches)
+            and math.isqrt(num_patches) ** 2 != num_patches
+        )
         or len(head) != 2
         or head[0] < 1
         or head[1] != dim
@@ -151,10 +162,18 @@ def count_classes(state: Mapping[str, Tensor]) -> int | None:
     return None if weight is None else len(weight)
 
 
-def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> int:
+def infer_img_size(state: Mapping[str, Tensor], arch: Architecture) -> ImageSize:
     """Return the input size in pixels that a state dict's position embeddings are for."""
+    rows, columns = _infer_grid(state, arch)
+    return make_size(rows * arch.patch_size, columns * arch.patch_size)
+
+
+def _infer_grid(state: Mapping[str, Tensor], arch: Architecture) -> tuple[int, int]:
+    """Return the rows and columns of patches that positions are for: as stated, else as many of both."""
     num_prefix_tokens = 0 if arch.no_embed_class else 1 + ("dist_token" in state)
-    return math.isqrt(state["pos_embed"].shape[1] - num_prefix_tokens) * arch.patch_size
+    num_patches = state["pos_embed"].shape[1] - num_prefix_tokens
+    side = math.isqrt(num_patches)
+    return arch.grid if math.prod(arch.grid) == num_patches else (side, side)
 
 
 def complete_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -252,7 +271,7 @@ def _adapt_state_dict(
             f"the first layer's weights for {source.in_chans} channels are adapted to "
             f"{model.arch.in_chans}"
         )
-    pos_embed = state["pos_embed"]
+    pos_embed, old_grid = state["pos_embed"], _infer_grid(state, source)
     if model.arch.distilled and not source.distilled:
         state["dist_token"] = state["cls_token"]
         pos_embed = torch.cat([pos_embed[:, :1], pos_embed], dim=1)
@@ -268,11 +287,13 @@ def _adapt_state_dict(
         pos_embed = torch.cat([pos_embed[:, :1], pos_embed[:, 2:]], dim=1)
         changes.append("the distillation token is left out")
 
-    if pos_embed.shape[1] != model.pos_embed.shape[1]:
+    if old_grid != model.grid:
         num_prefix_tokens = 0 if model.arch.no_embed_class else model.num_prefix_tokens
-        grid = model.img_size // model.arch.patch_size
-        pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=num_prefix_tokens)
-        changes.append(f"position embeddings are resized to {grid}x{grid} patches")
+        pos_embed = resize_pos_embed(
+            pos_embed, model.grid, num_prefix_tokens=num_prefix_tokens, old_grid=old_grid
+        )
+        rows, columns = model.grid
+        changes.append(f"position embeddings are resized to {rows}x{columns} patches")
     state["pos_embed"] = pos_embed
     if (num_classes := count_classes(state)) != model.num_classes:
         # Both heads: with one of the old class count the two could not be fused.
@@ -295,12 +316,13 @@ def has_same_backbone(a: Architecture, b: Architecture) -> bool:
     return (_list_sizes(a), a.num_heads) == (_list_sizes(b), b.num_heads)
 
 
-def resize_architecture(arch: Architecture, img_size: int) -> Architecture:
-    """Return `arch` for another input size, a multiple of the patch size, or raise `ModelError`."""
-    if img_size < arch.patch_size or img_size % arch.patch_size:
-        nearest = max(1, round(img_size / arch.patch_size)) * arch.patch_size
+def resize_architecture(arch: Architecture, img_size: ImageSize) -> Architecture:
+    """Return `arch` for another input size, of multiples of the patch size, or raise `ModelError`."""
+    patch, sides = arch.patch_size, height_width(img_size)
+    if any(side < patch or side % patch for side in sides):
+        nearest = make_size(*(max(1, round(side / patch)) * patch for side in sides))
         raise ModelError(
-            f"{arch.alias} has patches of {arch.patch_size} pixels, which do not fill {img_size}.",
-            f"Use --img-size {nearest}.",
+            f"{arch.alias} has patches of {patch} pixels, which do not fill {format_size(img_size)}.",
+            f"Use --img-size {format_size(nearest)}.",
         )
     return replace(arch, img_size=img_size)

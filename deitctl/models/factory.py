@@ -36,6 +36,7 @@ from deitctl.models.taken import complete_preprocessing, say_what_was_taken
 from deitctl.models.transformers_folder import describe_guess
 from deitctl.models.vit import VisionTransformer
 from deitctl.models.weights import fetch_weights, find_weights
+from deitctl.sizes import ImageSize, format_size, long_side, short_side
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,12 @@ class LoadedModel:
 
 @torch.inference_mode(False)  # explanations need gradients, which inference tensors cannot have
 def load_model(
-    ref: str, *, weights: str = "", img_size: int = 0, download: bool = True, reporter: Reporter
+    ref: str,
+    *,
+    weights: str = "",
+    img_size: ImageSize = 0,
+    download: bool = True,
+    reporter: Reporter,
 ) -> LoadedModel:
     """Load a trained classifier in eval mode.
 
@@ -70,9 +76,9 @@ def load_model(
         ModelError: no such model, or weights that do not fit.
         WeightsNotFound: published weights that are neither local nor downloadable.
     """
-    if not 0 <= img_size <= MAX_SIZE:
+    if not 0 <= short_side(img_size) <= long_side(img_size) <= MAX_SIZE:
         raise ModelError(
-            f"img_size = {img_size}: a model's input has 1 to {MAX_SIZE} pixels a side."
+            f"img_size = {format_size(img_size)}: a model's input has 1 to {MAX_SIZE} pixels a side."
         )
     ref, weights = os.path.expanduser(ref), os.path.expanduser(weights)
     if weights:
@@ -96,7 +102,7 @@ def load_model(
 
 
 def _load_named(
-    ref: str, weights: str, img_size: int, download: bool, reporter: Reporter
+    ref: str, weights: str, img_size: ImageSize, download: bool, reporter: Reporter
 ) -> LoadedModel:
     """Load weights whose architecture is named beside them."""
     if has_weights(ref):
@@ -144,7 +150,7 @@ def _is_same_deit(a: Architecture | None, b: Architecture) -> bool:
     return a is not None and convert.has_same_backbone(a, b) and a.distilled == b.distilled
 
 
-def _load_folder(ref: str, folder: Path, img_size: int, reporter: Reporter) -> LoadedModel:
+def _load_folder(ref: str, folder: Path, img_size: ImageSize, reporter: Reporter) -> LoadedModel:
     model_config, outline = load_model_config(folder), fetch_outline(ref, folder)
     if sentence := describe_guess(folder, model_config.preprocessing):
         reporter.warn(sentence)
@@ -196,7 +202,7 @@ def _load_deit(
     path: Path,
     checkpoint: Checkpoint,
     arch: Architecture | None,
-    img_size: int,
+    img_size: ImageSize,
     reporter: Reporter | None = None,
     folder_config: ModelConfig | None = None,
 ) -> LoadedModel:
@@ -272,7 +278,7 @@ def _name_classes(model_config: ModelConfig, classes: StoredClasses) -> ModelCon
     return replace(model_config, class_names=classes.names, descriptions=classes.descriptions)
 
 
-def _describe_published(arch: Architecture, img_size: int) -> LoadedModel:
+def _describe_published(arch: Architecture, img_size: ImageSize) -> LoadedModel:
     """Return a DeiT as its published weights make it, without them: its tensors have no memory."""
     size = img_size or arch.img_size
     with torch.device("meta"):
@@ -282,7 +288,7 @@ def _describe_published(arch: Architecture, img_size: int) -> LoadedModel:
     return LoadedModel(model.eval(), arch.to_model_config().at_size(size))
 
 
-def _load_timm_file(name: str, path: Path, img_size: int, reporter: Reporter) -> LoadedModel:
+def _load_timm_file(name: str, path: Path, img_size: ImageSize, reporter: Reporter) -> LoadedModel:
     checkpoint = read_checkpoint(path)
     num_classes = timm_models.count_classes(checkpoint.state, name)
     if num_classes is None:

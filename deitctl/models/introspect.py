@@ -14,6 +14,7 @@ from deitctl.models import timm_models
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.own_shape import list_own_args
 from deitctl.models.vit import VisionTransformer
+from deitctl.sizes import ImageSize, height_width, make_size, short_side
 
 MIN_GRID = 4
 """Patches a side below which early epochs cost accuracy: at 2 x 2 ten points, for good."""
@@ -76,29 +77,36 @@ def pin_img_size(model: nn.Module, model_config: ModelConfig) -> ModelConfig:
     if not isinstance(model, VisionTransformer):
         return model_config
     # Without it timm builds the architecture's native size and resamples the position embeddings.
-    own_args = {"img_size": [model.img_size, model.img_size], **list_own_args(model.arch)}
+    own_args = {"img_size": list(height_width(model.img_size)), **list_own_args(model.arch)}
     return replace(model_config, model_args={**model_config.model_args, **own_args})
 
 
-def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> int:
-    """Return the input size in pixels of the early epochs, a multiple of the patch size.
+def compute_early_size(model: nn.Module, model_config: ModelConfig, recipe: Recipe) -> ImageSize:
+    """Return the input size in pixels of the early epochs, of multiples of the patch size.
 
     Raises:
         ConfigError: the model takes one input size only.
     """
-    size = model_config.preprocessing.img_size
     if not isinstance(model, VisionTransformer) and describe_layers(model)["fixed_input_size"]:
         raise ConfigError(
             "This model takes images of one size only, so progressive resizing is not possible.",
             "Switch it off: --set progressive_resize.scale=1",
         )
     step = model.arch.patch_size if isinstance(model, VisionTransformer) else CONVNET_STRIDE
-    return min(size, max(step, round(recipe.progressive_resize.scale * size / step) * step))
+    scale = recipe.progressive_resize.scale
+    return make_size(
+        *(
+            min(side, max(step, round(scale * side / step) * step))
+            for side in model_config.preprocessing.hw
+        )
+    )
 
 
-def has_few_patches(model: nn.Module, img_size: int) -> bool:
+def has_few_patches(model: nn.Module, img_size: ImageSize) -> bool:
     """Return whether images of `img_size` pixels have fewer than `MIN_GRID` patches a side."""
-    return isinstance(model, VisionTransformer) and img_size < MIN_GRID * model.arch.patch_size
+    if not isinstance(model, VisionTransformer):
+        return False
+    return short_side(img_size) < MIN_GRID * model.arch.patch_size
 
 
 def compute_max_activation_bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from deitctl.config import MAX_SIZE
+from deitctl.config import MAX_CHANNELS, MAX_SIZE
 from deitctl.errors import ConfigError, ModelError, did_you_mean
 from deitctl.models.tasks import CLASSIFICATION, DEFAULT_THRESHOLD, MULTILABEL, TASKS
+from deitctl.sizes import ImageSize, format_size, height_width, long_side, make_size, short_side
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # timm/data/constants.py; DeiT's datasets.py
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,30 +68,42 @@ def parse_value_range(text: str) -> ValueRange | None:
 class Preprocessing:
     """The evaluation transform: resize, center crop, normalize.
 
-    The short side is resized to `img_size / crop_pct` pixels and the center `img_size` square is
-    cropped (`crop_mode="squash"` resizes both sides to that size instead, whatever the aspect
-    ratio); then values in 0..1 are normalized by `mean` and `std` per RGB channel.
+    The image is resized to cover `img_size / crop_pct` pixels and the center `img_size` is cropped
+    (`crop_mode="squash"` resizes both sides to that size instead, whatever the aspect ratio); then
+    values in 0..1 are normalized by `mean` and `std` per channel.
     """
 
-    img_size: int = 224
-    """Side of the input in pixels."""
+    img_size: ImageSize = 224
+    """Side of the input in pixels, or its height and width."""
     crop_pct: float = 0.9  # timm's for DeiT at 224; the released code uses 0.875
     """Side of the crop relative to the resized image."""
     interpolation: str = "bicubic"
     """Filter of the resize."""
     crop_mode: str = "center"
     """`center`, or `squash` for a resize of both sides."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Of the red, green and blue values in 0..1."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Of the values of each channel, in 0..1: red, green and blue, or gray alone, or others."""
+    std: tuple[float, ...] = IMAGENET_STD
     """Of the same."""
     value_range: ValueRange | None = None
     """Of images of more than 8 bits whose files state none, as in training; None: of no image there."""
 
     @property
-    def resize_to(self) -> int:
-        """Pixels of the short side before the crop (timm rounds down)."""
-        return int(self.img_size / self.crop_pct)
+    def resize_to(self) -> ImageSize:
+        """Pixels that the image covers before the crop (timm rounds down): its short side, or a
+        height and a width of which one is met."""
+        height, width = self.hw
+        return make_size(int(height / self.crop_pct), int(width / self.crop_pct))
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return height_width(self.img_size)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the input: 3 of RGB, 1 of gray."""
+        return len(self.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +176,15 @@ class ModelConfig:
         """Return the temperature of a head rule."""
         return self.temperatures.get(head, 1.0)
 
-    def at_size(self, img_size: int) -> ModelConfig:
+    def at_size(self, img_size: ImageSize) -> ModelConfig:
         """Return this config for another input size, in pixels."""
         return replace(self, preprocessing=replace(self.preprocessing, img_size=img_size))
+
+    def with_channels(self, in_chans: int) -> ModelConfig:
+        """Return this config for images of other channels, see `fit_channels`."""
+        pre = self.preprocessing
+        mean, std = (fit_channels(values, in_chans) for values in (pre.mean, pre.std))
+        return replace(self, preprocessing=replace(pre, mean=mean, std=std))
 
     def with_value_range(self, value_range: ValueRange | None) -> ModelConfig:
         """Return this config with another range of images of more than 8 bits."""
@@ -195,7 +214,7 @@ def to_timm_config(
         "model_args": dict(model_config.model_args),
         "pretrained_cfg": {
             "num_classes": model_config.num_classes,
-            "input_size": [3, pre.img_size, pre.img_size],
+            "input_size": [pre.in_chans, *pre.hw],
             "fixed_input_size": fixed_input_size,
             "interpolation": pre.interpolation,
             # Stated even where it is the default: without it timm crops DeiT at 0.875 instead of
@@ -333,30 +352,47 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     """Return the preprocessing of timm's `pretrained_cfg`, with timm's defaults."""
     mean, std = pretrained_cfg.get("mean"), pretrained_cfg.get("std")
     input_size = pretrained_cfg.get("input_size")
+    channels = 3 if input_size is None else int(input_size[0])
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"the input has {channels} channels")
     return Preprocessing(
-        img_size=224 if input_size is None else int(input_size[-1]),
+        img_size=224 if input_size is None else make_size(*map(int, input_size[-2:])),
         # timm's DEFAULT_CROP_PCT; DeiT's published configs say 0.9.
         crop_pct=float(pretrained_cfg.get("crop_pct") or 0.875),
         interpolation=str(pretrained_cfg.get("interpolation") or "bicubic"),
         crop_mode=str(pretrained_cfg.get("crop_mode") or "center"),
-        mean=IMAGENET_MEAN if mean is None else read_channels(mean),
-        std=IMAGENET_STD if std is None else read_channels(std),
+        mean=fit_channels(IMAGENET_MEAN, channels)
+        if mean is None
+        else read_channels(mean, channels),
+        std=fit_channels(IMAGENET_STD, channels) if std is None else read_channels(std, channels),
     )
 
 
-def read_channels(values: Any) -> tuple[float, float, float]:
-    """Return the values of red, green and blue; one number stands for three.
+def read_channels(values: Any, channels: int = 3) -> tuple[float, ...]:
+    """Return the values of each channel; one number stands for all.
 
     Raises:
-        ValueError: they are not three numbers, or one of them is none.
+        ValueError: they are not as many numbers, or one of them is none.
         TypeError: the same.
     """
     if isinstance(values, int | float):
-        values = (values, values, values)
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        raise ValueError(f"{str(values)[:80]} is not a number for each of three channels")
-    red, green, blue = values
-    return float(red), float(green), float(blue)
+        values = (values,) * channels
+    if not isinstance(values, list | tuple) or len(values) != channels:
+        number = {1: "its one channel", 3: "each of three channels"}.get(
+            channels, f"each of {channels} channels"
+        )
+        raise ValueError(f"{str(values)[:80]} is not a number for {number}")
+    return tuple(float(value) for value in values)
+
+
+def fit_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return the mean or deviation of other channels: those of gray are the average of RGB's.
+
+    The result for more of them stands in until it is measured on the training images.
+    """
+    if len(values) == channels:
+        return tuple(values)
+    return (round(sum(values) / len(values), 6),) * channels
 
 
 def list_range(value_range: ValueRange) -> list[float | bool]:
@@ -407,9 +443,11 @@ def find_absurd_value(model_config: ModelConfig) -> str:
         f"architecture is {name[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", name),
         # A billion classes would be allocated as a head before any weight is compared.
         f"num_classes is {model_config.num_classes}": 1 <= model_config.num_classes <= MAX_CLASSES,
-        f"the input has {pre.img_size} pixels": 1 <= pre.img_size <= MAX_SIZE,
+        f"the input has {format_size(pre.img_size)} pixels": short_side(pre.img_size) >= 1
+        and long_side(pre.img_size) <= MAX_SIZE,
         f"crop_pct is {pre.crop_pct}": 0 < pre.crop_pct <= 8
-        and 1 <= pre.img_size / pre.crop_pct <= MAX_RESIZE,
+        and short_side(pre.img_size) / pre.crop_pct >= 1
+        and long_side(pre.img_size) / pre.crop_pct <= MAX_RESIZE,
         f"mean is {pre.mean}": all(math.isfinite(m) for m in pre.mean),
         f"model_args has {bad_arg}": not bad_arg,
         f"temperatures are {str(temperatures)[:80]}": all(

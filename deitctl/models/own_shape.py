@@ -110,6 +110,7 @@ def read_architecture(model_config: ModelConfig) -> Architecture | None:
     if arch is None:
         return None
     try:
-        return reshape(arch, model_config.model_args)
+        own = reshape(arch, model_config.model_args)
+        return replace(own, img_size=model_config.preprocessing.img_size)
     except ConfigError as error:
         raise ModelError(f"{model_config.architecture}: {error.message}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from deitctl.events import Reporter
 from deitctl.models import timm_models
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, fit_channels
 from deitctl.models.state_dicts import Checkpoint
 from deitctl.models.stored_classes import NO_CLASSES, StoredClasses
 
@@ -60,6 +60,8 @@ def say_what_was_taken(
 def complete_preprocessing(preprocessing: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
     """Return the preprocessing of a bare file's model with what the file states; the size is kept."""
     stated = {k: v for k, v in checkpoint.preprocessing.items() if k != "img_size"}
+    for name in stated.keys() & {"mean", "std"}:
+        stated[name] = fit_channels(stated[name], preprocessing.in_chans)
     return replace(preprocessing, **stated)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.models.adapt import adapt_input_conv
 from deitctl.models.catalog import ARCHITECTURES, TIMM_TAGS, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
     CONFIG,
@@ -22,6 +23,7 @@ from deitctl.models.checkpoint_io import (
 from deitctl.models.model_config import ModelConfig, Preprocessing, parse_preprocessing
 from deitctl.models.weights import download, require_hub, require_published
 from deitctl.paths import suggest_path
+from deitctl.sizes import ImageSize, format_size, make_size
 
 
 def is_timm_model(name: str) -> bool:
@@ -68,17 +70,17 @@ def read_preprocessing(name: str) -> Preprocessing:
     return parse_preprocessing(cfg.to_dict() if cfg else {})
 
 
-def get_native_size(name: str) -> int:
+def get_native_size(name: str) -> ImageSize:
     """Return the input size in pixels of a model's published weights, 224 if there are none."""
     cfg = _get_pretrained_cfg(name)
-    return int(cfg.input_size[-1]) if cfg else 224
+    return make_size(*map(int, cfg.input_size[-2:])) if cfg else 224
 
 
 def create_model(
     name: str,
     *,
     num_classes: int | None,
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     drop_path_rate: float = 0.0,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
@@ -113,7 +115,9 @@ def create_model(
                 raise ModelError(f"timm cannot build {name}: {error}.") from error
             del kwargs[refused]
         except AssertionError as error:
-            raise ModelError(f"timm cannot build {name} at {img_size} pixels: {error}.") from error
+            raise ModelError(
+                f"timm cannot build {name} at {format_size(img_size)} pixels: {error}."
+            ) from error
         except (
             RuntimeError,
             ValueError,
@@ -182,6 +186,7 @@ def load_weights(
     """
     state, own = dict(state), model.state_dict()
     if new_head:
+        state = _adapt_first_conv(model, state, own)
         heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
         state = {k: v for k, v in state.items() if not k.startswith(heads)}
         # Zero makes all classes equally likely. With timm's initialization, meant for a thousand
@@ -199,6 +204,20 @@ def load_weights(
         raise ModelError(
             f"{where} holds weights of another architecture: {_first_mismatch(error)}"
         ) from error
+
+
+def _adapt_first_conv(
+    model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return weights whose first layer has the model's input channels, as timm adapts published ones."""
+    cfg = dict(getattr(model, "pretrained_cfg", {}) or {})
+    layers = cfg.get("first_conv") or ()
+    adapted = dict(state)
+    for name in (layers,) if isinstance(layers, str) else layers:
+        stored, wanted = state.get(f"{name}.weight"), own.get(f"{name}.weight")
+        if stored is not None and wanted is not None and stored.ndim == wanted.ndim == 4:
+            adapted[f"{name}.weight"] = adapt_input_conv(stored, wanted.shape[1])
+    return adapted
 
 
 def has_zero_heads(model: nn.Module) -> bool:
@@ -226,7 +245,7 @@ def load_published(
     name: str,
     *,
     num_classes: int | None = None,
-    img_size: int = 0,
+    img_size: ImageSize = 0,
     drop_path_rate: float = 0.0,
     model_args: Mapping[str, Any] | None = None,
     download: bool = True,
@@ -330,7 +349,7 @@ def is_cached(name: str) -> bool:
 
 
 def load_folder(
-    folder: Path, file: Path, state: Mapping[str, Tensor], img_size: int = 0
+    folder: Path, file: Path, state: Mapping[str, Tensor], img_size: ImageSize = 0
 ) -> tuple[nn.Module, ModelConfig]:
     """Make the model of a folder that is no DeiT's.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.errors import ModelError
+from deitctl.models import catalog
 from deitctl.models.catalog import ARCHITECTURES, load_imagenet_classes
 from deitctl.models.model_config import (
     MAX_CLASSES,
@@ -24,6 +25,7 @@ from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.transformers_processor import read_processor
 from deitctl.names import canonicalize_name
 from deitctl.paths import read_json
+from deitctl.sizes import short_side
 
 PROCESSOR = "preprocessor_config.json"
 MODEL_TYPES = ("vit", "deit", "vit_mae", "vit_msn")
@@ -61,9 +63,10 @@ def describe_guess(folder: Path, preprocessing: Preprocessing) -> str:
     if not (folder / PROCESSOR).exists():
         return f"{folder} has no {PROCESSOR}: ImageNet's mean and std are taken, and timm's crop."
     # Of an odd margin transformers leaves the smaller half, and torchvision, as we do, the even one.
-    if (preprocessing.resize_to - preprocessing.img_size) % 4 == 3:
+    size, target = short_side(preprocessing.img_size), short_side(preprocessing.resize_to)
+    if (target - size) % 4 == 3:
         return (
-            f"{folder} crops {preprocessing.img_size} of {preprocessing.resize_to} pixels: the crop "
+            f"{folder} crops {size} of {target} pixels: the crop "
             "is one pixel beside transformers', and logits differ a little."
         )
     return ""
@@ -97,7 +100,7 @@ def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelCo
         own = dict(config.get("deitctl") or {})
         class_names, descriptions = _read_labels(config, own, model_class)
         model_config = ModelConfig(
-            architecture=_find_architecture(config, folder),
+            architecture=(architecture := _find_architecture(config, folder)),
             num_classes=len(class_names or config.get("id2label") or range(NUM_LABELS)),
             class_names=class_names,
             descriptions=descriptions,
@@ -106,6 +109,7 @@ def from_transformers_config(config: Mapping[str, Any], folder: Path) -> ModelCo
             temperatures={str(k): float(t) for k, t in (own.get("temperatures") or {}).items()},
             task=MULTILABEL if config.get("problem_type") == PROBLEM_TYPE else CLASSIFICATION,
             thresholds=read_thresholds(own.get("thresholds")),
+            model_args=_read_shape(config, architecture),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(
@@ -126,10 +130,11 @@ def _find_difference(config: Mapping[str, Any]) -> str:
         == "gelu",
         f"its images have {config.get('num_channels')} channels": config.get("num_channels", 3)
         == 3,
-        f"its layers are {config.get('intermediate_size')} wide inside": config.get(
-            "intermediate_size", 3072
+        f"its layers are {config.get('intermediate_size')} wide inside": int(
+            config.get("intermediate_size", 3072)
         )
-        == 4 * dim,
+        == 4 * dim
+        or "deitctl" in config,
         # 1e-12, transformers' default, moves logits by 1e-4 of those with 1e-6.
         f"its LayerNorm has an epsilon of {eps:g}": 0 <= eps <= _MAX_EPS,
         "it predicts numbers, not classes": config.get("problem_type") != "regression",
@@ -151,6 +156,12 @@ def _find_architecture(config: Mapping[str, Any], folder: Path) -> str:
         )
     )
     distilled = config["model_type"] == "deit"
+    if own := dict(config.get("deitctl") or {}).get(
+        "architecture"
+    ):  # an export of a shape of its own
+        arch = catalog.find(str(own))
+        if arch is not None and arch.distilled == distilled and not arch.layer_scale:
+            return arch.name
     candidates = [
         arch
         for arch in ARCHITECTURES
@@ -160,7 +171,7 @@ def _find_architecture(config: Mapping[str, Any], folder: Path) -> str:
         and not arch.layer_scale
     ]
     if candidates:
-        return min(candidates, key=lambda arch: abs(arch.img_size - size)).name
+        return min(candidates, key=lambda arch: abs(short_side(arch.img_size) - size)).name
     vit = VITS.get((dim, depth, patch))
     if vit and not distilled and heads * 64 == dim:
         return vit
@@ -169,6 +180,25 @@ def _find_architecture(config: Mapping[str, Any], folder: Path) -> str:
         f"patches of {patch} pixels, which neither the DeiT family nor timm has.",
         "See `deitctl models`.",
     )
+
+
+def _read_shape(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """Return the arguments in which a network differs from the one that its name stands for."""
+    arch = catalog.find(architecture)
+    if arch is None:
+        return {}
+    dim, hidden = (
+        int(config.get(key, 768 * n)) for n, key in ((1, "hidden_size"), (4, "intermediate_size"))
+    )
+    ratio = hidden / dim
+    shape = {
+        "embed_dim": dim,
+        "num_heads": int(config.get("num_attention_heads", 12)),
+        "depth": int(config.get("num_hidden_layers", 12)),
+        "patch_size": int(config.get("patch_size", 16)),
+        "mlp_ratio": ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim,
+    }
+    return {name: value for name, value in shape.items() if value != getattr(arch, name)}
 
 
 def _choose_head(model_class: str) -> str:

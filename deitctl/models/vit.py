@@ -5,8 +5,8 @@ model, a distillation token are prepended (DeiT §4). Transformer blocks mix the
 two prefix tokens ends in a linear head. Parameters carry timm's names, so that published weights
 load here and weights saved here load in timm.
 
-Letters: B images, C channels, S pixels a side, G patches a side, P prefix tokens (class, distillation),
-N = P + G*G tokens, Q queries, D width, A attention heads, L blocks, K classes.
+Letters: B images, C channels, H and W pixels, G patches, P prefix tokens (class, distillation),
+N = P + G tokens, Q queries, D width, A attention heads, L blocks, K classes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deitctl.models.attention import cpu_attention
 from deitctl.models.catalog import Architecture
+from deitctl.sizes import ImageSize, height_width
 
 LAYER_NORM_EPS = 1e-6  # of the released weights; torch's default is 1e-5
 MIN_DROP_FRACTION = 1 / 8
@@ -36,7 +37,7 @@ class HeadLogits(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Project each patch of images [B,C,S,S] to a token: [B,G*G,D] (ViT Eq. 1)."""
+    """Project each patch of images [B,C,H,W] to a token: [B,G,D] (ViT Eq. 1)."""
 
     def __init__(self, patch_size: int, embed_dim: int, in_chans: int = 3) -> None:
         super().__init__()
@@ -154,17 +155,24 @@ def _add_branch(
 
 
 class VisionTransformer(nn.Module):
-    """A DeiT classifier: images [B,C,S,S] in, `HeadLogits` out, in both modes."""
+    """A DeiT classifier: images [B,C,H,W] in, `HeadLogits` out, in both modes."""
 
     def __init__(
-        self, arch: Architecture, *, num_classes: int, img_size: int, drop_path_rate: float = 0.0
+        self,
+        arch: Architecture,
+        *,
+        num_classes: int,
+        img_size: ImageSize,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.arch, self.num_classes, self.img_size = arch, num_classes, img_size
         self.drop_path_rate = drop_path_rate
         self.grad_checkpointing = False
         self.num_prefix_tokens = 2 if arch.distilled else 1
-        self.num_patches = (img_size // arch.patch_size) ** 2
+        height, width = height_width(img_size)
+        self.grid = (height // arch.patch_size, width // arch.patch_size)  # rows, columns
+        self.num_patches = self.grid[0] * self.grid[1]
         dim = arch.embed_dim
         num_positions = self.num_patches + (0 if arch.no_embed_class else self.num_prefix_tokens)
 
@@ -197,7 +205,7 @@ class VisionTransformer(nn.Module):
         """Classify images.
 
         Args:
-            images: normalized, [B,C,S,S].
+            images: normalized, [B,C,H,W].
             drop_path_mask: from `sample_drop_path`, [L,2,B]; None outside training.
         """
         x = self.embed(images)
@@ -223,10 +231,13 @@ class VisionTransformer(nn.Module):
         """Return the tokens that enter the first block, [B,N,D]."""
         x = self.patch_embed(images)
         pos_embed: Tensor = self.pos_embed
-        if images.shape[-1] != self.img_size:  # progressive resizing trains on smaller images first
-            grid = images.shape[-1] // self.arch.patch_size
+        height, width = images.shape[-2:]
+        grid = (height // self.arch.patch_size, width // self.arch.patch_size)
+        if grid != self.grid:  # progressive resizing trains on smaller images first
             num_prefix = pos_embed.shape[1] - self.num_patches
-            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix_tokens=num_prefix)
+            pos_embed = resize_pos_embed(
+                pos_embed, grid, num_prefix_tokens=num_prefix, old_grid=self.grid
+            )
         tokens = [
             t.expand(len(x), -1, -1) for t in (self.cls_token, self.dist_token) if t is not None
         ]
@@ -257,20 +268,33 @@ class VisionTransformer(nn.Module):
         return (draws < survival).float() / survival
 
 
-def resize_pos_embed(pos_embed: Tensor, grid: int, *, num_prefix_tokens: int) -> Tensor:
-    """Resize position embeddings [1,P+G*G,D] to `grid` x `grid` patches, bicubically (DeiT §6).
+def resize_pos_embed(
+    pos_embed: Tensor,
+    grid: int | tuple[int, int],
+    *,
+    num_prefix_tokens: int,
+    old_grid: tuple[int, int] | None = None,
+) -> Tensor:
+    """Resize position embeddings [1,P+G,D] to a grid of patches, bicubically (DeiT §6).
+
+    Args:
+        pos_embed: of the prefix tokens, then of the patches by rows.
+        grid: rows and columns of patches that there are to be, one number for as many of both.
+        num_prefix_tokens: P, whose embeddings stay.
+        old_grid: rows and columns that there are; None: as many of both.
 
     With antialiasing, as in timm; the released code has none. torch's cubic has then another
     coefficient (-0.5, else -0.75), so that enlarged positions differ too.
     """
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
-    old_grid = math.isqrt(patches.shape[1])
-    if old_grid == grid:
+    side = math.isqrt(patches.shape[1])
+    rows, columns = old_grid or (side, side)
+    if (rows, columns) == height_width(grid):
         return pos_embed
-    # [1,D,G,G], in fp32 as in timm
-    square = patches.float().reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(
-        square, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False
+    # [1,D,rows,columns], in fp32 as in timm
+    plane = patches.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    plane = F.interpolate(
+        plane, size=height_width(grid), mode="bicubic", antialias=True, align_corners=False
     )
-    patches = square.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(pos_embed.dtype)
+    patches = plane.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
     return torch.cat([prefix, patches], dim=1)

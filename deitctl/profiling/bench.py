@@ -164,10 +164,12 @@ def _configure(
 
 
 def _count_flops(trial: TrialRun) -> FlopsPerImage:
-    student, teacher = compute_flops(trial.state.model, trial.img_size), None
+    pre, teacher = trial.context.preprocessing, None
+    student = compute_flops(trial.state.model, pre.img_size, pre.in_chans)
     if trial.teacher_network is not None:
-        img_size = trial.teacher_network.model_config.preprocessing.img_size
-        teacher = compute_flops(trial.teacher_network.model, img_size).forward
+        own = trial.teacher_network.model_config.preprocessing
+        network = trial.teacher_network.model
+        teacher = compute_flops(network, own.img_size, own.in_chans).forward
     return FlopsPerImage(forward=student.forward, step=student.step, teacher=teacher)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deitctl.config import TrainConfig
 from deitctl.distillation.distillation_teacher import NO_CACHE
 from deitctl.profiling.peak import PeakThroughput
+from deitctl.sizes import ImageSize, long_side
 
 MIN_DATA_WAIT = 0.1
 """Share of the time in waiting for data above which the loader is a bottleneck."""
@@ -75,7 +76,7 @@ class BenchSetup:
     """Its name."""
     epochs: int
     """The recipe's."""
-    img_size_px: int
+    img_size_px: ImageSize
     """Side of the student's input."""
     batch_size: int
     """The recipe's, or that of `auto`."""
@@ -258,7 +259,11 @@ def _hint_data(
     if wait < MIN_DATA_WAIT or view is None or loader is None or step is None:
         return
     # a worker renders as one core does
-    workers, changes, pack_side = math.ceil(step / view), [], round(PACK_SCALE * setup.img_size_px)
+    workers, changes, pack_side = (
+        math.ceil(step / view),
+        [],
+        round(PACK_SCALE * long_side(setup.img_size_px)),
+    )
     if setup.num_workers < workers <= peak.num_cores:
         changes.append(f"--workers {workers}")
     if setup.median_side_px >= MIN_SHRINK * pack_side:

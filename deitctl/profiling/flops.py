@@ -2,11 +2,12 @@
 
 An addition and a multiplication are two operations. Only matrix products and convolutions count, as
 usual: the rest is a hundredth of them. Letters as in vit.py, N with the prefix tokens P; K classes,
-p the side of a patch.
+C channels, M the width of the MLP, p the side of a patch.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deitctl.models.catalog import Architecture
 from deitctl.models.heads import forward_heads
 from deitctl.models.vit import VisionTransformer
+from deitctl.sizes import ImageSize, height_width
 
 
 class Flops(NamedTuple):
@@ -27,10 +29,10 @@ class Flops(NamedTuple):
     """Forward and backward."""
 
 
-def compute_flops(model: nn.Module, img_size: int) -> Flops:
-    """Return the operations of a model that learns, for an image of `img_size` pixels a side."""
+def compute_flops(model: nn.Module, img_size: ImageSize, in_chans: int = 3) -> Flops:
+    """Return the operations of a model that learns, for an image of `img_size` pixels."""
     if not isinstance(model, VisionTransformer):
-        return count_flops(model, img_size)
+        return count_flops(model, img_size, in_chans)
     # a frozen backbone has no backward pass
     trained = any(p.requires_grad for p in model.blocks.parameters())
     return compute_deit_flops(
@@ -39,13 +41,13 @@ def compute_flops(model: nn.Module, img_size: int) -> Flops:
 
 
 def compute_deit_flops(
-    arch: Architecture, *, num_classes: int, img_size: int, train_backbone: bool = True
+    arch: Architecture, *, num_classes: int, img_size: ImageSize, train_backbone: bool = True
 ) -> Flops:
     """Return the operations of a DeiT.
 
-        patches           2 (N - P) · 3p² · D
-        a block           6 N D² (qkv) + 4 N² D (attention) + 2 N D² (projection) + 16 N D² (MLP)
-        the last block    6 N D² + 4 P N D + 2 P D² + 16 P D²: only the P prefix tokens are queries
+        patches           2 (N - P) · Cp² · D
+        a block           6 N D² (qkv) + 4 N² D (attention) + 2 N D² (projection) + 4 N D M (MLP)
+        the last block    6 N D² + 4 P N D + 2 P D² + 4 P D M: only the P prefix tokens are queries
         heads             2 P D K, a distilled model's two and a plain model's one
 
     The backward pass has two products for each of the forward pass, for the weights' gradient and
@@ -53,20 +55,23 @@ def compute_deit_flops(
     the heads' weights are all of it.
     """
     dim, prefix = arch.embed_dim, 2 if arch.distilled else 1
-    patches = (img_size // arch.patch_size) ** 2
-    n = patches + prefix
-    embed = 2 * patches * 3 * arch.patch_size**2 * dim
-    block = 24 * n * dim**2 + 4 * n**2 * dim
-    last = 6 * n * dim**2 + 4 * prefix * n * dim + 18 * prefix * dim**2
+    patches = math.prod(side // arch.patch_size for side in height_width(img_size))
+    n, mlp = patches + prefix, 4 * dim * arch.hidden_dim
+    embed = 2 * patches * arch.in_chans * arch.patch_size**2 * dim
+    block = n * (8 * dim**2 + mlp) + 4 * n**2 * dim
+    last = 6 * n * dim**2 + 4 * prefix * n * dim + prefix * (2 * dim**2 + mlp)
     heads = 2 * prefix * dim * num_classes
     forward = embed + (arch.depth - 1) * block + last + heads
     return Flops(forward, 3 * forward - embed if train_backbone else forward + heads)
 
 
-def count_flops(model: nn.Module, img_size: int) -> Flops:
+def count_flops(model: nn.Module, img_size: ImageSize, in_chans: int = 3) -> Flops:
     """Count the operations of a black image, forward and, where anything is trained, backward."""
     device = next(model.parameters()).device
-    image, training = torch.zeros((1, 3, img_size, img_size), device=device), model.training
+    image, training = (
+        torch.zeros((1, in_chans, *height_width(img_size)), device=device),
+        model.training,
+    )
     model.eval()  # batch norms in train mode refuse one image
     try:
         # FlopCounterMode knows the attention of some backends only, and every matrix product

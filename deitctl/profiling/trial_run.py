@@ -26,7 +26,8 @@ from deitctl.models.model_config import Preprocessing
 from deitctl.models.sources import list_weight_files
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.recipes import DIGITS_CONVNET
-from deitctl.training.build import TrainSetup, build_student, build_training
+from deitctl.sizes import ImageSize
+from deitctl.training.build import TrainSetup, build_student, build_training, choose_view_channels
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import set_train_mode
 from deitctl.training.objective import build_objective
@@ -56,16 +57,26 @@ class TrialRun(TrainSetup):
     def view_plan(self) -> ViewPlan:
         """Views at full size, for the teacher too where it sees views."""
         recipe, cached_teacher = self.context.recipe, self.context.cached_teacher
-        plan = ViewPlan(self.context.seed, repeats=recipe.augment.repeated_aug)
+        plan = ViewPlan(
+            self.context.seed,
+            repeats=recipe.augment.repeated_aug,
+            in_chans=choose_view_channels(self.context),
+        )
         distill, network = self.context.distill, self.teacher_network
         if cached_teacher is None or distill is None or network is None:
             return plan
-        size = network.model_config.preprocessing.img_size
-        return replace(plan, seed=distill.view_seed, views=distill.views, teacher_size=size)
+        own = network.model_config.preprocessing
+        return replace(
+            plan,
+            seed=distill.view_seed,
+            views=distill.views,
+            teacher_size=own.img_size,
+            teacher_chans=own.in_chans,
+        )
 
     @property
-    def img_size(self) -> int:
-        """Side of the student's input in pixels."""
+    def img_size(self) -> ImageSize:
+        """Of the student's input in pixels."""
         return self.context.preprocessing.img_size
 
     @property

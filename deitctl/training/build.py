@@ -34,6 +34,7 @@ from deitctl.models.introspect import (
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
+from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.freezing import freeze, get_layers
@@ -55,8 +56,8 @@ class TrainSetup:
     teacher: DistillationTeacher | None
     context: TrainContext
     state: TrainState
-    early_size: int
-    """Side of the input in progressive resizing's early epochs, in pixels; 0 without any."""
+    early_size: ImageSize
+    """Size of the input in progressive resizing's early epochs, in pixels; 0 without any."""
     workers: int
     fits_head: bool = False
     """Whether the model has a new head that is to be fitted before the first step."""
@@ -70,6 +71,7 @@ class TrainSetup:
             repeats=recipe.views_per_epoch,
             early_epochs=recipe.early_epochs,
             early_size=self.early_size,
+            in_chans=choose_view_channels(self.context),
         )
         if self.teacher is None or cached_teacher is None:
             return plan
@@ -79,6 +81,7 @@ class TrainSetup:
             views=self.teacher.distill.views,
             is_cached=cached_teacher.has_target,
             teacher_size=self.teacher.preflight.preprocessing.img_size,
+            teacher_chans=self.teacher.preflight.preprocessing.in_chans,
         )
 
     def build_loader(
@@ -141,6 +144,7 @@ def build_student(
             weights=config.weights,
             distilled=distilled,
             model_args=config.model_args,
+            in_chans=recipe.in_chans,
             start_classes=read_start_classes(config),
             download=download,
             reporter=reporter,
@@ -297,8 +301,8 @@ def warn_about_sizes(
     recipe: Recipe,
     num_images: int,
     model: nn.Module,
-    img_size: int,
-    early_size: int,
+    img_size: ImageSize,
+    early_size: ImageSize,
     reporter: Reporter,
 ) -> None:
     """Report a batch size or progressive resizing that differs from the recipe's, or that may cost
@@ -308,7 +312,7 @@ def warn_about_sizes(
         recipe: as configured.
         num_images: of the training data.
         model: the student.
-        img_size: side of its input, in pixels.
+        img_size: of its input, in pixels.
         early_size: the same in the early epochs, 0 without any.
         reporter: gets the messages.
     """
@@ -323,12 +327,12 @@ def warn_about_sizes(
         reporter.note(f"No early epochs of smaller images: {reason}.")
     elif early_size:
         reporter.note(
-            f"{recipe.early_epochs} of {recipe.epochs} epochs at {early_size} pixels, "
-            f"the others at {img_size}."
+            f"{recipe.early_epochs} of {recipe.epochs} epochs at {format_size(early_size)} pixels, "
+            f"the others at {format_size(img_size)}."
         )
         if has_few_patches(model, early_size):
             reporter.warn(
-                f"Images of {early_size} pixels are so few patches that early epochs of them may cost "
+                f"Images of {format_size(early_size)} pixels are so few patches that early epochs of them may cost "
                 "accuracy (ten points at 2 x 2 patches). A recipe without -fast, or a "
                 "larger --img-size, does not."
             )
@@ -339,6 +343,14 @@ def note_sampling(recipe: Recipe, train: ImageDataset, reporter: Reporter) -> No
     if recipe.sampling == "balanced":
         draws = BalancedDraws(train.labels)
         reporter.note(draws.describe(train.class_names, recipe.augment.repeated_aug))
+
+
+def choose_view_channels(context: TrainContext) -> int:
+    """Return the channels of the views of a run: colors too where a live teacher sees them mixed."""
+    own = context.preprocessing.in_chans
+    if context.teacher is None:
+        return own
+    return max(own, context.teacher.model_config.preprocessing.in_chans)
 
 
 def round_up_to_pairs(size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from deitctl.distributed import SINGLE_PROCESS
 from deitctl.events import SilentReporter
 from deitctl.free_memory import read_free_memory
 from deitctl.models.heads import forward_heads
+from deitctl.sizes import height_width
 from deitctl.training.build import TrainSetup
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.freezing import count_trained, get_layers, set_train_mode
@@ -178,8 +180,11 @@ def count_work(setup: TrainSetup) -> Work:
     context, progress, recipe = setup.context, setup.state.progress, setup.context.recipe
     steps_left = recipe.epochs * context.steps_per_epoch - progress.step
     epochs_left = recipe.epochs - progress.epoch
-    num_images, size = len(setup.train.labels), context.preprocessing.img_size
-    pixels = (setup.early_size / size) ** 2 if setup.early_size else 1.0
+    num_images = len(setup.train.labels)
+    early, full = (
+        math.prod(height_width(size)) for size in (setup.early_size, context.preprocessing.img_size)
+    )
+    pixels = early / full if early else 1.0
     early_left = max(0, recipe.early_epochs - progress.epoch)
     images_left = steps_left / context.steps_per_epoch * num_images
     trained = images_left - (1 - pixels) * early_left * num_images
@@ -214,7 +219,9 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
     if batch is None or recipe.batch_size < len(batch.keys):
         return None
     model = copy.deepcopy(setup.state.model)
-    set_train_mode(model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats)
+    set_train_mode(
+        model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats
+    )
     ema = ExponentialMovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     optimizer = build_optimizer(model, recipe.optim, get_layers(model, recipe))
     micro_batch_size = setup.state.progress.micro_batch_size
@@ -314,9 +321,9 @@ def _measure_teacher(
     teacher, device = setup.teacher, setup.context.device
     if teacher is None or not count_work(setup).num_taught:
         return 0.0
-    network, size = teacher.get_network(), teacher.preflight.preprocessing.img_size
+    network, own = teacher.get_network(), teacher.preflight.preprocessing
     count = min(len(batch.keys), MAX_LOADED)
-    pixels = device.to_device(torch.zeros(count, 3, size, size, dtype=torch.uint8))
+    pixels = device.to_device(torch.zeros(count, own.in_chans, *own.hw, dtype=torch.uint8))
 
     def compute(_: Batch) -> None:
         with device.autocast():

@@ -19,6 +19,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.home import choose_cache_path
 from deitctl.models import timm_models
 from deitctl.models.introspect import compute_early_size
+from deitctl.sizes import ImageSize
 from deitctl.training.build import (
     build_student,
     build_training,
@@ -92,9 +93,9 @@ class TrainPlan:
     """Those of them that are trained from the first epoch on."""
     thaw_epoch: int | None
     """Epoch, from 1, from which on the others are trained too; null: never, or there are no others."""
-    img_size_px: int
+    img_size_px: ImageSize
     """Side of the input."""
-    early_img_size_px: int | None
+    early_img_size_px: ImageSize | None
     """Side of the input in the early epochs of progressive resizing; null without any."""
     early_epochs: int
     """Epochs at that size."""
@@ -186,7 +187,7 @@ def plan_training(
     require_output(config)
     recipe, distill = config.recipe, config.distill
     num_images, img_size = len(train.labels), student.model_config.preprocessing.img_size
-    early_size = 0
+    early_size: ImageSize = 0
     if recipe.early_epochs:
         early_size = compute_early_size(student.model, student.model_config, recipe)
     warn_about_sizes(recipe, num_images, student.model, img_size, early_size, reporter or silent)

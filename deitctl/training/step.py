@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deitctl import rng
 from deitctl.config import DistillConfig, OptimConfig, Recipe
-from deitctl.data.batch_transforms import normalize, random_erase, student_affine
+from deitctl.data.batch_transforms import normalize, random_erase, student_affine, to_luminance
 from deitctl.data.loader import Batch
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
 from deitctl.device import Device, ran_out_of_memory
@@ -27,6 +27,7 @@ from deitctl.events import Reporter
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
+from deitctl.sizes import make_size
 from deitctl.training.freezing import is_batch_norm
 from deitctl.training.losses import make_targets
 from deitctl.training.objective import Objective, StudentBatch, Supervised, find_task_loss
@@ -271,7 +272,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
 
     first = context.world.shard(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]  # of the global batch
-    groups = sample_mixup(recipe.augment, images.shape[-1], context.seed, step, slots)
+    size = make_size(*images.shape[-2:])
+    groups = sample_mixup(recipe.augment, size, context.seed, step, slots)
     partners = device.to_device(pair_indices(slots))
     images, targets = mix_images(images, groups, partners), mix_targets(targets, groups, partners)
     mask = None
@@ -295,6 +297,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
             kd_targets = teacher_targets(
                 logits, context.distill.mode, context.distill.tau, context.teacher.is_multilabel
             )
+        if context.preprocessing.in_chans == 1 and images.shape[1] == 3:  # the teacher saw colors
+            images = to_luminance(images)
         return context.objective(state.model, StudentBatch(images, targets, kd_targets, mask))
 
 
