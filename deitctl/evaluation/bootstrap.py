@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.evaluation.intervals import Interval
+from deitctl.evaluation.metrics import Classes, score_evenly
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -48,20 +49,51 @@ def bootstrap_intervals(columns: Mapping[str, NDArray[Any]], seed: int = 0) -> d
         seed: of the resampling.
     """
     values = np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], axis=1)
-    count, rng = len(values), np.random.default_rng(seed)
-    means, rows = [], max(1, MAX_COUNTS // count)
-    for start in range(0, RESAMPLES, rows):
-        num_drawn = min(rows, RESAMPLES - start)
-        weights = np.stack(
+    means = [weights @ values / len(values) for weights in draw_resamples(len(values), seed)]
+    return name_intervals(list(columns), np.concatenate(means))
+
+
+def draw_resamples(
+    count: int, seed: int = 0, resamples: int = RESAMPLES
+) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each image is drawn by some of the resamples, [R,N], until there are all.
+
+    Args:
+        count: N images.
+        seed: of the resampling.
+        resamples: how many in all.
+    """
+    rng, rows = np.random.default_rng(seed), max(1, MAX_COUNTS // count)
+    for start in range(0, resamples, rows):
+        yield np.stack(
             [
                 np.bincount(rng.integers(count, size=count), minlength=count)
-                for _ in range(num_drawn)
+                for _ in range(min(rows, resamples - start))
             ]
         )
-        means.append(weights @ values / count)
+
+
+def name_intervals(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, Interval]:
+    """Return the 95 % interval of each of some statistics from their values in the resamples, [R,S]."""
     tail = (1 - LEVEL) / 2
-    lower, upper = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    return {name: Interval(float(lower[n]), float(upper[n])) for n, name in enumerate(columns)}
+    lower, upper = np.quantile(values, [tail, 1 - tail], axis=0)
+    return {name: Interval(float(lower[n]), float(upper[n])) for n, name in enumerate(names)}
+
+
+def bootstrap_evenly(
+    labels: Classes, preds: Classes, num_classes: int, seed: int = 0
+) -> tuple[Interval, Interval]:
+    """Return the 95 % bootstrap intervals of balanced accuracy and macro F1, in points.
+
+    Args: see `score_evenly`; `seed` is that of the resampling.
+    """
+    scores = [
+        score_evenly(labels, preds, num_classes, row.astype(np.float64))
+        for weights in draw_resamples(len(labels), seed)
+        for row in weights
+    ]
+    intervals = name_intervals(["balanced", "f1"], np.array(scores))
+    return intervals["balanced"].scale(100), intervals["f1"].scale(100)
 
 
 def compare_pair(

@@ -120,17 +120,14 @@ class MultilabelAccumulator(ImageColumns):
             logits=heads,
         )
 
-    def _score_heads(
-        self, fused: Mapping[str, Tensor], labels: Labels
-    ) -> dict[str, float | None] | None:
-        """Return the mAP of each head rule, percent; None for one head."""
-        if self.num_heads == 1:
+    def _score_heads(self, fused: Mapping[str, Tensor], labels: Labels) -> dict[str, float] | None:
+        """Return the mAP of each head rule, percent; None for one head, or without labels."""
+        if self.num_heads == 1 or not labels.any():
             return None
+        rankings = {rule: rank(labels, to_float64_probs(x)) for rule, x in fused.items()}
         return {
-            rule: _to_percent(
-                mean_average_precision(average_precision(rank(labels, to_float64_probs(logits))))
-            )
-            for rule, logits in fused.items()
+            rule: 100 * mean_average_precision(average_precision(ranking))
+            for rule, ranking in rankings.items()
         }
 
     def _score_teacher(
@@ -171,6 +168,7 @@ def _describe_fit(
     class_names: Sequence[str],
 ) -> FittedThresholds:
     counts = count_classes(labels, cross_fitted)
+    has_images = (counts.labeled > 0).tolist()
     return FittedThresholds(
         thresholds=dict(zip(class_names, thresholds.tolist(), strict=True)),
         macro_f1=100 * counts.macro_f1,
@@ -178,9 +176,7 @@ def _describe_fit(
         sample_f1=100 * float(sample_f1(labels, cross_fitted).mean()),
         num_images=len(labels),
         classes_without_images=[
-            name
-            for name, has_images in zip(class_names, labels.any(axis=0).tolist(), strict=True)
-            if not has_images
+            name for name, has in zip(class_names, has_images, strict=True) if not has
         ],
     )
 

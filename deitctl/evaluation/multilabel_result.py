@@ -144,8 +144,8 @@ class MultilabelResult(BaseResult):
     """Thresholds that are fitted to these images."""
     calibration: SigmoidCalibration | None = None
     """Fitted temperatures and the errors with them; null if none fits."""
-    heads: dict[str, float | None] | None
-    """mAP of each head rule; null for a model with one head."""
+    heads: dict[str, float] | None
+    """mAP of each head rule; null for a model with one head, and where no class has images."""
     head_agreement: float | None
     """Micro F1 of the classes that one head gives a probability of 0.5 or more against those of the
     other; null for a model with one head."""

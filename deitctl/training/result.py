@@ -103,7 +103,7 @@ class TrainResult:
     unreadable: list[str]
     """Images that could not be read and were left out."""
     stopped: str | None
-    """Why it ended before its last epoch: `patience`; null: it did not."""
+    """Why it ended before its last epoch: `patience`, or `callback` of the Python API; null: it did not."""
     seconds: float
     """Duration of the run, over all its sessions."""
     evaluation: Result = hidden()

@@ -17,13 +17,16 @@ MAX_LINE_BYTES = 1 << 16
 MAX_KEYS = 100
 MAX_NUMBER = 1e30
 WEIGHTS = ("model", "ema")
+PERCENTAGES = ("top1", "top5", "map", "macro_f1", "balanced_accuracy")
+"""Metrics of an epoch, in percent or null; an older log has the first two alone."""
 
 
 def read_records(path: Path, kind: str) -> Iterator[dict[str, Any]]:
     """Yield the records of a kind, `step` or `epoch`, in their order; none if there is no log.
 
     Of a step: `step`, and numbers or null under other names, among them `lr`. Of an epoch: `epoch`,
-    `step`, `top1`, `top5`, `val_loss`, `heads`, `weights`, and anything under other names.
+    `step`, `top1` and `top5`, null of several labels an image, which have a `map` instead, `val_loss`,
+    `heads`, `weights`, and anything under other names.
 
     Raises:
         DeitctlError: the log cannot be read.
@@ -69,14 +72,15 @@ def _parse_step(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _parse_epoch(record: dict[str, Any]) -> dict[str, Any] | None:
-    defaults = {"top5": None, "val_loss": None, "heads": None, "weights": WEIGHTS[0]}
+    has_metric = record.get("top1") is not None or "map" in record
+    defaults = {"top1": None, "top5": None, "val_loss": None, "heads": None, "weights": WEIGHTS[0]}
     record = defaults | record
     heads = record["heads"]
     is_valid = (
         _is_count(record.get("epoch"), 1)
         and _is_count(record.get("step"), 1)
-        and _is_percent(record.get("top1"))
-        and (record["top5"] is None or _is_percent(record["top5"]))
+        and all(record.get(name) is None or _is_percent(record[name]) for name in PERCENTAGES)
+        and has_metric
         and _is_number_or_null(record["val_loss"])
         and record["weights"] in WEIGHTS
         and (heads is None or (isinstance(heads, dict) and all(map(_is_percent, heads.values()))))

@@ -261,7 +261,7 @@ def test_the_best_epoch_is_scored_again_on_the_images_that_are_left(
         keep_best(self, kept)
         LIMIT[:] = [29]
         progress = self.state.progress
-        scores.append((progress.best_num_images, progress.best_epoch, progress.best_top1))
+        scores.append((progress.best_num_images, progress.best_epoch, progress.best_score))
 
     monkeypatch.setattr(Trainer, "keep_best", keep)
     reporter = Recording()

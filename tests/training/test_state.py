@@ -17,7 +17,7 @@ from deitctl.models.introspect import freeze_backbone
 from deitctl.recipes import RECIPES
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.optim import build_optimizer, set_learning_rate
-from deitctl.training.state import Progress, TrainState
+from deitctl.training.state import Progress, TrainState, rename_best
 
 OPTIM = RECIPES["small"].optim
 
@@ -95,6 +95,14 @@ def test_moments_keep_the_memory_format_of_their_parameters(tmp_path, deit):
             assert moment.is_contiguous()
 
 
+def test_the_best_top1_of_an_older_state_is_a_score_by_a_metric_that_has_a_name():
+    record = {"best_top1": 88.5, "best_epoch": 2, "step": 7}
+    renamed = {"best_score": 88.5, "best_select": "top1", "best_epoch": 2, "step": 7}
+    assert rename_best(record) == renamed
+    assert rename_best(renamed) == renamed
+    assert rename_best({"best_top1": -1.0, "best_epoch": 0})["best_select"] == ""
+
+
 def test_progress_survives(tmp_path, deit):
     state = new_state(deit())
     state.progress = Progress(
@@ -102,7 +110,8 @@ def test_progress_survives(tmp_path, deit):
         epoch=2,
         images_seen=99,
         seconds=1.5,
-        best_top1=88.5,
+        best_score=88.5,
+        best_select="top1",
         best_epoch=1,
         best_weights="ema",
         log_bytes=12,
@@ -208,7 +217,7 @@ def test_a_state_left_half_written_is_ignored(tmp_path, deit):
         '{"scaler": {}, "epoch": 1.5}',
         '{"scaler": {}, "loss_sums": {"loss": "x"}}',
         '{"scaler": {}, "unreadable": {"a": 1}}',
-        '{"scaler": {}, "best_top1": null}',
+        '{"scaler": {}, "best_score": null}',
         '{"scaler": {}, "loss_sums": [1]}',
         "[" * 1000,
     ],

@@ -85,7 +85,8 @@ def test_saved_weights_carry_their_epoch_and_score(little_config: Make, little: 
     state = state_of(result.run)
     assert note == {
         "epoch": state["best_epoch"],
-        "top1": state["best_top1"],
+        "select": "top1",
+        "score": state["best_score"],
         "weights": state["best_weights"],
         "images": len(little[1].labels),
     }
@@ -103,20 +104,25 @@ def test_weights_saved_after_the_checkpoint_are_the_best_so_far(
 ) -> None:
     """Killed between the two: the note of a later epoch is believed, and nothing worse takes its place."""
     run = stopped_after(little_config("run"), 1, little)
-    keep_weights_of(run, {"epoch": 2, "top1": 100.0, "weights": "ema"})
+    keep_weights_of(run, {"epoch": 2, "select": "top1", "score": 100.0, "weights": "ema"})
     before = (run / WEIGHTS).read_bytes()
     result = resume(run, datasets=little)
     assert (result.best.epoch, result.best.weights) == (2, "ema")
-    assert state_of(run)["best_top1"] == 100.0
+    assert state_of(run)["best_score"] == 100.0
     assert (run / WEIGHTS).read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("note", "epoch"),
     [
-        ({"epoch": 5, "top1": 50.0, "weights": "model"}, 5),  # later, whatever it scored
-        ({"epoch": 4, "top1": 99.0, "weights": "model"}, 4),  # the state's own
-        ({"epoch": 3, "top1": 99.0, "weights": "model"}, 4),
+        (
+            {"epoch": 5, "select": "top1", "score": 50.0, "weights": "model"},
+            5,
+        ),  # later, whatever it scored
+        ({"epoch": 5, "top1": 50.0, "weights": "model"}, 5),  # of an older deitctl
+        ({"epoch": 5, "select": "loss", "score": -1.0, "weights": "model"}, 4),  # of another run
+        ({"epoch": 4, "select": "top1", "score": 99.0, "weights": "model"}, 4),  # the state's own
+        ({"epoch": 3, "select": "top1", "score": 99.0, "weights": "model"}, 4),
         ({"epoch": 9}, 4),
         ({"epoch": "x"}, 4),
         ("{", 4),
@@ -132,11 +138,12 @@ def test_only_a_valid_note_of_a_later_epoch_is_loaded(
 ) -> None:
     save_tensors(tmp_path / WEIGHTS, {"x": torch.ones(1)})
     keep_weights_of(tmp_path, note)
-    progress = Progress(best_epoch=4, best_top1=80.0, best_weights="ema")
-    holder = SimpleNamespace(run=Run(tmp_path), state=SimpleNamespace(progress=progress))
+    progress = Progress(best_epoch=4, best_score=80.0, best_weights="ema")
+    state = SimpleNamespace(progress=progress)
+    holder = SimpleNamespace(run=Run(tmp_path), state=state, metric="top1")
     load_best(holder)  # type: ignore[arg-type]
     kept = (4, 80.0, "ema") if epoch == 4 else (5, 50.0, "model")
-    assert (progress.best_epoch, progress.best_top1, progress.best_weights) == kept
+    assert (progress.best_epoch, progress.best_score, progress.best_weights) == kept
 
 
 def test_a_run_without_weights_has_no_note_to_load(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_the_numbers_by_hand() -> None:
     error of 100 x sqrt((0.64 x 0.36 + 0.62 x 0.38) / 100) = 6.83 points."""
     trend = judge_trend(epochs((50, 2.0), (60, 1.0), (62, 1.1), (64, 0.9)), 100)
     assert trend.num_epochs == 1
-    assert trend.top1_gain == pytest.approx(2.0)
+    assert trend.gain == pytest.approx(2.0)
     assert trend.val_loss_change == pytest.approx(-10.0)
     assert trend.standard_error == pytest.approx(6.8264, abs=1e-4)
     assert trend.verdict == "improving"  # by the loss; two points are noise here
@@ -46,7 +46,7 @@ def test_verdicts(scores: list, num_images: int, verdict: str) -> None:
 
 def test_one_epoch_has_no_trend() -> None:
     trend = judge_trend(epochs((60, 1.0)), 100)
-    assert (trend.verdict, trend.num_epochs, trend.top1_gain) == ("unknown", 0, None)
+    assert (trend.verdict, trend.num_epochs, trend.gain) == ("unknown", 0, None)
     assert trend.standard_error == pytest.approx(100 * (0.6 * 0.4 / 100) ** 0.5)
 
 
@@ -55,5 +55,5 @@ def test_of_many_epochs_a_quarter_is_compared() -> None:
     scores = [(50 + n, 2 - 0.05 * n) for n in range(19)]
     trend = judge_trend(epochs(*scores, scores[-1]), 10_000)
     assert trend.num_epochs == 5
-    assert trend.top1_gain == pytest.approx(4.0)  # 68 of epoch 19, 64 of epoch 15
+    assert trend.gain == pytest.approx(4.0)  # 68 of epoch 19, 64 of epoch 15
     assert trend.verdict == "improving"
