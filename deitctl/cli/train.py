@@ -22,12 +22,14 @@ from deitctl.cli.console import (
     print_table,
     print_values,
 )
+from deitctl.cli.fold_tables import finish_folds, print_fold_sizes
 from deitctl.cli.progress import make_reporter
 from deitctl.config import RESUMING
 from deitctl.errors import UsageError
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
+    from deitctl.training.folds import FoldsResult
     from deitctl.training.plan import TrainPlan
     from deitctl.training.replay import Replay
     from deitctl.training.result import TrainResult
@@ -83,7 +85,7 @@ def train(
 
 
 def run_training(
-    function: Callable[..., TrainResult],
+    function: Callable[..., TrainResult | FoldsResult],
     arguments: Mapping[str, Any],
     changes: list[str] | None,
     *,
@@ -108,10 +110,15 @@ def run_training(
             return
         from torch.cuda import device_count
 
+        from deitctl.training.result import TrainResult
+
         device = str(arguments.get("device", "auto"))
         if idle := suggest_torchrun(sys.argv[1:], device, device_count()):
             reporter.note(idle)
         result = function(**arguments)
+    if not isinstance(result, TrainResult):
+        finish_folds(result, shape=shape, quiet=quiet)
+        raise typer.Exit(exit_code_for_unreadable(len(result.unreadable)))
     if is_main_process():
         try:
             print_json(to_object(result)) if shape == "json" else _print_result(result)
@@ -126,13 +133,15 @@ def describe_trend(result: TrainResult) -> str:
     """Return whether a run was still improving at its end, and what to do, in a line."""
     import shlex
 
+    from deitctl.training.selection import METRIC_TITLES
+
     trend, best = result.trend, result.best
     command = f"`deitctl train --resume {shlex.quote(str(result.run))} --more-epochs {{}}`"
     if trend.verdict == "unknown":
         return f"One epoch shows no trend: {command.format(1)} trains on."
     last = "the last epoch" if trend.num_epochs == 1 else f"the last {trend.num_epochs} epochs"
     numbers = (
-        f"top-1 {trend.top1_gain:+.1f} points (standard error {trend.standard_error:.1f}), "
+        f"{METRIC_TITLES[trend.metric]} {trend.gain:+.1f} points (standard error {trend.standard_error:.1f}), "
         f"validation loss {trend.val_loss_change:+.0f} % in {last}"
     )
     if trend.verdict == "improving":
@@ -153,12 +162,14 @@ def _print_plan(plan: TrainPlan) -> None:
     from deitctl.settings import flatten, to_dict
 
     values = to_json(plan)
-    del values["config"]
+    del values["config"], values["folds"]
     names = plan.class_names
     values["class_names"] = ", ".join(names[:MAX_NAMES]) + (
         f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     )
     print_values(f"plan: {plan.model} on {plan.data}", flatten(values))
+    if plan.folds is not None:
+        print_fold_sizes(plan.folds)
     print_table(
         "recipe",
         ("setting", "value"),
@@ -168,28 +179,66 @@ def _print_plan(plan: TrainPlan) -> None:
 
 
 def _print_result(result: TrainResult) -> None:
-    rows, evaluation = [], result.evaluation
-    if result.teacher is not None:
-        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}", ""))
-    model = "model" if result.teacher is None else "student"
-    intervals = evaluation.head_intervals or {}
-    for head, top1 in (result.heads or {}).items():
-        title = f"{model}, {HEAD_TITLES.get(head, head)}"
-        rows.append((title, f"{top1:.2f}", intervals[head].format(".1f")))
-    if not result.heads:
-        best = result.best
-        rows.append((model, f"{best.top1:.2f}", best.top1_interval.format(".1f")))
-    title = f"top-1 on {evaluation.num_images} validation images, %"
-    print_table(title, ("", "top-1", "95 % interval"), rows)
+    from deitctl.training.selection import METRIC_TITLES
+
+    print_scores = _print_labels_scores if result.thresholds is not None else _print_top1
+    print_scores(result)
     run, best = result.run, result.best
+    selected = "" if best.select in ("top1", "map") else f", by {METRIC_TITLES[best.select]}"
     print_values(
         "run",
         {
             "model": run,
             "curves": run / "figures" / "curves.png",
             "log": run / "metrics.jsonl",
-            "best epoch": f"{best.epoch} of {result.epochs}, {best.weights} weights",
+            "best epoch": f"{best.epoch} of {result.epochs}, {best.weights} weights{selected}",
             "time": f"{result.seconds:.0f} s",
+        },
+    )
+
+
+def _print_top1(result: TrainResult) -> None:
+    """Print the top-1 of the teacher and of each head, with balanced accuracy and macro F1 where classes
+    are uneven."""
+    rows, evaluation, best = [], result.evaluation, result.best
+    if result.teacher is not None:
+        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.top1:.2f}", ""))
+    model = "model" if result.teacher is None else "student"
+    intervals = getattr(evaluation, "head_intervals", None) or {}
+    for head, top1 in (result.heads or {}).items():
+        title = f"{model}, {HEAD_TITLES.get(head, head)}"
+        rows.append((title, f"{top1:.2f}", intervals[head].format(".1f")))
+    if not result.heads and best.top1_interval is not None:
+        rows.append((model, f"{best.top1:.2f}", best.top1_interval.format(".1f")))
+    title = f"top-1 on {evaluation.num_images} validation images, %"
+    print_table(title, ("", "top-1", "95 % interval"), rows)
+    if result.has_uneven_classes:
+        print_values(
+            "classes are uneven: each counts alike in",
+            {
+                "balanced accuracy": f"{best.balanced_accuracy:.2f} %",
+                "macro F1": f"{best.macro_f1:.2f} %",
+            },
+        )
+
+
+def _print_labels_scores(result: TrainResult) -> None:
+    """Print the mAP of the teacher and of each head, and the F1 of the saved weights."""
+    rows, best = [], result.best
+    if result.teacher is not None and result.teacher.map is not None:
+        rows.append((f"teacher {result.teacher.name}", f"{result.teacher.map:.2f}"))
+    model = "model" if result.teacher is None else "student"
+    by_head = result.heads or ({} if best.map is None else {"": best.map})
+    for head, value in by_head.items():
+        title = f"{model}, {HEAD_TITLES.get(head, head)}" if head else model
+        rows.append((title, f"{value:.2f}"))
+    print_table(f"mAP on {result.num_val_images} validation images, %", ("", "mAP"), rows)
+    print_values(
+        "F1 at thresholds fitted to other images (cross-fitted)",
+        {
+            "macro": f"{best.macro_f1:.2f} %",
+            "micro": f"{best.micro_f1:.2f} %",
+            "mean over images": f"{best.sample_f1:.2f} %",
         },
     )
 
