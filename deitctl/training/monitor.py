@@ -73,11 +73,12 @@ class LossMonitor:
 
     progress: Progress
     """Holds the running mean of the loss, which a checkpoint keeps."""
-    num_classes: int
+    guess_loss: float
+    """Of a model that knows nothing, see `estimate_guess_loss`."""
     scaled: bool
     """Whether the loss is scaled (fp16): gradients that are not finite then lower the scale."""
     spike_factor: float = 0.0
-    """A loss above this factor times both its running mean and ln(num_classes) is a spike; 0: none
+    """A loss above this factor times both its running mean and that of a guess is a spike; 0: none
     is. Mixing and hard batches move it by tenths, a step that breaks the weights by much more."""
     unread: list[Observation] = field(default_factory=list)
     recent: list[dict[str, Any]] = field(default_factory=list)
@@ -95,9 +96,8 @@ class LossMonitor:
             record = {"step": o.step, "loss": loss, "grad_norm": grad_norm}
             self.recent = [*self.recent[1 - HISTORY :], record]
             kind = ""
-            # ln(num_classes) is the loss of a guess: below it, small losses may rise by a large
-            # factor.
-            limit = self.spike_factor * max(mean, math.log(self.num_classes))
+            # Below the loss of a guess, small losses may rise by a large factor.
+            limit = self.spike_factor * max(mean, self.guess_loss)
             if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
                 kind = NON_FINITE
             elif limit and progress.steps_monitored >= MIN_STEPS and loss > limit:

@@ -187,6 +187,21 @@ def find_task_loss(objective: Objective) -> TaskLoss:
     return task_loss
 
 
+def estimate_guess_loss(
+    task_loss: TaskLoss, counts: ClassCounts, device: torch.device | None = None
+) -> float:
+    """Return the task's loss of logits that are 0 for every image: ln K of a softmax, ln 2 of sigmoids.
+
+    Args:
+        task_loss: of the run, with its tensors on `device`.
+        counts: of the training images.
+        device: None: the CPU.
+    """
+    total = counts.num_images if counts.is_multilabel else counts.counts.sum()
+    labels = _place((counts.counts / total)[None], device)
+    return float(task_loss(torch.zeros_like(labels), labels, smooth=True))
+
+
 def adjust_logits(logits: Tensor, adjustment: Tensor | None) -> Tensor:
     """Add the adjustment [K] to logits [B,K], in fp32; None leaves them as they are."""
     return logits if adjustment is None else logits.float() + adjustment

@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.device import choose_device
+from deitctl.evaluation.multilabel import average_precision, mean_average_precision, rank
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import find
 from deitctl.models.vit import VisionTransformer
 from deitctl.training import head_init
-from deitctl.training.head_init import fit_new_heads, fit_ridge
+from deitctl.training.head_init import fit_new_heads, fit_ridge, fit_sigmoids
 from deitctl.training.objective import CrossEntropy
 
 Pair = tuple[ImageDataset, ImageDataset]
@@ -143,3 +144,51 @@ def test_a_head_that_is_no_linear_layer_stays_as_it_is(
     )
     assert fitted is None
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+def test_heads_of_sigmoids_have_the_frequencies_of_the_classes():
+    """One with few images, one with none: the mean probability is the share of images, of Platt's too."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.rand(300, 4, generator=draw) < torch.tensor([0.5, 0.2, 0.02, 0.0])
+    x = labels.float() @ torch.randn(4, 20, generator=draw) + torch.randn(300, 20, generator=draw)
+    fitted = fit_ridge(x, labels, 4, smoothing=0.0, has_sigmoid=True)
+    probs = (x @ fitted.weight.T + fitted.bias).sigmoid()
+    shares = labels.float().mean(0)
+    torch.testing.assert_close(probs.mean(0), shares, atol=0.01, rtol=0)
+    ours = average_precision(rank(labels.numpy(), probs.numpy()))
+    assert 50 < fitted.loo_score < 100 * mean_average_precision(ours)
+
+
+def test_scale_and_shift_of_sigmoids_are_those_of_logistic_regression():
+    """scikit-learn's without a penalty, on targets that are softened as Platt's by repeating images."""
+    draw = torch.Generator().manual_seed(1)
+    labels = (torch.rand(200, 1, generator=draw) < 0.3).double()
+    values = labels + torch.randn(200, 1, generator=draw).double()
+    fit = fit_sigmoids(values, labels)
+    low, high = 1 / (200 - labels.sum() + 2), (labels.sum() + 1) / (labels.sum() + 2)
+    softened = low + labels * (high - low)
+    x = torch.cat([values, values]).numpy()
+    y = [1] * 200 + [0] * 200
+    weights = torch.cat([softened, 1 - softened])[:, 0].numpy()
+    theirs = LogisticRegression(C=1e10, tol=1e-10, max_iter=1000).fit(x, y, weights)
+    assert float(fit.scale[0]) == pytest.approx(theirs.coef_[0, 0], rel=1e-4)
+    assert float(fit.shift[0]) == pytest.approx(theirs.intercept_[0], rel=1e-4)
+
+
+def test_a_head_that_the_loss_adjusts_starts_with_the_adjustment_taken_off(deit, little):
+    model, arch = deit(classes=10), find("deit_tiny")
+    config = replace(arch.to_model_config().at_size(32), num_classes=10)
+    biases = []
+    for adjustment in (None, torch.arange(10.0)):
+        fit_new_heads(
+            model,
+            config,
+            little[0],
+            task_loss=CrossEntropy(0.1, adjustment=adjustment),
+            seed=0,
+            device=choose_device("cpu", "fp32"),
+            workers=0,
+            reporter=SilentReporter(),
+        )
+        biases.append(model.head.bias.detach().clone())
+    torch.testing.assert_close(biases[0] - biases[1], torch.arange(10.0))

@@ -21,7 +21,7 @@ from deitctl.training.state import Progress
 
 NAN, INF = float("nan"), float("inf")
 
-SPIKE = 3.0
+SPIKE, GUESS = 3.0, math.log(10)
 
 
 def observe(step: int, loss: float, grad_norm: float = 1.0) -> Observation:
@@ -33,7 +33,7 @@ def observe(step: int, loss: float, grad_norm: float = 1.0) -> Observation:
 def monitor_after(
     losses: list[float], *, num_classes: int = 10, scaled: bool = False
 ) -> LossMonitor:
-    monitor = LossMonitor(Progress(), num_classes, scaled, SPIKE)
+    monitor = LossMonitor(Progress(), math.log(num_classes), scaled, SPIKE)
     for step, loss in enumerate(losses):
         monitor.update(observe(step, loss))
     assert monitor.find_incident() is None
@@ -70,15 +70,15 @@ def test_no_spike_is_found_in_the_first_steps() -> None:
 @pytest.mark.parametrize("loss", [NAN, INF, -INF])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_a_loss_that_is_not_finite_is_found_at_the_first_step(loss: float, scaled: bool) -> None:
-    assert find_kind(LossMonitor(Progress(), 10, scaled, SPIKE), loss) == NON_FINITE
+    assert find_kind(LossMonitor(Progress(), GUESS, scaled, SPIKE), loss) == NON_FINITE
 
 
 @pytest.mark.parametrize("norm", [NAN, INF])
 def test_a_gradient_that_is_not_finite_is_left_to_the_loss_scale_if_there_is_one(
     norm: float,
 ) -> None:
-    assert find_kind(LossMonitor(Progress(), 10, False, SPIKE), 1.0, norm) == NON_FINITE
-    assert find_kind(LossMonitor(Progress(), 10, True, SPIKE), 1.0, norm) == ""
+    assert find_kind(LossMonitor(Progress(), GUESS, False, SPIKE), 1.0, norm) == NON_FINITE
+    assert find_kind(LossMonitor(Progress(), GUESS, True, SPIKE), 1.0, norm) == ""
 
 
 def test_the_recent_loss_is_a_running_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from deitctl.training.objective import (
     StudentBatch,
     Supervised,
     build_objective,
+    estimate_guess_loss,
     report_loss,
 )
 
@@ -277,3 +279,17 @@ def test_a_usual_training_has_nothing_to_say_of_its_loss(reporter):
     report_loss(TrainConfig(model="m", data="d", recipe=SMALL), UNEVEN, reporter)
     report_loss(TrainConfig(model="m", data="d", recipe=SMALL), SEVERAL, reporter)
     assert (reporter.notes, reporter.warnings) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("counts", "settings", "expected"),
+    [
+        (UNEVEN, {"class_weights": "inverse"}, math.log(5)),
+        (UNEVEN, {"loss": "bce"}, math.log(2)),
+        (SEVERAL, {}, math.log(2)),
+        (SEVERAL, {"bce.sum_classes": True}, 5 * math.log(2)),
+    ],
+)
+def test_the_loss_of_a_guess_is_that_of_even_probabilities(counts, settings, expected):
+    loss = objective_of(counts, **settings).task_loss
+    assert estimate_guess_loss(loss, counts) == pytest.approx(expected, rel=1e-5)
