@@ -49,7 +49,7 @@ def take_signature(function: F) -> F:
 
 
 @overload
-def train(  # type: ignore[overload-overlap]
+def train(
     data: PathLike = "",
     *,
     folds: int,
@@ -133,7 +133,7 @@ def train(data: PathLike = "", **settings: Any) -> TrainResult | FoldsResult:
 
 
 @overload
-def distill(  # type: ignore[overload-overlap]
+def distill(
     data: PathLike = "",
     *,
     folds: int,
@@ -248,7 +248,7 @@ def plan(
             "Leave --dry-run or --resume out.",
         )
     folded = _open_folds(request)
-    config, datasets = _configure(request, folded and folded.split(1))
+    config, datasets = _configure(request, None if folded is None else folded.split(1))
     if request.auto_batch_size:
         config = with_chosen_batch_size(config, datasets, request.reporter)
     return plan_training(config, datasets=datasets, folded=folded, reporter=request.reporter)
@@ -674,7 +674,7 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
         )
     else:
         folded = _open_folds(request)
-        config, datasets = _configure(request, folded and folded.split(1))
+        config, datasets = _configure(request, None if folded is None else folded.split(1))
 
         def choose(config: TrainConfig) -> TrainConfig:
             return with_chosen_batch_size(config, datasets, request.reporter)

@@ -157,9 +157,12 @@ def _fit_size(
 
 def count_labels(labels: Labels, num_classes: int) -> NDArray[np.int64]:
     """Count the images of each class among some labels, [K]."""
+    counts: NDArray[np.int64]
     if labels.ndim == 2:
-        return labels.sum(axis=0, dtype=np.int64)
-    return np.bincount(labels, minlength=num_classes)
+        counts = labels.sum(axis=0, dtype=np.int64)
+    else:
+        counts = np.bincount(labels, minlength=num_classes)
+    return counts
 
 
 def hash_paths(paths: Iterable[str], seed: int) -> NDArray[np.float64]:

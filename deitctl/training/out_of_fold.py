@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl.data.classes import match_classes
-from deitctl.data.dataset import ImageDataset, list_labels
+from deitctl.data.dataset import ImageDataset, Labels, list_labels
 from deitctl.data.folds import FoldedData
 from deitctl.data.loader import build_eval_loader
 from deitctl.data.splits import list_relative_paths
@@ -163,7 +164,7 @@ def _compute_losses(logits: Tensor, labels: Tensor, rows: tuple[int, ...]) -> Te
 
 def choose_predictions(
     folded: FoldedData, outputs: Outputs
-) -> tuple[NDArray[np.int64] | NDArray[np.bool_], NDArray[np.float64] | None]:
+) -> tuple[Labels, NDArray[np.float64] | None]:
     """Return what is predicted of each image, and the thresholds that were fitted to all images.
 
     Returns:
@@ -172,7 +173,8 @@ def choose_predictions(
         its own; and those fitted to all, [K]. Images that could not be read have no class: -1, or
         all False.
     """
-    labels, read = folded.images.labels, outputs.is_read
+    labels: NDArray[Any] = folded.images.labels
+    read = outputs.is_read
     if labels.ndim == 1:
         preds = np.full(len(labels), -1, np.int64)
         preds[read] = outputs.probs[read].argmax(axis=1)
@@ -190,10 +192,7 @@ def choose_predictions(
 
 
 def score(
-    labels: NDArray[np.int64] | NDArray[np.bool_],
-    preds: NDArray[np.int64] | NDArray[np.bool_],
-    outputs: Outputs,
-    which: NDArray[np.bool_],
+    labels: Labels, preds: Labels, outputs: Outputs, which: NDArray[np.bool_]
 ) -> dict[str, float]:
     """Return the metrics of some images, by the names that `deitctl eval` has for them.
 
@@ -205,34 +204,38 @@ def score(
     """
     which = which & outputs.is_read
     labels, preds, probs = labels[which], preds[which], outputs.probs[which]
-    loss = float(outputs.losses[which].mean())
-    if labels.ndim == 1:
-        balanced, macro_f1 = score_evenly(labels, preds, probs.shape[1])
-        scores = {"top1": mean_percent(torch.from_numpy(labels == preds))}
-        if probs.shape[1] > TOPK:
-            correct = topk_correct(torch.from_numpy(probs), torch.from_numpy(labels), TOPK)
-            scores["top5"] = mean_percent(correct)
-        return scores | {
-            "balanced_accuracy": 100 * balanced,
-            "macro_f1": 100 * macro_f1,
-            "loss": loss,
-        }
+    compute = _score_one_label if labels.ndim == 1 else _score_several
+    return compute(labels, preds, probs) | {"loss": float(outputs.losses[which].mean())}
+
+
+def _score_one_label(
+    labels: NDArray[Any], preds: NDArray[Any], probs: NDArray[np.float32]
+) -> dict[str, float]:
+    balanced, macro_f1 = score_evenly(labels, preds, probs.shape[1])
+    scores = {"top1": mean_percent(torch.from_numpy(labels == preds))}
+    if probs.shape[1] > TOPK:
+        correct = topk_correct(torch.from_numpy(probs), torch.from_numpy(labels), TOPK)
+        scores["top5"] = mean_percent(correct)
+    return scores | {"balanced_accuracy": 100 * balanced, "macro_f1": 100 * macro_f1}
+
+
+def _score_several(
+    labels: NDArray[Any], preds: NDArray[Any], probs: NDArray[np.float32]
+) -> dict[str, float]:
     counts = count_classes(labels, preds)
-    precision = average_precision(rank(labels, probs))
     return {
-        "map": 100 * mean_average_precision(precision),
+        "map": 100 * mean_average_precision(average_precision(rank(labels, probs))),
         "micro_ap": 100 * micro_average_precision(labels, probs),
         "macro_f1": 100 * counts.macro_f1,
         "micro_f1": 100 * counts.micro_f1,
         "sample_f1": 100 * float(sample_f1(labels, preds).mean()),
-        "loss": loss,
     }
 
 
 def write_predictions(
     path: Path,
     folded: FoldedData,
-    preds: NDArray[np.int64] | NDArray[np.bool_],
+    preds: Labels,
     outputs: Outputs,
 ) -> None:
     """Write a CSV table of all images: image, fold, group, label, predicted, a probability a class."""
