@@ -113,7 +113,7 @@ COMPLETIONS = {
 
 
 def _parse_img_size(flag: str, text: str) -> ImageSize:
-    with _blame_command_line():
+    with blame_command_line():
         size: ImageSize = convert(text, ImageSize, flag)
     return size
 
