@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from deitctl.errors import ConfigError, ModelError
@@ -17,6 +19,7 @@ from deitctl.training.optim import add_trained, build_optimizer, set_learning_ra
 from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
 from deitctl.training.optimizer_state import count_state_bytes
 from deitctl.training.state import Progress, TrainState
+from deitctl.training.step import clip_gradients
 
 FOREIGN = ("fused", "bnb")
 BUILT = [n for n in list_optimizers() if not n.startswith(FOREIGN) and n != "adahessian"]
@@ -81,9 +84,8 @@ def test_a_run_that_is_resumed_takes_the_steps_of_one_that_is_not(name, tmp_path
 
 
 @pytest.mark.parametrize("name", ["lamb", "muon", "nadamuon", "sgd", "lion"])
-def test_steps_are_timms_on_the_same_gradients(name, deit):
-    ours, theirs = deit(), deit()
-    theirs.load_state_dict(ours.state_dict())
+def test_steps_are_timms_on_the_same_gradients(name):
+    ours, theirs = Net(), Net()
     optimizer = build_optimizer(ours, optim(opt=name, lr=2e-3))
     theirs.no_weight_decay = lambda: {"cls_token", "dist_token", "pos_embed"}
     reference = create_optimizer_v2(theirs, name, lr=2e-3, weight_decay=SMALL.optim.weight_decay)
@@ -209,3 +211,19 @@ def test_numbers_that_no_step_leaves_are_refused(name, numbers, message, tmp_pat
     replace(snapshot, record=record).write(tmp_path / "checkpoint")
     with pytest.raises(ModelError, match=message):
         build_state(name).load(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("norm", 0.5), ("value", 0.1), ("agc", 0.01)])
+def test_gradients_are_clipped_as_timm_clips_them(mode, limit, deit):
+    ours, theirs = deit(), deit()
+    set_gradients(ours, 0)
+    set_gradients(theirs, 0)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in ours.parameters()])
+    clip_gradients(ours, optim(clip_grad=limit, clip_mode=mode), norm)
+    dispatch_clip_grad(model_parameters(theirs, exclude_head="agc" in mode), limit, mode=mode)
+    for (name, p), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p.grad, other.grad), name
+    plain = deit()
+    set_gradients(plain, 0)
+    clip_gradients(plain, optim(clip_grad=0.0, clip_mode=mode), norm)  # none
+    assert not torch.equal(ours.pos_embed.grad, plain.pos_embed.grad)

@@ -215,6 +215,7 @@ def test_a_process_that_dies_takes_the_job_down_and_a_restart_ends_as_if_it_had_
         "0",
         "--save-every",
         "3",
+        *("--opt", "lamb", "--sched", "wsd", "--freeze-blocks", "6"),
         "--precision",
         "fp32",
         "--format",
