@@ -14,7 +14,7 @@ from deitctl.cli.console import choose_format, escape_markup, print_next, print_
 from deitctl.cli.progress import make_reporter
 
 if TYPE_CHECKING:
-    from deitctl.explanation.explain import Explanation
+    from deitctl.explanation.explanation import Explanation
 
 FORMATS = ("table", "jsonl")
 METHODS = ("gradient", "rollout", "last-layer")
@@ -25,6 +25,7 @@ def explain(
     model: o.ModelOpt = "",
     weights: o.WeightsOpt = "",
     classes: o.ClassesOpt = "",
+    task: o.ModelTaskOpt = "auto",
     method: Annotated[
         str,
         o.option(
@@ -38,7 +39,7 @@ def explain(
         o.option(
             "--class",
             help="Class to explain: a label, synonym, WordNet id or number; for gradient.",
-            default="each head's prediction",
+            default="each head's prediction, or each label",
         ),
     ] = None,
     token: Annotated[
@@ -88,6 +89,7 @@ def explain(
         model=model,
         weights=weights,
         classes=classes,
+        task=task,
         method=method,
         token=token,
         class_name=class_name,

@@ -1,13 +1,14 @@
-"""Explanations of images: each token's prediction, and a drawing of where it attends."""
+"""Explanations of images: each token's prediction, and a drawing of where it attends.
+
+Shapes:
+    B images, R explanations of them, K classes
+"""
 
 from __future__ import annotations
 
-import io
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -30,9 +31,10 @@ from deitctl.explanation.attention_maps import (
     compute_token_maps,
     require_deit,
 )
-from deitctl.explanation.overlay import TokenPanel, draw_panels
+from deitctl.explanation.drawing_folder import DrawingFolder
+from deitctl.explanation.explanation import Explanation, TokenPrediction
+from deitctl.explanation.overlay import TokenPanel
 from deitctl.home import expand_home
-from deitctl.inference.classifier import ScoredClass
 from deitctl.inference.folder_scan import FolderScan
 from deitctl.inference.input_range import InputRange
 from deitctl.inference.inputs import (
@@ -42,47 +44,19 @@ from deitctl.inference.inputs import (
     expand,
     is_folder,
     is_image,
-    is_url,
     load_batches,
     local_path,
 )
 from deitctl.models.catalog import DEFAULT_MODEL
 from deitctl.models.factory import load_model
+from deitctl.models.heads import choose_head, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig
-from deitctl.models.vit import VisionTransformer
-from deitctl.paths import DiskError
+from deitctl.models.tasks import choose_labels
+from deitctl.models.vit import HeadLogits, VisionTransformer
 from deitctl.sizes import ImageSize
 
 TOKEN_CHOICES = ("both", *TOKENS)
 OUTPUT = Path("explained")
-
-
-@dataclass(frozen=True)
-class TokenPrediction(ScoredClass):
-    """A token's most probable class."""
-
-    class_score: float | None
-    """Probability of the explained class, 0..1; null if none was named."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The explanation of one image, or the reason why there is none."""
-
-    input: str
-    """Path or URL as given, or `image N` for the Nth without one."""
-    image: Path | None
-    """The drawing."""
-    method: str
-    """gradient, rollout or last-layer."""
-    class_name: str | None
-    """Label of the explained class; null for each head's own prediction."""
-    tokens: dict[str, TokenPrediction] = field(default_factory=dict)
-    """By token: `cls`, `dist`."""
-    disagree: bool | None = None
-    """Whether the two heads predict different classes; null for a model with one head."""
-    error: str | None = None
-    """Why the image could not be explained."""
 
 
 def explain(
@@ -91,6 +65,7 @@ def explain(
     model: str | Path = "",
     weights: str | Path = "",
     classes: Classes = "",
+    task: str = "auto",
     method: str = "gradient",
     token: str = "both",
     class_name: str | None = None,
@@ -104,15 +79,19 @@ def explain(
 ) -> Iterator[Explanation]:
     """Yield one explanation an image, in order, each drawn into a new PNG in `output`.
 
+    Of a multi-label model `gradient` explains each label of an image, the most probable first, and the
+    likeliest class of an image without.
+
     Args:
         images: one or several, as `deitctl.predict` takes them; folders stand for their files.
         model: a DeiT, as `deitctl.load` takes it.
         weights: its weights, if `model` is a name.
         classes: names of its classes, see `deitctl.load`.
+        task: see `deitctl.load`.
         method: one of `deitctl.explanation.attention_maps.METHODS`.
         token: `cls`, `dist`, or `both` that the model has.
         class_name: the class that `gradient` explains, in any spelling; None for each head's own
-            prediction.
+            prediction, or each label.
         output: folder of the drawings; no file in it is replaced.
         batch_size: images at a time.
         img_size: input size in pixels; 0 for the model's own.
@@ -141,7 +120,8 @@ def explain(
     )
     deit = require_deit(loaded.model)
     where = str(weights) or str(model) or DEFAULT_MODEL
-    model_config = apply_class_names(loaded.model_config, classes, where, reporter)
+    model_config = apply_class_names(loaded.model_config, classes, where, reporter).with_task(task)
+    model_config = replace(model_config, head=choose_head("auto", model_config.head, deit))
     if deit.head_dist is None and (token == "dist" or only_disagreements):
         raise ConfigError(
             f"{model_config.architecture} has no distillation token.",
@@ -165,7 +145,7 @@ def explain(
         explainer,
         _expand_outside(folder, several, stdin, reporter),
         batch_size,
-        DrawingFolder(folder),
+        DrawingFolder(folder, names_class=model_config.is_multilabel),
         only_disagreements,
         reporter,
     )
@@ -207,12 +187,14 @@ def _explain_stream(
             if item.pixels is None:
                 yield replace(explainer.template, input=item.name, error=item.error)
                 continue
-            explanation, panels = next(explained)
-            if explanation.error is not None:
-                yield explanation
-            elif explanation.disagree or not only_disagreements:
+            explanations = next(explained)
+            first, _ = explanations[0]
+            if first.error is not None:
+                yield first
+            elif first.disagree or not only_disagreements:
                 num_disagreements += 1
-                yield drawings.draw(item, explanation, panels)
+                for explanation, panels in explanations:
+                    yield drawings.draw(item, explanation, panels)
             else:
                 num_agreements += 1
     if only_disagreements:
@@ -240,126 +222,122 @@ class _Explainer:
         label = None if index is None else self.model_config.label(index)
         return Explanation(input="", image=None, method=self.method, class_name=label)
 
-    def explain(self, items: list[Input]) -> Iterator[tuple[Explanation, list[TokenPanel]]]:
-        """Yield an explanation without its drawing, and what to draw, for each readable input."""
+    def explain(self, items: list[Input]) -> Iterator[list[tuple[Explanation, list[TokenPanel]]]]:
+        """Yield the explanations of each readable input, without drawings, and what to draw: one or more."""
         if not items:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
         batch = self.device.to_device(torch.from_numpy(pixels))
         images = normalize(batch, self.model_config.preprocessing)
-        scores = self._compute_scores(images)
-        maps, head_maps = self._compute_maps(images)
-        for n, item in enumerate(items):
-            explanation = replace(self.template, input=item.name)
+        heads = self._compute_heads(images)
+        scores = self._compute_scores(heads)
+        rows, classes = self._choose_rows(heads)
+        maps, head_maps = self._compute_maps(images[rows], classes)
+        explained: list[list[tuple[Explanation, list[TokenPanel]]]] = [[] for _ in items]
+        for r, n in enumerate(rows):
+            explanation = replace(self.template, input=items[n].name)
             if not all(bool(s[n].isfinite().all()) for s in scores.values()):
                 # NaN logits would be drawn as an ordinary, meaningless map.
-                error = f"{item.name}: the model's scores are not numbers."
-                yield replace(explanation, error=error), []
+                error = f"{items[n].name}: the model's scores are not numbers."
+                explained[n].append((replace(explanation, error=error), []))
                 continue
-            best = {token: int(s[n].argmax()) for token, s in scores.items()}
+            index = None if classes is None else classes[r]
             predictions = {
-                token: TokenPrediction(
-                    best[token],
-                    self.model_config.label(best[token]),
-                    float(scores[token][n, best[token]]),
-                    None if self.class_index is None else float(scores[token][n, self.class_index]),
-                )
+                token: self._predict(scores[token][n], index)
                 for token in self.tokens
                 if token in scores
             }
             panels = [
                 TokenPanel(
                     TOKENS[token],
-                    self._format_caption(prediction),
-                    _to_array(maps, token, n),
-                    None if head_maps is None else _to_array(head_maps, token, n),
+                    self._format_caption(prediction, index),
+                    _to_array(maps, token, r),
+                    None if head_maps is None else _to_array(head_maps, token, r),
                 )
                 for token, prediction in predictions.items()
             ]
-            disagree = best["cls"] != best["dist"] if "dist" in best else None
-            yield replace(explanation, tokens=predictions, disagree=disagree), panels
+            explanation = replace(
+                explanation,
+                class_name=None if index is None else self.model_config.label(index),
+                tokens=predictions,
+                disagree=self._disagree(scores, n),
+            )
+            explained[n].append((explanation, panels))
+        yield from explained
 
-    def _format_caption(self, prediction: TokenPrediction) -> str:
+    def _choose_rows(self, heads: HeadLogits) -> tuple[list[int], list[int] | None]:
+        """Return of which image each explanation is, [R], and of which class, [R] or None.
+
+        One an image; of several labels, where the method depends on a class, one a label.
+        """
+        num_images = len(heads.cls)
+        if self.class_index is not None:
+            return list(range(num_images)), [self.class_index] * num_images
+        config = self.model_config
+        if not config.is_multilabel or self.method != "gradient":
+            return list(range(num_images)), None
+        logits = fuse_heads(heads, config.head, config.task)
+        probs = to_probs(logits / config.temperature(config.head), config.task).numpy()
+        labels = choose_labels(probs, config.list_thresholds())
+        pairs = [
+            (n, index)
+            for n, order in enumerate(np.argsort(-probs, axis=1, kind="stable").tolist())
+            for index in [i for i in order if labels[n, i]] or order[:1]
+        ]
+        rows, classes = zip(*pairs, strict=True)
+        return list(rows), list(classes)
+
+    def _predict(self, scores: Tensor, index: int | None) -> TokenPrediction:
+        """Return a token's most probable class, and the probability of class `index`, of scores [K]."""
+        best = int(scores.argmax())
+        of_class = None if index is None else float(scores[index])
+        return TokenPrediction(best, self.model_config.label(best), float(scores[best]), of_class)
+
+    def _disagree(self, scores: Mapping[str, Tensor], n: int) -> bool | None:
+        if "dist" not in scores:
+            return None
+        if not self.model_config.is_multilabel:
+            return bool(scores["cls"][n].argmax() != scores["dist"][n].argmax())
+        thresholds = self.model_config.list_thresholds()
+        cls, dist = (choose_labels(scores[t][n].numpy(), thresholds) for t in ("cls", "dist"))
+        return bool((cls != dist).any())
+
+    def _format_caption(self, prediction: TokenPrediction, index: int | None) -> str:
         label = prediction.label
         if self.model_config.descriptions is not None:
             label = label.split(",")[0]  # ImageNet's list synonyms
         best = f"{label} ({100 * prediction.score:.1f} %)"
-        if prediction.class_score is None:
+        if prediction.class_score is None or index is None:
             return best
-        return f"{100 * prediction.class_score:.1f} %; first: {best}"
+        score = f"{100 * prediction.class_score:.1f} %"
+        if self.model_config.is_multilabel:
+            return f"{score}, threshold {100 * self.model_config.list_thresholds()[index]:.1f} %"
+        return f"{score}; first: {best}"
 
     @torch.inference_mode()
-    def _compute_scores(self, images: Tensor) -> dict[str, Tensor]:
+    def _compute_heads(self, images: Tensor) -> HeadLogits:
+        """Return each head's logits, [B,K]."""
+        return HeadLogits(*(None if h is None else h.float().cpu() for h in self.model(images)))
+
+    def _compute_scores(self, heads: HeadLogits) -> dict[str, Tensor]:
         """Return each head's probabilities, [B,K]."""
+        config = self.model_config
         return {
-            token: (logits / self.model_config.temperature(token)).softmax(dim=1).cpu()
-            for token, logits in self.model(images)._asdict().items()
+            token: to_probs(logits / config.temperature(token), config.task)
+            for token, logits in heads._asdict().items()
             if logits is not None
         }
 
-    def _compute_maps(self, images: Tensor) -> tuple[TokenMaps, TokenMaps | None]:
+    def _compute_maps(
+        self, images: Tensor, classes: list[int] | None
+    ) -> tuple[TokenMaps, TokenMaps | None]:
         if self.method == "last-layer":
             head_maps = compute_head_maps(self.model, images)
             return average_heads(head_maps), head_maps
-        classes = None
-        if self.class_index is not None:
-            classes = torch.full((len(images),), self.class_index, device=images.device)
-        maps = compute_token_maps(self.model, images, method=self.method, classes=classes)
-        return maps, None
+        targets = None if classes is None else torch.tensor(classes, device=images.device)
+        return compute_token_maps(self.model, images, method=self.method, classes=targets), None
 
 
 def _to_array(maps: TokenMaps, token: str, n: int) -> np.ndarray:
     array: np.ndarray = getattr(maps, token)[n].float().cpu().numpy()
     return array
-
-
-class DrawingFolder:
-    """A folder of drawings, each a new file, even beside those of a concurrent process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.counts = folder, Counter[str]()
-
-    def draw(self, item: Input, explanation: Explanation, panels: list[TokenPanel]) -> Explanation:
-        """Write a drawing and return the explanation with its path, or raise `DiskError`."""
-        assert item.pixels is not None
-        note = explanation.method
-        if explanation.class_name is not None:
-            note = f"why {explanation.class_name}? ({explanation.method})"
-        if explanation.disagree:
-            note += ", the two heads disagree"
-        buffer = io.BytesIO()
-        drawing = draw_panels(item.pixels, panels, name=os.path.basename(item.name), note=note)
-        drawing.save(buffer, "PNG")
-        path = self._write_new(f"{_make_stem(item.name)}.{explanation.method}", buffer.getbuffer())
-        return replace(explanation, image=path)
-
-    def _write_new(self, stem: str, content: memoryview) -> Path:
-        while True:
-            self.counts[stem.lower()] += 1  # file systems may ignore case
-            number = self.counts[stem.lower()]
-            path = self.folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                # x: of two processes that choose the same name one fails here and takes the next
-                # number.
-                with path.open("xb") as file:
-                    try:
-                        file.write(content)
-                    except BaseException:  # a signal too: half a file would never be replaced
-                        path.unlink()
-                        raise
-                return path
-            except FileExistsError:
-                if not self.folder.is_dir():
-                    error = NotADirectoryError("it is a file")
-                    raise DiskError.from_os_error(self.folder, error) from None
-            except OSError as error:
-                raise DiskError.from_os_error(path, error) from error
-
-
-def _make_stem(name: str) -> str:
-    """Return a file name's stem for a path or URL that every file system accepts."""
-    last = re.split(r"[?#]", name, maxsplit=1)[0].rstrip("/") if is_url(name) else local_path(name)
-    stem = os.path.splitext(os.path.basename(last))[0]
-    # 80 characters and the method stay below the 255 bytes of most file systems.
-    return re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:80] or "image"

@@ -12,7 +12,7 @@ from deitctl.cli.models import ModelList
 from deitctl.config import Option
 from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
 from deitctl.evaluation.result import EvalResult, EvalResults, ImageResult
-from deitctl.explanation.explain import Explanation
+from deitctl.explanation.explanation import Explanation
 from deitctl.exporters.export import ExportResult
 from deitctl.exporters.verify import VerifyResult
 from deitctl.hub.push import PushResult

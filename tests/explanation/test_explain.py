@@ -18,7 +18,8 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.eval_transform import eval_transform
 from deitctl.errors import ConfigError, DeitctlError, ModelError
 from deitctl.events import SilentReporter
-from deitctl.explanation.explain import DrawingFolder, explain
+from deitctl.explanation.drawing_folder import DrawingFolder
+from deitctl.explanation.explain import explain
 from deitctl.inference.classifier import predict
 from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import load_model_config, save_model
