@@ -16,9 +16,9 @@ from pathlib import Path
 
 from fault_rig import STUDENT, Case, Process, Rig, Trial, count_steps, has_logged, is_alive
 
-LOSABLE = ["train", "distill", "cache-teacher", "eval", "check", "pack", "compare", "bench"]
+LOSABLE = ["train", "distill", "cache-teacher", "eval", "check", "pack", "sweep", "bench"]
 """Commands that start loader processes."""
-SAVES = ("train", "distill", "compare")
+SAVES = ("train", "distill", "sweep")
 
 
 def command_with_loaders(rig: Rig, name: str) -> list[str | Path]:
@@ -32,14 +32,14 @@ def command_with_loaders(rig: Rig, name: str) -> list[str | Path]:
         "eval": [table, "--model", rig.base(), "--batch-size", "8", "--split", "all"],
         "check": [table],
         "pack": [table, "x.pack", "--raw"],
-        "compare": [table, "--teacher", rig.base(), "--student", "deit_tiny", "--no-pretrained",
+        "sweep": [table, "--preset", "deit-table3", "--teacher", rig.base(), "--student", "deit_tiny", "--no-pretrained",
                     "--allow-weak-teacher", "--finetune-teacher", "none", "--img-size", "32", "--views", "2"],
         "bench": [table, "--model", "deit_tiny", "--img-size", "32", "--batch-size", "32", "--seconds", "1"],
     }  # fmt: skip
     output = {
         "train": ["--output", "r"],
         "distill": ["--output", "r"],
-        "compare": ["--output", "r"],
+        "sweep": ["--output", "r"],
     }
     return [name, *options[name], "--workers", "2", "--quiet", *output.get(name, [])]
 

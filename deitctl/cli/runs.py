@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deitctl.sweeps.run_info import RunInfo
     from deitctl.sweeps.run_list import RunComparison, RunGroup, RunList
 
-NAMES = {"top1": "top-1", "map": "mAP"}
+NAMES = {"top1": "top-1", "map": "mAP", "loss": "minus loss"}
 SHARED = ("data", "model", "teacher")
 """Columns that are left out where all runs have the same."""
 WIDE = 100

@@ -34,7 +34,7 @@ SOME_FAILED = 3
 """Exit code where some runs failed, and others are finished."""
 PERCENT = ("top1", "balanced", "f1", "map")
 """Metrics in percent."""
-NAMES = {"top1": "top-1", "map": "mAP"}
+NAMES = {"top1": "top-1", "map": "mAP", "loss": "minus loss"}
 
 
 def _check_vary(values: list[str] | None) -> list[str] | None:
@@ -212,7 +212,7 @@ def _print_trials(result: SweepResult) -> None:
     if any(len(trial.heads) > 1 for trial in result.trials):
         _print_heads(result)
     for name, top1 in {t.teacher: t.teacher_top1 for t in result.trials if t.teacher}.items():
-        print_line(f"teacher {name}: top-1 {_cell(top1)} %")
+        print_line(f"teacher {name}" + (f": top-1 {top1} %" if top1 is not None else ""))
     if len(result.trials) > 1:
         print_line(f"Differences are from the first trial, {result.trials[0].name}, seed by seed.")
     for run in result.runs:
@@ -240,7 +240,7 @@ def _make_row(trial: TrialResult, result: SweepResult) -> list[str]:
 def _print_heads(result: SweepResult) -> None:
     """Print the columns of the paper's Tables 3 and 4."""
     print_table(
-        "top-1 of each head rule, %",
+        "accuracy of each head rule, %",
         ("trial", *HEADS.values(), "seconds"),
         [
             (t.name, *(_cell(t.heads.get(head)) for head in HEADS), f"{t.seconds.mean:.0f}")

@@ -97,6 +97,10 @@ class Sweep:
             self._add(trial)
         if not self.trials:
             self._suggest()
+        if len({run.config.select for run in self.runs}) > 1:
+            self.reporter.note(
+                "Runs are selected by different metrics: their accuracy is compared."
+            )
 
     def _list_known_trials(self) -> list[Trial]:
         d = self.definition

@@ -51,7 +51,10 @@ class TrialConfigs:
         """Return the configuration of a trial with the first seed; raises as `build_config`."""
         settings = self._settings | dict(trial.values)
         mode = settings.get(MODE, "hard")
-        if mode == "none":
+        if not self.has_teacher:
+            # other settings of a teacher stay, and are refused where there is none
+            settings = {k: v for k, v in settings.items() if (k, v) != (MODE, "none")}
+        elif mode == "none":
             # the plain model has what distillation has, but for the teacher
             settings[MODE] = "hard"
         is_first = not self.num_images
@@ -69,7 +72,14 @@ class TrialConfigs:
             self.num_images = len(val.labels)
         if not self._opens_again:
             self._datasets = train, val
-        return remove_teacher(config, self._reporter) if mode == "none" else config
+        if self.has_teacher and mode == "none":
+            config = remove_teacher(config, self._reporter)
+        if config.folds and not config.fold:
+            raise ConfigError(
+                f"--folds {config.folds} are that many runs of each trial.",
+                "Make each a trial: --vary fold=1,2 and so on.",
+            )
+        return config
 
 
 def has_teacher(settings: Mapping[str, Any], variations: Sequence[Variation]) -> bool:

@@ -107,6 +107,22 @@ def test_the_plain_model_is_trained_on_equal_terms_with_the_distilled_ones(
     assert plain.model == soft.model == "deit_tiny"
 
 
+def test_a_sweep_without_a_teacher_refuses_settings_of_one(make_sweep: Make) -> None:
+    plain = make_sweep("optim.lr=1e-3,3e-3", settings={"distill.mode": "none"})
+    assert all(run.config.distill is None for run in plain.runs)
+    with pytest.raises(
+        ConfigError, match=r"'distill\.tau' cannot be set: a teacher is for `distill`"
+    ):
+        make_sweep(LR, settings={"distill.mode": "none", "distill.tau": 3})
+
+
+def test_folds_are_trials_or_refused(make_sweep: Make) -> None:
+    sweep = make_sweep("fold=1,2", settings={"folds": 2}, num_seeds=1)
+    assert [(run.config.folds, run.config.fold) for run in sweep.runs] == [(2, 1), (2, 2)]
+    with pytest.raises(ConfigError, match="--vary fold=1,2"):
+        make_sweep(LR, settings={"folds": 2})
+
+
 def test_a_student_named_with_a_token_has_none_without_distillation(make_sweep: Make) -> None:
     settings = {"model": "deit_tiny_distilled"}
     plain, hard = make_sweep("distill.mode=none,hard", settings=settings, num_seeds=1).runs
