@@ -33,6 +33,7 @@ def export(
     output: Annotated[
         str, o.option("--output", help="File or folder to write.", default="RUN/export/ or here")
     ] = "",
+    task: o.ModelTaskOpt = "auto",
     head: o.HeadOpt = "auto",
     quantize: Annotated[
         str,
@@ -56,7 +57,7 @@ def export(
         bool,
         o.option(
             "--preprocess/--no-preprocess",
-            help="Normalization and softmax inside, or the bare network; onnx.",
+            help="Normalization and probabilities inside, or the bare network; onnx.",
         ),
     ] = True,
     dynamic_size: Annotated[
@@ -86,6 +87,7 @@ def export(
         output=output,
         weights=weights,
         classes=classes,
+        task=task,
         head=head,
         verify_data=verify_data,
         num_images=num_images,

@@ -1,7 +1,8 @@
 """Run an export in a fresh process, and measure how far its outputs are from the model's.
 
 Shapes:
-    N images, S pixels along a side, K classes, C outputs (logits, or logits and probabilities)
+    N images, S pixels along a side, K classes, C outputs: logits, probabilities where the format has
+    them, labels of a multi-label model where it has those
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import Golden
 from deitctl.exporters.verification_images import Outputs
+from deitctl.models.model_config import ModelConfig
+from deitctl.models.tasks import choose_labels
 from deitctl.records import hidden
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -46,15 +50,19 @@ class Verification:
     max_abs_diff: float | None = None
     """Largest difference of a logit or a probability."""
     top1_agreement: float | None = None
-    """Percent of the images with the same top-1 class."""
+    """Percent of the images with the same top-1 class; null for a multi-label model."""
+    labels_agreement: float | None = None
+    """Of a multi-label model, percent of the images with the same labels."""
     relative_diff: float | None = None
     """Of a quantized export: the RMS difference of its logits relative to their spread."""
     top1: float | None = None
-    """Accuracy of the export in percent; null where the model does not have the images' labels."""
+    """Accuracy of the export in percent; null where the model does not have the images' labels, and for
+    a multi-label model."""
     model_top1: float | None = None
     """Accuracy of the model on the same images in percent."""
     differing: tuple[str, ...] = ()
-    """Images with another top-1 class, whose two best logits are as close as the outputs differ."""
+    """Images with another top-1 class, whose two best logits are as close as the outputs differ; of a
+    multi-label model with other labels, whose probability is as close to its threshold."""
     preds: tuple[int, ...] = hidden(default=())
     """The export's top-1 class of each image."""
     remark: str = hidden(default="")
@@ -111,8 +119,70 @@ def run_checked(name: str, path: Path, pixels: Pixels, golden: Golden | None) ->
     return outputs[:, 1:]
 
 
-def measure(outputs: Outputs, expected: Outputs, names: Sequence[str]) -> Verification:
+def list_cutoffs(model_config: ModelConfig) -> Outputs | None:
+    """Return the logits and the probabilities, [2,K], from which a multi-label model predicts a class.
+
+    None of a model of one class an image.
+    """
+    if not model_config.is_multilabel:
+        return None
+    thresholds = np.array(model_config.list_thresholds())
+    with np.errstate(divide="ignore"):  # infinite for thresholds of 0 and 1
+        logits = np.log(thresholds) - np.log1p(-thresholds)
+    return np.stack([model_config.temperature(model_config.head) * logits, thresholds]).astype(
+        np.float32
+    )
+
+
+def choose_classes(outputs: Outputs, cutoffs: Outputs | None) -> NDArray[np.bool_]:
+    """Return which classes outputs [C,N,K] predict, [N,K]: the top-1 class, or several labels.
+
+    Args:
+        outputs: of an export or of the model.
+        cutoffs: from `list_cutoffs`.
+    """
+    if cutoffs is None:
+        classes: NDArray[np.bool_] = np.eye(outputs.shape[2], dtype=bool)[outputs[0].argmax(axis=1)]
+        return classes
+    if len(outputs) == 3:
+        return outputs[2] > 0.5
+    kind = len(outputs) - 1  # logits where there are no probabilities
+    return choose_labels(outputs[kind], cutoffs[kind])
+
+
+def find_clear_errors(
+    outputs: Outputs, expected: Outputs, cutoffs: Outputs | None, limit: float, *, kind: int
+) -> NDArray[np.bool_]:
+    """Return the images, [N], of which an export predicts others of the classes that are clear.
+
+    Args:
+        outputs: of the export, [C,N,K].
+        expected: of the model.
+        cutoffs: from `list_cutoffs`.
+        limit: a class is clear whose output is further than this from where it is no longer predicted,
+            or is: the second best logit, or the cutoff.
+        kind: which output that is: 0 for logits, 1 for probabilities.
+    """
+    differs = choose_classes(outputs, cutoffs) != choose_classes(expected[: len(outputs)], cutoffs)
+    if cutoffs is None:
+        best_two = np.sort(expected[0], axis=1)[:, -2:]
+        distance = best_two[:, -1:] - best_two[:, :1]
+    else:
+        distance = np.abs(expected[kind] - cutoffs[kind])
+    clear: NDArray[np.bool_] = (differs & (distance > limit)).any(axis=1)
+    return clear
+
+
+def measure(
+    outputs: Outputs, expected: Outputs, names: Sequence[str], cutoffs: Outputs | None = None
+) -> Verification:
     """Return how far an export's outputs [C,N,K] are from the model's.
+
+    Args:
+        outputs: of the export.
+        expected: of the model, [2,N,K].
+        names: of the images.
+        cutoffs: of a multi-label model, see `list_cutoffs`.
 
     Raises:
         ExportError: their shapes differ.
@@ -122,76 +192,91 @@ def measure(outputs: Outputs, expected: Outputs, names: Sequence[str]) -> Verifi
             f"The export's outputs have shape {outputs.shape[1:]}, "
             f"the model's {expected.shape[1:]}."
         )
-    preds = outputs[0].argmax(axis=1)
-    differs = expected[0].argmax(axis=1) != preds
+    num_shared = min(len(outputs), len(expected))
+    pair = (choose_classes(each, cutoffs) for each in (outputs, expected[:num_shared]))
+    differs = np.not_equal(*pair).any(axis=1)
+    agreement = 100 * float(1 - differs.mean())
     return Verification(
         num_verified=len(names),
-        # C is 1 where the format has no probabilities; the model's outputs are always [2,N,K].
-        max_abs_diff=float(np.abs(outputs - expected[: len(outputs)]).max()),
-        top1_agreement=100 * float(1 - differs.mean()),
+        max_abs_diff=float(np.abs(outputs[:num_shared] - expected[:num_shared]).max()),
+        top1_agreement=agreement if cutoffs is None else None,
+        labels_agreement=None if cutoffs is None else agreement,
         differing=tuple(name for name, other in zip(names, differs, strict=True) if other),
-        preds=tuple(map(int, preds)),
+        preds=tuple(map(int, outputs[0].argmax(axis=1))),
     )
 
 
+def describe_agreement(verification: Verification) -> str:
+    """Return a clause on how many images an export predicts as the model does."""
+    if verification.labels_agreement is not None:
+        return f"labels agree on {verification.labels_agreement:.1f} %"
+    return f"top-1 agrees on {verification.top1_agreement:.1f} %"
+
+
 def compare(
-    outputs: Outputs, expected: Outputs, names: Sequence[str], tolerance: float
+    outputs: Outputs,
+    expected: Outputs,
+    names: Sequence[str],
+    tolerance: float,
+    cutoffs: Outputs | None = None,
 ) -> Verification:
-    """Compare the outputs of an fp32 export, [C,N,K], with the model's.
+    """Compare the outputs of an fp32 export, [C,N,K], with the model's; see `measure`.
 
     Raises:
         ExportError: they differ by more than `tolerance`, or in the top-1 class of an image whose
-            two best logits are further apart than that difference.
+            two best logits are further apart than that difference; or in a label whose probability is
+            further from its threshold.
     """
-    verification = measure(outputs, expected, names)
+    verification = measure(outputs, expected, names, cutoffs)
     difference = verification.max_abs_diff
     assert difference is not None
-    best_two = np.sort(expected[0], axis=1)[:, -2:]
     # Two logits closer than the difference may be exchanged by it: a tie that says nothing of the
     # export.
-    apart = best_two[:, -1] - best_two[:, 0] > difference
-    differs = expected[0].argmax(axis=1) != outputs[0].argmax(axis=1)
-    if not difference <= tolerance or (differs & apart).any():  # written so that NaN fails
+    wrong = find_clear_errors(outputs, expected, cutoffs, difference, kind=min(1, len(outputs) - 1))
+    if not difference <= tolerance or wrong.any():  # written so that NaN fails
         example = f" (not on {verification.differing[0]})" if verification.differing else ""
         raise ExportError(
             f"The export disagrees with the model on {len(names)} images: outputs differ by up to "
-            f"{difference:.3g} where {tolerance:g} is allowed, top-1 agrees on "
-            f"{verification.top1_agreement:.1f} %{example}."
+            f"{difference:.3g} where {tolerance:g} is allowed, "
+            f"{describe_agreement(verification)}{example}."
         )
     return verification
 
 
 def compare_quantized(
-    outputs: Outputs, expected: Outputs, names: Sequence[str], tolerance: float
+    outputs: Outputs,
+    expected: Outputs,
+    names: Sequence[str],
+    tolerance: float,
+    cutoffs: Outputs | None = None,
 ) -> Verification:
     """Compare the outputs of a quantized export, [C,N,K], with the model's.
 
     No absolute tolerance fits: int8 moves DeiT-tiny's logits by 0.07 on average and 0.7 at most,
     those of a model of digits by 0.004. So the RMS difference is bounded relative to the
-    spread of the model's logits, the RMS around the mean of each image. The top-1 class may change
-    where the two best logits are close, not where they are clearly apart. What this cannot see,
+    spread of the model's logits, the RMS around the mean of each image (of a multi-label model, of
+    all). The top-1 class may change where the two best logits are close, not where they are clearly
+    apart; so may a label near its threshold. What this cannot see,
     such as a mean that is a little wrong, was excluded before: the same network in fp32 has passed
     `compare`.
 
     Raises:
         ExportError: the relative difference is beyond `tolerance`, or a clear image has another
-            top-1 class.
+            top-1 class or other labels.
     """
-    verification, logits = measure(outputs, expected, names), expected[0]
+    verification, logits = measure(outputs, expected, names, cutoffs), expected[0]
     rms = _rms(outputs[0] - logits)
-    # Around each image's mean, which the softmax does not depend on.
-    spread = _rms(logits - logits.mean(axis=1, keepdims=True)) or 1.0  # a single class has none
-    relative = rms / spread
-    differs = logits.argmax(axis=1) != outputs[0].argmax(axis=1)
-    best_two = np.sort(logits, axis=1)[:, -2:]
-    clear = best_two[:, -1] - best_two[:, 0] > CLEAR * rms
-    wrong = [name for name, bad in zip(names, differs & clear, strict=True) if bad]
+    # Around each image's mean, which a softmax does not depend on, and a sigmoid does.
+    mean = logits.mean(axis=1, keepdims=True) if cutoffs is None else logits.mean()
+    relative = rms / (_rms(logits - mean) or 1.0)  # a single class has no spread
+    errors = find_clear_errors(outputs, expected, cutoffs, CLEAR * rms, kind=0)
+    wrong = [name for name, bad in zip(names, errors, strict=True) if bad]
     if not relative <= tolerance or wrong:  # written so that NaN fails
         example = f", and {wrong[0]} is a clear image" if wrong else ""
         raise ExportError(
             f"The quantized export disagrees with the model on {len(names)} images: logits "
             f"differ by {relative:.3g} of their spread where {tolerance:g} is allowed, "
-            f"top-1 agrees on {verification.top1_agreement:.1f} %{example}."
+            f"{describe_agreement(verification)}{example}."
         )
     return replace(verification, relative_diff=relative)
 

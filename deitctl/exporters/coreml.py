@@ -42,7 +42,7 @@ class _ImageClassifier(nn.Module):
         # An ImageType of coremltools is NCHW, the exported network takes the pixels as they are in
         # memory, NHWC.
         outputs: tuple[Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
-        return outputs
+        return tuple(output.float() for output in outputs)  # Core ML has no booleans
 
 
 def export_coreml(
@@ -50,7 +50,8 @@ def export_coreml(
 ) -> None:
     """Write a classifier from an image to `label`, `probabilities` by label, and `logits`.
 
-    It computes in fp32. The metadata become the model's `userDefined` ones, beside the labels; the
+    Core ML's classifiers have one label: of a multi-label model all three are arrays, and `labels` has 0
+    and 1. It computes in fp32. The metadata become the model's `userDefined` ones, beside the labels; the
     path must end in `.mlpackage`.
 
     Raises:
@@ -64,7 +65,9 @@ def export_coreml(
         torch.no_grad(),
         redirect_stderr(io.StringIO()),  # the converter draws bars there
     ):
-        model = _convert(_ImageClassifier(network), names, size)
+        program = _trace(_ImageClassifier(network), size)
+        convert = _convert_multilabel if model_config.is_multilabel else _convert_classifier
+        model = convert(program, names, size)
     architecture, num_classes = model_config.architecture, model_config.num_classes
     model.short_description = (
         f"{architecture}, {num_classes} classes, heads fused by {network.head}"
@@ -82,27 +85,43 @@ def export_coreml(
             write_bytes(path / name, (package / name).read_bytes())
 
 
-def _convert(network: nn.Module, names: list[str], size: int) -> Any:
-    import coremltools as ct
-
+def _trace(network: nn.Module, size: int) -> torch.export.ExportedProgram:
     # coremltools 9.0 fails on a traced TorchScript of fixed shape ("only 0-dimensional arrays can
     # be converted to Python scalars"). An ExportedProgram converts, once it is lowered to the ATEN
     # dialect.
-    program = torch.export.export(
-        network, (torch.zeros(1, 3, size, size),), strict=True
-    ).run_decompositions({})
-    model = ct.convert(
+    example = torch.zeros(1, 3, size, size)
+    return torch.export.export(network, (example,), strict=True).run_decompositions({})
+
+
+def _convert(program: torch.export.ExportedProgram, size: int, **options: Any) -> Any:
+    import coremltools as ct
+
+    return ct.convert(
         program,
         inputs=[
             ct.ImageType(name="image", shape=(1, 3, size, size), color_layout=ct.colorlayout.RGB)
         ],
-        classifier_config=ct.ClassifierConfig(names, predicted_feature_name="label"),
         minimum_deployment_target=ct.target.iOS16,
         # The default is fp16, for the Neural Engine: its outputs would be beyond the tolerance.
         compute_precision=ct.precision.FLOAT32,
         # Loading needs Core ML itself, which is on macOS alone.
         skip_model_load=True,
+        **options,
     )
+
+
+def _convert_multilabel(program: torch.export.ExportedProgram, _: list[str], size: int) -> Any:
+    import coremltools as ct
+
+    names = ("logits", "probabilities", "labels")
+    return _convert(program, size, outputs=[ct.TensorType(name=name) for name in names])
+
+
+def _convert_classifier(program: torch.export.ExportedProgram, names: list[str], size: int) -> Any:
+    import coremltools as ct
+
+    config = ct.ClassifierConfig(names, predicted_feature_name="label")
+    model = _convert(program, size, classifier_config=config)
     # renamed afterwards: `convert` refuses names of outputs together with a list of labels
     spec = model.get_spec()
     (logits,) = (

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.data.range_survey import scale_for
 from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
+from deitctl.evaluation.images import ScoredImages
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters.compare import Verification
 from deitctl.exporters.destination import (
@@ -31,6 +32,7 @@ from deitctl.exporters.quantize import PRECISIONS
 from deitctl.exporters.verification_images import (
     NUM_CALIBRATION,
     Images,
+    Outputs,
     compute_reference,
     open_calibration_images,
     open_images,
@@ -46,7 +48,7 @@ from deitctl.exporters.verify import (
 from deitctl.home import expand_home
 from deitctl.models.catalog import find
 from deitctl.models.checkpoint_io import CONFIG
-from deitctl.models.factory import load_model
+from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.heads import choose_head
 from deitctl.models.model_config import HEADS, ModelConfig, parse_value_range
 from deitctl.paths import write_bytes
@@ -73,6 +75,7 @@ def export(
     output: str = "",
     weights: str = "",
     classes: Classes = "",
+    task: str = "auto",
     head: str = "auto",
     verify_data: str = "",
     num_images: int = 64,
@@ -94,6 +97,7 @@ def export(
             below the model if that is a folder, else here.
         weights: see `load_model`.
         classes: names of the classes, see `deitctl.load`.
+        task: see `deitctl.load`.
         head: the rule by which the heads are fused.
         verify_data: data, a folder of images or an image; of a run's own data those that it was
             not trained on. Empty: the run's data, else `digits`.
@@ -102,7 +106,7 @@ def export(
         quantize: a name of `PRECISIONS`; empty: fp32.
         calibration_data: images for int8-static, as in `verify_data`; empty: those that a run was
             trained on. Images that the file is verified on are left out.
-        preprocess: False leaves normalization and softmax to the reader: normalized images in,
+        preprocess: False leaves normalization and probabilities to the reader: normalized images in,
             logits out.
         dynamic_size: the file takes whole images of any size, and resizes them itself.
         value_range: `LOW,HIGH`, which the file's metadata keeps as the range of images of more than 8
@@ -117,114 +121,171 @@ def export(
         ModelError: no such model, or weights that do not fit.
         DataError: no such images.
     """
-    reporter = reporter or SilentReporter()
-    if to not in FORMATS:
-        raise ExportError(
-            f"There is no format {to!r}.",
-            f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip(),
-        )
-    require_images(num_images)
+    reporter, origin = reporter or SilentReporter(), weights or model
     kind = _choose_variant(to, quantize, preprocess, dynamic_size, runtime, head)
+    require_images(num_images)
     # Before the model is loaded, so that a missing package is reported at once.
     kind.require()
     path = choose_path(model, output, kind)
     if kind.provide_runtime is not None:
         kind.provide_runtime(runtime, reporter)
-    scored = open_images(weights or model, verify_data, reporter, image_folder)
+    scored = open_images(origin, verify_data, reporter, image_folder)
     loaded = load_model(model, weights=weights, reporter=reporter)
-    loaded = replace(
-        loaded,
-        model_config=apply_class_names(loaded.model_config, classes, weights or model, reporter),
-    )
-    head_rule = choose_head(head, loaded.model_config.head, loaded.model)
-    # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
-    fused = choose_head(kind.head, "", loaded.model) if kind.head else head_rule
-    _note_what_is_lost(kind, head_rule, fused, loaded.model_config.temperature(fused), reporter)
-    model_config = replace(loaded.model_config, head=head_rule)
+    model_config = apply_class_names(loaded.model_config.with_task(task), classes, origin, reporter)
     if (chosen_range := parse_value_range(value_range)) is not None:
         model_config = model_config.with_value_range(chosen_range)
     pre = model_config.preprocessing
-    scored = replace(scored, dataset=scale_for(scored.dataset, pre.value_range))
     if dynamic_size:
         require_resizable(pre)
-    network = (ExportedClassifier if preprocess else BareClassifier)(
-        loaded.model, model_config, fused
-    )
+    scored = replace(scored, dataset=scale_for(scored.dataset, pre.value_range))
     sample = read_images(scored.dataset, pre, num_images)
     calibration = _read_calibration(
-        weights or model, calibration_data, quantize, sample, model_config, reporter, image_folder
+        origin, calibration_data, quantize, sample, model_config, reporter, image_folder
     )
-    reference = partial(compute_reference, network.model, model_config, fused)
-    expected = reference(sample.pixels)
+    job = _Job(
+        kind,
+        *_wrap_network(
+            replace(loaded, model_config=model_config), kind, head, preprocess, reporter
+        ),
+        scored,
+        sample,
+        reporter,
+    )
     speedup = None
     with write_draft(path) as draft:
-        with reporter.task(f"write {path.name}", None, "bytes"):
-            kind.write(network, model_config, collect_metadata(network, model_config, to), draft)
-        verify = partial(
-            verify_against_model,
-            draft,
-            kind,
-            expected,
-            scored.dataset,
-            sample,
-            model_config,
-            reporter,
-        )
+        job.write(draft, path.name)
         # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little
         # wrong
-        verification = verify()
+        verification = job.verify(draft)
         if quantize:
-            file = draft / kind.model_file
-            with _quantize_draft(file, kind, quantize, calibration) as plain:
-                verification = verify()
-                if kind.measure_speedup is not None:
-                    speedup = kind.measure_speedup(plain, file, sample.pixels[:1])
+            verification, speedup = job.quantize(draft, quantize, calibration)
         if dynamic_size:
             # last, so that the quantized network was verified by itself before
-            make_dynamic(draft, pre, reference(make_golden_view(pre))[0, 0], draft)
-            verification = verify()
-        verification = name_images(verification, scored, weights or model, sample)
+            verification = job.make_dynamic(draft)
+        verification = name_images(verification, scored, origin, sample)
         # Last, because the model card states the figures of the verification; never of an
         # unverified export.
         if kind.usage and verification.num_verified:
-            readme = make_model_card(
-                model_config,
-                _read_history(model, weights),
-                title=get_default_stem(model),
-                library=to,
-                usage=kind.usage,
-                head=fused,
-                verification=verification,
-                labels_file=kind.files[0],
-                preprocesses=not kind.head,
-            )
-            write_bytes(draft / README, readme.encode())
+            job.write_card(draft, model, weights, verification)
     note_ties(verification, reporter)
     return ExportResult(
         path=path,
         format=to,
         quantize=quantize or None,
-        head=fused,
+        head=job.network.head,
         bytes=count_bytes(path),
         speedup=speedup,
         **vars(verification),
     )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A network to write, and the images that what is written is verified on."""
+
+    kind: Format
+    network: ExportedClassifier
+    model_config: ModelConfig
+    """With the head rule of the user, which the format's own reader may not follow."""
+    scored: ScoredImages
+    sample: Images
+    reporter: Reporter
+
+    @cached_property
+    def expected(self) -> Outputs:
+        """The model's outputs for the images, [2,N,K]."""
+        return self._compute(self.sample.pixels)
+
+    def _compute(self, pixels: Pixels) -> Outputs:
+        return compute_reference(self.network.model, self.model_config, self.network.head, pixels)
+
+    def write(self, draft: Path, name: str) -> None:
+        """Write the network, in fp32."""
+        with self.reporter.task(f"write {name}", None, "bytes"):
+            metadata = collect_metadata(self.network, self.model_config, self.kind.name)
+            self.kind.write(self.network, self.model_config, metadata, draft)
+
+    def verify(self, draft: Path) -> Verification:
+        """Run what was written in a fresh process, and compare it with the model."""
+        return verify_against_model(
+            draft,
+            self.kind,
+            self.expected,
+            self.scored.dataset,
+            self.sample,
+            replace(self.model_config, head=self.network.head),
+            self.reporter,
+        )
+
+    def quantize(
+        self, draft: Path, precision: str, calibration: Pixels | None
+    ) -> tuple[Verification, float | None]:
+        """Quantize what was written and verify it; return its speed relative to fp32 too."""
+        file = draft / self.kind.model_file
+        with _quantize_draft(file, self.kind, precision, calibration) as plain:
+            verification, measure = self.verify(draft), self.kind.measure_speedup
+            speedup = None if measure is None else measure(plain, file, self.sample.pixels[:1])
+        return verification, speedup
+
+    def make_dynamic(self, draft: Path) -> Verification:
+        """Let what was written resize images itself, and verify it."""
+        pre = self.model_config.preprocessing
+        make_dynamic(draft, pre, self._compute(make_golden_view(pre))[0, 0], draft)
+        return self.verify(draft)
+
+    def write_card(self, draft: Path, model: str, weights: str, verification: Verification) -> None:
+        """Write the folder's model card."""
+        usage = self.kind.choose_usage(self.model_config)
+        readme = make_model_card(
+            self.model_config,
+            _read_history(model, weights),
+            title=get_default_stem(model),
+            library=self.kind.name,
+            usage=usage.replace("TEMPERATURE", f"{self.network.temperature:.4g}"),
+            head=self.network.head,
+            verification=verification,
+            labels_file=self.kind.files[0],
+            preprocesses=not self.kind.head,
+        )
+        write_bytes(draft / README, readme.encode())
+
+
+def _wrap_network(
+    loaded: LoadedModel, kind: Format, head: str, preprocess: bool, reporter: Reporter
+) -> tuple[ExportedClassifier, ModelConfig]:
+    """Return the network to write, and its config with the head rule that the user chose."""
+    rule = choose_head(head, loaded.model_config.head, loaded.model)
+    # A format whose own reader fuses the heads is verified by that reader's rule, not by ours.
+    fused = choose_head(kind.head, "", loaded.model) if kind.head else rule
+    model_config = replace(loaded.model_config, head=rule)
+    if model_config.is_multilabel:  # every reader gets them
+        model_config = replace(model_config, thresholds=model_config.list_thresholds())
+    _note_what_is_lost(kind, model_config, fused, reporter)
+    wrap = ExportedClassifier if preprocess else BareClassifier
+    return wrap(loaded.model, model_config, fused), model_config
+
+
 def _note_what_is_lost(
-    kind: Format, head_rule: str, fused: str, temperature: float, reporter: Reporter
+    kind: Format, model_config: ModelConfig, fused: str, reporter: Reporter
 ) -> None:
-    """Report a head rule or a temperature that the format's own reader does not apply."""
-    if fused != head_rule:
+    """Report what the format's own reader does not apply: head rule, temperature, thresholds."""
+    if fused != model_config.head:
         reporter.note(
             f"{kind.name} fuses heads by {fused}, whatever the head rule; "
-            f"{head_rule} is recorded in {CONFIG}."
+            f"{model_config.head} is recorded in {CONFIG}."
         )
+    temperature, function = model_config.temperature(fused), "softmax"
+    if model_config.is_multilabel:
+        function = "sigmoid"
     if kind.head and temperature != 1:
         reporter.note(
-            f"{kind.name} has no place for a temperature: its scores are the softmax "
+            f"{kind.name} has no place for a temperature: its scores are the {function} "
             f"of the logits, deitctl's that of the logits divided by {temperature:.3g}. "
             f"The order of the classes is the same; the temperature is in {CONFIG}."
+        )
+    if kind.head and model_config.is_multilabel:
+        reporter.note(
+            f"{kind.name} has no place for thresholds: they are in {CONFIG}, and {README} applies them."
         )
 
 
@@ -252,9 +313,14 @@ def _choose_variant(
     """Return a format whose suffix names what is not the default.
 
     Raises:
-        ExportError: there is no such precision, or the format lacks a variant.
+        ExportError: there is no such format or precision, or the format lacks a variant.
         ModelError: there is no such head rule.
     """
+    if to not in FORMATS:
+        raise ExportError(
+            f"There is no format {to!r}.",
+            f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip(),
+        )
     kind = FORMATS[to]
     if quantize and quantize not in PRECISIONS:
         raise ExportError(

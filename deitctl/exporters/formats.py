@@ -45,6 +45,8 @@ class Format:
     """Files of a folder, without README.md; empty for a format that is one file."""
     usage: str = ""
     """Python that loads the folder from `PATH`, for its README.md; empty: it has none."""
+    multilabel_usage: str = ""
+    """The same for a multi-label model, whose temperature `TEMPERATURE` is."""
     head: str = ""
     """How the format's own reader fuses two heads, where the file does not hold our rule."""
     labels: Callable[[ModelConfig], list[str]] | None = None
@@ -75,6 +77,10 @@ class Format:
     @property
     def is_folder(self) -> bool:
         return bool(self.files)
+
+    def choose_usage(self, model_config: ModelConfig) -> str:
+        """Return the Python that loads the folder of a model."""
+        return self.multilabel_usage if model_config.is_multilabel else self.usage
 
     @property
     def runs_here(self) -> bool:
@@ -140,6 +146,7 @@ _FORMATS = (
         tolerance=1e-4,  # timm's code for the same steps: 2e-6 measured
         files=hub_folders.TIMM_FILES,
         usage=hub_folders.TIMM_USAGE,
+        multilabel_usage=hub_folders.TIMM_MULTILABEL_USAGE,
         head=hub_folders.HEAD,
     ),
     Format(
@@ -152,6 +159,7 @@ _FORMATS = (
         packages=("transformers",),
         files=hub_folders.TRANSFORMERS_FILES,
         usage=hub_folders.TRANSFORMERS_USAGE,
+        multilabel_usage=hub_folders.TRANSFORMERS_MULTILABEL_USAGE,
         head=hub_folders.HEAD,
         labels=hub_folders.get_unique_labels,
     ),
@@ -165,6 +173,7 @@ _FORMATS = (
         packages=("openvino",),
         files=openvino.FILES,
         usage=openvino.USAGE,
+        multilabel_usage=openvino.MULTILABEL_USAGE,
         precisions=("fp16",),
         quantize=openvino.quantize_openvino,
     ),

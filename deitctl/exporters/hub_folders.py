@@ -23,13 +23,14 @@ from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model, save_tensors
 from deitctl.models.introspect import describe_layers, pin_img_size
-from deitctl.models.model_config import ModelConfig, Preprocessing, list_range
+from deitctl.models.model_config import ModelConfig, Preprocessing, list_range, list_task
+from deitctl.models.transformers_folder import PROBLEM_TYPE
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 from deitctl.paths import write_json
 
 HEAD = "avg-logits"  # what distilled models of timm and transformers output in eval mode
 TIMM_FILES = (CONFIG, WEIGHTS, METADATA)
-TIMM_USAGE = """\
+_LOAD_TIMM = """\
 import timm, torch
 from PIL import Image
 
@@ -38,11 +39,20 @@ model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.no_grad():
     logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
-print(model.pretrained_cfg.get("label_names", range(model.num_classes))[int(logits.argmax())])
+names = model.pretrained_cfg.get("label_names", range(model.num_classes))
+"""
+TIMM_USAGE = f"""\
+{_LOAD_TIMM}print(names[int(logits.argmax())])
+"""
+TIMM_MULTILABEL_USAGE = f"""\
+import json
+{_LOAD_TIMM}probabilities = (logits[0] / TEMPERATURE).sigmoid().tolist()
+thresholds = json.load(open("PATH/config.json"))["deitctl"]["thresholds"]
+print([name for name, p, t in zip(names, probabilities, thresholds) if p >= t])
 """
 PROCESSOR = "preprocessor_config.json"
 TRANSFORMERS_FILES = (CONFIG, WEIGHTS, PROCESSOR, METADATA)
-TRANSFORMERS_USAGE = """\
+_LOAD_TRANSFORMERS = """\
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -52,7 +62,14 @@ model = AutoModelForImageClassification.from_pretrained("PATH").eval()  # from t
 processor = AutoImageProcessor.from_pretrained("PATH", backend="pil")
 with torch.no_grad():
     logits = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits
-print(model.config.id2label[int(logits.argmax())])
+"""
+TRANSFORMERS_USAGE = f"""\
+{_LOAD_TRANSFORMERS}print(model.config.id2label[int(logits.argmax())])
+"""
+TRANSFORMERS_MULTILABEL_USAGE = f"""\
+{_LOAD_TRANSFORMERS}probabilities = (logits[0] / TEMPERATURE).sigmoid().tolist()
+thresholds = model.config.deitctl["thresholds"]
+print([model.config.id2label[i] for i, p in enumerate(probabilities) if p >= thresholds[i]])
 """
 USE_TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."
 
@@ -158,6 +175,7 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "architecture": model_config.architecture,
         "head": model_config.head,
         "temperatures": dict(model_config.temperatures),
+        **list_task(model_config),
     }
     if (value_range := model_config.preprocessing.value_range) is not None:
         ours["value_range"] = list_range(value_range)
@@ -186,6 +204,8 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "label2id": {name: i for i, name in enumerate(names)},
         # transformers makes unknown keys attributes: `model.config.deitctl["class_names"]`.
         "deitctl": ours,
+        # By it transformers' pipeline and loss take the sigmoid.
+        **({"problem_type": PROBLEM_TYPE} if model_config.is_multilabel else {}),
     }
 
 

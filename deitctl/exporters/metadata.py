@@ -64,6 +64,9 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
         "temperature": repr(model_config.temperature(head)),
         "preprocessing": json.dumps(preprocessing),
     }
+    if model_config.is_multilabel:
+        metadata["task"] = model_config.task
+        metadata["thresholds"] = json.dumps(model_config.list_thresholds())
     if model_config.class_names is not None:
         metadata["class_names"] = json.dumps(model_config.class_names, ensure_ascii=False)
     if model_config.descriptions is not None:

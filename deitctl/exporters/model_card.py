@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from deitctl import __version__
 from deitctl.data.splits import ALL
 from deitctl.evaluation.images import describe_images
-from deitctl.exporters.compare import Verification
+from deitctl.exporters.compare import Verification, describe_agreement
 from deitctl.models.catalog import Architecture
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.model_config import ModelConfig, Preprocessing
@@ -61,15 +61,19 @@ def make_model_card(
         preprocesses: whether the network takes uint8 images and outputs probabilities.
     """
     config, size = model_config, model_config.preprocessing.img_size
+    tag, several = "", ""
+    if config.is_multilabel:
+        # The hub's widget reads `problem_type` of config.json; people search by the tag.
+        tag, several = "- multi-label\n", ", any number of them an image"
     text = f"""---
 library_name: {library}
 pipeline_tag: image-classification
 tags:
 - image-classification
----
+{tag}---
 # {_to_line(title)}
 
-`{config.architecture}`, {config.num_classes:,} classes, images of {size} x {size} pixels.
+`{config.architecture}`, {config.num_classes:,} classes{several}, images of {size} x {size} pixels.
 
 ## Usage
 
@@ -126,8 +130,7 @@ def _describe_verification(verification: Verification) -> str:
     )
     return (
         f"On {images} logits differ by up to "
-        f"{verification.max_abs_diff:.2g}, the top-1 class agrees on "
-        f"{verification.top1_agreement:.1f} %. {verification.remark}"
+        f"{verification.max_abs_diff:.2g}, {describe_agreement(verification)}. {verification.remark}"
     )
 
 
@@ -146,10 +149,31 @@ def _describe_preprocessing(pre: Preprocessing, *, inside: bool) -> str:
 def _describe_classes(model_config: ModelConfig, labels_file: str) -> str:
     if model_config.class_names is None:
         return f"{model_config.num_classes:,}, whose names are unknown."
-    listed = range(min(model_config.num_classes, MAX_LISTED))
-    names = ", ".join(_to_code(model_config.label(i)) for i in listed)
+    listed = [_to_code(model_config.label(i)) for i in range(model_config.num_classes)][:MAX_LISTED]
     more = model_config.num_classes - MAX_LISTED
+    if model_config.is_multilabel:
+        table = _list_thresholds(model_config, listed)
+        return (
+            f"{table}\n\nThere are {more:,} more; {labels_file} lists them." if more > 0 else table
+        )
+    names = ", ".join(listed)
     return f"{names} and {more:,} more; {labels_file} lists them all." if more > 0 else f"{names}."
+
+
+def _list_thresholds(model_config: ModelConfig, names: Sequence[str]) -> str:
+    """Return the table of classes and the probability from which each is predicted."""
+    lines = [
+        "An image has each class whose probability, a sigmoid of its own, reaches the threshold:",
+        "",
+        "| class | threshold |",
+        "|---|---|",
+    ]
+    thresholds = model_config.list_thresholds()
+    lines += [
+        f"| {name.replace('|', ' ')} | {t:.4g} |"
+        for name, t in zip(names, thresholds, strict=False)
+    ]
+    return "\n".join(lines)
 
 
 def _describe_data(history: History) -> str:
@@ -199,7 +223,9 @@ def _describe_accuracy(history: History, head: str) -> str:
     epoch = f"epoch {_count(best.get('epoch'))} of {_count(history.result.get('epochs'))}"
     num_images = history.result.get("num_val_images")
     count = f" {num_images:,}" if _is_count(num_images) else ""
-    columns = {"": epoch, "top-1": _percent(best.get("top1"))}
+    several = _list_label_scores(best)
+    metric = "mAP" if several else "top-1"
+    columns = {"": epoch, **(several or {"top-1": _percent(best.get("top1"))})}
     if (interval := _read_table(best, "top1_interval")) and all(
         _is_percentage(interval.get(end)) for end in ("lower", "upper")
     ):
@@ -212,19 +238,28 @@ def _describe_accuracy(history: History, head: str) -> str:
         *(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), columns.values())),
     ]
     if heads := _read_table(history.result, "heads"):
-        lines += ["", "| head | top-1 |", "|---|---|"]
+        lines += ["", f"| head | {metric} |", "|---|---|"]
         lines += [
-            f"| {_to_code(name)}{' (this folder)' * (name == head)} | {_percent(top1)} |"
-            for name, top1 in heads.items()
+            f"| {_to_code(name)}{' (this folder)' * (name == head)} | {_percent(score)} |"
+            for name, score in heads.items()
         ]
     if teacher := _read_table(history.result, "teacher"):
         name = _to_code(_hide_folders(str(teacher.get("name"))))
-        lines += ["", f"The teacher, {name}, has {_percent(teacher.get('top1'))} top-1 on them."]
+        score = _percent(teacher.get("map" if several else "top1"))
+        lines += ["", f"The teacher, {name}, has {score} {metric} on them."]
     lines += [
         "",
         "The epoch was selected on these images; there are no figures of a separate test set.",
     ]
     return "\n".join(lines)
+
+
+def _list_label_scores(best: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scores of several labels an image by their names; none of one label."""
+    names = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1", "sample_f1": "sample F1"}
+    if best.get("map") is None:
+        return {}
+    return {name: _percent(best.get(key)) for key, name in names.items()}
 
 
 def _read_table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

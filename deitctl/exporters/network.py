@@ -1,4 +1,4 @@
-"""The networks that are exported: normalization, head rule and softmax around a model.
+"""The networks that are exported: normalization, head rule and probabilities around a model.
 
 Shapes:
     B batch, S pixels along a side, K classes, T prefix tokens, G patches along a side
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deitctl.data.batch_transforms import normalize
 from deitctl.errors import ExportError
-from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.heads import forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.vit import Block, HeadLogits, VisionTransformer
 
@@ -25,25 +25,44 @@ TOKENS = ("class token", "distillation token")
 
 
 class ExportedClassifier(nn.Module):
-    """A classifier with normalization, head rule, temperature and softmax inside."""
+    """A classifier with normalization, head rule, temperature, probabilities and thresholds inside."""
 
     input_name = "pixels"
-    output_names: tuple[str, ...] = ("logits", "probabilities")
+    thresholds: Tensor | None
 
     def __init__(self, model: nn.Module, model_config: ModelConfig, head: str) -> None:
         super().__init__()
         self.model, self.preprocessing, self.head = model, model_config.preprocessing, head
-        self.temperature = model_config.temperature(head)
+        self.temperature, self.task = model_config.temperature(head), model_config.task
+        several = model_config.is_multilabel
+        self.register_buffer(
+            "thresholds", torch.tensor(model_config.list_thresholds()) if several else None
+        )
         # Not left to the caller: a traced graph keeps the mode that it was traced in.
         self.eval()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Classify uint8 RGB images [B,S,S,3]: logits [B,K] and probabilities [B,K].
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        names = ("logits", "probabilities")
+        return names if self.thresholds is None else (*names, "labels")
 
-        Probabilities are calibrated, softmax(logits / temperature); logits are the model's own.
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Classify uint8 RGB images [B,S,S,3]; see `classify`."""
+        return self.classify(self.compute_logits(self.normalize(pixels)))
+
+    def classify(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return logits [B,K], probabilities [B,K] and, of a multi-label model, labels, bool [B,K].
+
+        Probabilities are calibrated, of logits / temperature; logits are the model's own; labels are
+        the classes whose probability reaches their threshold, as `choose_labels` has them.
         """
-        logits = self.compute_logits(self.normalize(pixels))
-        return logits, (logits / self.temperature).softmax(dim=1)
+        probs = to_probs(logits / self.temperature, self.task)
+        return (
+            (logits, probs)
+            if self.thresholds is None
+            else (logits, probs, probs >= self.thresholds)
+        )
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 images [B,S,S,3] as the model's input, [B,3,S,S]."""
@@ -51,7 +70,7 @@ class ExportedClassifier(nn.Module):
 
     def compute_logits(self, images: Tensor) -> Tensor:
         """Return the fused logits [B,K] of normalized images [B,3,S,S]."""
-        return fuse_heads(forward_heads(self.model, images), self.head).float()
+        return fuse_heads(forward_heads(self.model, images), self.head, self.task).float()
 
     def make_example(self) -> Tensor:
         """Return an input of two images, all zeros."""
@@ -64,7 +83,10 @@ class BareClassifier(ExportedClassifier):
     """A classifier with only its head rule inside, for programs with their own preprocessing."""
 
     input_name = "images"
-    output_names = ("logits",)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("logits",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the logits [B,K] of normalized images [B,3,S,S], fp32."""
@@ -81,21 +103,23 @@ class AttentionClassifier(ExportedClassifier):
     This is the map of `deitctl explain --method last-layer`.
     """
 
-    output_names = ("logits", "probabilities", "attention")
-
     def __init__(self, model: VisionTransformer, model_config: ModelConfig, head: str) -> None:
         super().__init__(model, model_config, head)
         self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return (*super().output_names, "attention")
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Classify uint8 RGB images [B,S,S,3]: logits, probabilities [B,K], attention [B,T,G,G].
+        """Classify uint8 RGB images [B,S,S,3]: what `classify` returns, and attention [B,T,G,G].
 
         T is 1, the class token, or 2, the distillation token too. A token's attention to patches
         and to prefix tokens sums to 1.
         """
         heads, attention = self._attend(self.normalize(pixels))
-        logits = fuse_heads(heads, self.head).float()
-        return logits, (logits / self.temperature).softmax(dim=1), attention
+        logits = fuse_heads(heads, self.head, self.task).float()
+        return *self.classify(logits), attention
 
     def _attend(self, images: Tensor) -> tuple[HeadLogits, Tensor]:
         """Return each head's logits, and attention [B,T,G,G]; the last block has T queries."""

@@ -25,7 +25,7 @@ GRAPH, WEIGHTS = "model.xml", "model.bin"
 FILES = (GRAPH, WEIGHTS)
 SECTION = "deitctl"
 """Where the metadata are in the graph's `rt_info`."""
-USAGE = """\
+_LOAD = """\
 import json, numpy, openvino
 from PIL import Image
 
@@ -38,8 +38,15 @@ size = metadata("preprocessing")["img_size"]
 network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 # better: resized and cropped as under Preprocessing
 image = Image.open("image.jpg").convert("RGB").resize((size, size))
-probabilities = network(numpy.asarray(image)[None])["probabilities"][0]
-print(metadata("class_names")[probabilities.argmax()], probabilities.max())
+outputs = network(numpy.asarray(image)[None])
+probabilities = outputs["probabilities"][0]
+"""
+USAGE = f"""\
+{_LOAD}print(metadata("class_names")[probabilities.argmax()], probabilities.max())
+"""
+MULTILABEL_USAGE = f"""\
+{_LOAD}for index in outputs["labels"][0].nonzero()[0]:
+    print(metadata("class_names")[index], probabilities[index])
 """
 
 

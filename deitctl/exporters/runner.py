@@ -2,11 +2,11 @@
 
     python -I runner.py FORMAT PATH IN OUT.npy
 
-IN is a file of images, uint8 [N,S,S,3], and OUT becomes float32 [C,N,K]: logits and probabilities
-(C = 2), or logits alone (C = 1). Where IN is a folder of N images of any size, the export
-preprocesses them itself:
+IN is a file of images, uint8 [N,S,S,3], and OUT becomes float32 [C,N,K]: logits alone (C = 1), with
+probabilities (C = 2), or of a multi-label network with its labels too, 0 or 1 (C = 3). Where IN is
+a folder of N images of any size, the export preprocesses them itself:
 
-- `onnx`, .npy files, uint8 [H,W,3]: OUT is [2,N,K], and seen.npy beside it holds what the network
+- `onnx`, .npy files, uint8 [H,W,3]: OUT is [C,N,K], and seen.npy beside it holds what the network
   got, uint8 [N,S,S,3];
 - `transformers`, image files: OUT is logits [2,N,K], preprocessed by the processor's Pillow backend
   and by its default one, and labels.json beside it holds the names of the K classes.
@@ -32,6 +32,7 @@ import numpy as np
 
 Network = Callable[[Any], Any]
 BATCH_SIZE = 16
+OUTPUTS = ("logits", "probabilities", "labels")
 # Without the hint a CPU that has bf16 computes in it: logits then differ in the second digit.
 OPENVINO_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -48,15 +49,24 @@ def open_onnx(path: str, *, threads: int = 0) -> Any:
 def load_onnx(path: str, *, threads: int = 0) -> Network:
     """Open an ONNX file, which may be a bare network."""
     session = open_onnx(path, threads=threads)
-    names = {output.name for output in session.get_outputs()}
-    outputs = [name for name in ("logits", "probabilities") if name in names]
+    outputs = list_outputs(session)
 
     def run(pixels: Any) -> Any:
         name, images = prepare_input(session, pixels)
-        # By name, so that `seen` of a dynamic-size file, which has another shape, is left out.
-        return np.stack(session.run(outputs, {name: images}))
+        return stack(session.run(outputs, {name: images}))
 
     return run
+
+
+def list_outputs(session: Any) -> list[str]:
+    """Return the names of a session's outputs by class, without others such as `attention`."""
+    names = {output.name for output in session.get_outputs()}
+    return [name for name in OUTPUTS if name in names]
+
+
+def stack(outputs: Any) -> Any:
+    """Return outputs [B,K] as one array of float32, [C,B,K]."""
+    return np.stack([np.asarray(output, np.float32) for output in outputs])
 
 
 def prepare_input(session: Any, pixels: Any) -> tuple[str, Any]:
@@ -78,12 +88,13 @@ def prepare_input(session: Any, pixels: Any) -> tuple[str, Any]:
 def load_web(path: str, *, threads: int = 0) -> Network:
     """Open a page's network; where it outputs attention, that is checked too."""
     session = open_onnx(f"{path}/model.onnx", threads=threads)
+    names = [output.name for output in session.get_outputs()]
 
     def run(pixels: Any) -> Any:
-        logits, probabilities, *attention = session.run(None, {"pixels": pixels})
-        if attention:
-            require_attention_weights(attention[0])
-        return np.stack([logits, probabilities])
+        outputs = dict(zip(names, session.run(None, {"pixels": pixels}), strict=True))
+        if (attention := outputs.pop("attention", None)) is not None:
+            require_attention_weights(attention)
+        return stack(outputs.values())
 
     return run
 
@@ -101,10 +112,11 @@ def load_openvino(path: str, config: dict[str, str] = OPENVINO_FP32) -> Network:
     import openvino
 
     network = openvino.Core().compile_model(f"{path}/model.xml", "CPU", config)
+    names = [output.any_name for output in network.outputs]
 
     def run(pixels: Any) -> Any:
         outputs = network(pixels)
-        return np.stack([outputs["logits"], outputs["probabilities"]])
+        return stack([outputs[name] for name in names])
 
     return run
 
@@ -129,7 +141,7 @@ def wrap_torch(network: Any) -> Network:
 
     @torch.no_grad()
     def run(pixels: Any) -> Any:
-        return torch.stack(list(network(torch.from_numpy(pixels)))).numpy()
+        return stack(network(torch.from_numpy(pixels)))
 
     return run
 
@@ -145,7 +157,7 @@ def load_executorch(path: str) -> Network:
         outputs = network.execute((torch.from_numpy(np.ascontiguousarray(pixels)),))
         # Cloned: outputs lie in the memory that was planned at export, and the next call writes
         # there.
-        return torch.stack([output.clone() for output in outputs]).numpy()
+        return stack(output.clone() for output in outputs)
 
     # the method does not keep its program alive
     run.program = program  # type: ignore[attr-defined]
@@ -163,6 +175,8 @@ def load_coreml(path: str) -> Network:
 
     def run_one(pixels: Any) -> Any:
         outputs = model.predict({"image": Image.fromarray(pixels)})
+        if "labels" in outputs:  # of a multi-label model all are arrays
+            return stack(outputs[name].reshape(-1) for name in OUTPUTS)
         probabilities = [outputs["probabilities"][label] for label in labels]
         return np.stack([outputs["logits"].reshape(-1), probabilities])
 
@@ -236,13 +250,13 @@ def run_batches(network: Network, images: Any) -> Any:
 
 
 def run_dynamic_onnx(path: str, files: list[str], output: Path) -> Any:
-    """Run an ONNX file of dynamic size on arrays, one by one; return [2,N,K], write seen.npy."""
+    """Run an ONNX file of dynamic size on arrays, one by one; return [C,N,K], write seen.npy."""
     session = open_onnx(path)
-    names = ["logits", "probabilities", "seen"]
+    names = [*list_outputs(session), "seen"]
     outputs = [session.run(names, {"pixels": np.load(file)[None]}) for file in files]
-    logits, probabilities, seen = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    *by_class, seen = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     np.save(output.with_name("seen.npy"), seen)
-    return np.stack([logits, probabilities])
+    return stack(by_class)
 
 
 def run_image_files(path: str, files: list[str], output: Path) -> Any:

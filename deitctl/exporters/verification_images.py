@@ -36,7 +36,7 @@ from deitctl.evaluation.images import (
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
 from deitctl.inference.inputs import expand
-from deitctl.models.heads import forward_heads, fuse_heads
+from deitctl.models.heads import forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig, Preprocessing
 
 Outputs = NDArray[np.float32]
@@ -212,7 +212,7 @@ def compute_reference(
     outputs = []
     for batch in torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), BATCH_SIZE):
         heads = forward_heads(model, normalize(batch, model_config.preprocessing))
-        logits = fuse_heads(heads, head).float()
-        probabilities = (logits / model_config.temperature(head)).softmax(dim=1)
-        outputs.append(torch.stack([logits, probabilities]))
+        logits = fuse_heads(heads, head, model_config.task).float()
+        probs = to_probs(logits / model_config.temperature(head), model_config.task)
+        outputs.append(torch.stack([logits, probs]))
     return torch.cat(outputs, dim=1).numpy()

@@ -18,7 +18,13 @@ from deitctl.data.range_survey import scale_for
 from deitctl.errors import ConfigError, ExportError
 from deitctl.evaluation.images import ScoredImages
 from deitctl.events import Reporter, SilentReporter
-from deitctl.exporters.compare import Verification, compare, compare_quantized, run_checked
+from deitctl.exporters.compare import (
+    Verification,
+    compare,
+    compare_quantized,
+    list_cutoffs,
+    run_checked,
+)
 from deitctl.exporters.dynamic_size import has_dynamic_size
 from deitctl.exporters.formats import Format, recognize_export
 from deitctl.exporters.golden import read_golden
@@ -36,6 +42,7 @@ from deitctl.home import expand_home
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import HEADS, ModelConfig
+from deitctl.models.tasks import CLASSIFICATION, TASKS
 
 COMPARED = ("img_size", "resize_to", "crop_pct", "crop_mode", "interpolation")
 """Keys of the preprocessing that must be the model's."""
@@ -128,8 +135,9 @@ def verify_export(
         model_config = apply_class_names(loaded.model_config, classes, weights or ref, reporter)
         if (head := metadata.get("head", "")) not in HEADS:
             raise ExportError(f"{export} does not say how its heads are fused.", "Export it again.")
-        # `export --value-range` may have set another.
+        # `export --value-range` and `--task` may have set others.
         model_config = model_config.with_value_range(read_stated_range(metadata))
+        model_config = replace(model_config.with_task(_read_task(metadata, export)), head=head)
         pre = model_config.preprocessing
         dataset = scale_for(scored.dataset, pre.value_range)
         # A model that was trained further since would fail by its logits; this says why.
@@ -169,7 +177,7 @@ def verify_against_model(
         expected: the model's outputs for `sample`, from `compute_reference`.
         dataset: where the images of `sample` are from.
         sample: the images.
-        model_config: the model's config.
+        model_config: the model's config, with the head rule of the export.
         reporter: receives progress.
 
     Returns:
@@ -191,7 +199,8 @@ def verify_against_model(
         reporter.note(verification.remark)
     match = match_classes(model_config, dataset.class_names)
     # Where images were left out (too elongated to resize), preds and labels no longer pair up.
-    if match is None or verification.num_verified < len(sample.names):
+    is_single = not (model_config.is_multilabel or dataset.is_multilabel)
+    if match is None or not is_single or verification.num_verified < len(sample.names):
         return verification
     targets = np.array(match.rows)[dataset.labels[list(sample.indices)]]
     top1, model_top1 = (
@@ -219,21 +228,22 @@ def _run_and_compare(
         )
     golden = read_golden(metadata, pre.img_size)
     tolerance = PRECISIONS[quantize].tolerance if quantize else None
+    cutoffs = list_cutoffs(model_config)
     if has_dynamic_size(metadata):
         return verify_dynamic_size(
-            path, golden, expected, dataset, sample, pre, tolerance=tolerance
+            path, golden, expected, dataset, sample, pre, tolerance=tolerance, cutoffs=cutoffs
         )
     outputs = run_checked(kind.name, path, sample.pixels, golden)
     if tolerance is not None:
-        return compare_quantized(outputs, expected, sample.names, tolerance)
-    verification = compare(outputs, expected, sample.names, kind.tolerance)
+        return compare_quantized(outputs, expected, sample.names, tolerance, cutoffs)
+    verification = compare(outputs, expected, sample.names, kind.tolerance, cutoffs)
     # Only transformers' own preprocessing is verified from files; timm's is deitctl's, pixel by
     # pixel.
     if kind.labels is None:
         return verification
     labels = kind.labels(model_config)
     return verify_image_files(
-        path, expected, dataset, sample, pre, labels, tolerance=kind.tolerance
+        path, expected, dataset, sample, pre, labels, tolerance=kind.tolerance, cutoffs=cutoffs
     )
 
 
@@ -252,11 +262,14 @@ def name_images(
 
 
 def note_ties(verification: Verification, reporter: Reporter) -> None:
-    """Report images with another top-1 class although the export was verified."""
+    """Report images with another top-1 class, or other labels, although the export was verified."""
+    what, why = "another top-1 class", "their two best being"
+    if verification.labels_agreement is not None:
+        what, why = "other labels", "a probability and its threshold being"
     if differing := verification.differing:
         reporter.note(
-            f"{len(differing)} of {verification.num_verified} images have another top-1 class, "
-            "their two best being as close as outputs differ "
+            f"{len(differing)} of {verification.num_verified} images have {what}, "
+            f"{why} as close as outputs differ "
             f"(by up to {verification.max_abs_diff:.2g}): "
             f"{', '.join(differing[:5])}" + (" and others." if len(differing) > 5 else ".")
         )
@@ -290,15 +303,21 @@ def _read_img_size(metadata: Mapping[str, str], path: Path) -> int:
         ) from error
 
 
+def _read_task(metadata: Mapping[str, str], path: Path) -> str:
+    if (task := metadata.get("task", CLASSIFICATION)) not in TASKS:
+        raise ExportError(f"{path} states the task {task[:40]!r}.", "Export it again.")
+    return task
+
+
 def _require_same_model(
     ours: Mapping[str, str], theirs: Mapping[str, str], path: Path, ref: str
 ) -> None:
-    """Raise `ExportError` if an export has other classes, preprocessing or temperature."""
+    """Raise `ExportError` if an export has other classes, preprocessing, temperature or thresholds."""
     our_values, their_values = _flatten_preprocessing(ours), _flatten_preprocessing(theirs)
     differs = [key for key in our_values if our_values[key] != their_values[key]]
     differs += [
         key
-        for key in ("architecture", "temperature", "class_names")
+        for key in ("architecture", "temperature", "class_names", "task", "thresholds")
         if ours.get(key) != theirs.get(key)
     ]
     if differs:

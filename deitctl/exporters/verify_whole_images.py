@@ -60,6 +60,7 @@ def verify_dynamic_size(
     pre: Preprocessing,
     *,
     tolerance: float | None,
+    cutoffs: Outputs | None = None,
 ) -> Verification:
     """Run a dynamic-size ONNX file on its golden sample and whole images, and compare.
 
@@ -75,6 +76,7 @@ def verify_dynamic_size(
         sample: the images as the model gets them.
         pre: the model's preprocessing.
         tolerance: of a quantized file, see `compare_quantized`; None: fp32.
+        cutoffs: of a multi-label model, see `list_cutoffs`.
 
     Raises:
         ExportError: it does not run, gets other pixels, outputs differ, or no image suits it.
@@ -107,9 +109,9 @@ def verify_dynamic_size(
     )
     fraction = compare_pixels(seen[1:], sample.pixels[suitable], names)
     if tolerance is None:
-        verification = compare(outputs, expected, names, DYNAMIC_TOLERANCE)
+        verification = compare(outputs, expected, names, DYNAMIC_TOLERANCE, cutoffs)
     else:
-        verification = compare_quantized(outputs, expected, names, tolerance)
+        verification = compare_quantized(outputs, expected, names, tolerance, cutoffs)
     remark = (
         f"Whole images: {100 * fraction:.2g} % of the pixel values that the network gets differ "
         f"from deitctl's, by {MAX_LEVELS} of 255 at most."
@@ -118,7 +120,7 @@ def verify_dynamic_size(
 
 
 def run_on_whole_images(path: Path, images: Iterator[Pixels]) -> tuple[Outputs, Pixels]:
-    """Return the outputs for images [H,W,3], [2,N,K], and the network's input, uint8 [N,S,S,3]."""
+    """Return the outputs for images [H,W,3], [C,N,K], and the network's input, uint8 [N,S,S,3]."""
     parts = []
     while batch := list(islice(images, FILES_AT_ONCE)):
         with tempfile.TemporaryDirectory(prefix="deitctl-verify-") as folder:
@@ -165,6 +167,7 @@ def verify_image_files(
     labels: Sequence[str],
     *,
     tolerance: float,
+    cutoffs: Outputs | None = None,
 ) -> Verification:
     """Run a transformers folder on image files in a fresh process, and compare.
 
@@ -178,6 +181,7 @@ def verify_image_files(
         pre: the model's preprocessing.
         labels: the class names that the folder should have.
         tolerance: the largest difference with Pillow of an image that both crop alike.
+        cutoffs: of a multi-label model, see `list_cutoffs`.
 
     Raises:
         ExportError: it does not run, disagrees, has other labels, or crops no image alike.
@@ -204,15 +208,15 @@ def verify_image_files(
     names = [sample.names[i] for i in same]
     # Only images that both crop alike; the others are counted and reported. Cropped one pixel
     # beside, logits of photographs differed by up to 0.60, with the same top-1 class.
-    with_pillow = compare(pillow[None, same], expected[:1, same], names, tolerance)
-    by_default = measure(default[None, same], expected[:1, same], names)
+    with_pillow = compare(pillow[None, same], expected[:1, same], names, tolerance, cutoffs)
+    by_default = measure(default[None, same], expected[:1, same], names, cutoffs)
     assert by_default.max_abs_diff is not None
     if not by_default.max_abs_diff <= TORCHVISION_TOLERANCE:
         raise ExportError(
             f"The exported folder preprocesses images unlike the model: logits differ by up to "
             f"{by_default.max_abs_diff:.3g} where {TORCHVISION_TOLERANCE:g} is allowed."
         )
-    verification = measure(default[None], expected[:1], sample.names)
+    verification = measure(default[None], expected[:1], sample.names, cutoffs)
     remark = (
         f'From image file to label: with backend="pil" logits differ by up to '
         f"{with_pillow.max_abs_diff:.2g} where both crop alike, with the default backend "

@@ -62,10 +62,10 @@ async function classify(blob) {
     image.close();
   }
   const decoded = performance.now();
-  const { probabilities, attention } = await run(view.slice()); // its own copy: the page gets this one
+  const { probabilities, labels, attention } = await run(view.slice()); // its own copy: the page gets this one
   const maps = attention ? { data: attention.data, grid: attention.dims[2] } : null;
   const milliseconds = { view: decoded - start, network: performance.now() - decoded };
-  return { view, probabilities: probabilities.data, attention: maps, milliseconds, width: image.width, height: image.height };
+  return { view, probabilities: probabilities.data, labels: labels?.data ?? null, attention: maps, milliseconds, width: image.width, height: image.height };
 }
 
 const loaded = load();
