@@ -75,7 +75,7 @@ def write_multilabel(folder: Path) -> Path:
         pair = [draws.randrange(len(train.labels)) for _ in range(2)]
         both = Image.new("RGB", (32, 16))
         for side, index in enumerate(pair):
-            both.paste(train.image(index).convert("RGB").resize((16, 16)), (16 * side, 0))
+            both.paste(train.read(index).convert("RGB").resize((16, 16)), (16 * side, 0))
         both.save(folder / f"{number}.png")
         labels = "|".join(sorted({names[int(train.labels[index])] for index in pair}))
         lines.append(f"{number}.png,{labels}")

@@ -50,7 +50,7 @@ def create_optimizer(
     try:
         if config.opt.lower() == ADAMW:  # `fused` is one pass over memory
             return torch.optim.AdamW(groups, lr=peak_lr, **{"fused": True, **arguments})
-        from timm.optim import create_optimizer_v2
+        from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
         with warnings.catch_warnings(action="ignore"):  # that a package would make it faster
             return create_optimizer_v2(
@@ -66,7 +66,7 @@ def create_optimizer(
 
 def find_optimizer(name: str) -> OptimInfo:
     """Return what timm knows of an optimizer; raise `ConfigError` for one that cannot be built here."""
-    from timm.optim import get_optimizer_info, list_optimizers
+    from timm.optim import get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 
     names = [str(n) for n in list_optimizers()]
     if name.lower() not in names:
@@ -127,7 +127,7 @@ def collect_arguments(config: OptimConfig) -> dict[str, Any]:
 
 
 def _find_class(info: OptimInfo) -> type:
-    from timm.optim import get_optimizer_class
+    from timm.optim import get_optimizer_class  # type: ignore[attr-defined]
 
     kind = get_optimizer_class(info.name, bind_defaults=False)
     assert isinstance(kind, type)

@@ -28,11 +28,11 @@ NON_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", 
 
 
 class Place(NamedTuple):
-    """Where a tensor is kept: `optimizer.state[parameter][key]`, or its entry `index` if that is a list."""
+    """Where a tensor is kept: `optimizer.state[parameter][key]`, or its entry `number` if that is a list."""
 
     parameter: Tensor
     key: str
-    index: int | None
+    number: int | None
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
@@ -113,7 +113,7 @@ def _name_parameters(model: nn.Module) -> dict[Tensor, str]:
 def get_tensor(optimizer: torch.optim.Optimizer, place: Place) -> Tensor:
     """Return a tensor of the present state."""
     value = optimizer.state[place.parameter][place.key]
-    return value if place.index is None else value[place.index]  # type: ignore[no-any-return]
+    return value if place.number is None else value[place.number]  # type: ignore[no-any-return]
 
 
 def expect_states(
@@ -246,7 +246,7 @@ class SavedOptimizer:
             )
             value.copy_(self.tensors[name])
             state = optimizer.state[place.parameter]
-            if place.index is None:
+            if place.number is None:
                 state[place.key] = value
             else:
                 state.setdefault(place.key, []).append(value)
