@@ -18,7 +18,6 @@ from deitctl.checks.images import check_images
 from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
 from deitctl.checks.labels import LabelCounts, count_labels
 from deitctl.checks.survey import ALL, Split, survey
-from deitctl.config import TaskChoice
 from deitctl.data.dataset import name_labels
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
@@ -61,7 +60,7 @@ def check(
     fix_list: str = "",
     write_manifest: str = "",
     image_folder: str = "",
-    task: TaskChoice = "auto",
+    task: str = "auto",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,

@@ -68,9 +68,10 @@ def _join_labels(images: JoinedImages) -> Index:
         if dataset.is_multilabel:
             sets, row_of = np.unique(dataset.labels, axis=0, return_inverse=True)
             named = [tuple(dataset.class_names[n] for n in np.flatnonzero(row)) for row in sets]
-            rows = row_of.reshape(-1)
+            rows = row_of.reshape(-1).astype(np.int64)
         else:
-            named, rows = [(name,) for name in dataset.class_names] or [()], dataset.labels
+            named = [(name,) for name in dataset.class_names] or [()]
+            rows = dataset.labels.astype(np.int64)
         numbers = [number_of.setdefault(names, len(number_of)) for names in named]
         labels.append(np.array(numbers, dtype=np.int64)[rows])
     return np.concatenate(labels)

@@ -29,6 +29,7 @@ from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
 from deitctl.home import expand_home
 from deitctl.names import canonicalize_name
+from deitctl.settings import convert
 
 ALL = "all"
 """Name of the one split of a data set without splits."""
@@ -65,9 +66,7 @@ class Survey:
     issues: list[Issue] = field(default_factory=list)
 
 
-def survey(
-    ref: str, reporter: Reporter, image_folder: str = "", task: TaskChoice = "auto"
-) -> Survey:
+def survey(ref: str, reporter: Reporter, image_folder: str = "", task: str = "auto") -> Survey:
     """Open a data set as far as it can be opened.
 
     Args:
@@ -85,7 +84,7 @@ def survey(
         if image_folder and path.is_dir():
             refuse_image_folder(path)
         if path.is_dir() and not find_shards(path):
-            return _settle(_survey_folder(path, quiet), task, reporter)
+            return _settle(_survey_folder(path, quiet), convert(task, TaskChoice, "task"), reporter)
         is_tar = path.suffix.lower() == ".tar" and path.is_file()
         issues = list(_check_tar(path, quiet)) if is_tar else []
     except OSError as error:

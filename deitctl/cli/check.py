@@ -110,9 +110,8 @@ def _print_labels(split: str, labels: LabelCounts) -> None:
         f"several, {labels.num_unlabeled:,} with none"
     )
     by_count = sorted(labels.images_per_class.items(), key=lambda item: -item[1])
-    shown = by_count[:MAX_CLASSES]
-    rest = by_count[MAX_CLASSES:]
-    texts = [f"{name} {count:,}" for name, count in shown]
+    first, rest = by_count[:MAX_CLASSES], by_count[MAX_CLASSES:]
+    texts = [f"{name} {count:,}" for name, count in first]
     more = f" ... {rest[-1][0]} {rest[-1][1]:,} ({len(rest):,} more)" if rest else ""
     print_line("images: " + ", ".join(texts) + more, indent="  ")
     pairs = [f"{' + '.join(p.classes)} {p.num_images:,}" for p in labels.pairs[:MAX_CLASSES]]

@@ -29,6 +29,7 @@ from deitctl.data.readers.read_options import AUTO, ReadOptions
 from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table, name_rivals, open_table
 from deitctl.data.readers.tar import TarDataset, open_tar
+from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
 from deitctl.data.several_labels import require_same_kind, settle_labels
@@ -39,6 +40,7 @@ from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models.model_config import ValueRange
 from deitctl.paths import shorten, suggest_path
+from deitctl.settings import convert
 
 BUILT_IN = "digits"
 FOLD = "fold"
@@ -374,7 +376,7 @@ def open_dataset(
     reporter: Reporter,
     image_folder: str = "",
     *,
-    task: TaskChoice = AUTO,
+    task: str = AUTO,
     group_by: str = "",
     with_missing: bool = False,
 ) -> DatasetSplits:
@@ -384,14 +386,15 @@ def open_dataset(
         ref: the user's name of the dataset.
         reporter: receives what was decided, and what is passed over.
         image_folder: that the paths of a table are below; empty: its own folder.
-        task: whether an image has one label or several; auto: as the data has them, which is said.
+        task: whether an image has one label or several; auto: as the data has them.
         group_by: column of a table that names the group of each image; others ignore it here.
         with_missing: whether a table's images that are not there stay in it, to be listed.
 
     Raises:
         DataError: it is none of them, or empty, or has no paths to be below `image_folder`.
+        ConfigError: there is no such task.
     """
-    options = ReadOptions(image_folder, task, group_by, with_missing)
+    options = ReadOptions(image_folder, convert(task, TaskChoice, "task"), group_by, with_missing)
     name, splits = _open_splits(ref or BUILT_IN, reporter, options)
     for dataset in splits.values():
         for class_name in dataset.class_names:
@@ -405,7 +408,7 @@ def open_dataset(
     is_tree = not is_table(expand_home(name)) and all(
         isinstance(part, FileDataset | TarDataset) for part in splits.values()
     )
-    splits = settle_labels(name, splits, task, reporter, is_tree=is_tree)
+    splits = settle_labels(name, splits, options.task, reporter, is_tree=is_tree)
     first = next(iter(splits.values()), None)
     if task == AUTO and isinstance(first, PackDataset) and first.is_multilabel:
         reporter.note(f"{name}: task multilabel, as {describe_labels(first.labels)}.")
@@ -415,6 +418,11 @@ def open_dataset(
 def _open_splits(
     ref: str, reporter: Reporter, options: ReadOptions
 ) -> tuple[str, Mapping[str, ImageDataset]]:
+    if ref.startswith(PREFIX):
+        raise DataError(
+            f"The data of this run is {ref.removeprefix(PREFIX)}, a data set of a program's.",
+            "That program passes it again: deitctl.train(data, resume=RUN).",
+        )
     path = expand_home(ref)
     if options.image_folder and not is_table(path):
         refuse_image_folder(path)

@@ -1,4 +1,4 @@
-"""Whether images have several labels: said by the user, by the data's reader, or by copies in several class folders.
+"""Whether images have several labels: by the user, the reader of the data, or copies in several class folders.
 
 Letters: N images.
 """

@@ -16,7 +16,6 @@ from PIL import Image
 
 from deitctl.checks.check import SplitSize
 from deitctl.checks.labels import count_labels
-from deitctl.config import TaskChoice
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, ImageDataset, Subset, compute_digest, name_label
 from deitctl.data.index import Listing
@@ -26,6 +25,7 @@ from deitctl.data.readers.tar import TarDataset
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.home import expand_home
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.packing.encode import EncodedImage, Encoding, encode_images
 from deitctl.paths import open_atomic, require_writable
 
@@ -85,7 +85,7 @@ def pack(
     max_size: int = 0,
     raw: bool = False,
     image_folder: str = "",
-    task: TaskChoice = "auto",
+    task: str = "auto",
     value_range: str = "auto",
     workers: int = -1,
     reporter: Reporter | None = None,
@@ -227,7 +227,7 @@ def verify_pack(
     path = expand_home(out)
     packs = open_pack(path)
     is_multilabel = any(packed.is_multilabel for packed in packs.values())
-    task: TaskChoice = "multilabel" if is_multilabel else "classification"
+    task = MULTILABEL if is_multilabel else CLASSIFICATION
     opened = open_dataset(data, reporter, image_folder, task=task)
     if (value_range := next(iter(packs.values())).value_range) is not None:
         opened = opened.with_value_range(value_range, reporter.note)

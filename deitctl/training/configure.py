@@ -14,6 +14,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.group_names import check_group_by
 from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
+from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.samplers import fit_batch_size
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
@@ -22,7 +23,6 @@ from deitctl.models import catalog
 from deitctl.models.build import has_class_rows
 from deitctl.models.factory import find_architecture
 from deitctl.models.sources import has_weights, is_model_folder, list_weight_files, name_weights
-from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
@@ -126,7 +126,8 @@ def _choose_reduction(config: TrainConfig, counts: ClassCounts) -> TrainConfig:
 
 def settle_task(config: TrainConfig, train: ImageDataset) -> TrainConfig:
     """Return the configuration with the task that the data was opened for, which is never auto."""
-    return replace(config, task=MULTILABEL if train.is_multilabel else CLASSIFICATION)
+    task: TaskChoice = "multilabel" if train.is_multilabel else "classification"
+    return replace(config, task=task)
 
 
 def name_source(data: str, named: Mapping[str, Any]) -> Source:
@@ -276,7 +277,7 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, value in absolute.items():
         is_name = {
-            "data": value in ("", BUILT_IN),
+            "data": value in ("", BUILT_IN) or str(value).startswith(PREFIX),
             "image_folder": not value,
             "distill.teacher_cache": value in ("", "off"),
             "classes": not value,

@@ -43,8 +43,8 @@ class LabelCells:
     labels: tuple[tuple[str, ...], ...]
     """Of each cell; of one label an image one, or none where the cell is empty."""
     is_multilabel: bool
-    sign: str = ""
-    """What is said of how several labels were found; empty for one label each."""
+    note: str = ""
+    """How the labels of a cell were separated; empty for one label each."""
 
 
 NameRow = Callable[[int], str]
@@ -69,12 +69,12 @@ def read_cells(path: Path, cells: Sequence[str], task: TaskChoice, name_row: Nam
     lists = [_split_brackets(cell) for cell in cells]
     if _are_lists(lists, filled, task):
         return _read_lists(path, cells, lists, task, name_row)
-    whole = tuple((cell,) if cell.strip() else () for cell in cells)
+    one_each = tuple((cell,) if cell.strip() else () for cell in cells)
     if task == "classification":
-        return LabelCells(whole, is_multilabel=False)
+        return LabelCells(one_each, is_multilabel=False)
     sign = find_sign(filled, task == MULTILABEL)
     if not sign:
-        return LabelCells(whole, is_multilabel=task == MULTILABEL)
+        return LabelCells(one_each, is_multilabel=task == MULTILABEL)
     labels = []
     for number, cell in enumerate(cells):
         parts = tuple(map(str.strip, cell.split(sign))) if sign != " " else tuple(cell.split())
@@ -90,7 +90,7 @@ def read_cells(path: Path, cells: Sequence[str], task: TaskChoice, name_row: Nam
     return LabelCells(
         tuple(labels),
         is_multilabel=True,
-        sign=f"labels have {SIGN_NAMES.get(sign, repr(sign))} between them",
+        note=f"labels have {SIGN_NAMES.get(sign, repr(sign))} between them",
     )
 
 
@@ -192,8 +192,8 @@ def _read_lists(
             )
     several = any(items is not None and len(labels[n]) != 1 for n, items in enumerate(lists))
     is_multilabel = task == MULTILABEL or (task == "auto" and several)
-    sign = "labels are lists" if is_multilabel else "labels are lists of one"
-    return LabelCells(tuple(labels), is_multilabel, sign)
+    note = "labels are lists" if is_multilabel else "labels are lists of one"
+    return LabelCells(tuple(labels), is_multilabel, note)
 
 
 def _require_labels(path: Path, cell: str, labels: Sequence[str], row: str) -> None:

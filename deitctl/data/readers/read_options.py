@@ -24,4 +24,4 @@ class ReadOptions:
 
 
 AS_IS = ReadOptions()
-"""Nothing is said about the data."""
+"""The data speaks for itself."""

@@ -54,7 +54,7 @@ class TableRows:
     group_names: Sequence[str] | None = None
     """Of each image, [N]; None without a column of groups."""
     notes: tuple[str, ...] = ()
-    """How several labels an image were found."""
+    """How several labels an image were cell_labels."""
 
     def take_groups(self, rows: NDArray[np.int64]) -> Sequence[str] | None:
         """Return the groups of some images."""
@@ -139,9 +139,9 @@ def collect_rows(
         return f"row {first_row + int((cells.rows == cell).argmax())}"
 
     read = read_cells if columns.label is not None else partial(read_bits, columns)
-    found = read(path, list(cells.numbers), options.task, name_row)
+    cell_labels = read(path, list(cells.numbers), options.task, name_row)
     has_path = ~np.frombuffer(bytes(pathless), np.bool_)
-    has_class = np.array([bool(labels) for labels in found.labels])[cells.rows]
+    has_class = np.array([bool(labels) for labels in cell_labels.labels])[cells.rows]
     label_column = "label" if columns.label is None else names[columns.label]
     if not has_path.all():
         _refuse_row(path, names, first_row, ~has_path, ~(has_path & has_class), names[columns.path])
@@ -149,20 +149,20 @@ def collect_rows(
     is_read = _leave_test_out(path, parts, has_class, reporter)
     # An empty list says that an image has none of the classes; an empty cell may be an oversight.
     is_filled = np.array([bool(cell.strip()) for cell in cells.numbers])[cells.rows]
-    is_labeled = (is_filled if found.is_multilabel else has_class) | ~is_read
+    is_labeled = (is_filled if cell_labels.is_multilabel else has_class) | ~is_read
     if options.task != MULTILABEL and not is_labeled.all():
         image = values[int(is_labeled.argmin())]
-        way_on = f"; {NO_CLASS}" if found.is_multilabel else ""
+        way_on = f"; {NO_CLASS}" if cell_labels.is_multilabel else ""
         _refuse_row(path, names, first_row, ~is_labeled, ~is_labeled, label_column, image, way_on)
     group_names = None if columns.group is None else list(groups.numbers)
     if group_names is not None and "" in group_names:
         lacks_group = groups.rows == groups.numbers[""]
         column = names[columns.group or 0]
         _refuse_row(path, names, first_row, lacks_group, lacks_group, column)
-    labels, class_names = _number_cells(path, found, reporter)
+    labels, class_names = _number_cells(path, cell_labels, reporter)
     if not class_names:
         raise DataError(f"{path} has no image with a class in the column {label_column!r}.")
-    if not found.is_multilabel and options.task != "classification":
+    if not cell_labels.is_multilabel and options.task != "classification":
         _warn_of_lists(path, class_names, reporter)
     row_labels, read_rows = labels[cells.rows], np.flatnonzero(is_read)
     joined = JoinedRows(read_rows, row_labels[read_rows])
@@ -182,13 +182,13 @@ def collect_rows(
             if len(at := np.flatnonzero(parts[first] == part))
         },
         None if group_names is None else [group_names[group_of[n]] for n in first.tolist()],
-        _describe(found, joined),
+        _describe(cell_labels, joined),
     )
 
 
-def _describe(found: LabelCells, joined: JoinedRows) -> tuple[str, ...]:
-    """Say how several labels an image were found, and how many images have them."""
-    notes = [note for note in (found.sign, joined.note) if note]
+def _describe(cell_labels: LabelCells, joined: JoinedRows) -> tuple[str, ...]:
+    """Say how several labels an image were cell_labels, and how many images have them."""
+    notes = [note for note in (cell_labels.note, joined.note) if note]
     if joined.labels.ndim == 2:
         notes.append(f"task multilabel, as {describe_labels(joined.labels)}")
     return tuple(notes)
@@ -202,7 +202,7 @@ def _leave_test_out(
     path: Path, parts: NDArray[np.str_], has_class: NDArray[np.bool_], reporter: Reporter
 ) -> NDArray[np.bool_]:
     """Return which rows are read, [N]: all, but for a test part of which none has a class."""
-    is_test = parts == "test"
+    is_test = np.asarray(parts == "test", np.bool_)
     if is_test.any() and has_class.any() and not has_class[is_test].any():
         reporter.note(
             f"{path}: the {is_test.sum():,} test images have no labels, and are left out."
@@ -212,18 +212,18 @@ def _leave_test_out(
 
 
 def _number_cells(
-    path: Path, found: LabelCells, reporter: Reporter
+    path: Path, cell_labels: LabelCells, reporter: Reporter
 ) -> tuple[Labels, tuple[str, ...]]:
     """Return the labels of each cell by number, -1 for none or multi-hot, and the classes."""
-    texts = list(dict.fromkeys(chain.from_iterable(found.labels)))
+    texts = list(dict.fromkeys(chain.from_iterable(cell_labels.labels)))
     class_of = dict(zip(texts, _name_classes(path, texts, reporter), strict=True))
     class_names = tuple(sorted(set(class_of.values())))
     places = {name: at for at, name in enumerate(class_names)}
-    if not found.is_multilabel:
-        numbers = [places[class_of[cell[0]]] if cell else -1 for cell in found.labels]
+    if not cell_labels.is_multilabel:
+        numbers = [places[class_of[cell[0]]] if cell else -1 for cell in cell_labels.labels]
         return np.array(numbers, np.int64), class_names
-    labels = np.zeros((len(found.labels), len(class_names)), np.bool_)
-    for number, cell in enumerate(found.labels):
+    labels = np.zeros((len(cell_labels.labels), len(class_names)), np.bool_)
+    for number, cell in enumerate(cell_labels.labels):
         labels[number, [places[class_of[text]] for text in cell]] = True
     return labels, class_names
 
