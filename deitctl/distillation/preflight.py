@@ -75,9 +75,12 @@ class Preflight:
     """Hash of its parameters and buffers."""
     val_fingerprint: str
     """Hash of the validation images."""
-    val_predictions: tuple[int | str, ...] = hidden()
-    """Predicted class of each validation image, -1 for one that could not be read. Of several labels the
-    bits of its predicted classes in hexadecimal, class 0 the lowest; empty for one not read."""
+    val_predictions: tuple[int, ...] = hidden()
+    """Predicted class of each validation image, -1 for one that could not be read; of several labels
+    none."""
+    val_label_bits: tuple[str, ...] = hidden(default=())
+    """Of several labels, the bits of each image's predicted classes in hexadecimal, class 0 the lowest;
+    empty for one that could not be read."""
 
     @property
     def is_multilabel(self) -> bool:
@@ -88,8 +91,8 @@ class Preflight:
         """Return the predicted class of each validation image, [N]; of several labels [N,K], 1 for a
         predicted class and 0 for others; -1 for an image that could not be read."""
         if not self.is_multilabel:
-            return torch.tensor([int(prediction) for prediction in self.val_predictions])
-        rows = [_read_bits(str(bits), num_classes) for bits in self.val_predictions]
+            return torch.tensor(self.val_predictions)
+        rows = [_read_bits(bits, num_classes) for bits in self.val_label_bits]
         return torch.tensor(rows, dtype=torch.int8).reshape(len(rows), num_classes)
 
 
@@ -141,11 +144,10 @@ def check_teacher(
 def _score(result: EvalResult | MultilabelResult, num_images: int) -> dict[str, Any]:
     """Return the accuracies and predictions of a `Preflight`, among the data's classes."""
     indices = result.indices.tolist()
-    predictions: list[int | str]
     if isinstance(result, MultilabelResult):
-        predictions = [""] * num_images
+        label_bits = [""] * num_images
         for index, row in zip(indices, result.probs >= DEFAULT_THRESHOLD, strict=True):
-            predictions[index] = _write_bits(row)
+            label_bits[index] = _write_bits(row)
         chance, std = estimate_chance(result.labels, result.probs)
         return {
             "top1": None,
@@ -154,7 +156,8 @@ def _score(result: EvalResult | MultilabelResult, num_images: int) -> dict[str, 
             "map": result.map or 0.0,
             "map_chance": 100 * chance,
             "map_chance_std": 100 * std,
-            "val_predictions": tuple(predictions),
+            "val_predictions": (),
+            "val_label_bits": tuple(label_bits),
         }
     predictions = [-1] * num_images
     for index, prediction in zip(indices, result.preds_among_classes.tolist(), strict=True):
@@ -241,16 +244,17 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     else:
         top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
         score = f"top-1 {preflight.top1:.2f} %{top5}"
+    size = format_size(preflight.preprocessing.img_size)
     return (
-        f"Teacher {preflight.name}: {score} on "
-        f"{preflight.num_images} validation images, {finetuning}{detail}, at {format_size(preflight.preprocessing.img_size)} "
-        "pixels with its own preprocessing."
+        f"Teacher {preflight.name}: {score} on {preflight.num_images} validation images, "
+        f"{finetuning}{detail}, at {size} pixels with its own preprocessing."
     )
 
 
 def write_preflight(path: Path, preflight: Preflight) -> None:
     """Write a record for `read_preflight`, with what the JSON of a run leaves out."""
-    write_json(path, {**to_object(preflight), "val_predictions": preflight.val_predictions})
+    whole = {name: getattr(preflight, name) for name in ("val_predictions", "val_label_bits")}
+    write_json(path, {**to_object(preflight), **whole})
 
 
 def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflight | None:
@@ -260,26 +264,20 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
         preflight = from_dict(Preflight, values, str(path))
     except (OSError, ValueError, AttributeError, ConfigError):
         return None
-    rows, predictions = preflight.class_rows, preflight.val_predictions
+    rows, is_multilabel = preflight.class_rows, preflight.is_multilabel
     scores = (preflight.top1, preflight.top5, preflight.mean_recall, preflight.map)
+    predictions = preflight.val_label_bits if is_multilabel else preflight.val_predictions
     is_valid = (
         all(0 <= v <= 100 for v in scores if v is not None)
-        and (preflight.top1 is None)
-        == (preflight.mean_recall is None)
-        == (preflight.map is not None)
+        and is_multilabel == (preflight.mean_recall is None) == (preflight.map is not None)
         and (rows is None or len(rows) == num_classes)
         and len(predictions) == num_val_images
-        and all(_is_prediction(p, num_classes, preflight.is_multilabel) for p in predictions)
+        and all(-1 <= prediction < num_classes for prediction in preflight.val_predictions)
+        and all(_are_bits(bits, num_classes) for bits in preflight.val_label_bits)
     )
     return preflight if is_valid else None
 
 
-def _is_prediction(value: int | str, num_classes: int, is_multilabel: bool) -> bool:
-    """Return whether a value of `Preflight.val_predictions` is one of such data."""
-    if not is_multilabel:
-        return isinstance(value, int) and -1 <= value < num_classes
-    return (
-        isinstance(value, str)
-        and set(value) <= set("0123456789abcdef")
-        and len(value) in (0, 2 * -(-num_classes // 8))
-    )
+def _are_bits(text: str, num_classes: int) -> bool:
+    """Return whether a text is one of `Preflight.val_label_bits`."""
+    return set(text) <= set("0123456789abcdef") and len(text) in (0, 2 * -(-num_classes // 8))
