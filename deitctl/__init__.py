@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         verify_teacher_cache,
     )
     from deitctl.checks.check import check
+    from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.errors import DeitctlError
     from deitctl.events import Reporter, SilentReporter
     from deitctl.explanation.explain import explain
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from deitctl.exporters.verify import verify_export as verify
     from deitctl.hub.push import push
     from deitctl.inference.classifier import load, predict
+    from deitctl.models.heads import forward_heads
+    from deitctl.models.model_config import Preprocessing
     from deitctl.packing.pack import pack, verify_pack
     from deitctl.profiling.environment import collect_env
     from deitctl.sweeps.run_list import compare_runs, list_runs
@@ -42,6 +45,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "bench": "deitctl.api",
     "cache_teacher": "deitctl.api",
+    "CallableTeacher": "deitctl.distillation.callable_teacher",
     "check": "deitctl.checks.check",
     "collect_env": "deitctl.profiling.environment",
     "compare_runs": "deitctl.sweeps.run_list",
@@ -51,11 +55,13 @@ _MODULES = {
     "evaluate_models": "deitctl.api",
     "explain": "deitctl.explanation.explain",
     "export": "deitctl.exporters.export",
+    "forward_heads": "deitctl.models.heads",
     "list_runs": "deitctl.sweeps.run_list",
     "load": "deitctl.inference.classifier",
     "pack": "deitctl.packing.pack",
     "plan": "deitctl.api",
     "predict": "deitctl.inference.classifier",
+    "Preprocessing": "deitctl.models.model_config",
     "push": "deitctl.hub.push",
     "replay": "deitctl.api",
     "Reporter": "deitctl.events",
@@ -67,7 +73,9 @@ _MODULES = {
     "verify_teacher_cache": "deitctl.api",
 }
 __all__ = [
+    "CallableTeacher",
     "DeitctlError",
+    "Preprocessing",
     "Reporter",
     "SilentReporter",
     "__version__",
@@ -81,6 +89,7 @@ __all__ = [
     "evaluate_models",
     "explain",
     "export",
+    "forward_heads",
     "list_runs",
     "load",
     "pack",

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_overloads, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_overloads, overload
 
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
@@ -20,15 +20,21 @@ from deitctl.settings import convert, dotted_name, list_options
 from deitctl.sizes import ImageSize
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset as TorchDataset
+
     from deitctl.config import SelectChoice, TaskChoice, TrainConfig
     from deitctl.data.dataset import ImageDataset
     from deitctl.data.folds import FoldedData
+    from deitctl.data.own_augmentation import Augmentation
+    from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
-    from deitctl.evaluation.result import EvalResult, EvalResults
+    from deitctl.evaluation.multilabel_result import Result
+    from deitctl.evaluation.results import EvalResults
     from deitctl.profiling.bench_result import BenchResult
     from deitctl.sweeps.result import SweepResult
-    from deitctl.training.extensions import Extensions
+    from deitctl.training.extensions import Callback, Extensions
     from deitctl.training.folds import FoldsResult
+    from deitctl.training.objective import Objective
     from deitctl.training.plan import TrainPlan
     from deitctl.training.replay import Replay
     from deitctl.training.result import TrainResult
@@ -37,7 +43,11 @@ PathLike = str | Path
 AUTO = "auto"
 OnBadImage = Literal["skip", "stop"]
 Datasets = tuple["ImageDataset", "ImageDataset"]
+Data = Union[str, Path, "TorchDataset[Any]", tuple["TorchDataset[Any]", "TorchDataset[Any]"]]
+"""Data by name, or a program's: all images, or those of training and of validation."""
 F = TypeVar("F", bound=Callable[..., Any])
+FUNCTIONS = ("objective", "augmentation", "callbacks")
+"""Keywords of training that are functions of the caller's, see `Extensions`."""
 NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
 """Keywords of training that say what to do, and nothing about a run."""
 
@@ -61,7 +71,7 @@ def train(
 
 @overload
 def train(
-    data: PathLike = "",
+    data: Data = "",
     *,
     model: PathLike | None = None,
     recipe: PathLike | None = None,
@@ -102,23 +112,29 @@ def train(
     config: PathLike | None = None,
     save_every: str | None = None,
     log: str | None = None,
+    objective: Objective | None = None,
+    augmentation: Augmentation | None = None,
+    callbacks: Sequence[Callback] | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
 ) -> TrainResult: ...
 
 
 @take_signature
-def train(data: PathLike = "", **settings: Any) -> TrainResult | FoldsResult:
+def train(data: Data = "", **settings: Any) -> TrainResult | FoldsResult:
     """Train a classifier, or continue a run.
 
     Args:
-        data: folder, tar, pack or table of images; empty: the built-in digits.
+        data: folder, tar, pack or table of images, a `torch.utils.data.Dataset` or a pair of them; empty: the digits.
         model: alias, timm name, hub name, run folder or weights file.
         recipe: name or TOML file; None: chosen by the data.
         epochs: and every further keyword: the setting or option of `deitctl train` of that name, None for its default.
         resume: run folder to continue, or `auto` for the newest unfinished run of this configuration.
         more_epochs: of the finished run that `resume` names, which is trained that many epochs longer.
         config: run.toml of a run to repeat.
+        objective: what is minimized instead of the recipe's loss: `(student, batch) -> dict` of named losses.
+        augmentation: of a training view, after the recipe's: `(image, generator) -> image`.
+        callbacks: called after each epoch: `on_epoch_end(metrics) -> bool | None`; True ends the run.
         reporter: receives notes, warnings and progress; None: silent.
         overrides: any other settings by dotted name, `**{"augment.mixup": 0.2}` for example.
 
@@ -145,9 +161,9 @@ def distill(
 
 @overload
 def distill(
-    data: PathLike = "",
+    data: Data = "",
     *,
-    teacher: PathLike | None = None,
+    teacher: PathLike | CallableTeacher | None = None,
     student: PathLike | None = None,
     recipe: PathLike | None = None,
     epochs: int | None = None,
@@ -202,18 +218,22 @@ def distill(
     config: PathLike | None = None,
     save_every: str | None = None,
     log: str | None = None,
+    objective: Objective | None = None,
+    augmentation: Augmentation | None = None,
+    callbacks: Sequence[Callback] | None = None,
     reporter: Reporter | None = None,
     **overrides: Any,
 ) -> TrainResult: ...
 
 
 @take_signature
-def distill(data: PathLike = "", **settings: Any) -> TrainResult | FoldsResult:
+def distill(data: Data = "", **settings: Any) -> TrainResult | FoldsResult:
     """Train a student that also learns from a teacher; arguments and errors as `train`.
 
     Args:
         data: as `train`.
-        teacher: model that gives the soft or hard targets; its other keywords are those of `deitctl distill`.
+        teacher: model, or function as a `CallableTeacher`, that gives the soft or hard targets; its other keywords
+            are those of `deitctl distill`.
         student: a DeiT, which gets a distillation token, or any timm model.
         recipe: as `train`, and so are the others.
         reporter: as `train`.
@@ -247,11 +267,18 @@ def plan(
             f"A dry run plans a new run, and {request.resume} is to be resumed.",
             "Leave --dry-run or --resume out.",
         )
+    request, opened = _open_objects(request)
     folded = _open_folds(request)
-    config, datasets = _configure(request, None if folded is None else folded.split(1))
+    config, datasets = _configure(request, opened if folded is None else folded.split(1))
     if request.auto_batch_size:
         config = with_chosen_batch_size(config, datasets, request.reporter)
-    return plan_training(config, datasets=datasets, folded=folded, reporter=request.reporter)
+    return plan_training(
+        config,
+        datasets=datasets,
+        folded=folded,
+        own_teacher=request.extensions.teacher,
+        reporter=request.reporter,
+    )
 
 
 def replay(
@@ -472,8 +499,10 @@ def evaluate(
     classes: PathLike | Sequence[str] = "",
     head: str = "auto",
     protocol: str = "native",
+    task: TaskChoice = "auto",
     real_labels: PathLike = "",
     save_temperature: bool = False,
+    save_thresholds: bool = False,
     batch_size: int = 64,
     img_size: ImageSize = 0,
     image_folder: PathLike = "",
@@ -487,7 +516,7 @@ def evaluate(
     figures: PathLike = "",
     command: str = "",
     reporter: Reporter | None = None,
-) -> EvalResult:
+) -> Result:
     """Evaluate a model on labeled images; labels are matched by class name or WordNet id.
 
     Args:
@@ -500,8 +529,11 @@ def evaluate(
         classes: names of its classes, see `deitctl.load`.
         head: head rule of the predictions; `auto`: the model's own.
         protocol: whose preprocessing: native (the model's own), deit, timm or hf.
+        task: whether images have several labels, and the model predicts them; `auto`: as the data, its
+            run and the model say.
         real_labels: ReaL labels of ImageNet's validation images.
         save_temperature: store the fitted temperature with the model.
+        save_thresholds: store the fitted thresholds of several labels an image with the model.
         batch_size: images at a time.
         img_size: side of the input in pixels; 0: the model's own.
         image_folder: folder that the paths of a table are below; empty: where the table or its run leads.
@@ -561,6 +593,10 @@ def evaluate_models(
 class _Request:
     """The arguments of a training function."""
 
+    data: Any
+    """The caller's data sets; None: data that the settings name."""
+    extensions: Extensions
+
     settings: dict[str, Any]
     """By dotted name of `TrainConfig`; `recipe` is the name or file of one."""
     overrides: dict[str, Any]
@@ -574,6 +610,7 @@ class _Request:
 
 def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Request:
     """Sort the arguments of a training function; those that are None or empty are left out."""
+    arguments, data, extensions = _take_objects(arguments)
     keywords = {keyword: setting.name for keyword, setting in list_options().items()}
     keywords |= {"data": "data", "recipe": "recipe", "student": "model"}
     texts = {"data", "recipe"} | {s.name for s in list_options().values() if s.kind is str}
@@ -590,6 +627,8 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
     if auto:
         del settings["recipe.batch_size"]
     return _Request(
+        data,
+        extensions,
         settings,
         {dotted_name(key): value for key, value in overrides.items()},
         arguments.get("reporter") or SilentReporter(),
@@ -599,6 +638,26 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
         _more_epochs(arguments),
         str(arguments.get("config") or ""),
     )
+
+
+def _take_objects(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Extensions]:
+    """Take out what is no setting but a caller's object: data sets and functions.
+
+    In their place are the names by which the run knows them.
+    """
+    from deitctl.distillation.callable_teacher import CallableTeacher
+    from deitctl.training.extensions import Extensions
+
+    rest = {key: value for key, value in arguments.items() if key not in FUNCTIONS}
+    functions = {key: arguments[key] for key in FUNCTIONS if arguments.get(key) is not None}
+    data, teacher = rest.get("data"), rest.get("teacher")
+    if isinstance(data, str | Path | None):
+        data = None
+    else:
+        del rest["data"]
+    if isinstance(teacher, CallableTeacher):
+        functions["teacher"], rest["teacher"] = teacher, teacher.name
+    return rest, data, Extensions(draw_figures=_draw_figures, **functions)
 
 
 def _more_epochs(arguments: Mapping[str, Any]) -> int:
@@ -652,10 +711,10 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
     from deitctl.recipes import get_recipe
     from deitctl.training import launch
     from deitctl.training.configure import make_absolute, refuse_settings
-    from deitctl.training.extensions import Extensions
     from deitctl.training.folds import find_folds, is_folds, train_folds
 
-    extensions = Extensions(draw_figures=_draw_figures)
+    extensions = request.extensions
+    request, opened = _open_objects(request)
     if request.resume and request.resume != AUTO:
         root = Path(request.resume)
         own = {"config": request.config, "output": request.settings.get("output_dir")}
@@ -669,12 +728,13 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
             root,
             settings=settings,
             more_epochs=request.more_epochs,
+            datasets=opened,
             extensions=extensions,
             reporter=request.reporter,
         )
     else:
         folded = _open_folds(request)
-        config, datasets = _configure(request, None if folded is None else folded.split(1))
+        config, datasets = _configure(request, opened if folded is None else folded.split(1))
 
         def choose(config: TrainConfig) -> TrainConfig:
             return with_chosen_batch_size(config, datasets, request.reporter)
@@ -698,6 +758,17 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
             choose=choose if request.auto_batch_size else None,
         )
     return result
+
+
+def _open_objects(request: _Request) -> tuple[_Request, Datasets | None]:
+    """Open the caller's data sets, if it has passed any, and name them in the settings."""
+    from deitctl.data.readers.torch_dataset import open_for_training
+
+    if request.data is None:
+        return request, None
+    seed = int((request.settings | request.overrides).get("split_seed", 0))
+    name, train, val = open_for_training(request.data, seed=seed, reporter=request.reporter)
+    return replace(request, settings=request.settings | {"data": name}), (train, val)
 
 
 def _resume_folds(
@@ -767,5 +838,11 @@ def _prepare_teacher(
     if arguments.get("mode") == "none":
         raise ConfigError("--mode none has no teacher.", "Use hard or soft.")
     request = _collect({**arguments, "teacher_input": "unmixed"}, distilled=True)
-    config, datasets = _configure(request)
+    if request.extensions.teacher is not None:
+        raise ConfigError(
+            "The targets of a function are cached by the run that it teaches.",
+            "Pass it to deitctl.distill(teacher=...).",
+        )
+    request, opened = _open_objects(request)
+    config, datasets = _configure(request, opened)
     return config, datasets, _train_run(datasets, request.reporter), request.reporter

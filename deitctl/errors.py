@@ -10,6 +10,7 @@ DeitctlError            exit code 1
 ├── TeacherError        the teacher cannot teach this data
 ├── DataChanged         a file that many images are read from was changed while in use
 ├── LoaderLost          a loader process ended, or no batch comes any more
+├── ExtensionError      a function of the caller's failed, or returned something else than it is to
 ├── ExportError         the format is not there, or the exported file disagrees with the model
 └── Interrupted         SIGINT, SIGTERM or SIGHUP stopped it (exit code 130, 143 or 129)
 """
@@ -17,6 +18,7 @@ DeitctlError            exit code 1
 from __future__ import annotations
 
 import operator
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -75,6 +77,18 @@ class DataChanged(DeitctlError):
 
 class LoaderLost(DeitctlError):
     """A loader process ended, or cannot hand its batches over; what was computed before is right."""
+
+
+class ExtensionError(DeitctlError):
+    """A function of the caller's failed, or returned something else than it is to; see docs/extend.md."""
+
+    @classmethod
+    def from_exception(cls, what: str, error: BaseException) -> ExtensionError:
+        """Return the error of `what`, which raised `error`, with the line that raised it."""
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return cls(f"{what} failed{where}: {reason}")
 
 
 class Interrupted(DeitctlError):

@@ -143,7 +143,15 @@ class TrainViews:
             # Opened, not decoded: the crop decides at which scale a JPEG is decoded.
             image = self.dataset.open(key.index)
             images = {
-                size: render_view(image, self.augment, size, plan.seed, view, key.index)
+                size: render_view(
+                    image,
+                    self.augment,
+                    size,
+                    plan.seed,
+                    view,
+                    key.index,
+                    self.dataset.augmentation,
+                )
                 for size in {img_size, teacher_size or img_size}
             }
         except DataError as error:

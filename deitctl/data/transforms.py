@@ -17,6 +17,7 @@ from deitctl.config import AugmentConfig
 from deitctl.data.decode import LARGE
 from deitctl.data.eval_transform import Pixels, to_chw
 from deitctl.data.lazy_jpeg import Box, LazyJpeg
+from deitctl.data.own_augmentation import Augmentation, apply_augmentation
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.sizes import ImageSize, height_width
 
@@ -34,9 +35,10 @@ def train_transform(
     seed: int,
     view: int,
     index: int,
+    augmentation: Augmentation | None = None,
 ) -> Pixels:
     """Return a view of RGB image `index` as uint8 [3,H,W], see `render_view`."""
-    return to_chw(render_view(image, config, img_size, seed, view, index))
+    return to_chw(render_view(image, config, img_size, seed, view, index, augmentation))
 
 
 def render_view(
@@ -46,12 +48,15 @@ def render_view(
     seed: int,
     view: int,
     index: int,
+    augmentation: Augmentation | None = None,
 ) -> Image.Image:
     """Return a view of RGB image `index`: crop, flip, affine map, colors.
 
     It is a function of `(seed, view, index)`.
 
-    Another `img_size` gives the same view at another resolution or aspect ratio. A change of what is drawn, or of
+    `augmentation` is the caller's own, which comes last.
+
+    Another `img_size` gives the same view at another resolution. A change of what is drawn, or of
     the order of draws, must increase `VIEWS_VERSION`.
 
     Raises:
@@ -69,6 +74,8 @@ def render_view(
     # timm ignores color jitter where RandAugment is on, and so does DeiT.
     elif config.color_jitter:
         augmented = color_jitter(augmented, config.color_jitter, draw)
+    if augmentation is not None:
+        augmented = apply_augmentation(augmentation, augmented, seed, view, index)
     return augmented
 
 

@@ -13,10 +13,12 @@ from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
+from deitctl.data.own_augmentation import identify_function
 from deitctl.data.samplers import count_views
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
+from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.preflight import (
     RECORD,
     Preflight,
@@ -77,6 +79,7 @@ class DistillationTeacher:
         device: Device,
         train_run: TrainRun,
         reporter: Reporter,
+        own: CallableTeacher | None = None,
         world: World = SINGLE_PROCESS,
     ) -> None:
         """Name the teacher; nothing is loaded or written before `prepare`.
@@ -89,12 +92,13 @@ class DistillationTeacher:
             device: where the teacher runs.
             train_run: fine-tunes the teacher, see `TrainRun`.
             reporter: receives the teacher's accuracy and how its classes match.
+            own: the caller's function, in place of the named teacher.
             world: the processes that train together; every one of them constructs the teacher.
         """
         assert config.distill is not None
         self.config, self.distill, self.train, self.val = config, config.distill, train, val
         self.student_preprocessing, self.device = student_preprocessing, device
-        self.train_run = train_run
+        self.train_run, self.own = train_run, own
         self.reporter, self.world = reporter, world
         self._network: Teacher | None = None
         d = self.distill
@@ -156,6 +160,8 @@ class DistillationTeacher:
         if is_checked and preflight is not None:
             require_above_chance(self.distill, preflight, self.val)
         try:
+            if self.own is not None:
+                return "no", None
             return plan_finetuning(self.config, self.train, self.reporter)
         except (TeacherError, ModelError):
             if is_checked and is_complete and preflight is not None:  # it is not loaded at all
@@ -191,7 +197,7 @@ class DistillationTeacher:
         stamp = {
             "views_version": VIEWS_VERSION,
             "targets_version": TARGETS_VERSIONS[d.mode],
-            "teacher": identify_teacher(d, self.reporter),
+            "teacher": self.own.identify() if self.own else identify_teacher(d, self.reporter),
             "precision": self.device.precision,
             "batch_norm_fused": True,
             "teacher_img_size": d.teacher_img_size or None,
@@ -207,6 +213,8 @@ class DistillationTeacher:
         }
         soft = {"tau": d.tau, "logits_topk": self.codec.num_kept}
         task = {"task": MULTILABEL} if self.train.is_multilabel else {}
+        if self.train.augmentation is not None:
+            task["own_augmentation"] = identify_function(self.train.augmentation)
         return stamp | (soft if d.mode == "soft" else {}) | task
 
     def _find_named_cache(self) -> Path | None:
@@ -280,6 +288,7 @@ class DistillationTeacher:
             self.train_fingerprint,
             train_run,
             self.reporter,
+            own=self.own,
             is_main=self.world.is_main,
         )
         weights = fingerprint_model(resolved.loaded.model)

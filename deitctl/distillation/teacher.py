@@ -26,6 +26,12 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import LENGTH, fingerprint_files
 from deitctl.data.open import BUILT_IN
 from deitctl.device import Device
+from deitctl.distillation.callable_teacher import (
+    CallableNetwork,
+    CallableTeacher,
+    refuse_other_classes,
+    refuse_other_task,
+)
 from deitctl.errors import ModelError, TeacherError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path
@@ -41,6 +47,7 @@ from deitctl.models.sources import (
     name_weights,
     needs_download,
 )
+from deitctl.names import find_names
 from deitctl.paths import DiskError, refuse_links
 from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe
 from deitctl.settings import to_dict
@@ -123,8 +130,9 @@ def freeze_teacher(
     pre = loaded.model_config.preprocessing
     # Before it is moved: convolutions of a GPU may round more than fusing changes, and the fusion
     # would be refused. The string is part of the seed, so it is not renamed with the code.
-    with rng.scope("fold"):
-        fuse_conv_bn(loaded.model, torch.randn(1, pre.in_chans, *pre.hw))
+    if not isinstance(loaded.model, CallableNetwork):
+        with rng.scope("fold"):
+            fuse_conv_bn(loaded.model, torch.randn(1, pre.in_chans, *pre.hw))
     device.to_device(loaded.model)
     teacher = Teacher(loaded.model, loaded.model_config, rows, student_preprocessing)
     return teacher.to(device.torch_device)
@@ -186,6 +194,7 @@ def resolve_teacher(
     train_run: TrainRun | None,
     reporter: Reporter,
     *,
+    own: CallableTeacher | None = None,
     is_main: bool = True,
 ) -> ResolvedTeacher:
     """Load a teacher and match its classes by WordNet id or name; fine-tune it first if need be.
@@ -196,6 +205,7 @@ def resolve_teacher(
         fingerprint: of the training images.
         train_run: see `TrainRun`. None: a teacher that needs fine-tuning must have had it.
         reporter: receives what is done.
+        own: the caller's function, in place of the named teacher.
         is_main: whether this of several processes takes the lock while the teacher trains.
 
     Raises:
@@ -203,6 +213,8 @@ def resolve_teacher(
     """
     distill, built_in = config.distill, config.data == BUILT_IN
     assert distill is not None
+    if own is not None:
+        return _resolve_own(own, train)
     loaded = _load_published(distill, train, built_in, reporter)
     model_config = loaded.model_config if loaded else None
     finetuned, recipe = _choose_training(config, model_config, train, reporter)
@@ -256,6 +268,19 @@ def resolve_teacher(
             f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
         )
     return ResolvedTeacher(model, loaded, match, finetuned, str(root))
+
+
+def _resolve_own(own: CallableTeacher, train: ImageDataset) -> ResolvedTeacher:
+    """Match a caller's teacher, which is not fine-tuned, with the data's classes."""
+    loaded = own.load()
+    match = match_classes(loaded.model_config, train.class_names)
+    if match is None:
+        places = find_names(train.class_names, own.class_names)
+        missing = [n for n, at in zip(train.class_names, places, strict=True) if at is None]
+        raise refuse_other_classes(own, (missing or train.class_names)[0])
+    if loaded.model_config.is_multilabel != train.is_multilabel:
+        raise refuse_other_task(own, is_multilabel=train.is_multilabel)
+    return ResolvedTeacher(own.name, loaded, match, "no", "")
 
 
 def _choose_training(
@@ -354,9 +379,9 @@ def _choose_finetuning(
     num_classes = len(train.class_names)
     lack = f"lacks some of the data's {num_classes} classes"
     if match_classes(model_config, train.class_names) is not None:
-        counts = ("one label", "several labels")
+        counts = ("one label an image", "several labels")
         was, now = counts[model_config.is_multilabel], counts[train.is_multilabel]
-        lack = f"was trained for {was} an image, and the data has {now}"
+        lack = f"was trained for {was}, and the data has {now}"
     if distill.finetune_teacher == "none":
         raise TeacherError(
             f"{distill.teacher} {lack}.",

@@ -38,7 +38,7 @@ from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.freezing import freeze, get_layers
-from deitctl.training.objective import build_objective
+from deitctl.training.objective import Objective, build_objective
 from deitctl.training.optim import build_optimizer
 from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.state import Progress, TrainState
@@ -225,6 +225,7 @@ def build_training(
     device: Device,
     reporter: Reporter,
     teacher: DistillationTeacher | None = None,
+    objective: Objective | None = None,
     world: World = SINGLE_PROCESS,
 ) -> TrainSetup:
     """Move `student` to `device`, and build optimizer, EMA and context for it.
@@ -274,7 +275,7 @@ def build_training(
         steps,
         config.seed,
         device,
-        build_objective(config, ClassCounts.of(train), device.torch_device),
+        objective or build_objective(config, ClassCounts.of(train), device.torch_device),
         config.distill,
         cached_teacher=teacher.build_cached_teacher() if teacher and teacher.uses_views else None,
         teacher=teacher.get_network() if teacher and not teacher.uses_views else None,

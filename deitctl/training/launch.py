@@ -14,6 +14,7 @@ from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import Source, open_for_training
+from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
@@ -40,7 +41,13 @@ from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_
 from deitctl.training.configure import check, name_command
 from deitctl.training.disk_space import warn_of_full_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
-from deitctl.training.extensions import NO_EXTENSIONS, Extensions
+from deitctl.training.extensions import (
+    NO_EXTENSIONS,
+    Extensions,
+    guard_objective,
+    keep_names,
+    require_same_extensions,
+)
 from deitctl.training.objective import check_loss, choose_loss, report_loss
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
@@ -163,6 +170,8 @@ def open_run(
     train, val = _open_data(config, datasets, reporter, resume=resume)
     if resume:
         train, val = restore_spelling(Path(config.output_dir), train, val)
+        require_same_extensions(Path(config.output_dir), extensions)
+    train = train.with_augmentation(extensions.augmentation)
     require_same_images(config.data, train, val, world)
     if world.is_main:
         warn_of_trained_images(config, val, reporter)
@@ -195,6 +204,7 @@ def open_run(
             elif world.is_main:
                 # Before the teacher is fine-tuned, because the folder may not be writable.
                 Run.create(run.root, config)
+                keep_names(run.root, extensions)
             # A run without a checkpoint begins again, with the data as it is now.
             goes_on = resume and run.saved_position() is not None
             if world.is_main and not (goes_on and (run.root / SPLIT_FILE).exists()):
@@ -202,7 +212,9 @@ def open_run(
             if world.is_main and not resume:
                 run.cut_log(0)  # of a run that was killed before its first checkpoint
                 write_bytes(run.launch_id_file, _launch().encode())
-            trainer = build_trainer(run, config, student, (train, val), device, reporter, world)
+            trainer = build_trainer(
+                run, config, student, (train, val), device, reporter, world, extensions
+            )
             if resume:
                 load_checkpoint(trainer)
             with track(trainer, extensions):
@@ -219,6 +231,8 @@ def _open_data(
     config: TrainConfig, datasets: Datasets | None, reporter: Reporter, *, resume: bool
 ) -> Datasets:
     """Return the images of a run; those that it began with if it is resumed."""
+    if datasets is not None and config.data.startswith(PREFIX):  # which no command can open again
+        return datasets
     root = Path(config.output_dir)
     run_data = read_run_data(root) if resume else None
     if run_data is not None and run_data.rows is not None and run_data.rows.is_held_out:
@@ -245,6 +259,7 @@ def build_trainer(
     device: Device,
     reporter: Reporter,
     world: World,
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> Trainer:
     """Check the teacher, if there is one, and build everything for the first step."""
     teacher = None
@@ -255,6 +270,7 @@ def build_trainer(
             student.model_config.preprocessing,
             device=device,
             reporter=reporter,
+            own=extensions.teacher,
             world=world,
             # distillation is below training, and gets the function that fine-tunes a teacher here
             train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
@@ -263,7 +279,14 @@ def build_trainer(
         if run.writes:
             write_json(run.root / PREFLIGHT, to_object(teacher.preflight))
     setup = build_training(
-        config, student, *datasets, device=device, reporter=reporter, teacher=teacher, world=world
+        config,
+        student,
+        *datasets,
+        device=device,
+        reporter=reporter,
+        teacher=teacher,
+        objective=extensions.objective and guard_objective(extensions.objective),
+        world=world,
     )
     setup.state.progress.settings = list_learning(config)
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
@@ -271,7 +294,7 @@ def build_trainer(
     if run.writes:
         _write_class_weights(run, config, setup.train)
         warn_of_full_disks(run.root, setup, reporter)
-    return Trainer(run, setup, reporter)
+    return Trainer(run, setup, reporter, extensions.callbacks)
 
 
 def _write_class_weights(run: Run, config: TrainConfig, train: ImageDataset) -> None:

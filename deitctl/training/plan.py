@@ -13,6 +13,7 @@ from deitctl.data.folds import FoldedData
 from deitctl.data.open import Source, open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.device import choose_device
+from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
 from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
@@ -166,6 +167,7 @@ def plan_training(
     *,
     datasets: tuple[ImageDataset, ImageDataset] | None = None,
     folded: FoldedData | None = None,
+    own_teacher: CallableTeacher | None = None,
     reporter: Reporter | None = None,
 ) -> TrainPlan:
     """Return the numbers that a configuration comes to.
@@ -174,6 +176,7 @@ def plan_training(
         config: the run.
         datasets: training and validation images, if they are open already.
         folded: the images of all folds, if there is to be a run of each.
+        own_teacher: the caller's function, in place of the named teacher.
         reporter: receives the warnings that the run would give about its sizes.
     """
     check(config)
@@ -208,6 +211,7 @@ def plan_training(
             device=device,
             train_run=_refuse_training,
             reporter=reporter or silent,
+            own=own_teacher,
         )
         teacher = _plan_teacher(distill, recipe, train, run_teacher.plan())
     without_teacher = replace(config, distill=None)

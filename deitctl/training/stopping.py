@@ -8,6 +8,8 @@ from deitctl.training.state import Progress
 
 PATIENCE = "patience"
 """`Progress.stopped` of a run whose epochs were no better for too long."""
+CALLBACK = "callback"
+"""The same of a run that a callback of the caller's ended."""
 
 
 def count_stale_epochs(config: TrainConfig, progress: Progress) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
+from typing import Any
 
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
@@ -20,13 +21,15 @@ from deitctl.models.introspect import describe_layers
 from deitctl.paths import DiskError
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
+from deitctl.training.class_balance import ClassCounts
 from deitctl.training.estimate import describe_training, estimate_seconds
+from deitctl.training.extensions import Callback, call_callbacks
 from deitctl.training.failure import leave_resumable
 from deitctl.training.finish import finish_run
 from deitctl.training.freezing import begin_epoch
 from deitctl.training.head_init import fit_new_heads
 from deitctl.training.monitor import LossMonitor, Observation
-from deitctl.training.objective import find_task_loss
+from deitctl.training.objective import estimate_guess_loss, find_task_loss
 from deitctl.training.result import TrainResult
 from deitctl.training.resumption import SCORE_KEY
 from deitctl.training.run_dir import Run
@@ -41,7 +44,7 @@ from deitctl.training.selection import (
 )
 from deitctl.training.signals import StopRequest, hold_signals
 from deitctl.training.step import StepStats, forward_backward, optimizer_step
-from deitctl.training.stopping import PATIENCE, describe_stop, is_out_of_patience
+from deitctl.training.stopping import CALLBACK, PATIENCE, describe_stop, is_out_of_patience
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
@@ -52,15 +55,21 @@ MIN_COMPARABLE = 0.9
 class Trainer:
     """Trains what a `TrainSetup` holds, in a run folder."""
 
-    def __init__(self, run: Run, setup: TrainSetup, reporter: Reporter) -> None:
-        self.run, self.setup, self.reporter = run, setup, reporter
+    def __init__(
+        self, run: Run, setup: TrainSetup, reporter: Reporter, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        self.run, self.setup, self.reporter, self.callbacks = run, setup, reporter, callbacks
         self.config, self.context, self.state = setup.config, setup.context, setup.state
         self.device, self.world = setup.context.device, setup.context.world
         self.metric = choose_metric(self.config.select, setup.model_config.task)
         """What the best weights are selected by."""
         self.monitor = LossMonitor(
             self.state.progress,
-            self.context.num_classes,
+            estimate_guess_loss(
+                find_task_loss(self.context.objective),
+                ClassCounts.of(setup.train),
+                self.device.torch_device,
+            ),
             scaled=self.state.scaler.is_enabled(),
             spike_factor=self.config.loss_spike_factor,
         )
@@ -112,7 +121,9 @@ class Trainer:
                 self.keep_best(metrics)
                 if is_out_of_patience(self.config, progress):
                     progress.stopped = PATIENCE
-                self.log_epoch(losses, metrics, images_per_second)
+                record = self.log_epoch(losses, metrics, images_per_second)
+                if self.call_callbacks(record) and progress.epoch < recipe.epochs:
+                    progress.stopped = progress.stopped or CALLBACK
                 self.checkpointer.maybe_save(self.state, verified=True)
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
@@ -340,36 +351,43 @@ class Trainer:
 
     def log_epoch(
         self, losses: dict[str, float], metrics: dict[str, Result], images_per_second: float
-    ) -> None:
-        """Log the epoch's losses and metrics."""
+    ) -> dict[str, Any]:
+        """Log the epoch's losses and metrics; return the record."""
         progress, kind = self.state.progress, choose_weights(metrics, self.metric)
         headline = choose_metric("auto", self.setup.model_config.task)
         best = metrics[kind]
-        self.run.log(
-            {
-                "kind": "epoch",
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "images_seen": progress.images_seen,
-                "train": losses,
-                **list_metrics(best),
-                "heads": best.heads,
-                "head_agreement": best.head_agreement,
-                "teacher_agreement": best.teacher_agreement,
-                "weights": kind,
-                **{f"{headline}_{name}": get_score(m, headline) for name, m in metrics.items()},
-                "select": self.metric,
-                "score": get_score(best, self.metric),
-                "images_per_second": round(images_per_second, 2),
-                "seconds": round(progress.seconds, 3),
-            }
-        )
+        record = {
+            "kind": "epoch",
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "images_seen": progress.images_seen,
+            "train": losses,
+            **list_metrics(best),
+            "heads": best.heads,
+            "head_agreement": best.head_agreement,
+            "teacher_agreement": best.teacher_agreement,
+            "weights": kind,
+            **{f"{headline}_{name}": get_score(m, headline) for name, m in metrics.items()},
+            "select": self.metric,
+            "score": get_score(best, self.metric),
+            "images_per_second": round(images_per_second, 2),
+            "seconds": round(progress.seconds, 3),
+        }
+        self.run.log(record)
         self.is_between_steps = True
         described = describe_metrics(best, uneven=is_uneven(self.setup.val))
         self.reporter.note(
             f"epoch {progress.epoch}/{self.context.recipe.epochs}: loss {losses['loss']:.3f}, "
             f"{described}, {images_per_second:.1f} images/s"
         )
+        return record
+
+    def call_callbacks(self, record: dict[str, Any]) -> bool:
+        """Call the caller's callbacks in the main process; return whether one ends the run."""
+        if not self.callbacks:
+            return False
+        ends = self.world.is_main and call_callbacks(self.callbacks, record)
+        return bool(self.world.broadcast_object(ends))
 
     def fill_target_cache(self) -> None:
         """Once every view has come, compute the few missing targets and unload the teacher."""
