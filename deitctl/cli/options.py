@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from deitctl.api import FUNCTIONS
 from deitctl.cli import completion
 from deitctl.config import EVERYDAY, MACHINE, MODEL_HELP, OPTIMIZATION, RESUMING
 from deitctl.errors import ConfigError, UsageError
@@ -339,8 +340,8 @@ def take_options(
     """Give a command the options that stand for the keywords of an API function.
 
     The command receives the ones that were given as its first argument, a dict for that function, and declares
-    options of its own in the usual way; those come last, or replace one of the function's by its name. Keywords in
-    `leave_out` get none; with `own_first` the command's own come first.
+    options of its own in the usual way; those come last, or replace one of the function's by its name. Functions of a
+    program's, and keywords in `leave_out`, get none; with `own_first` the command's own come first.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -349,7 +350,7 @@ def take_options(
         keywords = [
             p
             for p in inspect.signature(source).parameters.values()
-            if p.kind != p.VAR_KEYWORD and p.name not in ("reporter", *leave_out)
+            if p.kind != p.VAR_KEYWORD and p.name not in ("reporter", *FUNCTIONS, *leave_out)
         ]
         # in the function's order, which is that of `--help`
         options = {p.name: own.get(p.name) or _declare(p) for p in keywords} | own
