@@ -43,11 +43,14 @@ def renormalize(images: Tensor, old: Preprocessing, new: Preprocessing) -> Tenso
     return images * scale + shift
 
 
-def to_luminance(images: Tensor) -> Tensor:
-    """Return the luminance of images [B,3,H,W], whose channels are normalized alike: [B,1,H,W].
+def to_model_channels(images: Tensor, in_chans: int) -> Tensor:
+    """Return images [B,C,H,W] as a model of `in_chans` takes them: one of one channel sees of RGB,
+    whose channels are normalized alike, the luminance.
 
     By the weights of ITU-R 601-2, Pillow's for gray images.
     """
+    if in_chans != 1 or images.shape[1] != 3:
+        return images
     weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deitctl import rng
 from deitctl.config import DistillConfig, Recipe, TrainConfig
-from deitctl.data.batch_transforms import normalize, renormalize, to_luminance
+from deitctl.data.batch_transforms import normalize, renormalize, to_model_channels
 from deitctl.data.class_file import apply_class_names, read_class_names
 from deitctl.data.classes import ClassMatch, is_imagenet, match_classes
 from deitctl.data.dataset import ImageDataset
@@ -99,8 +99,7 @@ class Teacher(nn.Module):
         """Return logits [B,K] of the student's images [B,C,H,W], which may be mixed."""
         own = self.model_config.preprocessing
         images = renormalize(images, self.student_preprocessing, own)
-        if own.in_chans == 1 and images.shape[1] == 3:
-            images = to_luminance(images)
+        images = to_model_channels(images, own.in_chans)
         if images.shape[-2:] != own.hw:
             images = F.interpolate(
                 images, size=own.hw, mode="bicubic", antialias=True, align_corners=False

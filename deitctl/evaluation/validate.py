@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_accumulator import MultilabelAccumulator
 from deitctl.evaluation.multilabel_result import Result
 from deitctl.events import Reporter
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 
 
 @torch.no_grad()
@@ -65,7 +63,7 @@ def validate(
         if isinstance(eval_model.model, nn.Module):
             eval_model.model.eval()
     # Pixels are normalized on the device: models that differ in mean and std only share one view.
-    views = [replace(m.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD) for m in eval_models]
+    views = [m.preprocessing.without_normalization for m in eval_models]
     unique_views = list(dict.fromkeys(views))
     max_logits = MAX_LOGITS // len(eval_models) if store_logits else 0
     accumulators: Sequence[EvalAccumulator | MultilabelAccumulator] = [

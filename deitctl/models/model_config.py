@@ -101,6 +101,11 @@ class Preprocessing:
         return height_width(self.img_size)
 
     @property
+    def without_normalization(self) -> Preprocessing:
+        """The same resize and crop: models that differ in mean and std alone share their pixels."""
+        return replace(self, mean=(0.0,) * self.in_chans, std=(1.0,) * self.in_chans)
+
+    @property
     def in_chans(self) -> int:
         """Channels of the input: 3 of RGB, 1 of gray."""
         return len(self.mean)

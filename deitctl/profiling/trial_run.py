@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deitctl import rng
 from deitctl.config import TrainConfig
-from deitctl.data.batch_transforms import normalize
+from deitctl.data.batch_transforms import normalize, to_model_channels
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, TrainViews, ViewPlan, collate
 from deitctl.data.open import BUILT_IN
@@ -27,7 +27,7 @@ from deitctl.models.sources import list_weight_files
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.recipes import DIGITS_CONVNET
 from deitctl.sizes import ImageSize
-from deitctl.training.build import TrainSetup, build_student, build_training, choose_view_channels
+from deitctl.training.build import TrainSetup, build_student, build_training
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import set_train_mode
 from deitctl.training.objective import build_objective
@@ -60,7 +60,7 @@ class TrialRun(TrainSetup):
         plan = ViewPlan(
             self.context.seed,
             repeats=recipe.augment.repeated_aug,
-            in_chans=choose_view_channels(self.context),
+            in_chans=self.context.view_chans,
         )
         distill, network = self.context.distill, self.teacher_network
         if cached_teacher is None or distill is None or network is None:
@@ -188,8 +188,9 @@ class TrialRun(TrainSetup):
         model.eval()
         try:
             with device.autocast():
-                images = normalize(device.to_device(batch.images), self.context.preprocessing)
-                forward_heads(model, images)
+                own = self.context.preprocessing
+                images = normalize(device.to_device(batch.images), own)
+                forward_heads(model, to_model_channels(images, own.in_chans))
         finally:
             set_train_mode(model, recipe.freeze, recipe.freeze_bn_stats)
 

@@ -71,7 +71,7 @@ class TrainSetup:
             repeats=recipe.views_per_epoch,
             early_epochs=recipe.early_epochs,
             early_size=self.early_size,
-            in_chans=choose_view_channels(self.context),
+            in_chans=self.context.view_chans,
         )
         if self.teacher is None or cached_teacher is None:
             return plan
@@ -344,14 +344,6 @@ def note_sampling(recipe: Recipe, train: ImageDataset, reporter: Reporter) -> No
     if recipe.sampling == "balanced":
         draws = BalancedDraws(train.labels)
         reporter.note(draws.describe(train.class_names, recipe.augment.repeated_aug))
-
-
-def choose_view_channels(context: TrainContext) -> int:
-    """Return the channels of the views of a run: colors too where a live teacher sees them mixed."""
-    own = context.preprocessing.in_chans
-    if context.teacher is None:
-        return own
-    return max(own, context.teacher.model_config.preprocessing.in_chans)
 
 
 def round_up_to_pairs(size: int) -> int:

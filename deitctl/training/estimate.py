@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from deitctl.cores import count_cores
-from deitctl.data.batch_transforms import normalize
+from deitctl.data.batch_transforms import normalize, to_model_channels
 from deitctl.data.loader import Batch, TrainViews, ViewPlan, collate
 from deitctl.data.samplers import EpochOrder
 from deitctl.device import ran_out_of_memory
@@ -275,7 +275,8 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
 def _load(setup: TrainSetup, pause: Callable[[], None]) -> tuple[float, Batch | None]:
     """Return the seconds an image takes to load, and a batch of two; None if none can be read."""
     augment, size = setup.context.recipe.augment, setup.context.preprocessing.img_size
-    views = TrainViews(setup.train, augment, size, ViewPlan(setup.config.seed))
+    plan = ViewPlan(setup.config.seed, in_chans=setup.context.view_chans)
+    views = TrainViews(setup.train, augment, size, plan)
     order = EpochOrder(len(setup.train.labels), seed=setup.config.seed, epoch=0)
     samples, durations = [], list[float]()
     for key in order[:MAX_LOADED]:
@@ -311,6 +312,7 @@ def _update(context: TrainContext, state: TrainState) -> None:
 def _evaluate(context: TrainContext, state: TrainState, batch: Batch) -> None:
     with context.device.autocast():
         images = normalize(context.device.to_device(batch.images), context.preprocessing)
+        images = to_model_channels(images, context.preprocessing.in_chans)
         forward_heads(state.model, images)
 
 

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ from deitctl.evaluation.multilabel import (
 from deitctl.events import Reporter
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, fuse_heads, to_probs
-from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD
 from deitctl.models.tasks import choose_labels
 from deitctl.paths import write_bytes
 
@@ -119,7 +118,7 @@ def predict_fold(
     rows, probs, losses, errors = [], [], [], []
     batches = build_eval_loader(
         val,
-        [replace(model_config.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD)],
+        [model_config.preprocessing.without_normalization],
         batch_size=BATCH_SIZE,
         workers=workers,
         pin_memory=device.pins_memory,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deitctl import rng
 from deitctl.config import DistillConfig, OptimConfig, Recipe
-from deitctl.data.batch_transforms import normalize, random_erase, student_affine, to_luminance
+from deitctl.data.batch_transforms import normalize, random_erase, student_affine, to_model_channels
 from deitctl.data.loader import Batch
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
 from deitctl.device import Device, ran_out_of_memory
@@ -66,6 +66,12 @@ class TrainContext:
     stop_on_bad_image: bool = False
     preferred_micro_batch_size: int = 0
     """See `Device.preferred_micro_batch_size`; 0: any."""
+
+    @property
+    def view_chans(self) -> int:
+        """Channels of the views: RGB's where a teacher sees them in color and its student in gray."""
+        own = self.preprocessing.in_chans
+        return max(own, self.teacher.model_config.preprocessing.in_chans) if self.teacher else own
 
     @property
     def uses_student_affine(self) -> bool:
@@ -297,8 +303,7 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
             kd_targets = teacher_targets(
                 logits, context.distill.mode, context.distill.tau, context.teacher.is_multilabel
             )
-        if context.preprocessing.in_chans == 1 and images.shape[1] == 3:  # the teacher saw colors
-            images = to_luminance(images)
+        images = to_model_channels(images, context.preprocessing.in_chans)
         return context.objective(state.model, StudentBatch(images, targets, kd_targets, mask))
 
 
