@@ -117,7 +117,10 @@ def pair_indices(slots: Sequence[int]) -> Tensor:
 
 
 def mix_targets(targets: Tensor, groups: Sequence[MixGroup], partners: Tensor) -> Tensor:
-    """Mix labels or teacher targets, [B,K], in the proportion in which their images are mixed."""
+    """Mix labels or teacher targets, [B,K], in the proportion in which their images are mixed.
+
+    Of several labels too, each class by itself (timm's `mixup_target` with `multi_label`).
+    """
     if all(group.mix is None for group in groups):
         return targets
     mixed = torch.empty_like(targets)
