@@ -11,7 +11,7 @@ from typing import Any
 from deitctl.config import MAX_FOLDS, DistillConfig, Recipe, TaskChoice, TrainConfig
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.group_names import check_group_by
+from deitctl.data.group_by import check_group_by
 from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX

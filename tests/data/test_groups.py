@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.data.dataset import FileDataset
-from deitctl.data.group_names import check_group_by, compare_groups, name_groups
+from deitctl.data.group_by import check_group_by
+from deitctl.data.group_names import compare_groups, name_groups
 from deitctl.data.groups import join_duplicates, join_groups, number_groups
 from deitctl.data.near_duplicates import ImageGroups
 from deitctl.errors import ConfigError, DataError

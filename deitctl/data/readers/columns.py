@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from deitctl.data.group_names import NOTATIONS, is_of_path
+from deitctl.data.group_by import NOTATIONS, is_of_path
 from deitctl.data.layout import find_split_word, match_split
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.errors import DataError, did_you_mean
