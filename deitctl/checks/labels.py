@@ -16,6 +16,8 @@ from deitctl.checks.issues import Issue, report
 from deitctl.checks.survey import Split
 from deitctl.data.dataset import ImageDataset, count_images
 
+BLOCK = 1 << 16
+"""Images whose labels are counted at a time."""
 MAX_PAIRS = 10
 """Pairs of classes that are counted for a person."""
 
@@ -86,8 +88,10 @@ def check_labels(split: Split) -> Iterator[Issue]:
 
 def _count_together(labels: NDArray[np.generic]) -> NDArray[np.int64]:
     """Return how many images have both of two classes, [K,K]."""
-    indicators = labels.astype(np.float32)  # exact up to 16 million images, and a fast product
-    counts: NDArray[np.int64] = np.rint(indicators.T @ indicators).astype(np.int64)
+    counts = np.zeros((labels.shape[1],) * 2, np.int64)
+    for start in range(0, len(labels), BLOCK):
+        indicators = labels[start : start + BLOCK].astype(np.float32)  # for a fast product, exact
+        counts += np.rint(indicators.T @ indicators).astype(np.int64)
     return counts
 
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def read_cells(path: Path, cells: Sequence[str], task: TaskChoice, name_row: Nam
     for number, cell in enumerate(cells):
         parts = tuple(map(str.strip, cell.split(sign))) if sign != " " else tuple(cell.split())
         labels.append(parts if cell.strip() else ())
-        _require_labels(path, cell, labels[-1], name_row(number))
+        _require_labels(path, cell, labels[-1], partial(name_row, number))
         other = next((other for other in STRONG_SIGNS if other != sign and other in cell), "")
         if other and sign in STRONG_SIGNS:
             raise DataError(
@@ -183,7 +184,7 @@ def _read_lists(
             )
         one = (cell,) if cell.strip() else ()
         labels.append(one if items is None else items)
-        _require_labels(path, cell, labels[-1], name_row(number))
+        _require_labels(path, cell, labels[-1], partial(name_row, number))
         if task == "classification" and items is not None and len(items) != 1:
             raise DataError(
                 f"{path}, {name_row(number)} has {len(items)} labels in a list, {cell!r:.100}, and "
@@ -196,18 +197,20 @@ def _read_lists(
     return LabelCells(tuple(labels), is_multilabel, note)
 
 
-def _require_labels(path: Path, cell: str, labels: Sequence[str], row: str) -> None:
+def _require_labels(
+    path: Path, cell: str, labels: Sequence[str], name_row: Callable[[], str]
+) -> None:
     """Raise `DataError` if one of several labels is empty, or one is there twice."""
     names = list(map(canonicalize_name, labels))
     if "" in names:
         raise DataError(
-            f"{path}, {row} has an empty label in {cell!r:.100}.",
+            f"{path}, {name_row()} has an empty label in {cell!r:.100}.",
             "Remove the sign too many, or write the label that is missing there.",
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
-            f"{path}, {row} has the label {twice!r} twice in {cell!r:.100}.",
+            f"{path}, {name_row()} has the label {twice!r} twice in {cell!r:.100}.",
             "Remove one, or correct it if it stands for another.",
         )
 

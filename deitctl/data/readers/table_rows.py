@@ -23,7 +23,7 @@ from deitctl.data.dataset import Labels, describe_labels
 from deitctl.data.layout import match_split
 from deitctl.data.readers.columns import NO, YES, Columns, name_columns
 from deitctl.data.readers.label_cells import WAY_ON, LabelCells, read_bits, read_cells
-from deitctl.data.readers.read_options import AS_IS, ReadOptions
+from deitctl.data.readers.read_options import AS_IS, AUTO, ReadOptions
 from deitctl.data.readers.repeated_rows import JoinedRows, join_repeated
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -54,7 +54,7 @@ class TableRows:
     group_names: Sequence[str] | None = None
     """Of each image, [N]; None without a column of groups."""
     notes: tuple[str, ...] = ()
-    """How several labels an image were cell_labels."""
+    """How several labels an image were found."""
 
     def take_groups(self, rows: NDArray[np.int64]) -> Sequence[str] | None:
         """Return the groups of some images."""
@@ -106,8 +106,67 @@ def collect_rows(
         DataError: no rows, one without path, class or split, or with several classes where an image
             has one, a list of labels that is broken, an unknown split.
     """
-    cells, split_texts, groups = _Texts(), _Texts(), _Texts()
-    pathless, names = bytearray(), columns.names
+    raw, names = _read_raw(path, columns, rows, needs_path), columns.names
+    cells = raw.cells
+
+    def name_row(cell: int) -> str:
+        return f"row {first_row + int((cells.rows == cell).argmax())}"
+
+    read = read_cells if columns.label is not None else partial(read_bits, columns)
+    cell_labels = read(path, list(cells.numbers), options.task, name_row)
+    has_class = np.array([bool(labels) for labels in cell_labels.labels])[cells.rows]
+    if not raw.has_path.all():
+        lacks_some = ~(raw.has_path & has_class)
+        _refuse_row(path, names, first_row, ~raw.has_path, lacks_some, names[columns.path])
+    parts = np.array(_match_splits(path, columns, list(raw.splits.numbers)))[raw.splits.rows]
+    is_read = _leave_test_out(path, parts, has_class, reporter)
+    if options.task != MULTILABEL:
+        _require_labels(path, columns, raw, cell_labels, has_class | ~is_read, first_row)
+    group_names = _name_groups(path, columns, raw.groups, first_row)
+    labels, class_names = _number_cells(path, cell_labels, reporter)
+    if not class_names:
+        raise DataError(f"{path} has no image with a class, in {name_columns(names)}.")
+    if not cell_labels.is_multilabel and options.task == AUTO:
+        _warn_of_lists(path, class_names, reporter)
+    row_labels, read_rows = labels[cells.rows], np.flatnonzero(is_read)
+    joined = JoinedRows(read_rows, row_labels[read_rows])
+    if needs_path:
+        joined = join_repeated(
+            path, raw.values, row_labels, class_names, parts, read_rows, options.task, reporter
+        )
+    first = joined.first
+    return TableRows(
+        raw.values if len(first) == len(raw.values) else raw.values.take(first.tolist()),
+        joined.labels,
+        class_names,
+        {
+            part: at
+            for part in ("train", "val", "test", "")
+            if len(at := np.flatnonzero(parts[first] == part))
+        },
+        None if group_names is None else [group_names[n] for n in first.tolist()],
+        _describe(cell_labels, joined),
+    )
+
+
+@dataclass(frozen=True)
+class _RawRows:
+    """The columns of a table as they are written."""
+
+    values: StringArray
+    """Paths, [N]."""
+    has_path: NDArray[np.bool_]
+    """Whether a row has one, or needs none, [N]."""
+    cells: _Texts
+    """Labels; of a column for each class their fields, joined by tabs."""
+    splits: _Texts
+    groups: _Texts
+
+
+def _read_raw(
+    path: Path, columns: Columns, rows: Iterable[Sequence[str]], needs_path: bool
+) -> _RawRows:
+    cells, splits, groups, pathless = _Texts(), _Texts(), _Texts(), bytearray()
 
     def iterate_values() -> Iterator[str]:
         for row in rows:
@@ -118,9 +177,8 @@ def collect_rows(
                 if columns.label is not None
                 else "\t".join(_get(row, at).strip() for at in columns.one_hot)
             )
-            split_texts.add(_get(row, columns.split))
-            if columns.group is not None:
-                groups.add(_get(row, columns.group).strip())
+            splits.add(_get(row, columns.split))
+            groups.add(_get(row, columns.group).strip())
             yield value
 
     try:
@@ -130,64 +188,47 @@ def collect_rows(
     if not len(values):
         raise DataError(
             f"{path} has no rows.",
-            f"It has the columns {name_columns(names)}."
-            if any(names)
+            f"It has the columns {name_columns(columns.names)}."
+            if any(columns.names)
             else "It needs the columns path,label[,split].",
         )
+    has_path = np.logical_not(np.frombuffer(bytes(pathless), np.bool_))
+    return _RawRows(values, has_path, cells, splits, groups)
 
-    def name_row(cell: int) -> str:
-        return f"row {first_row + int((cells.rows == cell).argmax())}"
 
-    read = read_cells if columns.label is not None else partial(read_bits, columns)
-    cell_labels = read(path, list(cells.numbers), options.task, name_row)
-    has_path = ~np.frombuffer(bytes(pathless), np.bool_)
-    has_class = np.array([bool(labels) for labels in cell_labels.labels])[cells.rows]
-    label_column = "label" if columns.label is None else names[columns.label]
-    if not has_path.all():
-        _refuse_row(path, names, first_row, ~has_path, ~(has_path & has_class), names[columns.path])
-    parts = np.array(_match_splits(path, columns, list(split_texts.numbers)))[split_texts.rows]
-    is_read = _leave_test_out(path, parts, has_class, reporter)
-    # An empty list says that an image has none of the classes; an empty cell may be an oversight.
-    is_filled = np.array([bool(cell.strip()) for cell in cells.numbers])[cells.rows]
-    is_labeled = (is_filled if cell_labels.is_multilabel else has_class) | ~is_read
-    if options.task != MULTILABEL and not is_labeled.all():
-        image = values[int(is_labeled.argmin())]
-        way_on = f"; {NO_CLASS}" if cell_labels.is_multilabel else ""
-        _refuse_row(path, names, first_row, ~is_labeled, ~is_labeled, label_column, image, way_on)
-    group_names = None if columns.group is None else list(groups.numbers)
-    if group_names is not None and "" in group_names:
-        lacks_group = groups.rows == groups.numbers[""]
-        column = names[columns.group or 0]
-        _refuse_row(path, names, first_row, lacks_group, lacks_group, column)
-    labels, class_names = _number_cells(path, cell_labels, reporter)
-    if not class_names:
-        raise DataError(f"{path} has no image with a class in the column {label_column!r}.")
-    if not cell_labels.is_multilabel and options.task != "classification":
-        _warn_of_lists(path, class_names, reporter)
-    row_labels, read_rows = labels[cells.rows], np.flatnonzero(is_read)
-    joined = JoinedRows(read_rows, row_labels[read_rows])
-    if needs_path:
-        joined = join_repeated(
-            path, values, row_labels, class_names, parts, read_rows, options.task, reporter
-        )
-    first = joined.first
-    group_of = groups.rows.tolist() if group_names is not None else []
-    return TableRows(
-        values if len(first) == len(values) else values.take(first.tolist()),
-        joined.labels,
-        class_names,
-        {
-            part: at
-            for part in ("train", "val", "test", "")
-            if len(at := np.flatnonzero(parts[first] == part))
-        },
-        None if group_names is None else [group_names[group_of[n]] for n in first.tolist()],
-        _describe(cell_labels, joined),
-    )
+def _require_labels(
+    path: Path,
+    columns: Columns,
+    raw: _RawRows,
+    cell_labels: LabelCells,
+    is_labeled: NDArray[np.bool_],
+    first_row: int,
+) -> None:
+    """Raise `DataError` for a row without a label; of several labels an empty list is one that says so."""
+    cells, names, way_on = raw.cells, columns.names, ""
+    if cell_labels.is_multilabel:
+        is_filled = np.array([bool(cell.strip()) for cell in cells.numbers])[cells.rows]
+        is_labeled, way_on = is_labeled | is_filled, f"; {NO_CLASS}"
+    if not is_labeled.all():
+        column = "label" if columns.label is None else names[columns.label]
+        image = raw.values[int(is_labeled.argmin())]
+        _refuse_row(path, names, first_row, ~is_labeled, ~is_labeled, column, image, way_on)
+
+
+def _name_groups(path: Path, columns: Columns, groups: _Texts, first_row: int) -> list[str] | None:
+    """Return the group of each row; None without a column of groups."""
+    if columns.group is None:
+        return None
+    if "" in groups.numbers:
+        lacks_it = groups.rows == groups.numbers[""]
+        column = columns.names[columns.group]
+        _refuse_row(path, columns.names, first_row, lacks_it, lacks_it, column)
+    texts = list(groups.numbers)
+    return [texts[n] for n in groups.rows.tolist()]
 
 
 def _describe(cell_labels: LabelCells, joined: JoinedRows) -> tuple[str, ...]:
-    """Say how several labels an image were cell_labels, and how many images have them."""
+    """Say how labels were separated, and how many images have them."""
     notes = [note for note in (cell_labels.note, joined.note) if note]
     if joined.labels.ndim == 2:
         notes.append(f"task multilabel, as {describe_labels(joined.labels)}")
