@@ -59,7 +59,8 @@ def fuse_heads(heads: HeadLogits, rule: str, task: str = CLASSIFICATION) -> Tens
     # in the log domain throughout: probabilities of large logits underflow
     both = torch.stack([cls.float(), dist.float()])
     if task == MULTILABEL:  # log p - log (1 - p), the divisors of both averages being one
-        return F.logsigmoid(both).logsumexp(0) - F.logsigmoid(-both).logsumexp(0)
+        # -softplus(-z) is log p; Core ML has no logsigmoid.
+        return (-F.softplus(-both)).logsumexp(0) - (-F.softplus(both)).logsumexp(0)
     return both.log_softmax(2).logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
 
 
