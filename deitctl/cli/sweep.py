@@ -216,9 +216,10 @@ def _print_trials(result: SweepResult) -> None:
     if len(result.trials) > 1:
         print_line(f"Differences are from the first trial, {result.trials[0].name}, seed by seed.")
     for run in result.runs:
-        if run.status != "finished":
-            reason = f": {run.error}" if run.error else ""
-            print_line(f"{run.run.name} is {run.status}{reason}")
+        if run.status == "failed":
+            print_line(f"{run.run.name} failed: {run.error}")
+        elif run.status != "finished":
+            print_line(f"{run.run.name} is {run.status}")
     if result.best is not None:
         print_line(f"best: {result.best}")
     print_line(f"runs, sweep.toml and sweep.json: {result.output}")

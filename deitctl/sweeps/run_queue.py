@@ -24,6 +24,9 @@ POLL_S = 0.2
 PATIENCE_S = 60.0
 """From a signal to the end of a run that does not obey it."""
 
+MAX_NAMES = 60
+"""Characters of the names beside the bar."""
+
 
 @dataclass(frozen=True)
 class QueuedRun:
@@ -110,10 +113,13 @@ class RunQueue:
 
     def _next(self) -> QueuedRun | None:
         """Return a run that no other process trains."""
-        for run in self._locked:
-            if not _is_taken(run):
-                self._locked.remove(run)
+        for run in list(self._locked):
+            if _is_taken(run):
+                continue
+            self._locked.remove(run)
+            if Run(Path(run.config.output_dir)).result() is None:
                 return run
+            self._end(run, "")
         while (new := self._take()) is not None:
             if not _is_taken(new):
                 return new
@@ -123,18 +129,19 @@ class RunQueue:
 
     def _collect(self, task: Task) -> None:
         """Report what has ended, and the epochs that were trained since the last look."""
+        num_epochs, names = 0, ", ".join(run.name for run, _ in self._active.values())
         for job, (run, process) in list(self._active.items()):
             code = process.poll()
             done = count_epochs(Run(Path(run.config.output_dir)))
-            if (epochs := done - self._epochs[run.name]) > 0:
-                names = ", ".join(active.name for active, _ in self._active.values())
-                task.advance(epochs, in_training=names)
+            num_epochs += max(0, done - self._epochs[run.name])
             self._epochs[run.name] = done
-            if code is None:
-                continue
-            del self._active[job]
-            is_finished = Run(Path(run.config.output_dir)).result() is not None
-            self._end(run, "" if is_finished else process.explain_failure(code))
+            if code is not None:
+                del self._active[job]
+                is_finished = Run(Path(run.config.output_dir)).result() is not None
+                self._end(run, "" if is_finished else process.explain_failure(code))
+        task.advance(
+            num_epochs, now=names if len(names) <= MAX_NAMES else f"{names[:MAX_NAMES]}..."
+        )
 
     def _stop(self, error: BaseException) -> None:
         """Pass a signal on, and wait until the runs have saved; a second signal does not wait."""

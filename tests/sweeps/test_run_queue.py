@@ -109,6 +109,25 @@ def test_a_run_that_another_process_trains_is_awaited(harness, tmp_path: Path) -
     assert [name for name, _ in queue.ended] == ["r1", "r0"]
 
 
+def test_a_run_that_another_process_finishes_is_not_started(
+    harness, tmp_path: Path, write_result
+) -> None:
+    queue = harness(1, 1)
+    lock = FileLock(tmp_path / "r0" / "lock", fallback_to_soft=False)
+    lock.acquire()
+    start = queue.start
+
+    def finish_and_start(*arguments):
+        write_result(tmp_path / "r0", 90.0)
+        lock.release()
+        return start(*arguments)
+
+    queue.start = finish_and_start
+    queue.train(1, tmp_path)
+    assert list(queue.started) == ["r1"]
+    assert sorted(queue.ended) == [("r0", ""), ("r1", "code 1")]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_the_runs_are_awaited(signum, harness, tmp_path: Path) -> None:
     queue = harness(10**9, 10**9, 1)
