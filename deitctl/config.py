@@ -15,7 +15,6 @@ from deitctl.sizes import ImageSize
 MAX_COUNT = 1_000_000
 """Epochs, images a step and views beyond which a number is a slip or an attack."""
 MAX_FOLDS = 1000
-MAX_CHANNELS = 512  # a hyperspectral camera's image has some 200
 MAX_SIZE = 2048  # timm's largest is 1,280
 """Largest side of an input in pixels."""
 
@@ -317,11 +316,11 @@ class Recipe:
     in_chans: Annotated[
         int,
         Option(
-            "Channels of the input: 1 of gray, 3 of RGB, or as many as the files have; 0: the model's own.",
+            "Channels of the input: 1 of gray, 3 of RGB; 0: the model's own.",
             OPTIMIZATION,
             RECIPE,
             ge=0,
-            le=MAX_CHANNELS,
+            le=3,
         ),
     ] = 0
     freeze: Annotated[

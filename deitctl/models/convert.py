@@ -75,6 +75,10 @@ def infer_architecture(
             else "See `deitctl models`. A model of a shape of its own is known by its folder: its "
             "config.json says how many heads it has.",
         )
+    if channels not in (1, 3):
+        raise ModelError(
+            f"{where} is a DeiT for images of {channels} channels: deitctl reads gray (1) and RGB (3)."
+        )
     _require_names(shapes, depth, candidates[0], where, stored)
     # DeiT-III has layer scale and no positions for its class token
     stated = candidates[0] if candidates[0] in own else None

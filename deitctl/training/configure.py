@@ -53,6 +53,7 @@ from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import check_freezing
+from deitctl.training.input_shape import fit_crop_ratio, require_input_shape
 from deitctl.training.objective import check_loss, sums_classes
 from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
 from deitctl.training.schedule import compute_peak_lr
@@ -96,6 +97,7 @@ def build_config(
     data = data or BUILT_IN
     built_in = data == BUILT_IN
     named = {**settings, **(overrides or {})}
+    require_input_shape(model or DEFAULT_TRAIN_MODEL, named, reporter)
     train, val = datasets or open_for_training(name_source(data, named), reporter=reporter)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
@@ -106,7 +108,7 @@ def build_config(
     config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
-    config = settle_task(config, train)
+    config = fit_crop_ratio(settle_task(config, train), named, reporter)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
     counts = ClassCounts.of(train)
     if config.distill is not None and "distill.reduction" not in named:
