@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,14 +17,11 @@ from deitctl.cli.console import (
     pause_gc,
     print_json,
     print_next,
-    print_table,
 )
+from deitctl.cli.eval_tables import choose_best, print_results
 from deitctl.cli.progress import make_reporter
 from deitctl.config import MODEL_HELP
 from deitctl.records import to_object
-
-if TYPE_CHECKING:
-    from deitctl.evaluation.result import EvalResult, EvalResults
 
 
 def evaluate(
@@ -58,6 +55,14 @@ def evaluate(
     weights: o.WeightsOpt = "",
     classes: o.ClassesOpt = "",
     head: o.HeadOpt = "auto",
+    task: Annotated[
+        str,
+        o.option(
+            "--task",
+            help="classification (one label an image), multilabel (several), or auto: as the data and the models say.",
+            choices=completion.TASKS,
+        ),
+    ] = "auto",
     protocol: Annotated[
         list[str] | None,
         o.option(
@@ -72,6 +77,13 @@ def evaluate(
     ] = "",
     save_temperature: Annotated[
         bool, o.option("--save-temperature", help="Store the fitted temperature with the model.")
+    ] = False,
+    save_thresholds: Annotated[
+        bool,
+        o.option(
+            "--save-thresholds",
+            help="Store the fitted thresholds of several labels an image with the model.",
+        ),
     ] = False,
     batch_size: Annotated[int, o.option("--batch-size", help="Images at a time.", min=1)] = 64,
     img_size: o.ImgSizeOpt = 0,
@@ -142,7 +154,9 @@ def evaluate(
         report=report,
         figures=figures,
         real_labels=real_labels,
+        task=task,
         save_temperature=save_temperature,
+        save_thresholds=save_thresholds,
         command=shlex.join(["deitctl", *sys.argv[1:]]),
         reporter=reporter,
     )
@@ -155,103 +169,13 @@ def evaluate(
         # shape: `.top1` of the one model at the top level, or equal places for several models.
         print_json(to_object(first if len(results.evaluations) == 1 else results))
     else:
-        _print_metrics(results)
-        _print_comparisons(results)
-        for result in results.evaluations:
-            _print_classes(result, several=len(results.evaluations) > 1)
+        print_results(results)
     for name, reason in first.read_errors:
         reporter.warn(f"left out {name}: {reason}")
-    best = max(results.evaluations, key=lambda result: result.top1).model
+    best = choose_best(results)
     if not best.lower().endswith(".onnx"):
         options = o.spell_model("", weights, classes)
         print_next(["export", best, *options, "--to", "onnx"], shape=shape, quiet=quiet)
     if save_temperature and first.calibration is None:
         exit_code = 1  # the evaluation is done, but no temperature could be stored
     raise typer.Exit(exit_code)
-
-
-def _print_metrics(results: EvalResults) -> None:
-    first = results.evaluations[0]
-    columns = [dict(_list_metrics(result)) for result in results.evaluations]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    # Of the model with most training images among them: what holds for it is no more than true.
-    most = max(results.evaluations, key=lambda result: result.num_train_images or 0)
-    title = most.describe_images()
-    if len(columns) == 1:
-        print_table(f"{first.name} on {title}", ("", "value"), [(n, columns[0][n]) for n in names])
-    else:
-        print_table(
-            title,
-            ("", *(r.name for r in results.evaluations)),
-            [(n, *(c.get(n, "") for c in columns)) for n in names],
-        )
-
-
-def _list_metrics(result: EvalResult) -> list[tuple[str, str]]:
-    rows = [
-        ("top-1, %", f"{result.top1:.2f}"),
-        ("  95 % interval", result.top1_interval.format(".2f")),
-        *([] if result.top5 is None else [("top-5, %", f"{result.top5:.2f}")]),
-        ("loss", f"{result.loss:.4f}"),
-        ("expected calibration error", f"{result.ece:.4f}"),
-    ]
-    if result.temperature != 1:
-        rows.append(("  with the model's temperature", f"{result.temperature:.3f}"))
-    if fitted := result.calibration:
-        rows += [
-            ("  fitted temperature", f"{fitted.temperature:.3f}"),
-            ("  error with it", f"{fitted.ece:.4f}"),
-        ]
-    if result.top1_among_classes is not None:
-        name = f"top-1 among the data's {result.num_classes} classes, %"
-        rows.append((name, f"{result.top1_among_classes:.2f}"))
-    if real := result.real_labels:
-        rows.append((f"ReaL top-1 of {real.num_images} images, %", f"{real.top1:.2f}"))
-        if real.top5 is not None:
-            rows.append((f"ReaL top-5 of {real.num_images} images, %", f"{real.top5:.2f}"))
-    if result.heads is not None:
-        rows += [(f"top-1 of head {name}, %", f"{top1:.2f}") for name, top1 in result.heads.items()]
-        rows.append(("head agreement, %", f"{result.head_agreement:.2f}"))
-    rows.append(("images/s", f"{result.images_per_second:.1f}"))
-    return rows
-
-
-def _print_comparisons(results: EvalResults) -> None:
-    if not results.comparisons:
-        return
-    first = results.comparisons[0]
-    among = " among the data's classes" if first.among_classes else ""
-    print_table(
-        f"{first.a} minus another model on the same images, points of top-1{among}",
-        ("other", "points", "95 % interval", f"only {first.a} correct", "only other correct", "p"),
-        [
-            (
-                c.b,
-                f"{c.top1_difference:+.2f}",
-                c.interval.format("+.2f"),
-                str(c.only_a_correct),
-                str(c.only_b_correct),
-                f"{c.p_value:.2g}",
-            )
-            for c in results.comparisons
-        ],
-    )
-
-
-def _print_classes(result: EvalResult, *, several: bool) -> None:
-    assert result.subject is not None
-    lowest = sorted(result.per_class.values(), key=lambda score: score.recall)[:10]
-    model = f" ({result.name})" if several else ""
-    print_table(
-        f"lowest-recall classes{model}",
-        ("class", "images", "recall, %", "precision, %"),
-        [
-            (
-                result.subject.class_titles[score.label],
-                str(score.num_images),
-                f"{score.recall:.1f}",
-                f"{score.precision:.1f}",
-            )
-            for score in lowest
-        ],
-    )

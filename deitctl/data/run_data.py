@@ -72,6 +72,8 @@ class RunData:
     """None if the file is not there: the data has more images than are listed."""
     image_folder: str = ""
     """That the paths of a table are below; empty: where the table leads."""
+    task: str = "classification"
+    """Whether its images have one label or several, a name of `TASKS`; an older run has one."""
     is_fold: bool = False
     """Whether it holds out a fold of the training images, whatever other images the data has."""
 
@@ -94,6 +96,7 @@ def read_run_data(folder: Path) -> RunData | None:
         split_seed if isinstance(split_seed, int) else 0,
         _read_rows(folder / SPLIT_FILE),
         str(config.get("image_folder", "")),
+        task=str(config.get("task", "classification")),
         is_fold=bool(config.get("fold", 0)),
     )
 

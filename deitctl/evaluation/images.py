@@ -18,6 +18,7 @@ from deitctl.data.open import (
     choose_eval_split,
     open_dataset,
 )
+from deitctl.data.readers.read_options import AUTO
 from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
 from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
 from deitctl.data.splits import ALL
@@ -96,6 +97,7 @@ def choose_images(
     split: str = "",
     *,
     image_folder: str = "",
+    task: str = AUTO,
     reporter: Reporter,
 ) -> ScoredImages:
     """Choose the images that models are scored on, and say which they are.
@@ -108,6 +110,7 @@ def choose_images(
             of the data, or what the run held out; training images only where there are no others.
         image_folder: that the paths of a table are below; empty: where the table leads, of a run's
             table where the run read them.
+        task: whether images have several labels; auto: as a run read the data, else as it has them.
         reporter: receives what is scored, and a warning where training images are among it.
 
     Raises:
@@ -124,7 +127,8 @@ def choose_images(
         reporter.note(f"No data named: using the built-in '{BUILT_IN}'.")
     owners = [run for run in (owner, *runs.values()) if run is not None]
     image_folder = image_folder or find_image_folder(data, owners)
-    splits = open_dataset(data, reporter, image_folder)
+    task = find_task(data, owners) if task == AUTO else task
+    splits = open_dataset(data, reporter, image_folder, task=task)
     parts = splits.list_parts()
     matches = {model: match_run(splits.name, parts, run) for model, run in runs.items()}
     match = next((match for match in matches.values() if match.is_own), None)
@@ -153,6 +157,11 @@ def choose_images(
 def find_image_folder(data: str, runs: Iterable[RunData]) -> str:
     """Return where a run read the images of a table, empty for data that is no run's."""
     return next((run.image_folder for run in runs if is_place_of(run, data)), "")
+
+
+def find_task(data: str, runs: Iterable[RunData]) -> str:
+    """Return whether a run read images of some data with several labels; auto for data that is no run's."""
+    return next((run.task for run in runs if is_place_of(run, data)), AUTO)
 
 
 def _find_masks(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.evaluation.calibration import SigmoidCalibration
 from deitctl.evaluation.intervals import Interval
 from deitctl.evaluation.multilabel import Labels, Ranking
 from deitctl.evaluation.result import BaseResult, Confusion, EvalResult
@@ -57,22 +58,6 @@ class FittedThresholds:
     """Images that the thresholds were fitted to."""
     classes_without_images: list[str]
     """Classes that no image has: they take the one threshold that maximizes the micro F1 of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SigmoidCalibration:
-    """Fitted temperatures, and with them the errors of the model's head rule."""
-
-    temperature: float
-    """Fitted temperature of the model's head rule: what its raw logits should be divided by."""
-    temperatures: dict[str, float]
-    """Fitted temperature of each head rule."""
-    loss: float
-    """Binary cross-entropy, cross-fitted: each fifth of the images with the temperature of the others."""
-    ece: float
-    """Mean expected calibration error of the classes, cross-fitted likewise, 0..1."""
-    num_images: int
-    """Images that the temperatures were fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from deitctl.device import Device
-from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.calibration import Calibration
 from deitctl.evaluation.images import describe_images
 from deitctl.evaluation.intervals import Interval
@@ -237,17 +235,3 @@ class EvalResult(BaseResult):
             )
         for name, reason in self.read_errors:
             yield ImageResult(model=self.model, protocol=self.protocol, input=name, error=reason)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalResults:
-    """Several models or protocols on the same images."""
-
-    data: str
-    """Data set, as it was named."""
-    evaluations: list[EvalResult]
-    """One result per model and protocol."""
-    comparisons: list[PairedComparison]
-    """The first against each of the others, image by image."""
-    device: Device = hidden(repr=False)
-    """Where the models are."""

@@ -22,7 +22,8 @@ from deitctl.data.eval_transform import eval_transform
 from deitctl.data.range_survey import scale_for
 from deitctl.device import Device
 from deitctl.errors import ConfigError
-from deitctl.evaluation.result import EvalResult, EvalResults
+from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.results import EvalResults
 from deitctl.evaluation.subject import EvalSubject
 from deitctl.events import Reporter, track
 from deitctl.explanation.attention_maps import TOKENS, compute_token_maps

@@ -11,7 +11,9 @@ from deitctl.checks.check import CheckResult
 from deitctl.cli.models import ModelList
 from deitctl.config import Option
 from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
-from deitctl.evaluation.result import EvalResult, EvalResults, ImageResult
+from deitctl.evaluation.multilabel_result import MultilabelImageResult, MultilabelResult
+from deitctl.evaluation.result import EvalResult, ImageResult
+from deitctl.evaluation.results import EvalResults
 from deitctl.explanation.explanation import Explanation
 from deitctl.exporters.export import ExportResult
 from deitctl.exporters.verify import VerifyResult
@@ -24,6 +26,7 @@ from deitctl.profiling.environment import Environment
 from deitctl.records import SCHEMA_VERSION, describe_fields
 from deitctl.sweeps.result import SweepResult
 from deitctl.sweeps.run_list import RunComparison, RunList
+from deitctl.training.folds import FoldsResult
 from deitctl.training.plan import TrainPlan
 from deitctl.training.replay import Replay
 from deitctl.training.result import TrainResult
@@ -31,6 +34,7 @@ from deitctl.training.result import TrainResult
 PAGE = Path(__file__).with_name("json.md")
 RESULTS: dict[str, type] = {
     "train, distill; RUN/result.json": TrainResult,
+    "train --folds, distill --folds; OUTPUT/folds.json": FoldsResult,
     "train --dry-run, distill --dry-run": TrainPlan,
     "train --replay": Replay,
     "cache-teacher": CacheTeacherResult,
@@ -39,8 +43,10 @@ RESULTS: dict[str, type] = {
     "runs": RunList,
     "runs --compare": RunComparison,
     "eval of one model and protocol": EvalResult,
+    "eval of one model on images of several labels each": MultilabelResult,
     "eval of several models or protocols": EvalResults,
     "a line of eval --predictions": ImageResult,
+    "a line of eval --predictions of several labels": MultilabelImageResult,
     "bench": BenchResult,
     "check": CheckResult,
     "pack": PackResult,
@@ -99,8 +105,8 @@ has `schema_version`, now {SCHEMA_VERSION}, which goes up when a key changes its
 count, so ignore those that you do not know.
 
 `eval` prints what the function for its arguments returns: `deitctl.evaluate` for one model under one protocol, an
-`EvalResult`; `deitctl.evaluate_models` for several, an `EvalResults`, which has one `EvalResult` each in `evaluations`.
-That key tells them apart.
+`EvalResult`, or of several labels an image a `MultilabelResult`, which has `map` and no `top1`; `deitctl.evaluate_models` for
+several, an `EvalResults`, which has one of either each in `evaluations`. These keys tell them apart.
 """
 
 

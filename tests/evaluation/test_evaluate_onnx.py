@@ -52,7 +52,7 @@ def loaded(tiny_arch, randomize: Callable[..., torch.nn.Module]) -> LoadedModel:
 @pytest.fixture
 def model(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> str:
     """Its name; the loader is replaced, as no weights file has one block."""
-    monkeypatch.setattr("deitctl.evaluation.evaluate.load_model", lambda *_, **__: loaded)
+    monkeypatch.setattr("deitctl.evaluation.networks.load_model", lambda *_, **__: loaded)
     return "m"
 
 
@@ -160,7 +160,7 @@ def test_model_file_and_quantized_file_are_compared_image_by_image(
         ({"img_size": 48}, "m.onnx takes images of 32 pixels, not 48"),
         ({"precision": "bf16"}, "runs on the CPU, in the precision"),
         ({"weights": "w.safetensors"}, "m.onnx holds its own weights"),
-        ({"save_temperature": True}, "m.onnx has its temperature inside.*export it again"),
+        ({"save_temperature": True}, "m.onnx has its own inside.*export it again"),
     ],
     ids=str,
 )
@@ -175,7 +175,7 @@ def test_unsupported_options_of_an_onnx_file_are_one_line(
 def test_a_device_other_than_the_cpu_is_refused(file: Path, images: Path, monkeypatch) -> None:
     # had cuda
     monkeypatch.setattr(
-        "deitctl.evaluation.evaluate.choose_device", lambda *_: choose_device("cpu", "fp32")
+        "deitctl.evaluation.networks.choose_device", lambda *_: choose_device("cpu", "fp32")
     )
     with pytest.raises(DeitctlError, match="An ONNX file runs on the CPU"):
         evaluate(str(images), model=str(file), device="cuda")
