@@ -36,7 +36,7 @@ MIN_AGE_NS = 2_000_000_000
 """How long every directory must have been unchanged before a scan. A change within one tick of the
 file system's clock leaves no trace in its times; the coarsest clock, FAT's, ticks every two
 seconds."""
-MAGIC = b"deitctl index 5\n"
+MAGIC = b"deitctl index 6\n"
 MISSING = (0, 0, 0, 0, 0)
 """State of a directory that does not exist."""
 LISTING_DTYPES = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}

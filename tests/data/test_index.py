@@ -263,7 +263,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda data: data[: len(data) // 2],
     "all but one": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
-    "another version": lambda data: data.replace(b"index 5", b"index 4", 1),
+    "another version": lambda data: data.replace(b"index 6", b"index 5", 1),
     "another program": lambda data: b"PK\3\4" + data,
     "header": flip(0.1),
     "middle": flip(0.5),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +227,18 @@ def test_lists_of_parquet_are_labels_by_the_names_of_their_classes(table, report
         named = numbers.replace_schema_metadata({"huggingface": json.dumps(info)})
         parquet.write_table(named, folder / "b.parquet")
         assert name_labels(open_all(str(folder / "b.parquet"), reporter)) == expected
+
+
+def test_a_tar_of_links_has_the_labels_of_its_folders(image_folder, tmp_path, reporter):
+    root = make_tree(
+        tmp_path / "tree", image_folder({"all": 3}), {"0.png": ["cat"], "1.png": ["cat"]}
+    )
+    for folder, name, link in (("dog", "0.png", os.link), ("eel", "1.png", os.symlink)):
+        Path(root, folder).mkdir()
+        source = Path(root, "cat", name) if link is os.link else Path("../cat", name)
+        link(source, Path(root, folder, name))
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        archive.add(root, ".")
+    dataset = open_all(str(tmp_path / "links.tar"), reporter)
+    assert name_labels(dataset) == [("cat", "dog"), ("cat", "eel")]
+    assert dataset.read(1).size == (24, 18)

@@ -5,6 +5,7 @@ From the tar's index where it is current, else from its headers.
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
 from array import array
 from collections import Counter
@@ -104,13 +105,14 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
 
 
 def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
-    spans, unread = array("q"), Counter[str]()
+    spans, unread, links = array("q"), Counter[str](), list[tuple[str, str]]()
     # NUL sorts before every character of a name, so sorted keys are in the order of a walk, folder
     # by folder.
     keys = [
         name.replace("/", "\0")
-        for name in StringArray.from_strings(_list_members(path, spans, unread, reporter))
+        for name in StringArray.from_strings(_list_members(path, spans, unread, links, reporter))
     ]
+    keys += [key.replace("/", "\0") for key in _resolve_links(links, keys, spans)]
     tree = NameTree(key.replace("\0", "/") for key in keys)
     layout = find_layout(tree, str(path))
     require_labels(layout, tree, str(path))
@@ -136,18 +138,40 @@ def _scan(path: Path, reporter: Reporter) -> dict[str, Listing]:
 
 
 def _list_members(
-    path: Path, spans: array[int], unread: Counter[str], reporter: Reporter
+    path: Path,
+    spans: array[int],
+    unread: Counter[str],
+    links: list[tuple[str, str]],
+    reporter: Reporter,
 ) -> Iterator[str]:
     """Yield the names of a tar's images.
 
-    Appends offset and size of each, in bytes, to `spans`, and counts other files in `unread`.
+    Appends offset and size of each, in bytes, to `spans`, links to `links`, and counts other files
+    in `unread`.
     """
-    for member in iterate_files(path, reporter):
+    for member in iterate_files(path, reporter, links):
         if member.is_image:
             spans.extend((member.offset, member.size))
             yield member.name
         elif kind := PurePosixPath(member.name).suffix.lower() or member.unread_kind:
             unread[kind] += 1
+
+
+def _resolve_links(
+    links: Sequence[tuple[str, str]], keys: Sequence[str], spans: array[int]
+) -> list[str]:
+    """Return the names of links to images of the same tar; append the images' offsets and sizes.
+
+    tar stores a file of several names once: an image in several class folders, for example.
+    """
+    place_of = {key.replace("\0", "/"): at for at, key in enumerate(keys)} if links else {}
+    names = []
+    for name, target in links:
+        if (at := place_of.get(target)) is not None and name not in place_of:
+            spans.extend(spans[2 * at : 2 * at + 2])
+            place_of[name] = at
+            names.append(name)
+    return names
 
 
 class Member(NamedTuple):
@@ -164,8 +188,15 @@ class Member(NamedTuple):
     """What it is, if its name says nothing, and it shows something and is not read; else empty."""
 
 
-def iterate_files(path: Path, reporter: Reporter) -> Iterator[Member]:
+def iterate_files(
+    path: Path, reporter: Reporter, links: list[tuple[str, str]] | None = None
+) -> Iterator[Member]:
     """Yield the files in a tar, junk left out.
+
+    Args:
+        path: the tar.
+        reporter: receives progress.
+        links: name and target, which need not be there, of each link are appended to it.
 
     Raises:
         DataError: it is not a readable, uncompressed tar.
@@ -195,6 +226,11 @@ def iterate_files(path: Path, reporter: Reporter) -> Iterator[Member]:
                     kind = "" if is_image else identify(start)
                     kind = kind if is_image_kind(kind) else ""
                     yield Member(str(name), member.offset_data, member.size, is_image, kind)
+                elif links is not None and (member.islnk() or member.issym()):
+                    base = "" if member.islnk() else str(name.parent)
+                    target = posixpath.normpath(posixpath.join(base, member.linkname.lstrip("/")))
+                    if not any(map(is_junk, name.parts)):
+                        links.append((str(name), target))
                 task.advance()
     except Exception as error:  # damaged tars raise RecursionError, MemoryError, ValueError, ...
         why = " ".join(str(error).split())[:200] or type(error).__name__
