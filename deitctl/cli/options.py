@@ -210,7 +210,7 @@ ModelTaskOpt = Annotated[
 DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)]
 PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
 WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]
-ImgSizeOpt = Annotated[ImageSize, setting_option("img_size", default="", panel=EVERYDAY)]
+ImgSizeOpt = Annotated[Any, setting_option("img_size", default="", panel=EVERYDAY)]
 ImageFolderOpt = Annotated[
     str, setting_option("image_folder", default=IMAGES_DEFAULT, panel=EVERYDAY)
 ]
