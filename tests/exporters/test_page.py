@@ -413,3 +413,37 @@ def _luminance(color: str) -> float:
 def _contrast(one: str, other: str) -> float:
     low, high = sorted((_luminance(one), _luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.fixture(scope="module")
+def several(model: LoadedModel) -> LoadedModel:
+    """The model with three labels that every image has, and seven that none has."""
+    thresholds = (0.0,) * 3 + (1.0,) * 7
+    return LoadedModel(
+        model.model, replace(model.model_config, task="multilabel", thresholds=thresholds)
+    )
+
+
+@pytest.fixture(scope="module")
+def several_folder(runtime: None, several, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(several, tmp_path_factory.mktemp("web") / "several")
+
+
+def test_of_several_labels_those_that_reach_their_threshold_are_marked(
+    tab, several, several_folder, images
+):
+    with chromium.serve(several_folder) as (url, _):
+        tab.open(url)
+        tab.wait("document.body.dataset.state !== 'loading'")
+        tab.choose("#files", images[:1])
+        [card] = read_cards(tab)
+        marked = tab.js(
+            "[...document.querySelectorAll('[data-predicted=true]')].map(l => Number(l.dataset.index))"
+        )
+    probs = scores(several, images[0])
+    assert sorted(marked) == [0, 1, 2]
+    for index, probability in card["best"]:
+        assert probability == pytest.approx(probs[index], abs=1e-4)
+    assert card["text"].count("at least 0.0 %") == 3
+    assert card["text"].count("below 100.0 %") == len(card["best"]) - 3
+    assert tab.console_errors == []

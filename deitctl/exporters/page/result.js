@@ -94,7 +94,7 @@ function makeLabelRow(scored) {
   const mark = make("span", { class: "threshold", title: `threshold ${percent(scored.threshold)}` });
   mark.style.left = `${100 * scored.threshold}%`;
   row.lastChild.append(mark);
-  row.children[1].textContent += ` ${scored.isPredicted ? "≥" : "<"} ${percent(scored.threshold)}`;
+  row.children[1].textContent += `, ${scored.isPredicted ? "at least" : "below"} ${percent(scored.threshold)}`;
   return row;
 }
 
