@@ -253,8 +253,8 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
 
 def write_preflight(path: Path, preflight: Preflight) -> None:
     """Write a record for `read_preflight`, with what the JSON of a run leaves out."""
-    whole = {name: getattr(preflight, name) for name in ("val_predictions", "val_label_bits")}
-    write_json(path, {**to_object(preflight), **whole})
+    predictions = {n: getattr(preflight, n) for n in ("val_predictions", "val_label_bits")}
+    write_json(path, {**to_object(preflight), **predictions})
 
 
 def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflight | None:

@@ -122,14 +122,14 @@ class TargetCodec:
         return targets if self.is_multilabel else targets / targets.sum(dim=1, keepdim=True)
 
     def _decode_likeliest(self, body: Records) -> Tensor:
-        kept = self.num_kept
-        indices = torch.from_numpy(body[:, :kept].astype(np.int64))
-        probabilities = _read_halves(body[:, kept : 2 * kept])
+        count = self.num_kept
+        indices = torch.from_numpy(body[:, :count].astype(np.int64))
+        probabilities = _read_halves(body[:, count : 2 * count])
         if self.is_multilabel:
-            rest = _read_halves(body[:, 2 * kept :])
+            rest = _read_halves(body[:, 2 * count :])
         else:
             rest = (1 - probabilities.sum(dim=1, keepdim=True)).clamp(min=0)
-            rest = rest / (self.num_classes - kept)
+            rest = rest / (self.num_classes - count)
         return rest.expand(-1, self.num_classes).clone().scatter_(1, indices, probabilities)
 
     def is_valid(self, records: Records) -> NDArray[np.bool_]:
