@@ -110,14 +110,15 @@ def _list_even_metrics(result: EvalResult) -> list[tuple[str, str]]:
     """Return the metrics in which each class counts alike."""
     return [
         ("balanced accuracy, %", f"{result.balanced_accuracy:.2f}"),
-        *_list_interval(result.balanced_accuracy_interval),
+        *_list_interval(result.balanced_accuracy_interval, "balanced accuracy"),
         ("macro F1, %", f"{result.macro_f1:.2f}"),
-        *_list_interval(result.macro_f1_interval),
+        *_list_interval(result.macro_f1_interval, "macro F1"),
     ]
 
 
-def _list_interval(interval: Interval | None) -> list[tuple[str, str]]:
-    return [] if interval is None else [("  95 % interval", interval.format(".2f"))]
+def _list_interval(interval: Interval | None, metric: str) -> list[tuple[str, str]]:
+    # Named, because a row is found by its name.
+    return [] if interval is None else [(f"  95 % of {metric}", interval.format(".2f"))]
 
 
 def _list_label_metrics(result: MultilabelResult) -> list[tuple[str, str]]:
@@ -125,14 +126,14 @@ def _list_label_metrics(result: MultilabelResult) -> list[tuple[str, str]]:
     at = "the model's thresholds" if own else "fitted thresholds"
     rows = [
         ("mAP, %", _format(result.map)),
-        *_list_interval(result.map_interval),
+        *_list_interval(result.map_interval, "mAP"),
         ("micro average precision, %", _format(result.micro_ap)),
         (f"macro F1 at {at}, %", f"{result.macro_f1:.2f}"),
-        *_list_interval(result.macro_f1_interval),
+        *_list_interval(result.macro_f1_interval, "macro F1"),
         ("micro F1, %", f"{result.micro_f1:.2f}"),
-        *_list_interval(result.micro_f1_interval),
+        *_list_interval(result.micro_f1_interval, "micro F1"),
         ("mean F1 of images, %", f"{result.sample_f1:.2f}"),
-        *_list_interval(result.sample_f1_interval),
+        *_list_interval(result.sample_f1_interval, "mean F1 of images"),
         ("all labels right, %", f"{result.exact_match:.2f}"),
     ]
     if own:
@@ -237,28 +238,16 @@ def _print_labels(result: MultilabelResult, suffix: str) -> None:
     scores = sorted(result.per_class.values(), key=rate)
     lowest = f", the {MAX_LABELS} of {len(scores):,} with the lowest average precision"
     print_table(
-        f"classes{suffix}{lowest if len(scores) > MAX_LABELS else ''}",
-        (
-            "class",
-            "images",
-            "of all, %",
-            "AP, %",
-            "threshold",
-            "F1, %",
-            "recall, %",
-            "precision, %",
-            "ECE",
-        ),
+        f"classes{suffix}{lowest if len(scores) > MAX_LABELS else ''}; %, but for threshold and ECE",
+        ("class", "images", "of all", "AP", "threshold", "F1", "ECE"),
         [
             (
                 score.title,
                 str(score.num_images),
                 f"{score.prevalence:.1f}",
-                _format(score.average_precision),
+                "-" if score.average_precision is None else f"{score.average_precision:.1f}",
                 f"{score.threshold:.3f}",
                 f"{score.f1:.1f}",
-                f"{score.recall:.1f}",
-                f"{score.precision:.1f}",
                 f"{score.ece:.3f}",
             )
             for score in scores[:MAX_LABELS]
