@@ -195,3 +195,52 @@ def test_the_split_of_known_names_is_known():
     dataset = make_dataset(dict.fromkeys(range(50), 0))
     hashes = hash_paths(list_relative_paths(dataset), 0)
     assert hold_out(dataset, 0.2, 0).val.indices.tolist() == np.flatnonzero(hashes < 0.2).tolist()
+
+
+@given(IMAGES, st.integers(0, 9), st.integers(1, 6), st.integers(1, 3))
+def test_no_group_with_a_name_is_on_both_sides_nor_are_duplicates_of_its_images(
+    images, seed, size, copies
+):
+    dataset = make_dataset(images)
+    names = [f"patient {name // size}" for name in images]
+    duplicates = np.array([name % (100 * copies) for name in images], np.int64)
+    split = hold_out(dataset, 0.2, seed, duplicates, group_names=names)
+    assert sorted([*split.train.indices, *split.val.indices]) == list(range(len(images)))
+    for groups in (np.array(names), duplicates):
+        assert not set(groups[split.train.indices]) & set(groups[split.val.indices])
+    assert split.num_leaked == 0
+    for label in set(images.values()):
+        assert (split.train.labels == label).any()
+
+
+def test_few_groups_with_names_hold_out_between_a_tenth_and_two_fifths():
+    dataset = make_dataset({number: number % 5 for number in range(60)})
+    names = [f"camera {number // 10}" for number in range(60)]
+    for seed in range(20):
+        split = hold_out(dataset, 0.2, seed, group_names=names)
+        assert 6 <= len(split.val.labels) <= 24
+        assert set(split.val.labels.tolist()) == set(range(5))
+    splits = {
+        tuple(hold_out(dataset, 0.2, seed, group_names=names).val.indices) for seed in (0, 1, 2)
+    }
+    assert len(splits) > 1
+
+
+SEVERAL = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), max_size=40)
+
+
+@given(SEVERAL, st.integers(0, 9))
+def test_every_label_of_several_is_trained_on_and_held_out_where_that_takes_no_other_away(
+    labels, seed
+):
+    labels = np.array(labels, bool).reshape(-1, 4)
+    paths = tuple(f"/data/{number}.jpg" for number in range(len(labels)))
+    split = hold_out(FileDataset(paths, labels, tuple("abcd"), "/data/"), 0.2, seed)
+    assert len(split.train.labels) + len(split.val.labels) == len(labels)
+    for label in np.flatnonzero(labels.any(0)):
+        assert split.train.labels[:, label].any()
+        if labels[:, label].sum() > 1 and not split.val.labels[:, label].any():
+            # each of its images is the last one of some label in training
+            left = split.train.labels.sum(0)
+            mine = split.train.labels[split.train.labels[:, label]]
+            assert all((left[row] == 1).any() for row in mine)
