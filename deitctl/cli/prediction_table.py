@@ -127,10 +127,14 @@ def can_show(console: Console) -> bool:
 
 
 def to_half_blocks(pixels: Pixels, width: int) -> list[Text]:
-    """Return a square image, uint8 [3,S,S], as lines of `width` characters, half as many as they are long."""
+    """Return an image, uint8 [C,H,W], as lines of `width` characters; two rows of pixels are a line."""
     width -= width % 2
-    small = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize((width, width))
-    rows = np.asarray(small).reshape(width // 2, 2, width, 3).tolist()
+    lines = max(1, round(width * pixels.shape[1] / pixels.shape[2] / 2))
+    colors = np.resize(pixels, (3, *pixels.shape[1:])).transpose(
+        1, 2, 0
+    )  # gray is three times the same
+    small = Image.fromarray(np.ascontiguousarray(colors)).resize((width, 2 * lines))
+    rows = np.asarray(small).reshape(lines, 2, width, 3).tolist()
     return [Text.assemble(*map(_join_pixels, top, bottom)) for top, bottom in rows]
 
 

@@ -190,8 +190,7 @@ def _one_hot(token: int, *, like: Tensor) -> Tensor:
 
 def _to_token_maps(model: VisionTransformer, rows: list[Tensor]) -> TokenMaps:
     """Reshape the patches of rows [...,N] to the grid of the image, [...,G,G]."""
-    grid = model.img_size // model.arch.patch_size
     maps = [
-        row[..., model.num_prefix_tokens :].reshape(*row.shape[:-1], grid, grid) for row in rows
+        row[..., model.num_prefix_tokens :].reshape(*row.shape[:-1], *model.grid) for row in rows
     ]
     return TokenMaps(maps[0], maps[1] if len(maps) > 1 else None)

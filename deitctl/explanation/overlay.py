@@ -139,7 +139,7 @@ def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> 
     # Bilinear: nothing finer than a patch was measured, and bicubic would overshoot into false
     # peaks.
     smooth = Image.fromarray(values.astype(np.float32)).resize(
-        (side, side), Image.Resampling.BILINEAR
+        _measure(pixels, side), Image.Resampling.BILINEAR
     )
     rgba = colormaps[colormap](np.asarray(smooth).clip(0, 1), bytes=True)
     colors = Image.fromarray(rgba[..., :3].copy())
@@ -148,17 +148,24 @@ def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> 
 
 
 def _resize(pixels: NDArray[np.uint8], side: int) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    # a gray input is drawn as one of three equal channels
+    colors = np.resize(pixels, (3, *pixels.shape[1:]))
+    image = Image.fromarray(np.ascontiguousarray(colors.transpose(1, 2, 0)))
     is_multiple = side % image.width == 0
     # Digits of 8 pixels stay recognizable as pixels.
     resample = Image.Resampling.NEAREST if is_multiple else Image.Resampling.LANCZOS
-    return image.resize((side, side), resample)
+    return image.resize(_measure(pixels, side), resample)
+
+
+def _measure(pixels: NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Return width and height of a drawing that is `side` pixels wide."""
+    return side, round(side * pixels.shape[1] / pixels.shape[2])
 
 
 def _join_horizontally(row: Sequence[_Panel]) -> Image.Image:
     """Join panels of one size, each below its lines."""
-    side, num_lines = row[0].image.width, len(row[0].lines)
-    size = (len(row) * (side + GAP) + GAP, num_lines * LINE + side + GAP)
+    (side, height), num_lines = row[0].image.size, len(row[0].lines)
+    size = (len(row) * (side + GAP) + GAP, num_lines * LINE + height + GAP)
     strip = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(strip)
     for n, panel in enumerate(row):

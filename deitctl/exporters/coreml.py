@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ExportError
+from deitctl.exporters.dynamic_size import require_square_rgb
 from deitctl.exporters.hub_folders import get_unique_labels
 from deitctl.exporters.network import ExportedClassifier, silence_warnings, wrap_conversion_errors
 from deitctl.models.model_config import ModelConfig
@@ -57,7 +58,9 @@ def export_coreml(
     Raises:
         ExportError: the model cannot be traced, or has an operation that Core ML lacks.
     """
-    names, size = get_unique_labels(model_config), model_config.preprocessing.img_size
+    pre = model_config.preprocessing
+    size = require_square_rgb(pre, "--to coreml", "Use --to onnx.")
+    names = get_unique_labels(model_config)
     with (
         wrap_conversion_errors(
             "The model cannot be written for Core ML", "Use --to onnx or --to torch."

@@ -22,6 +22,7 @@ from deitctl.exporters.golden import GOLDEN, enlarge, make_golden_tile
 from deitctl.exporters.onnx import read_properties
 from deitctl.models.model_config import Preprocessing
 from deitctl.paths import write_bytes
+from deitctl.sizes import format_size, short_side
 
 INSIDE = "inside the file"
 """Where the metadata of a dynamic-size file say that images are resized."""
@@ -76,12 +77,25 @@ front (uint8[batch,height,width,3] pixels) => (uint8[batch,%(size)d,%(size)d,3] 
 
 def require_resizable(pre: Preprocessing) -> None:
     """Raise `ExportError` if ONNX cannot resize as the model's preprocessing does."""
+    require_square_rgb(pre, "--dynamic-size", "Leave it out: the file then takes resized images.")
     if _interpolation(pre) not in KERNELS:
         raise ExportError(
             f"ONNX resizes as Pillow does with {' and '.join(KERNELS)}, "
             f"not with {pre.interpolation}.",
             "Leave --dynamic-size out: the file then takes images that have been resized.",
         )
+
+
+def require_square_rgb(pre: Preprocessing, what: str, hint: str) -> int:
+    """Return the side of a model's input; raise `ExportError` if it is not square, or not of RGB."""
+    if not isinstance(pre.img_size, int) or pre.in_chans != 3:
+        kind = "RGB" if pre.in_chans == 3 else "gray"
+        raise ExportError(
+            f"{what} is for square inputs of RGB, and this model takes {kind} images of "
+            f"{format_size(pre.img_size)} pixels.",
+            hint,
+        )
+    return pre.img_size
 
 
 def make_golden_view(pre: Preprocessing) -> Pixels:
@@ -132,10 +146,11 @@ def make_dynamic(
 
 def build_front(pre: Preprocessing) -> str:
     """Return the operations from `pixels` to `seen`, as a graph in ONNX's notation."""
-    pads = pre.resize_to < pre.img_size
+    side, target = short_side(pre.img_size), short_side(pre.resize_to)
+    pads = target < side
     steps = (SQUASH if pre.crop_mode == "squash" else SHORT_SIDE) + RESIZE + CROP + PAD * pads
     values = {"kernel": KERNELS[_interpolation(pre)], "cropped": "cropped" if pads else "seen"}
-    return FRONT % {"size": pre.img_size, "target": pre.resize_to, "steps": steps % values}
+    return FRONT % {"size": side, "target": target, "steps": steps % values}
 
 
 def has_dynamic_size(metadata: Mapping[str, str]) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
+from deitctl.sizes import ImageSize, height_width
 
 GOLDEN = "golden_sample"
 TILE = 8
@@ -64,29 +65,38 @@ def make_golden_tile() -> Pixels:
     return np.random.Generator(np.random.PCG64(0)).integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
 
 
-def enlarge(tile: Pixels, size: int) -> Pixels:
-    """Return `pixels[y,x] = tile[8y // S, 8x // S]` as a batch of one, uint8 [1,S,S,3]."""
+def enlarge(tile: Pixels, size: ImageSize, in_chans: int = 3) -> Pixels:
+    """Return `pixels[y,x] = tile[8y // H, 8x // W]` as a batch of one, uint8 [1,H,W,C].
+
+    A network of one channel gets the red one.
+    """
     # Nearest neighbor in integers: anybody can make the same input in any language, without a
     # resize filter whose rounding differs.
-    nearest = np.arange(size) * TILE // size
-    return tile[nearest][:, nearest][None]
+    rows, columns = (np.arange(side) * TILE // side for side in height_width(size))
+    return tile[rows][:, columns][None, ..., :in_chans]
 
 
-def make_golden_input(size: int) -> Pixels:
-    """Return the input of a network of `size` pixels, uint8 [1,S,S,3]."""
-    return enlarge(make_golden_tile(), size)
+def make_golden_input(size: ImageSize, in_chans: int = 3) -> Pixels:
+    """Return the input of a network of `size` pixels, uint8 [1,H,W,C]."""
+    return np.ascontiguousarray(enlarge(make_golden_tile(), size, in_chans))
 
 
-def make_golden_sample(logits: Logits) -> str:
+def make_golden_sample(logits: Logits, size: ImageSize = 0, in_chans: int = 3) -> str:
     """Return as JSON the colors in base64, the model's logits [K] for them, and the tolerance."""
     sample = {
         "tile": base64.b64encode(make_golden_tile().tobytes()).decode(),
-        "pixels": f"pixels[y][x] = tile[{TILE} * y // S][{TILE} * x // S], RGB, uint8",
+        "pixels": _describe_pixels(size, in_chans),
         # Six digits are an error of 1e-6, a thousandth of the tolerance, in half of the bytes.
         "logits": [float(f"{x:.6g}") for x in logits],
         "tolerance": TOLERANCE,
     }
     return json.dumps(sample)
+
+
+def _describe_pixels(size: ImageSize, in_chans: int) -> str:
+    height, width = ("S", "S") if isinstance(size, int) else ("H", "W")
+    channels = "RGB" if in_chans == 3 else "the first of three channels"
+    return f"pixels[y][x] = tile[{TILE} * y // {height}][{TILE} * x // {width}], {channels}, uint8"
 
 
 def set_golden_tolerance(metadata: Mapping[str, str], tolerance: float) -> dict[str, str]:
@@ -97,7 +107,7 @@ def set_golden_tolerance(metadata: Mapping[str, str], tolerance: float) -> dict[
     return {**metadata, GOLDEN: json.dumps(sample)}
 
 
-def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
+def read_golden(metadata: Mapping[str, str], size: ImageSize, in_chans: int = 3) -> Golden:
     """Read the golden sample for a network of `size` pixels; raise `ExportError` without one."""
     if GOLDEN not in metadata:
         raise ExportError(
@@ -109,7 +119,8 @@ def read_golden(metadata: Mapping[str, str], size: int) -> Golden:
             TILE, TILE, 3
         )
         logits = np.array(sample["logits"], dtype=np.float32).reshape(len(sample["logits"]))
-        return Golden(enlarge(tile, size), logits, float(sample["tolerance"]))
+        pixels = np.ascontiguousarray(enlarge(tile, size, in_chans))
+        return Golden(pixels, logits, float(sample["tolerance"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
             "The export's golden sample cannot be read.", "Export it again."

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deitctl.data.eval_transform import INTERPOLATION, get_crop_offset
 from deitctl.errors import ExportError
+from deitctl.exporters.dynamic_size import require_square_rgb
 from deitctl.exporters.metadata import METADATA, write_metadata
 from deitctl.exporters.network import ExportedClassifier
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, save_model, save_tensors
@@ -27,6 +28,7 @@ from deitctl.models.model_config import ModelConfig, Preprocessing, list_range, 
 from deitctl.models.transformers_folder import PROBLEM_TYPE
 from deitctl.models.vit import LAYER_NORM_EPS, VisionTransformer
 from deitctl.paths import write_json
+from deitctl.sizes import short_side
 
 HEAD = "avg-logits"  # what distilled models of timm and transformers output in eval mode
 TIMM_FILES = (CONFIG, WEIGHTS, METADATA)
@@ -190,9 +192,9 @@ def to_transformers_config(model: VisionTransformer, model_config: ModelConfig) 
         "hidden_size": arch.embed_dim,
         "num_hidden_layers": arch.depth,
         "num_attention_heads": arch.num_heads,
-        "intermediate_size": 4 * arch.embed_dim,
+        "intermediate_size": arch.hidden_dim,
         "hidden_act": "gelu",
-        "qkv_bias": True,
+        "qkv_bias": arch.qkv_bias,
         # transformers' default of 1e-12 moves the logits by 1e-4 to 2e-4.
         "layer_norm_eps": LAYER_NORM_EPS,
         "image_size": model.img_size,
@@ -230,7 +232,8 @@ def to_processor_config(pre: Preprocessing) -> dict[str, Any]:
     Raises:
         ExportError: it cannot.
     """
-    size, target = pre.img_size, pre.resize_to
+    size = require_square_rgb(pre, "--to transformers", USE_TIMM)
+    target = short_side(pre.resize_to)
     if pre.crop_mode not in ("center", "squash"):
         raise ExportError(
             f"transformers cannot crop as {pre.crop_mode!r} says: it crops the center or squashes.",

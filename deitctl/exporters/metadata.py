@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deitctl import __version__
 from deitctl.errors import ExportError
@@ -23,12 +24,13 @@ def collect_metadata(
     network: ExportedClassifier, model_config: ModelConfig, to: str
 ) -> dict[str, str]:
     """Return an export's metadata: `describe_model`'s, the format `to` and the golden sample."""
-    pixels = make_golden_input(model_config.preprocessing.img_size)
+    pre = model_config.preprocessing
+    pixels = make_golden_input(pre.img_size, pre.in_chans)
     # The model's own logits, not the traced graph's: a mistake in the graph must fail its golden
     # sample.
     logits = compute_reference(network.model, model_config, network.head, pixels)[0, 0]
     metadata = describe_model(model_config, network.head, bare=isinstance(network, BareClassifier))
-    return {**metadata, FORMAT: to, GOLDEN: make_golden_sample(logits)}
+    return {**metadata, FORMAT: to, GOLDEN: make_golden_sample(logits, pre.img_size, pre.in_chans)}
 
 
 def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) -> dict[str, str]:
@@ -40,13 +42,13 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
         bare: whether the network is a `BareClassifier`.
     """
     pre = model_config.preprocessing
-    preprocessing = {
+    preprocessing: dict[str, Any] = {
         "img_size": pre.img_size,
         "resize_to": pre.resize_to,
         "crop_pct": pre.crop_pct,
         "crop_mode": pre.crop_mode,
         "interpolation": pre.interpolation,
-        "channels": "RGB",
+        "channels": "RGB" if pre.in_chans == 3 else "L",
         "layout": BARE_LAYOUT if bare else "NHWC uint8",
         "normalization": {
             "where": "left to the reader" if bare else "inside the network",

@@ -16,6 +16,7 @@ from deitctl.exporters.compare import Verification, describe_agreement
 from deitctl.models.catalog import Architecture
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.model_config import ModelConfig, Preprocessing
+from deitctl.sizes import height_width
 
 README = "README.md"
 UNKNOWN = "Unknown: the exported model does not record it. Add it before you publish this."
@@ -60,7 +61,8 @@ def make_model_card(
         labels_file: the file of the folder that lists all classes.
         preprocesses: whether the network takes uint8 images and outputs probabilities.
     """
-    config, size = model_config, model_config.preprocessing.img_size
+    config, pre = model_config, model_config.preprocessing
+    height, width = pre.hw
     tag, several = "", ""
     if config.is_multilabel:
         # The hub's widget reads `problem_type` of config.json; people search by the tag.
@@ -73,7 +75,7 @@ tags:
 {tag}---
 # {_to_line(title)}
 
-`{config.architecture}`, {config.num_classes:,} classes{several}, images of {size} x {size} pixels.
+`{config.architecture}`, {config.num_classes:,} classes{several}, images of {height} x {width} pixels.
 
 ## Usage
 
@@ -135,14 +137,15 @@ def _describe_verification(verification: Verification) -> str:
 
 
 def _describe_preprocessing(pre: Preprocessing, *, inside: bool) -> str:
-    resize = f"the short side to {pre.resize_to}"
+    (height, width), (above, across) = pre.hw, height_width(pre.resize_to)
+    resize = f"the short side to {above}" if above == across else f"to cover {above} x {across}"
     if pre.crop_mode == "squash":
-        resize = f"to {pre.resize_to} x {pre.resize_to}"
+        resize = f"to {above} x {across}"
     network = ". The network takes that as uint8 and does the rest itself:" if inside else ","
     return (
-        f"Resize ({pre.interpolation}) {resize}, crop the center {pre.img_size} x {pre.img_size}"
+        f"Resize ({pre.interpolation}) {resize}, crop the center {height} x {width}"
         f"{network} divide by 255, subtract the mean {list(pre.mean)}, "
-        f"divide by {list(pre.std)}; channels are RGB."
+        f"divide by {list(pre.std)}; channels are {'RGB' if pre.in_chans == 3 else 'gray (L)'}."
     )
 
 

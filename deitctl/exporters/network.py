@@ -75,8 +75,8 @@ class ExportedClassifier(nn.Module):
     def make_example(self) -> Tensor:
         """Return an input of two images, all zeros."""
         # Two images, because torch.export specializes on a batch of 1.
-        size = self.preprocessing.img_size
-        return torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        pre = self.preprocessing
+        return torch.zeros(2, *pre.hw, pre.in_chans, dtype=torch.uint8)
 
 
 class BareClassifier(ExportedClassifier):
@@ -93,8 +93,7 @@ class BareClassifier(ExportedClassifier):
         return (self.compute_logits(images),)
 
     def make_example(self) -> Tensor:
-        size = self.preprocessing.img_size
-        return torch.zeros(2, 3, size, size)
+        return torch.zeros(2, self.preprocessing.in_chans, *self.preprocessing.hw)
 
 
 class AttentionClassifier(ExportedClassifier):
@@ -105,7 +104,7 @@ class AttentionClassifier(ExportedClassifier):
 
     def __init__(self, model: VisionTransformer, model_config: ModelConfig, head: str) -> None:
         super().__init__(model, model_config, head)
-        self.tokens, self.grid = model.num_prefix_tokens, model.img_size // model.arch.patch_size
+        self.tokens, self.grid = model.num_prefix_tokens, model.grid
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -137,7 +136,7 @@ class AttentionClassifier(ExportedClassifier):
         x = x[:, : self.tokens] + last.ls1(last.attn.merge_heads(attention @ v))
         x = x + last.ls2(last.mlp(last.norm2(x)))
         patches = attention.mean(dim=1)[:, :, self.tokens :]
-        return model.forward_head(x), torch.unflatten(patches, 2, (self.grid, self.grid))
+        return model.forward_head(x), torch.unflatten(patches, 2, self.grid)
 
 
 def trace(

@@ -190,7 +190,7 @@ def load_timm(path: str) -> Network:
 
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg"))  # noqa: B009
-    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
 
     @torch.no_grad()
     def run(pixels: Any) -> Any:

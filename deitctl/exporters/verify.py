@@ -43,6 +43,7 @@ from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import load_model
 from deitctl.models.model_config import HEADS, ModelConfig
 from deitctl.models.tasks import CLASSIFICATION, TASKS
+from deitctl.sizes import ImageSize, long_side, parse_size, short_side
 
 COMPARED = ("img_size", "resize_to", "crop_pct", "crop_mode", "interpolation")
 """Keys of the preprocessing that must be the model's."""
@@ -111,7 +112,7 @@ def verify_export(
     if not kind.runs_here:
         raise ExportError(f"What runs {export} is for {kind.runs_on} alone.", "Verify it there.")
     metadata = kind.read_metadata(export)
-    golden = read_golden(metadata, _read_img_size(metadata, export))
+    golden = read_golden(metadata, *_read_input(metadata, export))
     ref = model or _find_model_folder(export)
     if not ref and (verify_data or weights):
         raise ConfigError(
@@ -226,7 +227,7 @@ def _run_and_compare(
             f"{path} states the precision {quantize[:40]!r}, which deitctl does not write.",
             "Export it again.",
         )
-    golden = read_golden(metadata, pre.img_size)
+    golden = read_golden(metadata, pre.img_size, pre.in_chans)
     tolerance = PRECISIONS[quantize].tolerance if quantize else None
     cutoffs = list_cutoffs(model_config)
     if has_dynamic_size(metadata):
@@ -291,12 +292,16 @@ def _find_model_folder(path: Path) -> str:
     return str(folder.parent) if is_in_run else ""
 
 
-def _read_img_size(metadata: Mapping[str, str], path: Path) -> int:
+def _read_input(metadata: Mapping[str, str], path: Path) -> tuple[ImageSize, int]:
+    """Return the size and the channels of an export's input."""
     try:
-        size = json.loads(metadata["preprocessing"])["img_size"]
-        if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
+        preprocessing = json.loads(metadata["preprocessing"])
+        size = preprocessing["img_size"]
+        if isinstance(size, str | bool) or not short_side(parse_size(size)) >= 1:
             raise ValueError("no size of an image")
-        return size
+        if long_side(size := parse_size(size)) > MAX_SIZE:
+            raise ValueError("no size of an image")
+        return size, 1 if preprocessing.get("channels") == "L" else 3
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
             f"{path} has metadata that cannot be read.", "Export it again."

@@ -38,6 +38,7 @@ from deitctl.exporters.dynamic_size import make_golden_view
 from deitctl.exporters.golden import Golden
 from deitctl.exporters.verification_images import Images, Outputs
 from deitctl.models.model_config import Preprocessing
+from deitctl.sizes import short_side
 
 MAX_LEVELS = 2
 """Of 255, that a pixel value may differ: either pass of a resize may round the other way."""
@@ -233,13 +234,11 @@ def is_cropped_alike(width: int, height: int, pre: Preprocessing) -> bool:
     Where the center lies between two pixels, transformers rounds down, torchvision (and timm, and
     we) to the even one: a crop of 224 from 331 begins at 53 there and at 54 here.
     """
-    target = pre.resize_to
+    target, side = short_side(pre.resize_to), short_side(pre.img_size)
     scaled = (
         (target, target) if pre.crop_mode == "squash" else get_resized_size(width, height, target)
     )
     # deitctl resizes only the part inside the crop of these, transformers the whole image.
     if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
         return False
-    return all(
-        get_crop_offset(length, pre.img_size) == (length - pre.img_size) // 2 for length in scaled
-    )
+    return all(get_crop_offset(length, side) == (length - side) // 2 for length in scaled)

@@ -20,6 +20,7 @@ from deitctl import __version__
 from deitctl.errors import DataError, ExportError
 from deitctl.events import Reporter
 from deitctl.exporters import onnx
+from deitctl.exporters.dynamic_size import require_square_rgb
 from deitctl.exporters.network import TOKENS, AttentionClassifier, ExportedClassifier
 from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.inference.download import fetch
@@ -74,6 +75,7 @@ def export_web(
     Raises:
         ExportError: the model cannot be written as ONNX, or onnxruntime-web is missing.
     """
+    require_square_rgb(model_config.preprocessing, "--to web", "Use --to onnx.")
     runtime = read_runtime()
     if isinstance(network.model, VisionTransformer):
         network = AttentionClassifier(network.model, model_config, network.head)

@@ -20,7 +20,7 @@ from deitctl.events import Reporter, SilentReporter
 from deitctl.models.model_config import HEADS, ModelConfig, from_timm_config
 from deitctl.models.tasks import CLASSIFICATION
 from deitctl.paths import suggest_path
-from deitctl.sizes import ImageSize
+from deitctl.sizes import ImageSize, format_size, height_width, make_size, parse_size
 
 SUFFIX = ".onnx"
 MAX_BYTES = 2**31
@@ -137,7 +137,8 @@ def load_onnx_classifier(
         )
     if img_size not in (0, model_config.preprocessing.img_size):
         raise ModelError(
-            f"{path} takes images of {model_config.preprocessing.img_size} pixels, not {img_size}."
+            f"{path} takes images of {format_size(model_config.preprocessing.img_size)} pixels, not "
+            f"{format_size(img_size)}."
         )
     if task not in ("auto", model_config.task):
         raise ModelError(
@@ -223,16 +224,18 @@ def _read_model_config(session: Any, path: Path) -> ModelConfig:
         )
     config = _to_timm_config(metadata, classes[0], str(path))
     model_config = from_timm_config(config, f"{path}'s metadata")
-    if model_config.preprocessing.img_size != input_shape[0]:
+    pre = model_config.preprocessing
+    if [*pre.hw, pre.in_chans] != input_shape:
+        size = format_size(make_size(*input_shape[:2]))
         raise ModelError(
-            f"{path} takes {input_shape[0]} pixels a side, "
-            f"its metadata says {model_config.preprocessing.img_size}."
+            f"{path} takes {size} pixels of {input_shape[2]} channels, "
+            f"its metadata says {format_size(pre.img_size)} of {pre.in_chans}."
         )
     return model_config
 
 
 def _read_input_shape(session: Any) -> list[int]:
-    """Return [S,S,3] of the network behind any resize; empty if the input is not an export's."""
+    """Return [H,W,C] of the network behind any resize; empty if the input is not an export's."""
     inputs = session.get_inputs()
     if [i.name for i in inputs] != [INPUT] or inputs[0].type != "tensor(uint8)":
         return []
@@ -240,8 +243,8 @@ def _read_input_shape(session: Any) -> list[int]:
     has_free_sides = len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2])
     if _has_resize(session) and has_free_sides:
         shape = next(o.shape[1:] for o in session.get_outputs() if o.name == MODEL_INPUT)
-    is_square = len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
-    return list(shape) if is_square else []
+    is_image = len(shape) == 3 and all(isinstance(n, int) for n in shape) and shape[2] in (1, 3)
+    return list(shape) if is_image else []
 
 
 def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -> dict[str, Any]:
@@ -256,7 +259,10 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
             "pretrained_cfg": {
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
                 **{k: pre["normalization"][k] for k in ("mean", "std")},
-                "input_size": [3, pre["img_size"], pre["img_size"]],
+                "input_size": [
+                    1 if pre.get("channels") == "L" else 3,
+                    *height_width(parse_size(pre["img_size"])),
+                ],
             },
             "deitctl": {
                 "head": metadata["head"],
