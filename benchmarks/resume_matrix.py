@@ -23,6 +23,7 @@ from pathlib import Path
 
 COMMON = ["--model", "deit_tiny", "--img-size", "16", "--epochs", "3", "--workers", "0"]
 COMMON += ["--precision", "fp32", "--device", "cpu", "--save-every", "4", "--batch-size", "64"]
+COMMON += ["--set", "optim.warmup_epochs=0.5"]  # so that the schedule matters
 SHAPE = ["--set", "model.depth=4", "--set", "model.embed_dim=64", "--set", "model.num_heads=2"]
 THAW = ["--freeze-blocks", "2", "--thaw-epoch", "2"]
 FILES = ("model.safetensors", "checkpoint/model.safetensors", "checkpoint/optimizer.safetensors")

@@ -612,6 +612,7 @@ class TrainConfig:
         Option(
             "Compute activations again in the backward pass: the same gradients with less memory, slower.",
             MACHINE,
+            flag="--grad-checkpointing",
         ),
     ] = False
     loss_spike_factor: Annotated[

@@ -37,7 +37,8 @@ CASES = {
 
 def configure(config: TrainConfig, changes: dict[str, object]) -> TrainConfig:
     recipe = {k if k == "patience" else f"recipe.{k}": v for k, v in changes.items()}
-    return override(config, {"recipe.img_size": 16, "model_args": SHAPE, **recipe})
+    common = {"recipe.img_size": 16, "recipe.optim.warmup_epochs": 0.5, "model_args": SHAPE}
+    return override(config, {**common, **recipe})
 
 
 def stop_before(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
