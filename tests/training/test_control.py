@@ -6,20 +6,16 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.errors import Interrupted
-from deitctl.models.checkpoint_io import WEIGHTS, load_tensors
+from deitctl.models.checkpoint_io import WEIGHTS
 from deitctl.settings import override
 from deitctl.training import step
 from deitctl.training.launch import resume, run_training
-from deitctl.training.plan import plan_training
 from deitctl.training.run_dir import Run
 
 Make = Callable[..., TrainConfig]
