@@ -46,8 +46,9 @@ def test_the_process_of_a_run_ends_when_the_sweep_does() -> None:
         "interrupts.install()\n"
         "interrupts.end_with_stdin()\n"
         f"assert '{ENDS_WITH_STDIN}' not in os.environ\n"
-        "print('ready', flush=True)\n"
-        "try: time.sleep(60)\n"
+        "try:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
         "except Signalled as stop: sys.exit(stop.signum)"
     )
     with subprocess.Popen(
