@@ -78,12 +78,12 @@ def check_labels(split: Split) -> Iterator[Issue]:
         f"{split.name}: {names[n]}" for n in np.flatnonzero(counts == len(dataset.labels))
     ]
     yield from report("class_of_all", len(everywhere), everywhere)
-    twins = [
+    inseparable = [
         f"{split.name}: {names[one]} = {names[other]}, {counts[one]:,} images"
         for one, other in _order_pairs(together)
         if together[one, other] == counts[one] == counts[other] > 1
     ]
-    yield from report("inseparable_classes", len(twins), twins)
+    yield from report("inseparable_classes", len(inseparable), inseparable)
 
 
 def _count_together(labels: NDArray[np.generic]) -> NDArray[np.int64]:
