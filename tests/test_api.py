@@ -217,7 +217,9 @@ def test_open_data_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.Monk
     planned = deitctl.plan("digits")
     (tmp_path / "run.toml").write_text(write_toml(planned.config))
     request = api._collect({"config": tmp_path / "run.toml"})
-    datasets = package.open_for_training("digits", seed=0, reporter=deitctl.SilentReporter())
+    datasets = package.open_for_training(
+        package.Source("digits"), reporter=deitctl.SilentReporter()
+    )
     monkeypatch.setattr(package, "open_for_training", None)
     assert api._configure(request, datasets) == (planned.config, datasets)
 
