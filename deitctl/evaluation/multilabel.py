@@ -97,7 +97,8 @@ class ClassCounts:
     @property
     def f1(self) -> ByClass:
         """F1 of each class, 0..1; 0 for a class that is neither labeled nor predicted."""
-        return 2 * self.correct / np.maximum(self.predicted + self.labeled, 1)
+        values: ByClass = 2 * self.correct / np.maximum(self.predicted + self.labeled, 1)
+        return values
 
     @property
     def precision(self) -> ByClass:

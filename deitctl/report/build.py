@@ -5,7 +5,6 @@ Adds example images, attention maps and the curves of the run.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from deitctl import __version__
@@ -22,6 +20,8 @@ from deitctl.data.eval_transform import eval_transform
 from deitctl.data.range_survey import scale_for
 from deitctl.device import Device
 from deitctl.errors import ConfigError
+from deitctl.evaluation.bootstrap import PairedComparison
+from deitctl.evaluation.multilabel_result import MultilabelResult, Result
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.results import EvalResults
 from deitctl.evaluation.subject import EvalSubject
@@ -32,10 +32,13 @@ from deitctl.home import expand_home
 from deitctl.models.heads import fuse_heads
 from deitctl.models.sources import is_model_folder
 from deitctl.models.vit import HeadLogits, VisionTransformer
-from deitctl.paths import require_writable
+from deitctl.paths import require_writable, write_bytes
 from deitctl.report.contents import HEAD_TITLES, Contents, Curves, Example, Facts, ModelSection
 from deitctl.report.figures import draw_figures
 from deitctl.report.html import write_page
+from deitctl.report.labels_build import build_labels_contents
+from deitctl.report.labels_page import render_labels_page
+from deitctl.report.thumbnails import encode_jpeg, encode_thumbnail
 from deitctl.training.run_dir import Run
 
 MAX_EXAMPLES = 24
@@ -43,8 +46,6 @@ MAX_EXAMPLES = 24
 BATCH_SIZE = 8
 # the best deletion and insertion curves of the three, see docs/results/explain.md
 MAP_METHOD = "gradient"
-THUMBNAIL_PX = 160
-JPEG_QUALITY = 78  # keeps 3 galleries of 24 images with two maps each near a megabyte
 
 
 def require_report_paths(report: str, figures: str, predictions: str = "") -> None:
@@ -82,6 +83,9 @@ def write_report(
     """
     if not report and not figures:
         return
+    if isinstance(results.evaluations[0], MultilabelResult):
+        _write_labels_report(results, reporter, report, figures, command)
+        return
     contents = build_contents(results, command, reporter)
     if report:
         write_page(contents, expand_home(report))
@@ -91,27 +95,61 @@ def write_report(
         reporter.note(f"{len(paths)} figures written to {figures}")
 
 
+def _write_labels_report(
+    results: EvalResults, reporter: Reporter, report: str, figures: str, command: str
+) -> None:
+    """Write the page of several labels an image, which has no figures as PNG."""
+    if report:
+        contents = build_labels_contents(
+            results,
+            created=_tell_time(),
+            command=command,
+            facts=_list_data_facts(results),
+            facts_of={result.name: _list_facts(result) for result in results.evaluations},
+            curves=_read_curves({result.model for result in results.evaluations}),
+            reporter=reporter,
+        )
+        page = render_labels_page(contents)
+        write_bytes(expand_home(report), page.encode("utf-8", "replace"))
+        reporter.note(f"Report written to {report}")
+    if figures:
+        reporter.warn(
+            "--figures are drawn of one label an image: of several, --report FILE.html draws classes, "
+            "thresholds and images."
+        )
+
+
+def _tell_time() -> str:
+    # With the UTC offset: a page is read on other machines.
+    return datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
+
+
+def _list_data_facts(results: EvalResults) -> Facts:
+    first = results.evaluations[0]
+    return [
+        ("data", results.data),
+        ("split", first.split),
+        ("images", f"{first.num_images:,}"),
+        ("classes", f"{first.num_classes:,}"),
+        ("device", f"{results.device.torch_device}, {results.device.precision}"),
+        ("speed", f"{first.images_per_second:.1f} images/s"),
+    ]
+
+
 def build_contents(results: EvalResults, command: str, reporter: Reporter) -> Contents:
-    """Gather what a report shows."""
-    first, several = results.evaluations[0], len(results.evaluations) > 1
+    """Gather what a report of one label an image shows."""
+    evaluations = [r for r in results.evaluations if isinstance(r, EvalResult)]
+    first, several = evaluations[0], len(evaluations) > 1
     # Shared, so that the page of several models is no larger than that of one.
-    limit = max(6, MAX_EXAMPLES // len(results.evaluations))
+    limit = max(6, MAX_EXAMPLES // len(evaluations))
     return Contents(
         title=f"{len(results.evaluations)} evaluations on {results.data}"
         if several
         else f"{first.name} on {results.data}",
-        # With the UTC offset: a page is read on other machines.
-        created=datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+        created=_tell_time(),
         version=__version__,
         command=command,
-        facts=[
-            ("data", results.data),
-            ("split", first.split),
-            ("images", f"{first.num_images:,}"),
-            ("classes", f"{first.num_classes:,}"),
-            ("device", f"{results.device.torch_device}, {results.device.precision}"),
-            ("speed", f"{first.images_per_second:.1f} images/s"),
-        ],
+        facts=_list_data_facts(results),
         sections=[
             ModelSection(
                 result=result,
@@ -120,14 +158,14 @@ def build_contents(results: EvalResults, command: str, reporter: Reporter) -> Co
                 # pixels.
                 galleries=_build_galleries(result, results.device, limit, reporter),
             )
-            for result in results.evaluations
+            for result in evaluations
         ],
-        comparisons=results.comparisons,
+        comparisons=[c for c in results.comparisons if isinstance(c, PairedComparison)],
         curves=_read_curves({result.model for result in results.evaluations}),
     )
 
 
-def _list_facts(result: EvalResult) -> Facts:
+def _list_facts(result: Result) -> Facts:
     assert result.subject is not None
     preprocessing = result.subject.eval_model.preprocessing
     facts = [
@@ -144,7 +182,7 @@ def _list_facts(result: EvalResult) -> Facts:
         facts.append(("training images", f"{result.num_train_images:,} of {result.num_images:,}"))
     if result.temperature != 1:
         facts.append(("temperature", f"{result.temperature:.3f}, the model's own"))
-    if real := result.real_labels:
+    if isinstance(result, EvalResult) and (real := result.real_labels):
         top5 = "" if real.top5 is None else f", top-5 {real.top5:.2f} %"
         accuracy = f"top-1 {real.top1:.2f} %{top5}, of {real.num_images:,} images"
         facts.append(("ReaL labels", accuracy))
@@ -260,23 +298,11 @@ def _draw_maps(
     tokens = {TOKENS[name]: values for name, values in maps._asdict().items() if values is not None}
     return [
         {
-            name: _encode_jpeg(draw_heatmap(image, values[n].cpu().numpy()))
+            name: encode_jpeg(draw_heatmap(image, values[n].cpu().numpy()))
             for name, values in tokens.items()
         }
         for n, image in enumerate(pixels)
     ]
-
-
-def encode_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """Return an image, uint8 [3,H,W], as a JPEG of at most `THUMBNAIL_PX` pixels a side."""
-    return _encode_jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "RGB"))
-
-
-def _encode_jpeg(image: Image.Image) -> bytes:
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return file.getvalue()
 
 
 def _read_curves(models: set[str]) -> Curves | None:

@@ -74,8 +74,20 @@ class Curves:
         # A record of an epoch has the number of its last step.
         return self.epochs[0]["step"] / self.epochs[0]["epoch"] if self.epochs else 1.0
 
+    @property
+    def metric_title(self) -> str:
+        """What is drawn of the validations: top-1, or mAP of several labels an image."""
+        is_top1 = not self.epochs or self.epochs[-1].get("top1") is not None
+        return "top-1" if is_top1 else "mAP"
+
+    def list_metric(self) -> list[float | None]:
+        """Return that metric after each epoch, percent."""
+        return [
+            e.get("top1") if self.metric_title == "top-1" else e.get("map") for e in self.epochs
+        ]
+
     def list_top1(self, rule: str) -> list[float | None]:
-        """Return the accuracy of a head rule after each epoch, percent."""
+        """Return the top-1, or mAP, of a head rule after each epoch, percent."""
         return [(epoch["heads"] or {}).get(rule) for epoch in self.epochs]
 
     @property

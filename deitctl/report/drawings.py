@@ -285,13 +285,13 @@ def draw_run(curves: Curves) -> Any:
     for head in curves.heads:
         accuracy.plot(x, curves.list_top1(head), ".-", label=HEAD_TITLES[head])
     if not curves.heads:
-        accuracy.plot(x, [e["top1"] for e in epochs], ".-", label="top-1")
+        accuracy.plot(x, curves.list_metric(), ".-", label=curves.metric_title)
     if curves.teacher_top1 is not None:
         accuracy.axhline(curves.teacher_top1, color="gray", linestyle="--", label="teacher")
     rate.plot(at, [s["lr"] for s in steps], color="tab:green")
     for axes, name in (
         (loss, "loss"),
-        (accuracy, "validation top-1, %"),
+        (accuracy, f"validation {curves.metric_title}, %"),
         (rate, "learning rate"),
     ):
         axes.set(xlabel="epoch", ylabel=name)

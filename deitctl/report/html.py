@@ -34,6 +34,7 @@ from deitctl.report.contents import (
     count_pairs,
     list_confusions,
 )
+from deitctl.report.labels_contents import LabelsContents
 from deitctl.report.summary import render_summary
 
 SCRIPTS = (
@@ -47,6 +48,7 @@ SCRIPTS = (
     "reliability.js",
     "curves.js",
     "page.js",
+    "frame.js",  # last: the bar is as high as it gets
 )
 MAX_LISTED = 5_000
 """Images up to which all are listed by name; of more, only the mistakes."""
@@ -68,9 +70,33 @@ def write_page(contents: Contents, path: Path) -> None:
 
 def render_page(contents: Contents) -> str:
     """Return the page."""
+    return fill_page(
+        contents,
+        SCRIPTS,
+        render_summary(contents),
+        _name_sections(contents),
+        build_payload(contents),
+    )
+
+
+def fill_page(
+    contents: Contents | LabelsContents,
+    scripts: Sequence[str],
+    summary: str,
+    sections: Mapping[str, str],
+    payload: Mapping[str, Any],
+) -> str:
+    """Return a page.
+
+    Args:
+        contents: its title, version and command.
+        scripts: names of the files that draw it.
+        summary: its first section, HTML.
+        sections: titles of the others by their ids.
+        payload: JSON values that the scripts draw.
+    """
     style = _read_part("page.css")
-    script = "\n".join(_read_part(name) for name in SCRIPTS)
-    sections = _name_sections(contents)
+    script = "\n".join(_read_part(name) for name in scripts)
     links = {"summary": "Summary", **sections}
     # Template substitutes once: a `$` in a class name or path is not expanded again.
     return Template(_read_part("page.html")).substitute(
@@ -85,7 +111,7 @@ def render_page(contents: Contents) -> str:
         created=escape(contents.created),
         version=escape(contents.version),
         command=escape(contents.command),
-        summary=render_summary(contents),
+        summary=summary,
         links="".join(f'<a href="#{name}">{title}</a>' for name, title in links.items()),
         sections="".join(
             f'<section id="{name}" hidden><h2>{title}</h2></section>'
@@ -93,7 +119,7 @@ def render_page(contents: Contents) -> str:
         ),
         # Data, not script: the page's scripts set it with textContent, so names are text, whatever
         # is in them.
-        contents=_dump_json(build_payload(contents)),
+        contents=_dump_json(payload),
     )
 
 
@@ -125,8 +151,8 @@ def build_payload(contents: Contents) -> dict[str, Any]:
     return {
         "models": models,
         "data": _build_data(contents.sections[0], sorted(indices)),
-        "images": [_to_data_uri(image) for image in images],
-        "curves": _build_curves(contents.curves) if contents.curves else None,
+        "images": [to_data_uri(image) for image in images],
+        "curves": build_curves(contents.curves) if contents.curves else None,
     }
 
 
@@ -211,7 +237,7 @@ def _build_bins(bins: Sequence[ReliabilityBin]) -> list[list[float]]:
     return [[b.lower, b.upper, b.num_images, b.confidence, b.accuracy] for b in bins]
 
 
-def _build_curves(curves: Curves) -> dict[str, Any]:
+def build_curves(curves: Curves) -> dict[str, Any]:
     # A regular part rather than averages: what is drawn was logged. The page states it.
     every = max(1, math.ceil(len(curves.steps) / MAX_CURVE_POINTS))
     steps, epochs = curves.steps[::every], curves.epochs
@@ -223,7 +249,8 @@ def _build_curves(curves: Curves) -> dict[str, Any]:
         "lr": [s.get("lr") for s in steps],
         "epochs": [e["epoch"] for e in epochs],
         "val_loss": [e["val_loss"] for e in epochs],
-        "top1": top1 or {"top-1": [e["top1"] for e in epochs]},
+        "metric": curves.metric_title,
+        "top1": top1 or {curves.metric_title: curves.list_metric()},
         "teacher_top1": curves.teacher_top1,
         "every": every,
     }
@@ -244,7 +271,7 @@ def _round(value: Any) -> Any:
     return [_round(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _to_data_uri(image: bytes) -> str:
+def to_data_uri(image: bytes) -> str:
     kind = "png" if image.startswith(b"\x89PNG") else "webp" if image[8:12] == b"WEBP" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 

@@ -10,7 +10,7 @@ from html import escape
 
 from deitctl.evaluation.bootstrap import PairedComparison
 from deitctl.evaluation.intervals import Interval
-from deitctl.evaluation.result import EvalResult
+from deitctl.evaluation.result import BaseResult, EvalResult
 from deitctl.report.contents import HEAD_TITLES, Contents, Facts
 
 MAX_UNREADABLE = 200
@@ -26,12 +26,12 @@ def render_summary(contents: Contents) -> str:
         items = "".join(f"<li>{_render_comparison(c)}</li>" for c in contents.comparisons)
         body += f'<h3>Paired comparisons</h3><ul class="sentences">{items}</ul>'
     if one:
-        about = _render_facts("", [*contents.facts, *contents.sections[0].facts])
+        about = render_facts("", [*contents.facts, *contents.sections[0].facts])
     else:
-        about = _render_facts("", contents.facts)
-        about += "".join(_render_facts(s.result.name, s.facts) for s in contents.sections)
+        about = render_facts("", contents.facts)
+        about += "".join(render_facts(s.result.name, s.facts) for s in contents.sections)
     body += f"<details{' open' if one else ''}><summary>Setup</summary>{about}</details>"
-    body += "".join(map(_render_trained_on, results)) + _render_unreadable(results[0])
+    body += "".join(map(_render_trained_on, results)) + render_unreadable(results[0])
     return f'<section id="summary"><h2>Summary</h2>{body}</section>'
 
 
@@ -86,7 +86,7 @@ def _render_heads(result: EvalResult) -> str:
         ]
         for rule, top1 in result.heads.items()
     ]
-    return _render_table(["head rule", "top-1", "95 % interval"], rows)
+    return render_table(["head rule", "top-1", "95 % interval"], rows)
 
 
 def _render_several(results: Sequence[EvalResult]) -> str:
@@ -116,10 +116,10 @@ def _render_several(results: Sequence[EvalResult]) -> str:
                 f"{result.num_images:,}",
             ]
         )
-    return _render_table(columns, rows)
+    return render_table(columns, rows)
 
 
-def _render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table whose first column names the rows; cells are HTML."""
     head = f'<th scope="col">{columns[0]}</th>'
     head += "".join(f'<th scope="col" class="number">{escape(c)}</th>' for c in columns[1:])
@@ -171,7 +171,8 @@ def _format_signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def _render_facts(name: str, facts: Facts) -> str:
+def render_facts(name: str, facts: Facts) -> str:
+    """Return names and values as a list, below a heading if there is a name."""
     lines = "".join(
         f'<div><dt>{escape(key)}</dt><dd dir="auto">{escape(value)}</dd></div>'
         for key, value in facts
@@ -190,7 +191,8 @@ def _render_trained_on(result: EvalResult) -> str:
     )
 
 
-def _render_unreadable(result: EvalResult) -> str:
+def render_unreadable(result: BaseResult) -> str:
+    """Return the images that could not be read, in a fold; empty if there are none."""
     count = len(result.read_errors)
     if not count:
         return ""

@@ -18,8 +18,9 @@ from deitctl.evaluation.metrics import ReliabilityBin
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.subject import EvalSubject
 from deitctl.models.model_config import ModelConfig
-from deitctl.report.build import encode_thumbnail, select_mistakes, select_unsure
+from deitctl.report.build import select_mistakes, select_unsure
 from deitctl.report.contents import OUTSIDE, Contents, Curves, Example, ModelSection
+from deitctl.report.thumbnails import encode_thumbnail
 
 ANIMALS = ("cat", "dog", "owl")
 LABELS = [0, 0, 0, 1, 1, 1, 2, 2]

@@ -21,15 +21,14 @@ from deitctl.models.catalog import load_imagenet_classes
 from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.introspect import describe_layers, pin_img_size
 from deitctl.report.build import (
-    THUMBNAIL_PX,
     build_contents,
-    encode_thumbnail,
     require_report_paths,
     select_mistakes,
     select_unsure,
     write_report,
 )
 from deitctl.report.contents import OUTSIDE
+from deitctl.report.thumbnails import THUMBNAIL_PX, encode_thumbnail
 
 CORRECT = np.array([True, False, True, False, False])
 CONFIDENCES = np.array([0.9, 0.3, 0.2, 0.8, 0.8])

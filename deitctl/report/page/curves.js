@@ -19,7 +19,7 @@ function drawCurves(section, curves) {
       "div",
       { className: "charts" },
       chart({ title: "Loss", xName: "epoch", lines: losses }),
-      chart({ title: "Validation top-1, %", xName: "epoch", lines: accuracies, unit: " %" }),
+      chart({ title: `Validation ${curves.metric}, %`, xName: "epoch", lines: accuracies, unit: " %" }),
       chart({
         title: "Learning rate",
         xName: "epoch",

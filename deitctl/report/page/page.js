@@ -15,34 +15,11 @@ function showModel(model) {
   for (const kind of Object.keys(GALLERIES)) if (section(kind)) draw(section(kind), drawGallery, model, data, kind);
 }
 
-function addThemeButton(button) {
-  const root = document.documentElement;
-  const dark = () =>
-    root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  const label = () => {
-    button.textContent = dark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", `${button.textContent} colors`);
-  };
-  button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    label();
-  });
-  button.hidden = false;
-  label();
-}
-
-addThemeButton(document.getElementById("theme"));
 if (report.models.length > 1) {
   const holder = document.getElementById("models");
   const names = Object.fromEntries(report.models.map((model, n) => [`${n}`, model.name]));
   holder.append(choice("Model", names, "0", (n) => showModel(report.models[n])));
   holder.hidden = false;
 }
-const padScroll = () => {
-  const height = document.querySelector(".bar").offsetHeight;
-  document.documentElement.style.scrollPaddingTop = `${height + 12}px`; // else a link puts its heading below the bar
-};
-addEventListener("resize", padScroll);
-padScroll();
 if (report.curves) draw(document.getElementById("curves"), drawCurves, report.curves);
 showModel(report.models[0]);
