@@ -138,3 +138,67 @@ def test_arguments_reach_timms_models(tmp_path, reporter):
 def test_an_argument_that_timms_model_does_not_have_is_refused(reporter):
     with pytest.raises(ModelError, match="timm cannot build resnet10t: .*embed_dim"):
         build(reporter, ref="resnet10t", shape={"embed_dim": 8})
+
+
+@pytest.mark.parametrize("size", [(32, 64), (16, 144), (48, 16)])
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_other_inputs_are_loaded_with_equal_logits_here_and_in_timm(
+    tmp_path, reporter, size, in_chans
+):
+    import timm
+
+    loaded = build_model(
+        "deit_tiny_distilled",
+        class_names=("a", "b"),
+        img_size=size,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=True,
+        model_args={"depth": 2},
+        in_chans=in_chans,
+        reporter=reporter,
+    )
+    save(loaded, tmp_path / "m")
+    images = torch.randn(2, in_chans, *size)
+    ours = forward_heads(loaded.model.eval(), images)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    torch.testing.assert_close(
+        theirs(images), fuse_heads(ours, "avg-logits"), atol=1e-5, rtol=0
+    )
+    assert tuple(theirs.pretrained_cfg["input_size"]) == (in_chans, *size)
+    again = load_model(str(tmp_path / "m"), reporter=reporter)
+    assert torch.equal(forward_heads(again.model, images).dist, ours.dist)
+    assert again.model_config.preprocessing.hw == size
+
+
+def test_positions_are_resized_between_grids_as_timm_does(tmp_path, reporter):
+    from timm.layers import resample_abs_pos_embed
+
+    from deitctl.models.vit import resize_pos_embed
+
+    positions = torch.randn(1, 1 + 4 * 9, 8)
+    expected = resample_abs_pos_embed(positions, [6, 5], old_size=[4, 9], num_prefix_tokens=1)
+    resized = resize_pos_embed(positions, (6, 5), num_prefix_tokens=1, old_grid=(4, 9))
+    torch.testing.assert_close(resized, expected)
+    loaded = build(reporter, shape={"depth": 1})
+    save(loaded, tmp_path / "m")
+    wide = load_model(str(tmp_path / "m"), img_size=(32, 64), reporter=reporter)
+    assert wide.changes == ("position embeddings are resized to 2x4 patches",)
+
+
+def test_gray_students_start_from_rgb_weights(tmp_path, reporter):
+    save(build(reporter, shape={"depth": 1}), tmp_path / "m")
+    gray = build_model(
+        str(tmp_path / "m"),
+        class_names=("a", "b", "c"),
+        img_size=32,
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=False,
+        in_chans=1,
+        reporter=reporter,
+    )
+    assert gray.changes == ("the first layer's weights for 3 channels are adapted to 1",)
+    assert gray.model_config.preprocessing.mean == (0.449,)
