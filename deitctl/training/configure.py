@@ -57,6 +57,7 @@ from deitctl.training.input_shape import fit_crop_ratio, require_input_shape
 from deitctl.training.objective import check_loss, sums_classes
 from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
 from deitctl.training.schedule import compute_peak_lr
+from deitctl.training.selection import choose_metric
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
@@ -376,6 +377,7 @@ def build_distill_config(
 def check(config: TrainConfig) -> None:
     """Refuse values that would train nothing or something else; raise `ConfigError`."""
     check_ranges(config)
+    choose_metric(config.select, config.task)  # or it raises
     distill = config.distill
     if (
         distill is not None
