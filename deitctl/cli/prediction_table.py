@@ -100,7 +100,7 @@ def _format_class(scored: ScoredClass, width: int, console: Console) -> list[Tex
 
 def _compare(scored: ScoredLabel, console: Console) -> str:
     """Return how a probability compares with its threshold."""
-    if not choose_labels(np.float32(scored.score), np.float32(scored.threshold)):
+    if not choose_labels(np.array([scored.score], np.float32), (scored.threshold,)).all():
         return "<"
     return ">" if console.options.ascii_only else "≥"
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,8 @@ def _trace(network: nn.Module, size: int) -> torch.export.ExportedProgram:
     # be converted to Python scalars"). An ExportedProgram converts, once it is lowered to the ATEN
     # dialect.
     example = torch.zeros(1, 3, size, size)
-    return torch.export.export(network, (example,), strict=True).run_decompositions({})
+    program = torch.export.export(network, (example,), strict=True)
+    return cast(torch.export.ExportedProgram, program.run_decompositions({}))
 
 
 def _convert(program: torch.export.ExportedProgram, size: int, **options: Any) -> Any:

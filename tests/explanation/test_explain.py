@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -355,3 +356,32 @@ def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
         drawings._write_new("cat.gradient", "no bytes")  # whatever ends it in the middle
     assert list((tmp_path / "out").iterdir()) == []
     assert drawings._write_new("cat.gradient", memoryview(b"whole")).read_bytes() == b"whole"
+
+
+def test_of_several_labels_each_is_explained_and_of_an_image_without_the_likeliest_class(
+    distilled: str, photos: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "several"
+    shutil.copytree(distilled, folder)
+    config = json.loads((folder / "config.json").read_text())
+    options = {"model": folder, "output": tmp_path / "drawn"}
+    for thresholds, labels in (([0.0, 1.0, 0.0], {"ant", "cow"}), ([1.0] * 3, None)):
+        config["deitctl"] |= {"task": "multilabel", "thresholds": thresholds}
+        (folder / "config.json").write_text(json.dumps(config))
+        records = list(explain(photos[:2], **options))
+        [prediction] = predict(photos[:1], model=folder, topk=3)
+        first = [record for record in records if record.input == photos[0]]
+        if labels is None:
+            assert [r.class_name for r in first] == [prediction.predictions[0].label]
+            assert first[0].disagree is False
+        else:
+            assert [r.class_name for r in first] == [c.label for c in prediction.labels]
+            assert {c.label for c in prediction.labels} == labels
+            assert len(records) == 4
+            assert len({r.image for r in records}) == 4
+            assert f".{first[0].class_name}.gradient" in str(first[0].image)
+            both = [[t.class_score for t in r.tokens.values()] for r in first]
+            assert all(0 < score < 1 for pair in both for score in pair)
+    [named] = explain(photos[:1], class_name="bee", **options)
+    assert named.class_name == "bee"
+    assert len(list(explain(photos[:1], method="rollout", **options))) == 1
