@@ -10,7 +10,7 @@ import pytest
 from deitctl.errors import DeitctlError
 from deitctl.report.contents import Curves
 from deitctl.report.figures import draw_curves
-from deitctl.report.html import _build_curves
+from deitctl.report.html import build_curves
 from deitctl.training.run_log import MAX_LINE_BYTES, parse_record, read_records
 from deitctl.training.trend import judge_trend
 
@@ -136,7 +136,7 @@ def test_records_that_lack_what_others_have_are_drawn_and_judged(tmp_path):
     ]
     steps, epochs = ([parse_record(dump(r)) for r in part] for part in (steps, epochs))
     draw_curves(tmp_path / "curves.png", steps, epochs, teacher_top1=None, title="run")
-    drawn = _build_curves(Curves(run="run", steps=steps, epochs=epochs))
+    drawn = build_curves(Curves(run="run", steps=steps, epochs=epochs))
     assert drawn["losses"] == {"loss": [2.5, None, None]}
     assert drawn["top1"]["class head"] == [50.0, None, None]
     assert drawn["at"] == [10 / 11, 0.0, 30 / 11]
