@@ -39,8 +39,9 @@ from PIL import Image
 # from the hub: "hf-hub:OWNER/NAME"
 model = timm.create_model("local-dir:PATH", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
 with torch.no_grad():
-    logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
+    logits = model(transform(Image.open("image.jpg").convert(mode))[None])
 names = model.pretrained_cfg.get("label_names", range(model.num_classes))
 """
 TIMM_USAGE = f"""\

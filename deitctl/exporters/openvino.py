@@ -33,12 +33,13 @@ folder = "PATH"
 core = openvino.Core()
 model = core.read_model(f"{folder}/model.xml")
 metadata = lambda key: json.loads(model.get_rt_info(["deitctl", key]).value)
-size = metadata("preprocessing")["img_size"]
+preprocessing = metadata("preprocessing")
+size = numpy.broadcast_to(preprocessing["img_size"], 2)  # height, width
 # without the hint a CPU that has bf16 computes in it
 network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 # better: resized and cropped as under Preprocessing
-image = Image.open("image.jpg").convert("RGB").resize((size, size))
-outputs = network(numpy.asarray(image)[None])
+image = Image.open("image.jpg").convert(preprocessing["channels"]).resize(size[::-1])
+outputs = network(numpy.asarray(image).reshape(1, *size, -1))
 probabilities = outputs["probabilities"][0]
 """
 USAGE = f"""\
