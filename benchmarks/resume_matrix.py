@@ -10,6 +10,7 @@ Prints a line a row, and exits with 1 if a file differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -120,12 +121,25 @@ def read_step(run: Path) -> int:
         return -1
 
 
+def list_children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and theirs."""
+    try:
+        direct = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [p for child in direct for p in (*list_children(child), child)]
+
+
 def kill_after(process: subprocess.Popen[bytes], run: Path, step: int) -> int:
     """Kill a command and its processes once its checkpoint is of a step or later; return that step."""
     while process.poll() is None and read_step(run) < step:
         time.sleep(0.02)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in (
+        *list_children(process.pid),
+        process.pid,
+    ):  # torchrun's are in sessions of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
     return read_step(run)
 
