@@ -317,7 +317,7 @@ class Recipe:
         int,
         Option(
             "Channels of the input: 1 of gray, 3 of RGB; 0: the model's own.",
-            OPTIMIZATION,
+            EVERYDAY,
             RECIPE,
             ge=0,
             le=3,

@@ -114,6 +114,7 @@ def test_keywords_of_training_are_the_settings() -> None:
     """What is not declared in the configuration is an argument of the function alone."""
     keywords = {s.keyword for s in list_settings() if s.option.panel}
     own = {"data", "recipe", "resume", "more_epochs", "config", "reporter", "overrides"}
+    own |= set(api.FUNCTIONS)
     assert inspect.signature(deitctl.train).parameters.keys() - own <= keywords
     assert inspect.signature(deitctl.distill).parameters.keys() - own - {"student"} <= keywords
 

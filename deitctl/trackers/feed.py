@@ -182,7 +182,7 @@ def open_feed(
         except Exception as error:  # of a package, of many kinds: no server, no login, a full disk
             raise DeitctlError(
                 f"--log {name} cannot begin: {_describe(error)}.",
-                f"Mend that, or leave --log {name} out.",
+                f"Repair that, or leave --log {name} out.",
             ) from error
         lanes.append(_Lane(name, tracker, DaemonThreads(1)))
     feed = TrackerFeed(lanes, reporter)

@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 import deitctl
+from deitctl import api
 from deitctl import settings as settings_module
 from deitctl.cli import completion
 from deitctl.cli.app import app, run_commands
@@ -116,7 +117,7 @@ OWN_OPTIONS = {
     "runs": {"compare"},
 }
 """Options of a command that stand for another function, or for what it prints."""
-API_ONLY = {"reporter", "overrides", "stdin", "keep_pixels", "command"}
+API_ONLY = {"reporter", "overrides", "stdin", "keep_pixels", "command", *api.FUNCTIONS}
 
 
 @pytest.mark.parametrize("command", FUNCTIONS)
