@@ -69,28 +69,32 @@ def evaluate_models(
             model's, or with `stop` an image that cannot be read.
         ModelError: no such model.
     """
-    asked, reporter = EvalOptions(**options), reporter or SilentReporter()
+    eval_options, reporter = EvalOptions(**options), reporter or SilentReporter()
     own = data if is_run(data) else DEFAULT_MODEL
     models = list(dict.fromkeys(model or own for model in models))
     protocols = list(dict.fromkeys(protocols))
-    check_options(models, protocols, asked)
-    real = read_real_labels(expand_home(asked.real_labels)) if asked.real_labels else None
+    check_options(models, protocols, eval_options)
+    real = (
+        read_real_labels(expand_home(eval_options.real_labels))
+        if eval_options.real_labels
+        else None
+    )
     images = choose_images(
         data,
-        [asked.weights] if asked.weights else models,
-        asked.split,
-        image_folder=asked.image_folder,
-        task=asked.task,
+        [eval_options.weights] if eval_options.weights else models,
+        eval_options.split,
+        image_folder=eval_options.image_folder,
+        task=eval_options.task,
         reporter=reporter,
     )
-    device = choose_eval_device(models, asked.device, asked.precision)
+    device = choose_eval_device(models, eval_options.device, eval_options.precision)
     device.tune_malloc()
-    subjects = _load_subjects(models, protocols, images, real, device, asked, reporter)
-    note_unknown_training(subjects, images, asked.weights, reporter)
-    results = _run_pass(subjects, device, real, asked, reporter)
-    evaluations = _name_results(results, models, protocols, images, asked.weights)
+    subjects = _load_subjects(models, protocols, images, real, device, eval_options, reporter)
+    note_unknown_training(subjects, images, eval_options.weights, reporter)
+    results = _run_pass(subjects, device, real, eval_options, reporter)
+    evaluations = _name_results(results, models, protocols, images, eval_options.weights)
     if is_main_process():
-        _write_what_is_asked(evaluations, asked, reporter)
+        _write_outputs(evaluations, eval_options, reporter)
     return EvalResults(
         data=images.data,
         evaluations=evaluations,
@@ -192,9 +196,7 @@ def _compare(results: Sequence[Result]) -> list[Any]:
     return list(compare_with_first([r for r in results if isinstance(r, EvalResult)]))
 
 
-def _write_what_is_asked(
-    evaluations: Sequence[Result], options: EvalOptions, reporter: Reporter
-) -> None:
+def _write_outputs(evaluations: Sequence[Result], options: EvalOptions, reporter: Reporter) -> None:
     """Write the predictions, and store what was fitted with the model."""
     first = evaluations[0]
     if options.predictions:

@@ -152,7 +152,7 @@ def fit_thresholds(
         pooled: threshold of a class that none of the images has, see `fit_pooled_threshold`.
         keep: which images to fit to, [N]; None: all.
     """
-    # In fp32, as `choose_labels` compares: what is one number there cannot be told apart.
+    # In fp32, as `choose_labels` compares: what is one number there is one score.
     ranked = ranking.scores.astype(np.float32)
     counted = np.ones(ranking.labels.shape, np.bool_) if keep is None else keep[ranking.order]
     labels = ranking.labels & counted

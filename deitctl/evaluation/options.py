@@ -1,4 +1,4 @@
-"""What an evaluation can be asked for, and what does not go together."""
+"""The options of an evaluation, and which do not go together."""
 
 from __future__ import annotations
 

@@ -238,6 +238,7 @@ def _build_bins(bins: Sequence[ReliabilityBin]) -> list[list[float]]:
 
 
 def build_curves(curves: Curves) -> dict[str, Any]:
+    """Return what the curves of a run are drawn from, as JSON values."""
     # A regular part rather than averages: what is drawn was logged. The page states it.
     every = max(1, math.ceil(len(curves.steps) / MAX_CURVE_POINTS))
     steps, epochs = curves.steps[::every], curves.epochs

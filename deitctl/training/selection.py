@@ -1,4 +1,4 @@
-"""By which metric a run's best weights are selected, and how its metrics are logged and said."""
+"""By which metric a run's best weights are selected, and how its metrics are logged and described."""
 
 from __future__ import annotations
 
