@@ -273,6 +273,7 @@ def _round(value: Any) -> Any:
 
 
 def to_data_uri(image: bytes) -> str:
+    """Return an encoded image as an address that holds it."""
     kind = "png" if image.startswith(b"\x89PNG") else "webp" if image[8:12] == b"WEBP" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 

@@ -93,5 +93,5 @@ def _build_image(result: MultilabelResult, row: int, thumbnail: bytes) -> HardIm
         loss=float(result.losses[row]),
         missed=list_classes(labels & ~preds),
         wrong=list_classes(preds & ~labels),
-        found=list_classes(labels & preds),
+        hits=list_classes(labels & preds),
     )

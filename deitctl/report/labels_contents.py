@@ -28,7 +28,7 @@ class HardImage:
     """Its labels that are not predicted, with their probabilities."""
     wrong: Sequence[tuple[str, float]]
     """Predicted classes that it has not."""
-    found: Sequence[tuple[str, float]]
+    hits: Sequence[tuple[str, float]]
     """Its labels that are predicted."""
 
 

@@ -73,7 +73,7 @@ def _build_image(image: HardImage) -> dict[str, Any]:
         "loss": image.loss,
         "missed": [list(pair) for pair in image.missed],
         "wrong": [list(pair) for pair in image.wrong],
-        "found": [list(pair) for pair in image.found],
+        "hits": [list(pair) for pair in image.hits],
     }
 
 

@@ -133,7 +133,7 @@ function drawHardImages(section, model) {
         el(
           "ol",
           { className: "guesses" },
-          image.found.map(item("✓", "correct")),
+          image.hits.map(item("✓", "correct")),
           image.missed.map(item("−", "wrong")),
           image.wrong.map(item("+", "wrong")),
         ),
