@@ -186,8 +186,8 @@ def main() -> int:
     table = write_multilabel(arguments.output / "pairs")
     rows = [*ROWS]
     rows += [
-        Row("several labels, wsd", ("--sched", "wsd"), data=str(table)),
-        Row("2 processes, several labels", ("--opt", "lamb"), processes=2, data=str(table)),
+        Row("several labels, wsd", ("--sched", "wsd", "--no-pretrained"), data=str(table)),
+        Row("2 processes, several labels", ("--opt", "lamb", "--no-pretrained"), 2, str(table)),
     ]
     draws = random.Random(arguments.seed)
     alike = [
