@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.errors import DeitctlError
     from deitctl.events import Reporter, SilentReporter
+    from deitctl.evaluation.multilabel_result import MultilabelResult
+    from deitctl.evaluation.result import EvalResult
     from deitctl.explanation.explain import explain
     from deitctl.exporters.export import export
     from deitctl.exporters.verify import verify_export as verify
@@ -51,6 +53,7 @@ _MODULES = {
     "compare_runs": "deitctl.sweeps.run_list",
     "DeitctlError": "deitctl.errors",
     "distill": "deitctl.api",
+    "EvalResult": "deitctl.evaluation.result",
     "evaluate": "deitctl.api",
     "evaluate_models": "deitctl.api",
     "explain": "deitctl.explanation.explain",
@@ -58,6 +61,7 @@ _MODULES = {
     "forward_heads": "deitctl.models.heads",
     "list_runs": "deitctl.sweeps.run_list",
     "load": "deitctl.inference.classifier",
+    "MultilabelResult": "deitctl.evaluation.multilabel_result",
     "pack": "deitctl.packing.pack",
     "plan": "deitctl.api",
     "predict": "deitctl.inference.classifier",
@@ -75,6 +79,8 @@ _MODULES = {
 __all__ = [
     "CallableTeacher",
     "DeitctlError",
+    "EvalResult",
+    "MultilabelResult",
     "Preprocessing",
     "Reporter",
     "SilentReporter",

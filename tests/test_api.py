@@ -29,10 +29,11 @@ import deitctl
 
 settings: dict[str, Any] = {"augment.mixup": 0.2}
 result = deitctl.train("photos/", model="deit_tiny", epochs=3, **settings)
-accuracy: float = result.best.top1
+accuracy: float = result.best.score
 run: Path = result.run
 student = deitctl.distill(data=Path("photos"), teacher="regnety_160", mode="soft", tau=2.0)
 scores = deitctl.evaluate("photos/", model=student.run)
+assert isinstance(scores, deitctl.EvalResult)  # of one label an image
 interval: float = scores.top1_interval.lower
 for prediction in deitctl.predict(["a.jpg", Path("b.jpg")], model=run, topk=3):
     label: str = prediction.predictions[0].label
@@ -41,7 +42,7 @@ best = model.predict("cat.jpg").predictions[0].score
 steps: int = deitctl.plan("photos/").num_steps
 folds = deitctl.train("photos/", folds=5, group_by="patient")
 mean: float = folds.metrics["top1"].mean
-second: float = deitctl.distill("photos/", teacher="regnety_160", folds=5, fold=2).best.top1
+second: float = deitctl.distill("photos/", teacher="regnety_160", folds=5, fold=2).best.score
 reveal_type(deitctl.train)
 """
 MISTAKES = {
