@@ -46,8 +46,8 @@ second: float = deitctl.distill("photos/", teacher="regnety_160", folds=5, fold=
 reveal_type(deitctl.train)
 """
 MISTAKES = {
-    'deitctl.train("photos/", epochs="ten")': "incompatible type",
-    'deitctl.distill(mode="harder")': "incompatible type",
+    'deitctl.train("photos/", epochs="ten")': 'No overload variant of "train" matches',
+    'deitctl.distill(mode="harder")': 'No overload variant of "distill" matches',
     'deitctl.export("runs/x", too="onnx")': "Unexpected keyword argument",
     "deitctl.train().accuracy": 'has no attribute "accuracy"',
     "deitctl.tran()": "has no attribute",

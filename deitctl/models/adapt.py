@@ -30,11 +30,11 @@ def adapt_shape(
     """
     adapted, changes = dict(state), list[str]()
     for name in ("embed_dim", "hidden_dim", "qkv_bias", "layer_scale"):
-        own, wanted = getattr(source, name), getattr(target, name)
-        if own != wanted:
+        own, required = getattr(source, name), getattr(target, name)
+        if own != required:
             short = "mlp_ratio" if name == "hidden_dim" else name
             raise ModelError(
-                f"{where} has {name} = {own}, and a model of {wanted} cannot start from it.",
+                f"{where} has {name} = {own}, and a model of {required} cannot start from it.",
                 f"Leave model.{short} out, or --no-pretrained trains from scratch.",
             )
     if target.depth > source.depth:
@@ -43,11 +43,11 @@ def adapt_shape(
             "Lower model.depth, or --no-pretrained trains from scratch.",
         )
     if target.depth < source.depth:
-        kept = {f"blocks.{block}." for block in range(target.depth)}
+        prefixes = {f"blocks.{block}." for block in range(target.depth)}
         adapted = {
             name: value
             for name, value in adapted.items()
-            if not name.startswith("blocks.") or f"blocks.{name.split('.')[1]}." in kept
+            if not name.startswith("blocks.") or f"blocks.{name.split('.')[1]}." in prefixes
         }
         changes.append(f"the first {target.depth} of the weights' {source.depth} blocks are kept")
     if target.patch_size != source.patch_size:

@@ -214,9 +214,9 @@ def _adapt_first_conv(
     layers = cfg.get("first_conv") or ()
     adapted = dict(state)
     for name in (layers,) if isinstance(layers, str) else layers:
-        stored, wanted = state.get(f"{name}.weight"), own.get(f"{name}.weight")
-        if stored is not None and wanted is not None and stored.ndim == wanted.ndim == 4:
-            adapted[f"{name}.weight"] = adapt_input_conv(stored, wanted.shape[1])
+        stored, target = state.get(f"{name}.weight"), own.get(f"{name}.weight")
+        if stored is not None and target is not None and stored.ndim == target.ndim == 4:
+            adapted[f"{name}.weight"] = adapt_input_conv(stored, target.shape[1])
     return adapted
 
 
