@@ -30,7 +30,7 @@ from deitctl.events import Reporter
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import ModelConfig
 from deitctl.training.losses import make_targets, smooth_binary_labels, smooth_labels
-from deitctl.training.objective import BinaryLoss, TaskLoss
+from deitctl.training.objective import BinaryLoss, CrossEntropy, TaskLoss, uses_sigmoids
 
 MAX_IMAGES = 5_000
 """Images that heads are fitted to; more change little, and would cost part of an epoch."""
@@ -90,17 +90,52 @@ def fit_new_heads(
         return None
     count = len(dataset.labels)
     chosen = rng.generator(seed, "head-init").permutation(count)[:MAX_IMAGES]
-    images = select(dataset, np.sort(chosen))
-    eval_model = EvalModel(
-        model=model.eval(),
-        preprocessing=model_config.preprocessing,
-        rows=tuple(range(model_config.num_classes)),
-        head=model_config.head,
+    inputs_of, labels = _compute_features(
+        EvalModel(
+            model=model.eval(),
+            preprocessing=model_config.preprocessing,
+            rows=tuple(range(model_config.num_classes)),
+            head=model_config.head,
+        ),
+        heads,
+        select(dataset, np.sort(chosen)),
+        device=device,
+        workers=workers,
+        reporter=reporter,
+        pause=pause,
     )
-    labels: list[Tensor] = []
+    if len(labels) < 2:
+        return None
+    is_finite = torch.stack([inputs.isfinite().all(1) for inputs in inputs_of]).all(0)
+    if not is_finite.all():
+        reporter.warn(
+            f"The new head is not fitted, and starts from random weights: {model_config.architecture} in "
+            f"{device.precision} gives {int((~is_finite).sum())} of {len(is_finite)} images features that are "
+            "not finite. Try --precision fp32, or other weights."
+        )
+        return None
+    scores = [
+        _fit_head(head, inputs, labels, task_loss)
+        for head, inputs in zip(heads, inputs_of, strict=True)
+    ]
+    return scores[0]
+
+
+def _compute_features(
+    eval_model: EvalModel,
+    heads: Sequence[nn.Linear],
+    images: ImageDataset,
+    *,
+    device: Device,
+    workers: int,
+    reporter: Reporter,
+    pause: Callable[[], None],
+) -> tuple[list[Tensor], Tensor]:
+    """Return what each head sees of the images that can be read, [N,D], and their labels."""
+    labels: list[Tensor] = [torch.from_numpy(images.labels[:0])]
     batches = build_eval_loader(
         images,
-        [model_config.preprocessing],
+        [eval_model.preprocessing],
         batch_size=BATCH_SIZE,
         workers=workers,
         pin_memory=device.pins_memory,
@@ -118,34 +153,25 @@ def fit_new_heads(
                 eval_model.forward_in_pieces(device.to_device(batch.images[0]), device)
                 labels.append(batch.labels)
             task.advance(len(batch.indices) + len(batch.errors))
-    if sum(map(len, labels)) < 2:
-        return None
-    inputs_of = [torch.cat(inputs) for inputs in features]
-    is_finite = torch.stack([inputs.isfinite().all(1) for inputs in inputs_of]).all(0)
-    if not is_finite.all():
-        reporter.warn(
-            f"The new head is not fitted, and starts from random weights: {model_config.architecture} in "
-            f"{device.precision} gives {int((~is_finite).sum())} of {len(is_finite)} images features that are "
-            "not finite. Try --precision fp32, or other weights."
-        )
-        return None
-    scores, smoothing = [], getattr(task_loss, "smoothing", 0.0)
-    adjustment = getattr(task_loss, "adjustment", None)
-    for head, inputs in zip(heads, inputs_of, strict=True):
-        fitted = fit_ridge(
-            inputs,
-            torch.cat(labels),
-            model_config.num_classes,
-            smoothing=smoothing,
-            has_sigmoid=isinstance(task_loss, BinaryLoss),
-        )
-        with torch.no_grad():
-            head.weight.copy_(fitted.weight)
-            if head.bias is not None:
-                bias = fitted.bias if adjustment is None else fitted.bias - adjustment.cpu()
-                head.bias.copy_(bias)
-        scores.append(fitted.loo_score)
-    return scores[0]
+    return [torch.cat(inputs) for inputs in features if inputs], torch.cat(labels)
+
+
+@torch.no_grad()
+def _fit_head(head: nn.Linear, features: Tensor, labels: Tensor, task_loss: TaskLoss) -> float:
+    """Set a head by ridge regression for a loss; return its `RidgeHead.loo_score`."""
+    is_own = not isinstance(task_loss, CrossEntropy | BinaryLoss)
+    fitted = fit_ridge(
+        features,
+        labels,
+        head.out_features,
+        smoothing=0.0 if is_own else task_loss.smoothing,
+        has_sigmoid=uses_sigmoids(task_loss, is_multilabel=labels.ndim == 2),
+    )
+    head.weight.copy_(fitted.weight)
+    if head.bias is not None:
+        adjustment = task_loss.adjustment if isinstance(task_loss, CrossEntropy) else None
+        head.bias.copy_(fitted.bias if adjustment is None else fitted.bias - adjustment.cpu())
+    return fitted.loo_score
 
 
 @contextmanager

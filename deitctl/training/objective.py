@@ -7,7 +7,7 @@ formulas.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -181,10 +181,24 @@ class Distillation:
         return soft_distillation(logits, targets, tau=config.tau, reduction=config.reduction)
 
 
-def find_task_loss(objective: Objective) -> TaskLoss:
-    """Return the loss by which an objective learns the true labels; of one that names none, cross-entropy."""
-    task_loss: TaskLoss = getattr(objective, "task_loss", CrossEntropy())
+UNNAMED_LOSS = CrossEntropy()
+"""Of an objective that names no task loss; see `find_task_loss`."""
+
+
+def find_task_loss(objective: Objective, *, is_multilabel: bool = False) -> TaskLoss:
+    """Return the loss by which an objective learns the true labels; of one that names none, the usual
+    one of such labels."""
+    task_loss: TaskLoss = getattr(objective, "task_loss", UNNAMED_LOSS)
+    if task_loss is UNNAMED_LOSS and is_multilabel:
+        return BinaryLoss(is_multilabel=True, bce=BceConfig())
     return task_loss
+
+
+def uses_sigmoids(task_loss: TaskLoss, *, is_multilabel: bool) -> bool:
+    """Return whether a loss is of each class by itself, as a caller's own is of several labels."""
+    return isinstance(task_loss, BinaryLoss) or (
+        is_multilabel and not isinstance(task_loss, CrossEntropy)
+    )
 
 
 def estimate_guess_loss(
@@ -198,8 +212,26 @@ def estimate_guess_loss(
         device: None: the CPU.
     """
     total = counts.num_images if counts.is_multilabel else counts.counts.sum()
-    labels = _place((counts.counts / total)[None], device)
-    return float(task_loss(torch.zeros_like(labels), labels, smooth=True))
+    shares = _place((counts.counts / total)[None], device)
+    logits = torch.zeros_like(shares)
+    if not counts.is_multilabel:
+        if isinstance(task_loss, BinaryLoss) and task_loss.bce.target_thresh >= 0:
+            # Which makes hard labels of an image's, but of shares none.
+            task_loss = replace(task_loss, bce=replace(task_loss.bce, target_thresh=-1.0))
+            return float(task_loss(logits, shares, smooth=False))
+        return float(task_loss(logits, shares, smooth=True))
+    # An image has a class or not: a loss that is focused on hard images is another for a share.
+    present, absent = torch.ones_like(shares), torch.zeros_like(shares)
+    if not isinstance(task_loss, BinaryLoss):
+        share = float(shares.mean())
+        with_all, with_none = (float(task_loss(logits, y, smooth=True)) for y in (present, absent))
+        return share * with_all + (1 - share) * with_none
+    weights = present[0] if task_loss.class_weights is None else task_loss.class_weights
+    parts = ((shares[0], present), (1 - shares[0], absent))
+    return sum(
+        float(replace(task_loss, class_weights=weights * share)(logits, labels, smooth=True))
+        for share, labels in parts
+    )
 
 
 def adjust_logits(logits: Tensor, adjustment: Tensor | None) -> Tensor:
@@ -343,7 +375,7 @@ def report_loss(config: TrainConfig, counts: ClassCounts, reporter: Reporter) ->
         for name, is_on in (
             ("class weights", weights is not None),
             ("logit adjustment", bool(recipe.logit_adjustment)),
-            ("balanced sampling", getattr(recipe, "sampling", "uniform") == "balanced"),
+            ("balanced sampling", recipe.sampling == "balanced"),
         )
         if is_on
     ]

@@ -66,7 +66,7 @@ class Trainer:
         self.monitor = LossMonitor(
             self.state.progress,
             estimate_guess_loss(
-                find_task_loss(self.context.objective),
+                find_task_loss(self.context.objective, is_multilabel=setup.train.is_multilabel),
                 ClassCounts.of(setup.train),
                 self.device.torch_device,
             ),
@@ -184,7 +184,9 @@ class Trainer:
                 state.model,
                 setup.model_config,
                 setup.train,
-                task_loss=find_task_loss(self.context.objective),
+                task_loss=find_task_loss(
+                    self.context.objective, is_multilabel=setup.train.is_multilabel
+                ),
                 seed=self.config.seed,
                 device=self.device,
                 workers=setup.workers,

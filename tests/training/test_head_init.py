@@ -11,7 +11,8 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
-from deitctl.data.dataset import ImageDataset
+from deitctl.config import BceConfig
+from deitctl.data.dataset import ImageDataset, Subset
 from deitctl.device import choose_device
 from deitctl.evaluation.multilabel import average_precision, mean_average_precision, rank
 from deitctl.events import SilentReporter
@@ -19,7 +20,7 @@ from deitctl.models.catalog import find
 from deitctl.models.vit import VisionTransformer
 from deitctl.training import head_init
 from deitctl.training.head_init import fit_new_heads, fit_ridge, fit_sigmoids
-from deitctl.training.objective import CrossEntropy
+from deitctl.training.objective import BinaryLoss, CrossEntropy
 
 Pair = tuple[ImageDataset, ImageDataset]
 
@@ -192,3 +193,27 @@ def test_a_head_that_the_loss_adjusts_starts_with_the_adjustment_taken_off(deit,
         )
         biases.append(model.head.bias.detach().clone())
     torch.testing.assert_close(biases[0] - biases[1], torch.arange(10.0))
+
+
+def test_a_head_for_a_callers_loss_of_several_labels_is_one_of_sigmoids(deit, little):
+    """As that for binary cross-entropy, though the loss says nothing of itself; of one label a softmax's."""
+    model, arch = deit(classes=10), find("deit_tiny")
+    config = replace(arch.to_model_config().at_size(32), num_classes=10)
+    train = little[0]
+    several = Subset(train, np.arange(60), np.eye(10, dtype=bool)[train.labels], train.class_names)
+    losses = (BinaryLoss(True, BceConfig()), lambda logits, labels, *, smooth: logits.sum())
+    for images, is_equal in ((several, True), (train, False)):
+        weights = []
+        for task_loss in losses:
+            fit_new_heads(
+                model,
+                config,
+                images,
+                task_loss=task_loss,
+                seed=0,
+                device=choose_device("cpu", "fp32"),
+                workers=0,
+                reporter=SilentReporter(),
+            )
+            weights.append(model.head.weight.detach().clone())
+        assert torch.equal(*weights) == is_equal

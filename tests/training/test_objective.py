@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deitctl.config import DistillConfig, TrainConfig
+from deitctl.config import BceConfig, DistillConfig, TrainConfig
 from deitctl.distillation.targets import teacher_targets
 from deitctl.errors import ConfigError
 from deitctl.recipes import SMALL
 from deitctl.settings import override
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.extensions import guard_objective
 from deitctl.training.losses import make_targets
 from deitctl.training.objective import (
     BinaryLoss,
@@ -24,7 +25,9 @@ from deitctl.training.objective import (
     Supervised,
     build_objective,
     estimate_guess_loss,
+    find_task_loss,
     report_loss,
+    uses_sigmoids,
 )
 
 TAU = {"hard": 1.0, "soft": 3.0}
@@ -273,6 +276,9 @@ def test_two_remedies_for_one_thing_are_warned_of(reporter):
     assert len(reporter.notes) == 2
     (warning,) = reporter.warnings
     assert "class weights and logit adjustment each make up for rare classes" in warning
+    recipe = override(SMALL, {"class_weights": "inverse", "sampling": "balanced"})
+    report_loss(TrainConfig(model="m", data="d", recipe=recipe), UNEVEN, reporter)
+    assert "class weights and balanced sampling each make up" in reporter.warnings[-1]
 
 
 def test_a_usual_training_has_nothing_to_say_of_its_loss(reporter):
@@ -293,3 +299,52 @@ def test_a_usual_training_has_nothing_to_say_of_its_loss(reporter):
 def test_the_loss_of_a_guess_is_that_of_even_probabilities(counts, settings, expected):
     loss = objective_of(counts, **settings).task_loss
     assert estimate_guess_loss(loss, counts) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weigh"),
+    [
+        ({}, lambda share: (1, 1)),
+        ({"class_weights": "inverse", "class_weight_power": 1.0}, lambda share: (1 / share,) * 2),
+        ({"class_weights": "neg_pos"}, lambda share: ((1 - share) / share, 1)),
+    ],
+)
+def test_the_asymmetric_loss_of_a_guess_is_that_of_images_that_have_a_class_or_not(settings, weigh):
+    """At p = 1/2: -log(1/2) 1/2^1 of an image that has it, -log(0.55) 0.45^4 of one that has not."""
+    task_loss = objective_of(SEVERAL, loss="asl", smoothing=0.0, **settings).task_loss
+    shares = (SEVERAL.counts / SEVERAL.num_images).tolist()
+    weights = [weigh(share) for share in shares]
+    mean = sum(w for w, _ in weights) / len(weights) if "class_weight_power" in settings else 1
+    with_it, without = -math.log(0.5) * 0.5, -math.log(0.55) * 0.45**4
+    expected = sum(
+        (of_positive * share * with_it + of_negative * (1 - share) * without) / mean
+        for share, (of_positive, of_negative) in zip(shares, weights, strict=True)
+    )
+    assert estimate_guess_loss(task_loss, SEVERAL) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_a_guess_keeps_its_positives_where_labels_have_a_threshold():
+    task_loss = objective_of(UNEVEN, loss="bce", class_weights="neg_pos").task_loss
+    hard = replace(task_loss, bce=BceConfig(target_thresh=0.5))
+    plain = replace(task_loss, smoothing=0.0)
+    assert estimate_guess_loss(hard, UNEVEN) == estimate_guess_loss(plain, UNEVEN)
+
+
+def focus(logits, labels, *, smooth):
+    """A loss of a caller's."""
+    return 3 * (labels - logits.sigmoid()).abs().pow(3).mean()
+
+
+def test_an_objective_that_names_no_loss_is_taken_for_that_of_its_labels():
+    def own(student, batch): ...
+
+    assert find_task_loss(own) == CrossEntropy()
+    several = find_task_loss(own, is_multilabel=True)
+    assert several == BinaryLoss(True, BceConfig())
+    assert find_task_loss(guard_objective(own), is_multilabel=True) == several
+    own.task_loss = focus
+    assert find_task_loss(guard_objective(own), is_multilabel=True) is focus
+    assert estimate_guess_loss(focus, SEVERAL) == pytest.approx(3 / 8)
+    assert uses_sigmoids(focus, is_multilabel=True)
+    assert not uses_sigmoids(focus, is_multilabel=False)
+    assert not uses_sigmoids(CrossEntropy(), is_multilabel=True)
