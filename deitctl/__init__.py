@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from deitctl.checks.check import check
     from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.errors import DeitctlError
-    from deitctl.events import Reporter, SilentReporter
     from deitctl.evaluation.multilabel_result import MultilabelResult
     from deitctl.evaluation.result import EvalResult
+    from deitctl.events import Reporter, SilentReporter
     from deitctl.explanation.explain import explain
     from deitctl.exporters.export import export
     from deitctl.exporters.verify import verify_export as verify

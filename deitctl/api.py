@@ -48,6 +48,8 @@ Data = Union[str, Path, "TorchDataset[Any]", tuple["TorchDataset[Any]", "TorchDa
 F = TypeVar("F", bound=Callable[..., Any])
 FUNCTIONS = ("objective", "augmentation", "callbacks")
 """Keywords of training that are functions of the caller's, see `Extensions`."""
+OF_NAMED_DATA = ("task", "group_by", "folds", "fold", "image_folder", "value_range")
+"""Settings that say how data is read which the settings name."""
 NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
 """Keywords of training that say what to do, and nothing about a run."""
 
@@ -289,14 +291,19 @@ def replay(
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    objective: Objective | None = None,
+    augmentation: Augmentation | None = None,
     reporter: Reporter | None = None,
 ) -> Replay:
-    """Repeat the step of RUN/incidents/STEP on any device and in any precision."""
+    """Repeat the step of RUN/incidents/STEP on any device and in any precision; with the run's own functions, if
+    it had any."""
     from deitctl.training import replay as package
+    from deitctl.training.extensions import Extensions
 
     machine = {"workers": workers, "device": device, "precision": precision}
     chosen = {name: value for name, value in machine.items() if value is not None}
-    return package.replay(Path(record), settings=chosen, reporter=reporter)
+    extensions = Extensions(objective=objective, augmentation=augmentation)
+    return package.replay(Path(record), settings=chosen, extensions=extensions, reporter=reporter)
 
 
 def cache_teacher(
@@ -433,6 +440,11 @@ def sweep(
     if len(teachers) == 1:
         settings["teacher"] = teachers[0]
     request = _collect({"data": data, "reporter": reporter, **settings})
+    if request.data is not None or request.extensions.name_all() or request.extensions.callbacks:
+        raise ConfigError(
+            "A sweep's runs are processes of their own, which a program cannot pass objects to.",
+            "Call deitctl.train for each run.",
+        )
     if request.auto_batch_size:
         raise ConfigError(
             "--batch-size auto may choose another size for every run of a sweep.", "Name a number."
@@ -647,12 +659,25 @@ def _take_objects(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Ex
     """Take out what is no setting but a caller's object: data sets and functions.
 
     In their place are the names by which the run knows them.
+
+    Raises:
+        ConfigError: an object that cannot be what its keyword says.
     """
     from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.training.extensions import Extensions
 
     rest = {key: value for key, value in arguments.items() if key not in FUNCTIONS}
     functions = {key: arguments[key] for key in FUNCTIONS if arguments.get(key) is not None}
+    for key in ("objective", "augmentation"):
+        if key in functions and not callable(functions[key]):
+            raise ConfigError(f"{key} = {functions[key]!r:.80} is no function.")
+    callbacks = functions.get("callbacks", ())
+    if not isinstance(callbacks, Sequence) or not all(
+        callable(getattr(callback, "on_epoch_end", None)) for callback in callbacks
+    ):
+        raise ConfigError(
+            f"callbacks = {callbacks!r:.80} is no list of objects with on_epoch_end(metrics)."
+        )
     data, teacher = rest.get("data"), rest.get("teacher")
     if isinstance(data, str | Path | None):
         data = None
@@ -764,12 +789,25 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
 
 
 def _open_objects(request: _Request) -> tuple[_Request, Datasets | None]:
-    """Open the caller's data sets, if it has passed any, and name them in the settings."""
+    """Open the caller's data sets, if it has passed any, and name them in the settings.
+
+    Raises:
+        ConfigError: settings of data that is named.
+    """
     from deitctl.data.readers.torch_dataset import open_for_training
+    from deitctl.settings import read_toml
 
     if request.data is None:
         return request, None
-    seed = int((request.settings | request.overrides).get("split_seed", 0))
+    named = request.settings | request.overrides
+    if others := [name for name in OF_NAMED_DATA if named.get(name) not in (None, "", "auto", 0)]:
+        raise ConfigError(
+            f"{others[0]} is a setting of data that is named, and a data set was passed.",
+            "Split, group and label the images in the data set.",
+        )
+    if request.resume not in ("", AUTO):
+        named = read_toml(Path(request.resume) / "run.toml") | named
+    seed = convert(named.get("split_seed", 0), int, "split_seed")
     name, train, val = open_for_training(request.data, seed=seed, reporter=request.reporter)
     return replace(request, settings=request.settings | {"data": name}), (train, val)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from deitctl import rng
+from deitctl.data.own_functions import name_function
 from deitctl.errors import DeitctlError, ExtensionError
 
 
@@ -53,24 +52,3 @@ def apply_augmentation(
             "It keeps both.",
         )
     return augmented
-
-
-def name_function(function: object) -> str:
-    """Return the name of a caller's function or of an object's class, with its module."""
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def identify_function(function: object) -> str:
-    """Return a string that changes with a function's name, its source, and its object's attributes.
-
-    What it calls or reads elsewhere is not seen.
-    """
-    code = function if inspect.isroutine(function) else type(function)
-    try:
-        source = inspect.getsource(code)
-    except (OSError, TypeError):  # typed into an interpreter
-        source = ""
-    attributes = "" if code is function else repr(sorted(vars(function).items()))
-    digest = hashlib.sha256(f"{source}\x1f{attributes}".encode()).hexdigest()[:16]
-    return f"{name_function(function)} {digest}"

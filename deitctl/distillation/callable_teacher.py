@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from deitctl.data.own_augmentation import identify_function, name_function
+from deitctl.data.fingerprint import fingerprint_model
+from deitctl.data.own_functions import LENGTH, identify_function, name_function
 from deitctl.device import ran_out_of_memory
-from deitctl.errors import DeitctlError, ExtensionError, TeacherError
+from deitctl.errors import ConfigError, DeitctlError, ExtensionError, TeacherError
 from deitctl.models.factory import LoadedModel
 from deitctl.models.model_config import ModelConfig, Preprocessing
-from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
+from deitctl.models.tasks import CLASSIFICATION, MULTILABEL, TASKS
+from deitctl.records import to_object
 
 PREFIX = "callable:"
 """Of what a run calls such a teacher: `callable:mymodule.Ensemble`."""
@@ -33,8 +37,17 @@ class CallableTeacher:
     task: str = CLASSIFICATION
     """`classification`, or `multilabel` for logits of a sigmoid each."""
     version: str = ""
-    """Changes where the function gives other logits though its name, source and attributes are the same:
-    cached targets of another version are not used. Weights of a module count without it."""
+    """Changes where the function gives other logits though its name, its source and the values that it
+    holds are the same: cached targets of another version are not used."""
+
+    def __post_init__(self) -> None:
+        if not callable(self.network):
+            raise ExtensionError(
+                f"The network of a CallableTeacher is a {type(self.network).__name__}.",
+                "It is a function of images, [B,3,S,S], that returns logits.",
+            )
+        if self.task not in TASKS:
+            raise ConfigError(f"There is no task {self.task!r}.", f"There are: {', '.join(TASKS)}.")
 
     @property
     def name(self) -> str:
@@ -53,10 +66,15 @@ class CallableTeacher:
         return LoadedModel(CallableNetwork(self.network, len(self.class_names)), model_config)
 
     def identify(self) -> str:
-        """Return a string that changes with what is known of the function."""
-        if isinstance(self.network, nn.Module):
-            return f"{self.name} {self.version}"  # its weights are hashed when it is loaded
-        return f"{PREFIX}{identify_function(self.network)} {self.version}"
+        """Return a string that changes with what its logits depend on, as far as that is known."""
+        network = self.network
+        if isinstance(network, nn.Module):
+            content = f"{name_function(network)} {fingerprint_model(network)}"
+        else:
+            content = identify_function(network)
+        rest = json.dumps([to_object(self.preprocessing), [*self.class_names], self.task])
+        digest = hashlib.sha256(rest.encode()).hexdigest()[:LENGTH]
+        return f"{PREFIX}{content} {digest} {self.version}".strip()
 
 
 class CallableNetwork(nn.Module):

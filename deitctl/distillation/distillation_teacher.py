@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.open import BUILT_IN
-from deitctl.data.own_augmentation import identify_function
+from deitctl.data.own_functions import identify_function
 from deitctl.data.samplers import count_views
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
@@ -227,7 +228,9 @@ class DistillationTeacher:
         if not self.uses_views or d.teacher_cache == NO_CACHE:
             return None
         stamp = self.build_stamp()
-        name = f"{Path(d.teacher).name}-{d.mode}-{hash_json(to_json(stamp))}"
+        # `:` and `<` of a function's name are not for every file system
+        teacher = re.sub(r"[^\w.@+-]+", "-", Path(d.teacher).name)
+        name = f"{teacher}-{d.mode}-{hash_json(to_json(stamp))}"
         root = self._find_named_cache()
         if root is None:
             root = choose_cache_path(f"teacher_targets/{name}", self.reporter)

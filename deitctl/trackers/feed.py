@@ -70,7 +70,9 @@ class _Lane:
     def submit(self, work: Callable[[Tracker], None]) -> None:
         """Let the thread do what is next, unless something failed before or it is far behind."""
         self.check()
-        if self.failure is None and len(self.pending) < MAX_PENDING:
+        if self.failure is None and len(self.pending) >= MAX_PENDING:
+            self.failure = TimeoutError(f"it is {MAX_PENDING:,} records behind")
+        if self.failure is None:
             self.pending.append(self.thread.submit(work, self.tracker))
 
     def check(self) -> None:
@@ -173,26 +175,28 @@ def open_feed(
     """
     if names and not run.run_id:
         run = replace(run, run_id=_choose_id(run.root))
-    lanes = []
-    for name in names:
-        try:
-            tracker = _open_tracker(name, run, reporter)
-        except DeitctlError:
-            raise
-        except Exception as error:  # of a package, of many kinds: no server, no login, a full disk
-            raise DeitctlError(
-                f"--log {name} cannot begin: {_describe(error)}.",
-                f"Repair that, or leave --log {name} out.",
-            ) from error
-        lanes.append(_Lane(name, tracker, DaemonThreads(1)))
-    feed = TrackerFeed(lanes, reporter)
+    feed = TrackerFeed([], reporter)
     try:
+        for name in names:
+            feed.lanes.append(_open_lane(name, run, reporter))
         yield feed
     except BaseException as error:
         is_interrupt = isinstance(error, KeyboardInterrupt | Signalled | Interrupted)
         feed.finish("stopped" if is_interrupt else "failed", STOP_PATIENCE)
         raise
     feed.finish("finished", PATIENCE)
+
+
+def _open_lane(name: str, run: TrackedRun, reporter: Reporter) -> _Lane:
+    try:
+        return _Lane(name, _open_tracker(name, run, reporter), DaemonThreads(1))
+    except DeitctlError:
+        raise
+    except Exception as error:  # of a package, of many kinds: no server, no login, a full disk
+        raise DeitctlError(
+            f"--log {name} cannot begin: {_describe(error)}.",
+            f"Repair that, or leave --log {name} out.",
+        ) from error
 
 
 def _choose_id(root: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from deitctl.data.own_augmentation import Augmentation, name_function
+from deitctl.config import Recipe
+from deitctl.data.own_augmentation import Augmentation
+from deitctl.data.own_functions import identify_function, name_function
 from deitctl.device import ran_out_of_memory
 from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.errors import ConfigError, DeitctlError, ExtensionError
+from deitctl.events import Reporter
 from deitctl.paths import read_json, write_json
 from deitctl.training.objective import Objective, StudentBatch, TaskLoss, find_task_loss
 
@@ -42,14 +44,35 @@ class Extensions:
     draw_figures: Callable[[Path], Sequence[Path]] | None = None
     """Draws the figures of the run in a folder, at its end, and returns their files."""
 
-    def name_all(self) -> dict[str, str]:
-        """Return the names of the functions that decide what the run learns."""
+    def name_all(self) -> dict[str, dict[str, str]]:
+        """Return name and content of the functions that decide what the run learns."""
         functions = {"objective": self.objective, "augmentation": self.augmentation}
-        names = {key: name_function(f) for key, f in functions.items() if f is not None}
-        return names | ({"teacher": self.teacher.name} if self.teacher is not None else {})
+        names = {
+            key: {"name": name_function(f), "content": identify_function(f)}
+            for key, f in functions.items()
+            if f is not None
+        }
+        if self.teacher is not None:
+            names["teacher"] = {"name": self.teacher.name, "content": self.teacher.identify()}
+        return names
 
 
 NO_EXTENSIONS = Extensions()
+
+
+def require_recipe_loss(recipe: Recipe) -> None:
+    """Raise `ConfigError` for settings of the recipe's loss beside an objective of the caller's."""
+    settings = {
+        "loss": recipe.loss != "auto",
+        "class_weights": recipe.class_weights != "none",
+        "logit_adjustment": bool(recipe.logit_adjustment),
+    }
+    for name, is_set in settings.items():
+        if is_set:
+            raise ConfigError(
+                f"{name} is a setting of the recipe's loss, which the objective takes the place of.",
+                "Leave it out, or let the objective do it.",
+            )
 
 
 def keep_names(root: Path, extensions: Extensions) -> None:
@@ -58,27 +81,36 @@ def keep_names(root: Path, extensions: Extensions) -> None:
         write_json(root / FILE, names)
 
 
-def require_same_extensions(root: Path, extensions: Extensions) -> None:
-    """Raise `ConfigError` if a resumed run was trained with other functions of the caller's."""
+def require_same_extensions(root: Path, extensions: Extensions, reporter: Reporter) -> None:
+    """Raise `ConfigError` if a resumed run was trained with other functions of the caller's, and warn if one
+    of them has changed."""
     try:
         began = read_json(root / FILE)
     except FileNotFoundError:
         began = {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{root / FILE} cannot be read: {error}.", "Restore it.") from error
-    now = extensions.name_all()
-    if began == now:
-        return
-    if not isinstance(began, dict):
+    if not isinstance(began, dict) or not all(isinstance(v, dict) for v in began.values()):
         raise ConfigError(f"{root / FILE} is not what a training writes.", "Restore it.")
-    key = next(key for key in (*began, *now) if began.get(key) != now.get(key))
-    was = json.dumps(began[key]) if key in began else f"no {key} of its own"
-    hint = f"Pass it again: deitctl.train(resume={str(root)!r}, {key}=...)."
-    raise ConfigError(
-        f"{root} was trained with {f'the {key} ' if key in began else ''}{was}, and "
-        f"{'is resumed with ' + now[key] if key in now else 'none is passed'}.",
-        hint if key in began else "Leave it out, or start a new run.",
-    )
+    now = extensions.name_all()
+    for key in {**began, **now}:
+        was, name = began.get(key, {}).get("name"), now.get(key, {}).get("name")
+        if was is None:
+            raise ConfigError(
+                f"{root} was trained without {key}, and is resumed with {name}.",
+                "Leave it out, or start a new run.",
+            )
+        if was != name:
+            raise ConfigError(
+                f"{root} was trained with the {key} {was}, and "
+                f"{f'is resumed with {name}' if name else 'none is passed'}.",
+                f"Pass it again: deitctl.train(resume={str(root)!r}, {key}=...); a replay takes it too.",
+            )
+        if began[key].get("content") != now[key]["content"]:
+            reporter.warn(
+                f"The {key} {name} has changed since {root} began: the run ends otherwise than it "
+                "would have."
+            )
 
 
 def guard_objective(objective: Objective) -> Objective:
@@ -126,7 +158,7 @@ class _GuardedObjective:
                 raise ExtensionError(
                     f"{self.name} named a loss {name!r}.", "A name is letters, digits and _."
                 )
-            if not isinstance(value, Tensor) or value.numel() != 1:
+            if not isinstance(value, Tensor) or value.ndim != 0:
                 kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ExtensionError(f"{self.name} returned {name} as {kind}, not as a scalar.")
         if not losses["loss"].requires_grad:

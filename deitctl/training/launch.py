@@ -46,8 +46,10 @@ from deitctl.training.extensions import (
     Extensions,
     guard_objective,
     keep_names,
+    require_recipe_loss,
     require_same_extensions,
 )
+from deitctl.training.normalization import ChannelStats, set_channels, write_channels
 from deitctl.training.objective import check_loss, choose_loss, report_loss
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
@@ -170,17 +172,31 @@ def open_run(
     train, val = _open_data(config, datasets, reporter, resume=resume)
     if resume:
         train, val = restore_spelling(Path(config.output_dir), train, val)
-        require_same_extensions(Path(config.output_dir), extensions)
+        require_same_extensions(Path(config.output_dir), extensions, reporter)
+    if train.bands and extensions.augmentation is not None:
+        raise ConfigError(
+            f"An augmentation of the caller's gets a Pillow image of RGB, and these have {train.bands} bands.",
+            "Leave it out.",
+        )
     train = train.with_augmentation(extensions.augmentation)
     require_same_images(config.data, train, val, world)
     if world.is_main:
         warn_of_trained_images(config, val, reporter)
-    student = build_student(config, train, reporter)
+    # As the run began: images that can be read now, and could not be then, would change it.
+    channels = Run(Path(config.output_dir)).saved_channels() if resume and train.bands else None
+    student = build_student(config, train, reporter, channels=channels)
+    if train.bands:  # one process's, because a file may not be readable everywhere
+        pre = student.model_config.preprocessing
+        stats = world.broadcast_object(ChannelStats(pre.mean, pre.std))
+        student = replace(student, model_config=set_channels(student.model_config, stats))
     note_changes(config, student, reporter)
     counts = ClassCounts.of(train)
-    check_loss(config, counts)
-    if world.is_main:
-        report_loss(config, counts, reporter)
+    if extensions.objective is not None:
+        require_recipe_loss(config.recipe)
+    else:
+        check_loss(config, counts)
+        if world.is_main:
+            report_loss(config, counts, reporter)
     if not config.output_dir:
         # Of several processes the main one makes the folder, which is so no other run's.
         root = str(create_run_folder(*name_run(config))) if world.is_main else ""
@@ -291,6 +307,8 @@ def build_trainer(
     setup.state.progress.settings = list_learning(config)
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
     setup.state.progress.value_range = write_range(setup.train.value_range)
+    if setup.train.bands:
+        setup.state.progress.channels = write_channels(setup.model_config)
     if run.writes:
         _write_class_weights(run, config, setup.train)
         warn_of_full_disks(run.root, setup, reporter)
@@ -419,10 +437,12 @@ def train_or_find(
         if not exists:
             run_training(config, datasets=datasets, extensions=extensions, reporter=reporter)
         elif not finished:
-            machine = {name: getattr(config, name) for name in ("device", "precision", "workers")}
+            names = ["device", "precision", "workers"]
+            if Run(root).saved_position() is not None and not config.data.startswith(PREFIX):
+                names += ["data", "image_folder"]  # as they are named now, from here
             resume(
                 root,
-                settings=machine,
+                settings={name: getattr(config, name) for name in names},
                 datasets=datasets,
                 extensions=extensions,
                 reporter=reporter,

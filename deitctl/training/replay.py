@@ -20,6 +20,7 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.settings import override
 from deitctl.training.build import build_student
+from deitctl.training.extensions import NO_EXTENSIONS, Extensions, require_same_extensions
 from deitctl.training.freezing import begin_epoch
 from deitctl.training.incident import read_incident
 from deitctl.training.launch import build_trainer
@@ -65,17 +66,23 @@ class Replay:
 
 
 def replay(
-    path: Path, *, settings: Mapping[str, Any] | None = None, reporter: Reporter | None = None
+    path: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
+    reporter: Reporter | None = None,
 ) -> Replay:
     """Train from the checkpoint before an incident up to it, without writing into the run.
 
     Args:
         path: the incident's record, or its folder.
         settings: another device, precision or number of workers than the incident's.
+        extensions: the functions of the caller's that the run was trained with.
         reporter: shows progress.
 
     Raises:
-        ConfigError: the path is no such record, or its run does not exist any more.
+        ConfigError: the path is no such record, its run does not exist any more, or had functions of
+            a caller's that are not passed.
     """
     reporter = reporter or SilentReporter()
     if is_distributed():
@@ -86,6 +93,7 @@ def replay(
     moved = folder.parent.parent
     root = moved if (moved / "run.toml").is_file() else Path(record["run"])
     _, config = Run.open(root)
+    require_same_extensions(root, extensions, reporter)
     machine = {
         "precision": record.get("precision", "auto"),
         "micro_batch_size": record.get("micro_batch_size", 0),
@@ -97,8 +105,11 @@ def replay(
     run.checkpoint = folder / "checkpoint"
     source = replace(Source.of(config), value_range=run.saved_value_range() or config.value_range)
     datasets = open_for_training(source, reporter=reporter, run=read_run_data(root))
-    student = build_student(config, datasets[0], reporter)
-    trainer = build_trainer(run, config, student, datasets, device, reporter, SINGLE_PROCESS)
+    student = build_student(config, datasets[0], reporter, channels=run.saved_channels())
+    datasets = datasets[0].with_augmentation(extensions.augmentation), datasets[1]
+    trainer = build_trainer(
+        run, config, student, datasets, device, reporter, SINGLE_PROCESS, extensions
+    )
     load_checkpoint(trainer)
     trainer.fit_new_head()
     return _replay_steps(trainer, record, reporter)

@@ -277,6 +277,21 @@ def test_a_tracker_that_does_not_answer_keeps_nothing_waiting_longer_than_its_pa
     assert message.startswith("mlflow fails (it does not answer)")
 
 
+def test_a_tracker_that_is_far_behind_gets_no_later_records(
+    run: TrackedRun, use_tracker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "MAX_PENDING", 3)
+    monkeypatch.setattr(package, "PATIENCE", 0.1)
+    tracker, reporter = NeverAnswers(), Warnings()
+    use_tracker(tracker)
+    with open_feed(["mlflow"], run, reporter) as feed:
+        for record in make_log(2):
+            feed.log(record)
+    tracker.is_over.set()
+    (message,) = reporter.messages
+    assert message.startswith("mlflow fails (it is 3 records behind)")
+
+
 def test_a_tracker_that_cannot_begin_is_an_error_in_words(
     run: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import deitctl
+from deitctl.data.dataset import select
+from deitctl.data.own_functions import identify_function
 from deitctl.data.readers.digits import load_digits
+from deitctl.data.readers.torch_dataset import open_for_training as open_pair
 from deitctl.data.readers.torch_dataset import open_torch_dataset, to_image
 from deitctl.errors import ConfigError, DataError, ExtensionError, Interrupted, TeacherError
 from deitctl.events import SilentReporter
+from deitctl.training.extensions import Extensions, keep_names, require_same_extensions
 from deitctl.training.objective import StudentBatch
 
 SMALL: dict[str, Any] = {
@@ -137,6 +143,15 @@ def count_ink(images: Tensor) -> Tensor:
     return torch.stack([columns[:, n % columns.shape[1]] * 3 for n in range(10)], dim=1)
 
 
+CALLS: list[int] = []
+
+
+def teach(images: Tensor) -> Tensor:
+    """The same, counting its calls."""
+    CALLS.append(len(images))
+    return count_ink(images)
+
+
 def make_teacher(network: Callable[[Tensor], Tensor], **changes: Any) -> deitctl.CallableTeacher:
     preprocessing = deitctl.Preprocessing(img_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     names = changes.pop("class_names", [str(n) for n in range(10)])
@@ -150,13 +165,8 @@ def test_an_own_teacher_gives_targets_that_are_cached(
 ) -> None:
     settings = SMALL | {"epochs": 1, "mode": "soft", "views": 1, "allow_weak_teacher": True}
     student = {"student": settings.pop("model"), "teacher_cache": tmp_path / "cache"}
-    calls = []
-
-    def teach(images: Tensor) -> Tensor:
-        calls.append(len(images))
-        return count_ink(images)
-
     losses = []
+    CALLS.clear()
     for name in ("first", "second"):
         result = deitctl.distill(
             Digits(48),
@@ -168,9 +178,42 @@ def test_an_own_teacher_gives_targets_that_are_cached(
         losses.append(read_log(tmp_path / name)[0]["train"]["kd_loss"])
         assert result.teacher is not None
         assert result.teacher.name.endswith("teach")
-        calls.append(-1)
+        CALLS.append(-1)
     assert losses[0] == losses[1] > 0
-    assert calls[-1] == calls[-2] == -1  # the second run has all targets from the cache
+    assert CALLS[-1] == CALLS[-2] == -1  # the second run has all targets from the cache
+
+
+@pytest.mark.parametrize("change", ["weights", "preprocessing", "classes", "closure", "partial"])
+def test_what_an_own_teacher_depends_on_tells_it_from_another(change: str) -> None:
+    def scale(factor: float) -> Callable[[Tensor], Tensor]:
+        return lambda images: images * factor
+
+    networks: dict[str, list[Any]] = {
+        "weights": [nn.Linear(4, 2), nn.Linear(4, 2)],
+        "closure": [scale(1.0), scale(2.0)],
+        "partial": [functools.partial(torch.add, alpha=n) for n in (1, 2)],
+    }
+    pair = [make_teacher(n) for n in networks.get(change, [count_ink, count_ink])]
+    if change == "preprocessing":
+        pair[1] = replace(pair[1], preprocessing=deitctl.Preprocessing(img_size=9))
+    if change == "classes":
+        pair[1] = replace(pair[1], class_names=[*reversed(pair[1].class_names)])
+    assert pair[0].identify() != pair[1].identify()
+    assert pair[0].identify() == replace(pair[0]).identify()
+
+
+def test_a_function_is_the_same_in_every_process() -> None:
+    class Holds:
+        def __init__(self, value: object) -> None:
+            self.value = value
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return images
+
+    same = [identify_function(Holds(Holds(torch.arange(5000)))) for _ in range(2)]
+    assert same[0] == same[1] != identify_function(Holds(Holds(torch.arange(5000) + 1)))
+    with pytest.raises(ExtensionError, match="holds a generator.*attribute `version`"):
+        identify_function(Holds(n for n in range(3)))
 
 
 def test_an_own_teacher_of_other_classes_is_refused_by_name(tmp_path: Path) -> None:
@@ -189,8 +232,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"objective": lambda student, batch: 1.0}, "objective .* returned a float"),
     "no loss": ({"objective": lambda student, batch: {"kd": 1}}, r"returned the keys \['kd'\]"),
     "a vector": (
-        {"objective": lambda student, batch: {"loss": torch.zeros(3)}},
-        r"returned loss as \[3\], not as a scalar",
+        {"objective": lambda student, batch: {"loss": torch.zeros(1)}},
+        r"returned loss as \[1\], not as a scalar",
     ),
     "no gradient": (
         {"objective": lambda student, batch: {"loss": torch.zeros(())}},
@@ -214,6 +257,65 @@ def test_a_fault_is_an_error_in_words(name: str, tmp_path: Path) -> None:
     workers = {"workers": 1} if name == "augmentation raises" else {}
     with pytest.raises(ExtensionError, match=message):
         deitctl.train(Digits(48), **own, output=tmp_path / "run", **SMALL | workers)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "one callback": ({"callbacks": StopAfter(1)}, "no list of objects with on_epoch_end"),
+    "a function": ({"callbacks": [print]}, "no list of objects with on_epoch_end"),
+    "a name": ({"objective": "mse"}, "objective = 'mse' is no function"),
+    "folds": ({"folds": 3}, "folds is a setting of data that is named"),
+    "group_by": ({"group_by": "patient"}, "group_by is a setting of data that is named"),
+    "class weights": (
+        {"objective": Squares(), "class_weights": "inverse"},
+        "class_weights is a setting of the recipe's loss",
+    ),
+    "split_seed": ({"split_seed": "x"}, "split_seed = 'x' does not fit"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_has_no_effect_is_refused_before_anything_is_trained(
+    name: str, tmp_path: Path
+) -> None:
+    own, message = MISTAKES[name]
+    with pytest.raises(ConfigError, match=message):
+        deitctl.train(Digits(48), **own, output=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_takes_no_objects(tmp_path: Path) -> None:
+    vary = {"vary": ["optim.lr=1e-3,2e-3"], "output": tmp_path / "sweep"}
+    for data, own in ((Digits(), {}), ("digits", {"objective": Squares()})):
+        with pytest.raises(ConfigError, match="processes of their own"):
+            deitctl.sweep(data, **own, **vary)
+
+
+def test_a_resume_opens_the_data_set_as_the_run_did(tmp_path: Path) -> None:
+    stop = StopAfter(1, interrupts=True)
+    with pytest.raises(Interrupted):
+        deitctl.train(Digits(48), callbacks=[stop], split_seed=7, output=tmp_path / "run", **SMALL)
+    assert deitctl.train(Digits(48), resume=tmp_path / "run").epochs == 2
+
+
+def test_a_function_that_has_changed_is_warned_of(tmp_path: Path) -> None:
+    class Warns(SilentReporter):
+        def warn(self, message: str) -> None:
+            messages.append(message)
+
+    messages: list[str] = []
+    began, now = Squares(), Squares()
+    began.weight, now.weight = 1, 2  # type: ignore[attr-defined]
+    keep_names(tmp_path, Extensions(objective=began))
+    require_same_extensions(tmp_path, Extensions(objective=began), Warns())
+    assert not messages
+    require_same_extensions(tmp_path, Extensions(objective=now), Warns())
+    assert "Squares has changed" in messages[0]
+
+
+def test_a_subset_keeps_the_augmentation_whatever_else_is_set() -> None:
+    train = load_digits()[0].with_augmentation(darken)
+    assert train.with_value_range(None).augmentation is darken
+    assert select(train, [0, 1]).augmentation is darken
 
 
 def test_a_callback_that_fails_leaves_a_run_that_resumes(tmp_path: Path) -> None:
@@ -292,6 +394,36 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, object] = {"__name__": "program"}
     for block in blocks:
         exec(compile(block, "docs/extend.md", "exec"), names)
+
+
+def test_a_target_transform_decides_the_labels() -> None:
+    class Shifted(Digits):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            image, label = super().__getitem__(index)
+            return image, 9 - label
+
+    dataset = open_torch_dataset(Shifted(20), SilentReporter())
+    assert dataset.labels.tolist() == [9 - label for label in Digits(20).targets]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1]])
+def test_too_few_classes_or_images_are_refused(labels: list[int]) -> None:
+    items = Without([(Image.new("RGB", (4, 4)), label) for label in labels])
+    with pytest.raises(DataError, match="at least two classes of at least two images"):
+        open_pair(items, seed=0, reporter=SilentReporter())
+
+
+def test_a_pair_of_different_kinds_is_refused() -> None:
+    image = Image.new("RGB", (4, 4))
+    one, several = Without([(image, 0), (image, 1)]), Without([(image, [0, 1]), (image, [1, 1])])
+    with pytest.raises(ExtensionError, match="one label each, and those of the other several"):
+        open_pair((one, several), seed=0, reporter=SilentReporter())
+
+
+def test_transparency_is_laid_over_white_and_deep_images_are_refused() -> None:
+    assert to_image(Image.new("RGBA", (2, 2)), "x").getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(ExtensionError, match="more than 8 bits"):
+        to_image(Image.new("I;16", (2, 2)), "x")
 
 
 def test_a_subset_has_the_labels_and_classes_of_what_it_is_of() -> None:

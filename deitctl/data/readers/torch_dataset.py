@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.decode import convert_image
 from deitctl.data.held_out import VAL_FRACTION
 from deitctl.data.splits import hold_out, relabel
 from deitctl.errors import DataError, DeitctlError, ExtensionError
@@ -21,6 +22,8 @@ PREFIX = "dataset:"
 """Of what a run calls such data: `dataset:Flowers102`."""
 ASSUMED_BYTES = 200_000
 """Of an image whose file is not known: a photo's, by which a fingerprint decides how many it reads."""
+NUM_COMPARED = 8
+"""Items whose labels are compared with those of the attribute."""
 LABELS = ("targets", "labels")
 """Attributes that torchvision's data sets have their labels under."""
 
@@ -33,6 +36,15 @@ class TorchDataset(ImageDataset):
     labels: Labels
     class_names: tuple[str, ...]
     title: str
+
+    def with_bands(self, bands: int) -> TorchDataset:
+        """Return the images; raise `DataError` for bands, which they have not."""
+        if bands:
+            raise DataError(
+                f"The data set {self.title} is read as RGB, and --in-chans {bands} takes images of {bands} bands.",
+                "Write its images as .npy files in class folders, and name their folder.",
+            )
+        return self
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
@@ -80,13 +92,15 @@ def open_torch_dataset(dataset: Any, reporter: Reporter) -> TorchDataset:
             "A run needs a map-style data set, with __len__ and __getitem__.",
         ) from error
     labels = _find_labels(dataset)
-    if labels is None:
+    if labels is None or not _agrees(dataset, labels, title):
         indices = track(range(count), reporter, "read the labels", count)
         labels = [get_item(dataset, i, f"{title}[{i}]")[1] for i in indices]
     array = _to_labels(labels, count, title)
     num_classes = array.shape[1] if array.ndim == 2 else int(array.max(initial=-1)) + 1
     names = _find_names(dataset)
     class_names = tuple(map(str, names if names is not None else range(num_classes)))
+    if len(set(class_names)) < len(class_names):
+        raise ExtensionError(f"Two classes of the data set {title} have one name.", "Name each.")
     if len(class_names) < num_classes or (array.ndim == 2 and len(class_names) > num_classes):
         raise ExtensionError(
             f"The data set {title} names {len(class_names)} classes, and its labels have {num_classes}.",
@@ -115,16 +129,32 @@ def open_for_training(
             raise ExtensionError(
                 f"{len(data)} data sets were passed.", "Pass one, or (training, validation) images."
             )
-        train = open_torch_dataset(data[0], reporter)
-        val = relabel(open_torch_dataset(data[1], reporter), train.class_names)
+        train, other = (open_torch_dataset(part, reporter) for part in data)
+        if train.is_multilabel != other.is_multilabel:
+            raise ExtensionError(
+                "Images of one data set have one label each, and those of the other several.",
+                "Give both labels of one kind.",
+            )
+        val = relabel(other, train.class_names)
+        _require_both(train.title, train, val)
         return PREFIX + train.title, train, val
     dataset = open_torch_dataset(data, reporter)
     split = hold_out(dataset, VAL_FRACTION, seed)
+    _require_both(dataset.title, split.train, split.val)
     reporter.note(
         f"{len(split.val.labels)} of {len(dataset.labels)} images of {dataset.title} are held out, "
         "chosen by their places in it; near duplicates were not looked for."
     )
     return PREFIX + dataset.title, split.train, split.val
+
+
+def _require_both(title: str, train: ImageDataset, val: ImageDataset) -> None:
+    if len(train.class_names) < 2 or not (len(train.labels) and len(val.labels)):
+        raise DataError(
+            f"{title} has {len(train.labels)} training and {len(val.labels)} validation images in "
+            f"{len(train.class_names)} class{'es' if len(train.class_names) != 1 else ''}.",
+            "Training needs at least two classes of at least two images.",
+        )
 
 
 def get_item(dataset: Any, index: int, name: str) -> Any:
@@ -153,7 +183,12 @@ def get_item(dataset: Any, index: int, name: str) -> Any:
 def to_image(value: Any, name: str) -> Image.Image:
     """Return an item's image in RGB; raise `ExtensionError` if it is none."""
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        if value.mode.startswith(("I", "F")):
+            raise ExtensionError(
+                f"{name} is an image of more than 8 bits (mode {value.mode}).",
+                "Scale it to 8 bits in the data set: how is not known here.",
+            )
+        return convert_image(value, name)
     pixels = value
     if isinstance(value, torch.Tensor):
         if value.ndim == 3:
@@ -189,6 +224,17 @@ def _find_labels(dataset: Any) -> Any:
         inner = _find_labels(dataset.dataset)
         return None if inner is None else np.asarray(inner)[np.asarray(dataset.indices)]
     return next((value for n in LABELS if (value := getattr(dataset, n, None)) is not None), None)
+
+
+def _agrees(dataset: Any, labels: Any, title: str) -> bool:
+    """Return whether some items have the labels of the attribute, which a `target_transform` changes."""
+    count = min(len(labels), len(dataset))
+    places = np.unique(np.linspace(0, count - 1, NUM_COMPARED).astype(int)) if count else ()
+    for at in map(int, places):
+        own = get_item(dataset, at, f"{title}[{at}]")[1]
+        if not np.array_equal(np.asarray(own), np.asarray(labels[at])):
+            return False
+    return True
 
 
 def _find_names(dataset: Any) -> Sequence[str] | None:
