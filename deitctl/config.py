@@ -15,6 +15,8 @@ from deitctl.sizes import ImageSize
 MAX_COUNT = 1_000_000
 """Epochs, images a step and views beyond which a number is a slip or an attack."""
 MAX_FOLDS = 1000
+MAX_CHANS = 256
+"""Channels of the input; hyperspectral cameras have some 220."""
 MAX_SIZE = 2048  # timm's largest is 1,280
 """Largest side of an input in pixels."""
 
@@ -316,11 +318,11 @@ class Recipe:
     in_chans: Annotated[
         int,
         Option(
-            "Channels of the input: 1 of gray, 3 of RGB; 0: the model's own.",
+            "Channels of the input: 1 of gray, 3 of RGB, N of images of N bands; 0: the model's own.",
             EVERYDAY,
             RECIPE,
             ge=0,
-            le=3,
+            le=MAX_CHANS,
         ),
     ] = 0
     freeze: Annotated[

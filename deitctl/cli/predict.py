@@ -143,7 +143,6 @@ def predict(
         raise UsageError(f"--show-image goes with a table, not with {shape}.")
     reporter = make_reporter(quiet)
     keep_pixels = shape == "table" and _can_show_images(show_image, images, reporter)
-    from deitctl.inference.folder_scan import FolderScan
     from deitctl.inference.inputs import STDIN, expand, suggest_inputs
 
     for suggestion in suggest_inputs(images):
@@ -179,8 +178,10 @@ def predict(
                 reporter=reporter,
             )
         raise typer.Exit(3 if num_failed else 0)
-    classifier, scan = load(), FolderScan()
-    num_named = classifier.settle_range(expand([name for name in images if name != STDIN]))
+    classifier = load()
+    scan = classifier.scan_folders()
+    named = [name for name in images if name != STDIN]
+    num_named = classifier.settle_range(expand(named, scan=classifier.scan_folders()))
     predictions = classifier.stream(
         expand(images, sys.stdin, scan),
         topk=topk or NUM_CLASSES,
@@ -269,15 +270,14 @@ def _predict_to_file(
     reporter: Reporter,
 ) -> int:
     """Write the records that a file lacks, and return how many of all of its records are failures."""
-    from deitctl.inference.folder_scan import FolderScan
     from deitctl.inference.inputs import expand
     from deitctl.inference.prediction_file import open_prediction_file
 
     with open_prediction_file(path, resume=resume) as records:
-        scan = FolderScan()
+        classifier = load()  # which says what its images in folders are
+        scan = classifier.scan_folders()
         names = [str(image) for image in expand(images, sys.stdin, scan)]
         records.require_inputs(names, reporter)
-        classifier = load()
         classifier.settle_range(names)
         records.require_model(classifier, topk=topk, precision=precision, reporter=reporter)
         num_written, num_failed = records.counts.total(), records.num_errors

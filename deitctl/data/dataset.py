@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.data.bands import decode_bands
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
@@ -46,6 +47,8 @@ class ImageDataset(ABC):
     value_range: ValueRange | None = None
     """Of images of more than 8 bits whose files state none; None: each is scaled by itself."""
 
+    bands: int = 0
+    """Of each image, which is then a `BandImage`; 0: images are RGB."""
     augmentation: Augmentation | None = None
     """The caller's own of training views, beside the recipe's."""
 
@@ -59,6 +62,16 @@ class ImageDataset(ABC):
         """Return the same images, scaled by another range where they have more than 8 bits."""
         images = copy.copy(self)
         object.__setattr__(images, "value_range", value_range)  # of a frozen one too
+        return images
+
+    def with_bands(self, bands: int) -> Self:
+        """Return the same images, read with so many bands; 0: as RGB.
+
+        Raises:
+            DataError: they are stored as RGB.
+        """
+        images = copy.copy(self)
+        object.__setattr__(images, "bands", bands)  # of a frozen one too
         return images
 
     @property
@@ -120,7 +133,10 @@ class ImageDataset(ABC):
             return 0
 
     def read(self, index: int) -> Image.Image:
-        """Decode an image into RGB; raise `DataError` if it cannot be."""
+        """Decode an image into RGB, or into its bands; raise `DataError` if it cannot be."""
+        if self.bands:
+            data = self.read_bytes(index)
+            return decode_bands(data, self.name(index), self.bands, self.value_range)
         return decode(self.read_bytes(index), self.name(index), value_range=self.value_range)
 
     def open(self, index: int) -> LazyJpeg | Image.Image:
@@ -129,6 +145,8 @@ class ImageDataset(ABC):
         Raises:
             DataError: it cannot be read or decoded.
         """
+        if self.bands:
+            return self.read(index)
         return open_image(self.read_bytes(index), self.name(index), self.value_range)
 
 
@@ -189,8 +207,22 @@ class Subset(ImageDataset):
     def value_range(self) -> ValueRange | None:  # type: ignore[override]
         return self.dataset.value_range
 
+    @property
+    def augmentation(self) -> Augmentation | None:  # type: ignore[override]
+        return self.dataset.augmentation
+
+    def with_augmentation(self, augmentation: Augmentation | None) -> Subset:
+        return replace(self, dataset=self.dataset.with_augmentation(augmentation))
+
     def with_value_range(self, value_range: ValueRange | None) -> Subset:
         return replace(self, dataset=self.dataset.with_value_range(value_range))
+
+    @property
+    def bands(self) -> int:  # type: ignore[override]
+        return self.dataset.bands
+
+    def with_bands(self, bands: int) -> Subset:
+        return replace(self, dataset=self.dataset.with_bands(bands))
 
     @property
     def is_in_memory(self) -> bool:
@@ -250,10 +282,26 @@ class JoinedDataset(ImageDataset):
     def value_range(self) -> ValueRange | None:  # type: ignore[override]
         return self.datasets[0].value_range
 
+    @property
+    def augmentation(self) -> Augmentation | None:  # type: ignore[override]
+        return self.datasets[0].augmentation
+
+    def with_augmentation(self, augmentation: Augmentation | None) -> JoinedDataset:
+        return replace(
+            self, datasets=tuple(part.with_augmentation(augmentation) for part in self.datasets)
+        )
+
     def with_value_range(self, value_range: ValueRange | None) -> JoinedDataset:
         return replace(
             self, datasets=tuple(part.with_value_range(value_range) for part in self.datasets)
         )
+
+    @property
+    def bands(self) -> int:  # type: ignore[override]
+        return self.datasets[0].bands
+
+    def with_bands(self, bands: int) -> JoinedDataset:
+        return replace(self, datasets=tuple(part.with_bands(bands) for part in self.datasets))
 
     def name(self, index: int) -> str:
         dataset, place = self._locate(index)

@@ -6,11 +6,14 @@ import errno
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deitctl.data.decode_limits import (
@@ -21,7 +24,13 @@ from deitctl.data.decode_limits import (
     open_bounded,
     require_few_scans,
 )
-from deitctl.data.deep_image import DeepImage, Measured, begins_with_eight_bits, open_deep
+from deitctl.data.deep_image import (
+    DeepImage,
+    Measured,
+    begins_with_eight_bits,
+    keep_premultiplied,
+    open_deep,
+)
 from deitctl.data.file_types import HEIC, can_read_heic, explain_file, identify, is_raw
 from deitctl.data.heif import open_heif
 from deitctl.data.reading import raise_read_error, read_patiently
@@ -71,7 +80,7 @@ def decode(
             values outside of its range.
         MemoryError: there is not enough memory, which says nothing about the image.
     """
-    with _named_errors(data, name):
+    with named_errors(data, name):
         image = _open(data, name)
         # Threads decode in parallel, and 1.7 GB each would add up.
         with _one_large if image.width * image.height > LARGE else nullcontext():
@@ -85,9 +94,41 @@ def decode(
             return _to_rgb(image)
 
 
+def decode_own_mode(data: bytes, name: str, value_range: ValueRange | None = None) -> Image.Image:
+    """Decode an image as `decode`, but leave it in Pillow's mode of 8 bits: RGBA, LA, CMYK and others.
+
+    Of TIFFs whose colors are multiplied by alpha the stored values are taken.
+    """
+    with named_errors(data, name):
+        image = _open(data, name)
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            deep = open_deep(image, data, partial(_open, data, name))
+            if deep is None:
+                keep_premultiplied(image)
+            _load_upright(image, name)
+            return image if deep is None else _scale_deep(deep, value_range, name)
+
+
+def read_pages(data: bytes, name: str, places: Sequence[int]) -> list[NDArray[Any]]:
+    """Return the values of some images of a file, upright, each [H,W] or [H,W,C].
+
+    Raises:
+        DataError: as `decode`.
+    """
+    pages = []
+    with named_errors(data, name):
+        image = _open(data, name)
+        for place in places:
+            image.seek(place)
+            require_size(image.size, name)
+            image.load()
+            pages.append(np.array(ImageOps.exif_transpose(image)))
+    return pages
+
+
 def _load_upright(image: Image.Image, name: str) -> None:
     image.load()
-    _require_size(image.size, name)  # again: the header may have been wrong
+    require_size(image.size, name)  # again: the header may have been wrong
     # In place, because a copy of the largest image is 300 MB.
     if image.format != "HEIF":  # which is upright
         ImageOps.exif_transpose(image, in_place=True)
@@ -107,7 +148,7 @@ def measure_values(data: bytes, name: str) -> Measured | None:
     Raises:
         DataError: as `decode`.
     """
-    with _named_errors(data, name):
+    with named_errors(data, name):
         image = _open(data, name)
         deep = open_deep(image, data, partial(_open, data, name))
         if deep is None:
@@ -132,13 +173,13 @@ def read_depth(data: bytes, name: str) -> bool:
     Raises:
         DataError: as `decode`, as far as the header shows.
     """
-    with _named_errors(data, name):
+    with named_errors(data, name):
         return open_deep(_open(data, name), data, partial(_open, data, name)) is not None
 
 
 def measure_image(image: Image.Image) -> Measured | None:
     """Measure a Pillow image as `measure_values` a file of it."""
-    with _named_errors(b"-", "the image"):
+    with named_errors(b"-", "the image"):
         deep = open_deep(image, b"", image.copy)
         if deep is None:
             return None
@@ -153,8 +194,8 @@ def convert_image(
 
     `image` itself is not changed. Of color Pillow has 8 bits.
     """
-    with _named_errors(b"-", name):
-        _require_size(image.size, name)
+    with named_errors(b"-", name):
+        require_size(image.size, name)
         deep = open_deep(image, b"", image.copy)
         if deep is not None:
             image.load()
@@ -172,7 +213,7 @@ def read_header(data: bytes, name: str) -> tuple[tuple[int, int], int] | None:
     Raises:
         DataError: as `decode`, as far as the header shows.
     """
-    with _named_errors(data, name):
+    with named_errors(data, name):
         image = _open(data, name)
         if image.format != "JPEG" or image.mode != "RGB":
             return None
@@ -187,12 +228,13 @@ def open_header(data: bytes, name: str) -> Image.Image:
     Raises:
         DataError: as `decode`, as far as the header shows.
     """
-    with _named_errors(data, name):
+    with named_errors(data, name):
         return _open(data, name, MAX_OPEN_S)
 
 
 @contextmanager
-def _named_errors(data: bytes, name: str) -> Iterator[None]:
+def named_errors(data: bytes, name: str) -> Iterator[None]:
+    """Turn what a damaged file raises into a `DataError` that names it, within Pillow's limits."""
     try:
         with warnings.catch_warnings(), limit_tags():
             warnings.simplefilter("ignore")  # Pillow's, on unusual EXIF, palettes and large images
@@ -229,7 +271,7 @@ def _open(data: bytes, name: str, seconds: float = MAX_DECODE_S) -> Image.Image:
         raise UnidentifiedImageError
     else:
         image = open_bounded(data, name, FORMATS, seconds)
-    _require_size(image.size, name)
+    require_size(image.size, name)
     if image.format in ("JPEG", "MPO"):
         require_few_scans(data, image.width * image.height, get_max_pixels(), name)
     return image
@@ -250,7 +292,8 @@ def require_bytes(size: int, name: str) -> None:
         raise DataError(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}.")
 
 
-def _require_size(size: tuple[int, int], name: str) -> None:
+def require_size(size: tuple[int, int], name: str) -> None:
+    """Raise `DataError` if an image of this width and height has more pixels than are read."""
     width, height = size
     if width * height > get_max_pixels():
         raise DataError(

@@ -147,7 +147,7 @@ class DeepImage:
         measured = self.measure()
         stated = measured.stated
         if stated is None:
-            return self._choose_unstated(measured, value_range, name)
+            return choose_unstated(measured, value_range, name)
         # Dark enough to fit in its bits, but scaled up as others of the data are. Where none is beyond
         # its bits, they are taken as they are: images of 8 bits in 12 have empty bits too.
         are_scaled_up = value_range is not None and value_range.high > stated.high
@@ -155,30 +155,6 @@ class DeepImage:
             return FULL
         require_in_range(*measured[:2], stated, name, stated=True)
         return stated
-
-    def _choose_unstated(
-        self, measured: Measured, value_range: ValueRange | None, name: str
-    ) -> ValueRange:
-        if value_range is not None and value_range != NO_RANGE:
-            require_in_range(*measured[:2], value_range, name)
-            is_of_ones = measured.is_float and 0 <= measured.low <= measured.high <= 1
-            if is_of_ones and measured.high > 0 and value_range[0] == 0 and value_range.high >= 255:
-                raise DataError(
-                    f"{name} holds floats up to {measured.high:.6g}, all of them black in the "
-                    f"{describe_range(value_range)} that this data is scaled by.",
-                    f"{OPTION} sets another.",
-                )
-            return value_range
-        own = choose_range(*measured[:2], is_float=measured.is_float)
-        if value_range == NO_RANGE and (measured.low, measured.high) != (0, 0):  # black anyway
-            error = RangeNeeded(
-                f"{name} holds values from {measured.low:,.6g} to {measured.high:,.6g} and states no "
-                "range, and the images that were looked at have 8 bits.",
-                f"Say what is black and white: {OPTION}.",
-            )
-            error.measured = measured
-            raise error
-        return own
 
     def scale(self, value_range: ValueRange, name: str) -> Image.Image:
         """Return the image in 8 bits: the values of a range become 0..255, rounded.
@@ -199,13 +175,13 @@ class DeepImage:
             table = (
                 (values >> 8).astype(np.uint8)
                 if self.raw_mode and is_full
-                else (_scale_values(values, value_range))
+                else (scale_values(values, value_range))
             )
         scaled = Image.new(self.mode, self.image.size)
         alpha_table = self._choose_alpha_table(value_range, table)
         top = 0
         for strip in self._iterate_strips():
-            pixels = _scale_values(strip, value_range) if table is None else table[strip]
+            pixels = scale_values(strip, value_range) if table is None else table[strip]
             if alpha_table is not None:
                 pixels[..., -1] = alpha_table[strip[..., -1]]
             if (missing := find_missing(strip, self.nodata)) is not None:
@@ -249,6 +225,35 @@ class DeepImage:
                 yield values
 
 
+def choose_unstated(measured: Measured, value_range: ValueRange | None, name: str) -> ValueRange:
+    """Return the range of an image that states none: that of its data, else by its own values.
+
+    Raises:
+        DataError: it has values outside of the data's.
+        RangeNeeded: the data's is `NO_RANGE`.
+    """
+    if value_range is not None and value_range != NO_RANGE:
+        require_in_range(*measured[:2], value_range, name)
+        is_of_ones = measured.is_float and 0 <= measured.low <= measured.high <= 1
+        if is_of_ones and measured.high > 0 and value_range[0] == 0 and value_range.high >= 255:
+            raise DataError(
+                f"{name} holds floats up to {measured.high:.6g}, all of them black in the "
+                f"{describe_range(value_range)} that this data is scaled by.",
+                f"{OPTION} sets another.",
+            )
+        return value_range
+    own = choose_range(*measured[:2], is_float=measured.is_float)
+    if value_range == NO_RANGE and (measured.low, measured.high) != (0, 0):  # black anyway
+        error = RangeNeeded(
+            f"{name} holds values from {measured.low:,.6g} to {measured.high:,.6g} and states no "
+            "range, and the images that were looked at have 8 bits.",
+            f"Say what is black and white: {OPTION}.",
+        )
+        error.measured = measured
+        raise error
+    return own
+
+
 def begins_with_eight_bits(start: bytes) -> bool:
     """Whether these are the first bytes of an image that is read in 8 bits; of a PNG the header says so."""
     if start.startswith(b"\x89PNG"):
@@ -289,6 +294,12 @@ def open_deep(
     return DeepImage(image, stated, mode, open_again, raw_mode)
 
 
+def keep_premultiplied(image: Image.Image) -> None:
+    """Let colors of 8 bits that are multiplied by alpha be loaded as they are stored."""
+    if _get_raw_mode(image) == "RGBa":
+        _set_raw_mode(image, "RGBA")
+
+
 def _get_raw_mode(image: Image.Image) -> str:
     for tile in getattr(image, "tile", ())[:1]:
         args = tile[3]
@@ -321,7 +332,8 @@ def _list_scaled_up(stated: ValueRange) -> NDArray[np.bool_]:
     return is_scaled_up
 
 
-def _scale_values(values: Values, value_range: ValueRange) -> NDArray[np.uint8]:
+def scale_values(values: Values, value_range: ValueRange) -> NDArray[np.uint8]:
+    """Return values in 8 bits: those of a range become 0..255, rounded; NaN becomes 0."""
     low, high = value_range[:2]
     parts = (values.astype(np.float64) - low) / (high - low)
     parts[np.isnan(parts)] = 0

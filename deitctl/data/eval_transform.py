@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.data.band_image import BandImage, has_bands
+from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing
 from deitctl.sizes import ImageSize, height_width
 
@@ -52,7 +54,17 @@ def eval_transform(image: Image.Image, pre: Preprocessing) -> Pixels:
 
 
 def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
-    """Return an RGB image as a model of `in_chans` channels takes it: one of one as its luminance."""
+    """Return an RGB image as a model of `in_chans` channels takes it: one of one as its luminance.
+
+    Raises:
+        DataError: it is RGB and the model takes bands, or the reverse, or another number of them.
+    """
+    bands = len(image.bands) if isinstance(image, BandImage) else 0
+    if bands != (in_chans if has_bands(in_chans) else 0):
+        raise DataError(
+            f"The image has {bands or 3} bands, and the model takes {in_chans}.",
+            "A model takes images of one number of bands.",
+        )
     return image.convert("L") if in_chans == 1 else image
 
 
@@ -116,6 +128,6 @@ def get_crop_offset(length: int, size: int) -> int:
 
 
 def to_chw(image: Image.Image) -> Pixels:
-    """Return an RGB image as uint8 [3,H,W], a gray one as [1,H,W]."""
+    """Return an RGB image as uint8 [3,H,W], a gray one as [1,H,W], one of bands as [N,H,W]."""
     pixels = np.asarray(image, dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -32,6 +34,8 @@ _RARE = (".jpe", ".jif", ".mpo", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"
 EXTENSIONS = frozenset(_COMMON + _RARE)
 """Of files that are always read."""
 HEIC_EXTENSIONS = frozenset((".heic", ".heif", ".hif"))
+ARRAY_EXTENSION = ".npy"
+"""Of images of bands alone: beside RGB images, arrays are something else."""
 HEIC = "a HEIC image"
 AVIF = "an AVIF image"
 TIFF = "a TIFF image"
@@ -246,9 +250,23 @@ def can_read_heic() -> bool:
     return find_spec("pillow_heif") is not None
 
 
+_reads_arrays = ContextVar("reads_arrays", default=False)
+
+
+@contextmanager
+def reading_arrays(reads_arrays: bool = True) -> Iterator[None]:
+    """Let files that end in `ARRAY_EXTENSION` be images in this block, as they are for models of bands."""
+    token = _reads_arrays.set(reads_arrays)
+    try:
+        yield
+    finally:
+        _reads_arrays.reset(token)
+
+
 def get_extensions() -> frozenset[str]:
     """Return the lower-case extensions of files that are read here and now."""
-    return EXTENSIONS | HEIC_EXTENSIONS if can_read_heic() else EXTENSIONS
+    extensions = EXTENSIONS | HEIC_EXTENSIONS if can_read_heic() else EXTENSIONS
+    return extensions | {ARRAY_EXTENSION} if _reads_arrays.get() else extensions
 
 
 _RAW_EXTENSIONS = ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deitctl.data.bands import BANDS_VERSION
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import DEEP_VERSION, is_deep
 from deitctl.data.splits import list_relative_paths
@@ -68,6 +69,8 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     value_range = "" if dataset.value_range == NO_RANGE else write_range(dataset.value_range)
     if has_deep_images or value_range:
         digest.update(f"\x1f{DEEP_VERSION} {value_range}".encode())
+    if dataset.bands:
+        digest.update(f"\x1fbands {dataset.bands} {BANDS_VERSION}".encode())
     return digest.hexdigest()[:LENGTH]
 
 

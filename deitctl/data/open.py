@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.archives import make_refusal
+from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import FileDataset, ImageDataset, describe_labels, join
+from deitctl.data.file_types import reading_arrays
 from deitctl.data.folds import FoldedData, split_folds
 from deitctl.data.group_names import compare_groups
 from deitctl.data.held_out import hold_out_fifth
@@ -119,6 +121,8 @@ class Source:
     """Parts that the images are split into, each held out by a run of its own; 0: a fifth is held out."""
     fold: int = 0
     """Which of these parts is held out, from 1."""
+    in_chans: int = 0
+    """Channels of the model; images are read as RGB for 1, 3 and 0, else by their bands."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> Source:
@@ -132,6 +136,7 @@ class Source:
             config.split_seed,
             config.folds,
             config.fold,
+            config.recipe.in_chans,
         )
 
 
@@ -211,6 +216,7 @@ def _open_to_train(source: Source, reporter: Reporter) -> DatasetSplits:
         source.image_folder,
         task=source.task,
         group_by=source.group_by,
+        in_chans=source.in_chans,
     ).with_value_range(source.value_range, reporter.note)
     for name, part in data.list_parts().items():
         if name != "test":
@@ -379,6 +385,7 @@ def open_dataset(
     task: str = AUTO,
     group_by: str = "",
     with_missing: bool = False,
+    in_chans: int = 0,
 ) -> DatasetSplits:
     """Open a folder, tar, pack, table or `digits`, the default.
 
@@ -389,13 +396,16 @@ def open_dataset(
         task: whether an image has one label or several; auto: as the data has them.
         group_by: column of a table that names the group of each image; others ignore it here.
         with_missing: whether a table's images that are not there stay in it, to be listed.
+        in_chans: channels of the model; where they are not 1 or 3, images are read by their bands.
 
     Raises:
         DataError: it is none of them, or empty, or has no paths to be below `image_folder`.
         ConfigError: there is no such task.
     """
     options = ReadOptions(image_folder, convert(task, TaskChoice, "task"), group_by, with_missing)
-    name, splits = _open_splits(ref or BUILT_IN, reporter, options)
+    bands = in_chans if has_bands(in_chans) else 0
+    with reading_arrays(bool(bands)):
+        name, splits = _open_splits(ref or BUILT_IN, reporter, options)
     for dataset in splits.values():
         for class_name in dataset.class_names:
             try:
@@ -409,6 +419,8 @@ def open_dataset(
         isinstance(part, FileDataset | TarDataset) for part in splits.values()
     )
     splits = settle_labels(name, splits, options.task, reporter, is_tree=is_tree)
+    if bands:
+        splits = {part: dataset.with_bands(bands) for part, dataset in splits.items()}
     first = next(iter(splits.values()), None)
     if task == AUTO and isinstance(first, PackDataset) and first.is_multilabel:
         reporter.note(f"{name}: task multilabel, as {describe_labels(first.labels)}.")

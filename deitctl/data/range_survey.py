@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 
 from deitctl.cores import count_cores
+from deitctl.data.bands import measure_bands
 from deitctl.data.decode import measure_values
 from deitctl.data.deep_image import Measured, begins_with_eight_bits
 from deitctl.data.value_range import (
@@ -254,6 +255,9 @@ def _sample(dataset: ImageDataset) -> Iterator[Look]:
 
 
 def _look(dataset: ImageDataset, index: int) -> tuple[Measured | None, int]:
+    if dataset.bands:
+        data = dataset.read_bytes(index)
+        return measure_bands(data, dataset.name(index), dataset.bands), len(data)
     start = dataset.read_start(index)
     if begins_with_eight_bits(start):
         return None, len(start)

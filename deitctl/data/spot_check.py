@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.data.bands import require_bands
 from deitctl.data.dataset import ImageDataset, find_rarest
 from deitctl.data.decode import read_depth
 from deitctl.data.file_types import is_image_start
@@ -83,6 +84,10 @@ def _find_error(dataset: ImageDataset, index: int, reads_header: bool) -> tuple[
     """
     num_bytes = 0
     try:
+        if dataset.bands:
+            data = dataset.read_bytes(index)
+            require_bands(data, dataset.name(index), dataset.bands)
+            return "", len(data)
         start = dataset.read_start(index)
         if start.startswith(JPEG_START) or (not reads_header and is_image_start(start)):
             return "", 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL.TiffImagePlugin import COMPRESSION_INFO
@@ -11,6 +12,7 @@ MAX_TAGS = 512
 """Of a directory that are looked at; real ones have ten to eighty."""
 NEW_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 SAMPLES, SUB_IFDS, FORMAT, DNG_VERSION = 277, 330, 339, 50706
+ORIENTATION, PLANAR = 274, 284
 MOSAICS = (32803, 34892)
 """Photometric interpretations of a sensor's values, with and without its color filters."""
 RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65535)
@@ -70,22 +72,37 @@ class TiffTags:
 
 def read_tags(data: bytes) -> TiffTags:
     """Read the first directory of a TIFF or BigTIFF, as far as it is in `data`."""
-    values: dict[int, tuple[int, ...]] = {}
+    return next(iterate_directories(data), TiffTags({}))
+
+
+def iterate_directories(data: bytes) -> Iterator[TiffTags]:
+    """Yield the directories of a TIFF or BigTIFF in their order, each once, as far as they are in `data`."""
     try:
         order = {b"II": "<", b"MM": ">"}[data[:2]]
         is_big = struct.unpack_from(order + "H", data, 2)[0] == 43
-        at = struct.unpack_from(order + ("Q" if is_big else "L"), data, 8 if is_big else 4)[0]
-        head, entry = (order + "Q", order + "HHQ8s") if is_big else (order + "H", order + "HHL4s")
-        count = struct.unpack_from(head, data, at)[0]
-        at += struct.calcsize(head)
-        for number in range(min(count, MAX_TAGS)):
-            tag, kind, length, field = struct.unpack_from(
-                entry, data, at + number * struct.calcsize(entry)
-            )
-            values[tag] = _read_values(data, order, kind, length, field, is_big)
-    except (KeyError, OverflowError, struct.error):  # cut, or no TIFF: what was read counts
-        pass
-    return TiffTags(values)
+        link = order + ("Q" if is_big else "L")
+        at = struct.unpack_from(link, data, 8 if is_big else 4)[0]
+    except (KeyError, struct.error):
+        return
+    head, entry = (order + "Q", order + "HHQ8s") if is_big else (order + "H", order + "HHL4s")
+    seen: set[int] = set()
+    while at and at not in seen:
+        seen.add(at)
+        values: dict[int, tuple[int, ...]] = {}
+        following = 0
+        try:
+            count = struct.unpack_from(head, data, at)[0]
+            at += struct.calcsize(head)
+            for number in range(min(count, MAX_TAGS)):
+                tag, kind, length, field = struct.unpack_from(
+                    entry, data, at + number * struct.calcsize(entry)
+                )
+                values[tag] = _read_values(data, order, kind, length, field, is_big)
+            following = struct.unpack_from(link, data, at + count * struct.calcsize(entry))[0]
+        except (OverflowError, struct.error):  # cut: what was read counts
+            pass
+        yield TiffTags(values)
+        at = following
 
 
 def _read_values(

@@ -11,7 +11,7 @@ from typing import Any
 from deitctl.device import Device
 from deitctl.distributed import is_main_process, process_group
 from deitctl.evaluation.details import add_details, add_label_details, compare_with_first
-from deitctl.evaluation.images import ScoredImages, choose_images, is_run
+from deitctl.evaluation.images import ScoredImages, choose_images, find_in_chans, is_run
 from deitctl.evaluation.multilabel_bootstrap import compare_all
 from deitctl.evaluation.multilabel_result import MultilabelResult, Result
 from deitctl.evaluation.networks import choose_eval_device, load_network, settle_ranges
@@ -85,6 +85,7 @@ def evaluate_models(
         eval_options.split,
         image_folder=eval_options.image_folder,
         task=eval_options.task,
+        in_chans=find_in_chans([eval_options.weights] if eval_options.weights else models),
         reporter=reporter,
     )
     device = choose_eval_device(models, eval_options.device, eval_options.precision)

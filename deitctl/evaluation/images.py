@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
+from deitctl.data.band_image import describe_channels, has_bands
 from deitctl.data.dataset import ImageDataset, join, select
 from deitctl.data.open import (
     BUILT_IN,
@@ -22,9 +24,11 @@ from deitctl.data.readers.read_options import AUTO
 from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
 from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
 from deitctl.data.splits import ALL
-from deitctl.errors import DataError
+from deitctl.errors import ConfigError, DataError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
+from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
+from deitctl.models.checkpoint_io import CONFIG, load_model_config
 
 EXPORT = "export"
 """Folder of a run that `deitctl export` writes to."""
@@ -98,6 +102,7 @@ def choose_images(
     *,
     image_folder: str = "",
     task: str = AUTO,
+    in_chans: int = 0,
     reporter: Reporter,
 ) -> ScoredImages:
     """Choose the images that models are scored on, and say which they are.
@@ -111,6 +116,7 @@ def choose_images(
         image_folder: that the paths of a table are below; empty: where the table leads, of a run's
             table where the run read them.
         task: whether images have several labels; auto: as a run read the data, else as it has them.
+        in_chans: channels of the models, see `open_dataset`.
         reporter: receives what is scored, and a warning where training images are among it.
 
     Raises:
@@ -128,7 +134,7 @@ def choose_images(
     owners = [run for run in (owner, *runs.values()) if run is not None]
     image_folder = image_folder or find_image_folder(data, owners)
     task = find_task(data, owners) if task == AUTO else task
-    splits = open_dataset(data, reporter, image_folder, task=task)
+    splits = open_dataset(data, reporter, image_folder, task=task, in_chans=in_chans)
     parts = splits.list_parts()
     matches = {model: match_run(splits.name, parts, run) for model, run in runs.items()}
     match = next((match for match in matches.values() if match.is_own), None)
@@ -157,6 +163,46 @@ def choose_images(
 def find_image_folder(data: str, runs: Iterable[RunData]) -> str:
     """Return where a run read the images of a table, empty for data that is no run's."""
     return next((run.image_folder for run in runs if is_place_of(run, data)), "")
+
+
+def find_in_chans(models: Iterable[str]) -> int:
+    """Return the channels of models that take bands, by their files; 0 where all take gray or RGB.
+
+    Raises:
+        ConfigError: some take bands and others do not, or others of them.
+    """
+    counts = {model: _read_in_chans(model) for model in models}
+    kinds = {count if has_bands(count) else 0 for count in counts.values()}
+    if len(kinds) > 1:
+        named = ", ".join(f"{model} {describe_channels(n or 3)}" for model, n in counts.items())
+        raise ConfigError(
+            f"These models do not take the same images: {named}.", "Evaluate them one by one."
+        )
+    return next(iter(kinds), 0)
+
+
+def _read_in_chans(model: str) -> int:
+    """Return a model's channels as the files of it say that are quickly read; 0 for others."""
+    path = expand_home(model)
+    if model.lower().endswith(SUFFIX) and path.is_file():
+        try:
+            exported = load_onnx_classifier(
+                model,
+                weights="",
+                head="auto",
+                img_size=0,
+                device="auto",
+                precision="auto",
+                allow_resizing=True,
+            )
+        except ModelError:  # which loading it says again
+            return 0
+        return exported.model_config.preprocessing.in_chans
+    folders = (path, path.parent) if path.exists() else ()
+    if any((config := folder / CONFIG).is_file() for folder in folders):
+        with suppress(ModelError):
+            return load_model_config(config.parent).preprocessing.in_chans
+    return 0
 
 
 def find_task(data: str, runs: Iterable[RunData]) -> str:
@@ -262,7 +308,9 @@ def find_files(dataset: ImageDataset, others: ImageDataset) -> Mask:
 def open_train_images(run: RunData) -> ImageDataset | None:
     """Return the images that a run was trained on; None if they are gone, or it does not say."""
     try:
-        data = open_dataset(run.ref, SilentReporter(), run.image_folder)
+        data = open_dataset(
+            run.ref, SilentReporter(), run.image_folder, in_chans=find_in_chans([str(run.folder)])
+        )
     except DataError:
         return None
     parts = data.list_parts()

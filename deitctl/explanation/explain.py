@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deitctl.data.band_image import has_bands
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.classes import find_class
@@ -141,9 +142,10 @@ def explain(
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
     # Options are checked above, when the caller calls; images are read when the iterator is
     # advanced.
+    scan = FolderScan(reads_arrays=has_bands(model_config.preprocessing.in_chans))
     return _explain_stream(
         explainer,
-        _expand_outside(folder, several, stdin, reporter),
+        _expand_outside(folder, several, stdin, scan, reporter),
         batch_size,
         DrawingFolder(folder, names_class=model_config.is_multilabel),
         only_disagreements,
@@ -152,13 +154,17 @@ def explain(
 
 
 def _expand_outside(
-    folder: Path, images: Iterable[ImageLike], stdin: Iterable[str], reporter: Reporter
+    folder: Path,
+    images: Iterable[ImageLike],
+    stdin: Iterable[str],
+    scan: FolderScan,
+    reporter: Reporter,
 ) -> Iterator[ImageLike]:
     """Expand folders, except for earlier drawings in an output folder inside of them.
 
     Report what is passed over there.
     """
-    output, scan = folder.resolve(), FolderScan()
+    output = folder.resolve()
     for image in images:
         name = str(image) if isinstance(image, str | Path) else ""
         is_outer = is_folder(name) and not Path(local_path(name)).resolve().is_relative_to(output)
@@ -180,7 +186,8 @@ def _explain_stream(
 ) -> Iterator[Explanation]:
     num_disagreements = num_agreements = 0
     preprocessing = explainer.model_config.preprocessing
-    value_range = InputRange(preprocessing.value_range, reporter)
+    bands = preprocessing.in_chans if has_bands(preprocessing.in_chans) else 0
+    value_range = InputRange(preprocessing.value_range, reporter, bands)
     for batch in load_batches(images, preprocessing, batch_size, value_range=value_range):
         explained = explainer.explain([item for item in batch if item.pixels is not None])
         for item in batch:

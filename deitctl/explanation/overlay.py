@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from deitctl.data.band_image import show_pixels
+
 Map = NDArray[np.floating]
 HEAT, DIFFERENCE = "inferno", "RdBu_r"  # matplotlib's; the latter is white at no difference
 OPACITY = 0.6
@@ -148,9 +150,7 @@ def _blend(pixels: NDArray[np.uint8], values: Map, colormap: str, side: int) -> 
 
 
 def _resize(pixels: NDArray[np.uint8], side: int) -> Image.Image:
-    # a gray input is drawn as one of three equal channels
-    colors = np.resize(pixels, (3, *pixels.shape[1:]))
-    image = Image.fromarray(np.ascontiguousarray(colors.transpose(1, 2, 0)))
+    image = Image.fromarray(np.ascontiguousarray(show_pixels(pixels.transpose(1, 2, 0))))
     is_multiple = side % image.width == 0
     # Digits of 8 pixels stay recognizable as pixels.
     resample = Image.Resampling.NEAREST if is_multiple else Image.Resampling.LANCZOS

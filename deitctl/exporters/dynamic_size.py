@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.data.band_image import describe_channels
 from deitctl.data.eval_transform import INTERPOLATION, Pixels, eval_transform
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import GOLDEN, enlarge, make_golden_tile
@@ -89,7 +90,7 @@ def require_resizable(pre: Preprocessing) -> None:
 def require_square_rgb(pre: Preprocessing, what: str, hint: str) -> int:
     """Return the side of a model's input; raise `ExportError` if it is not square, or not of RGB."""
     if not isinstance(pre.img_size, int) or pre.in_chans != 3:
-        kind = "RGB" if pre.in_chans == 3 else "gray"
+        kind = describe_channels(pre.in_chans)
         raise ExportError(
             f"{what} is for square inputs of RGB, and this model takes {kind} images of "
             f"{format_size(pre.img_size)} pixels.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from deitctl.data.band_image import has_bands
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.data.range_survey import scale_for
@@ -54,6 +55,9 @@ from deitctl.models.model_config import HEADS, ModelConfig, parse_value_range
 from deitctl.paths import write_bytes
 from deitctl.settings import read_toml
 from deitctl.training.run_dir import Run
+
+BAND_FORMATS = ("onnx", "torch")
+"""Whose own code for readers does not open images of gray or RGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,11 @@ def export(
     if (chosen_range := parse_value_range(value_range)) is not None:
         model_config = model_config.with_value_range(chosen_range)
     pre = model_config.preprocessing
+    if has_bands(pre.in_chans) and to not in BAND_FORMATS:
+        raise ExportError(
+            f"--to {to} is for images of gray or RGB, and this model takes {pre.in_chans} bands.",
+            "Use --to onnx.",
+        )
     if dynamic_size:
         require_resizable(pre)
     scored = replace(scored, dataset=scale_for(scored.dataset, pre.value_range))

@@ -68,11 +68,18 @@ def make_golden_tile() -> Pixels:
 def enlarge(tile: Pixels, size: ImageSize, in_chans: int = 3) -> Pixels:
     """Return `pixels[y,x] = tile[8y // H, 8x // W]` as a batch of one, uint8 [1,H,W,C].
 
-    A network of one channel gets the red one.
+    A network of one channel gets the red one, one of more than three the same colors from other
+    places, see `_describe_pixels`.
     """
     # Nearest neighbor in integers: anybody can make the same input in any language, without a
     # resize filter whose rounding differs.
     rows, columns = (np.arange(side) * TILE // side for side in height_width(size))
+    if in_chans > 3:
+        bands = [
+            np.roll(tile[..., c % 3], (-(c // 3), -(c // (3 * TILE))), (0, 1))
+            for c in range(in_chans)
+        ]
+        return np.stack(bands, axis=2)[rows][:, columns][None]
     return tile[rows][:, columns][None, ..., :in_chans]
 
 
@@ -95,7 +102,12 @@ def make_golden_sample(logits: Logits, size: ImageSize = 0, in_chans: int = 3) -
 
 def _describe_pixels(size: ImageSize, in_chans: int) -> str:
     height, width = ("S", "S") if isinstance(size, int) else ("H", "W")
-    channels = "RGB" if in_chans == 3 else "the first of three channels"
+    if in_chans > 3:
+        place = f"({TILE} * y // {height} + c // 3) % {TILE}][({TILE} * x // {width} + c // 24) % {TILE}"
+        return f"pixels[y][x][c] = tile[{place}][c % 3], {in_chans} channels, uint8"
+    channels = (
+        "RGB" if in_chans == 3 else f"the first {'' if in_chans == 1 else 'two '}of three channels"
+    )
     return f"pixels[y][x] = tile[{TILE} * y // {height}][{TILE} * x // {width}], {channels}, uint8"
 
 

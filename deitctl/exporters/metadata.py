@@ -48,7 +48,7 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
         "crop_pct": pre.crop_pct,
         "crop_mode": pre.crop_mode,
         "interpolation": pre.interpolation,
-        "channels": "RGB" if pre.in_chans == 3 else "L",
+        "channels": {1: "L", 3: "RGB"}.get(pre.in_chans, f"{pre.in_chans} bands"),
         "layout": BARE_LAYOUT if bare else "NHWC uint8",
         "normalization": {
             "where": "left to the reader" if bare else "inside the network",

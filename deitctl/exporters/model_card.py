@@ -142,10 +142,11 @@ def _describe_preprocessing(pre: Preprocessing, *, inside: bool) -> str:
     if pre.crop_mode == "squash":
         resize = f"to {above} x {across}"
     network = ". The network takes that as uint8 and does the rest itself:" if inside else ","
+    channels = {1: "gray (L)", 3: "RGB"}.get(pre.in_chans, f"the {pre.in_chans} bands of a file")
     return (
         f"Resize ({pre.interpolation}) {resize}, crop the center {height} x {width}"
         f"{network} divide by 255, subtract the mean {list(pre.mean)}, "
-        f"divide by {list(pre.std)}; channels are {'RGB' if pre.in_chans == 3 else 'gray (L)'}."
+        f"divide by {list(pre.std)}; channels are {channels}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deitctl.data.band_image import has_bands
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.data.eval_transform import Pixels, eval_transform
-from deitctl.data.file_types import get_extensions
+from deitctl.data.file_types import get_extensions, reading_arrays
 from deitctl.data.find_layout import find_layout
 from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
 from deitctl.data.range_survey import scale_for
@@ -28,6 +30,7 @@ from deitctl.evaluation.images import (
     choose_images,
     find_files,
     find_image_folder,
+    find_in_chans,
     find_run,
     find_train_images,
     open_train_images,
@@ -35,6 +38,7 @@ from deitctl.evaluation.images import (
 )
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
+from deitctl.inference.folder_scan import FolderScan
 from deitctl.inference.inputs import expand
 from deitctl.models.heads import forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig, Preprocessing
@@ -66,22 +70,33 @@ def open_images(model: str, data: str, reporter: Reporter, image_folder: str = "
     Raises:
         DataError: no such images.
     """
-    run = find_run(model)
-    if data and (loose := _find_loose_images(data)) is not None:
+    run, in_chans = find_run(model), find_in_chans([model])
+    if data and (loose := _find_loose_images(data, in_chans)) is not None:
         train = open_train_images(run) if run is not None else None
         mask = find_files(loose, train) if train is not None else np.zeros(0, np.bool_)
         return ScoredImages(data, ALL, loose, {model: mask} if mask.any() else {})
     if not data:
         try:
             if run is not None:
-                return choose_images("", [model], reporter=reporter)
+                return choose_images("", [model], in_chans=in_chans, reporter=reporter)
         except DataError as error:
             # A run that was moved to another machine can still be exported; what it was verified on
             # is then stated.
             reporter.note(
                 f"Verifying on {BUILT_IN}: the run's own data cannot be opened: {error.message}"
             )
-    return choose_images(data or BUILT_IN, [model], image_folder=image_folder, reporter=reporter)
+    if not data and has_bands(in_chans):
+        raise DataError(
+            f"{model} takes images of {in_chans} bands, and there are none to verify it on.",
+            "Name some with --verify-data.",
+        )
+    return choose_images(
+        data or BUILT_IN,
+        [model],
+        image_folder=image_folder,
+        in_chans=in_chans,
+        reporter=reporter,
+    )
 
 
 def open_calibration_images(
@@ -103,13 +118,13 @@ def open_calibration_images(
         ConfigError: neither a run nor images, or none but those of the verification.
         DataError: no such images, or those of a run are gone.
     """
-    run = find_run(model)
-    if data and (loose := _find_loose_images(data)) is not None:
+    run, in_chans = find_run(model), find_in_chans([model])
+    if data and (loose := _find_loose_images(data, in_chans)) is not None:
         dataset, split = loose, ""
     elif data:
         owners = [] if run is None else [run]
         folder = image_folder or find_image_folder(data, owners)
-        splits = open_dataset(data, SilentReporter(), folder)
+        splits = open_dataset(data, SilentReporter(), folder, in_chans=in_chans)
         opened = choose_eval_split(splits, ALL, None, SilentReporter())
         dataset, split = opened.dataset, ""
         if run is not None:
@@ -146,17 +161,25 @@ def open_calibration_images(
     return select(dataset, others)
 
 
-def _find_loose_images(data: str) -> ImageDataset | None:
+def _find_loose_images(data: str, in_chans: int) -> ImageDataset | None:
     """Return the images of a folder without class folders, or one image; None if it is neither."""
-    path = expand_home(data)
+    path, bands = expand_home(data), in_chans if has_bands(in_chans) else 0
+    with reading_arrays(bool(bands)):
+        names = _list_loose(path, data, FolderScan(reads_arrays=bool(bands)))
+    if names is None:
+        return None
+    loose = FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))
+    return loose.with_bands(bands)
+
+
+def _list_loose(path: Path, data: str, scan: FolderScan) -> tuple[str, ...] | None:
     tree = FolderTree(path)
     without_classes = path.is_dir() and not (
         tree.list("").folders and find_layout(tree, data).parts
     )
     if not without_classes and path.suffix.lower() not in get_extensions():
         return None
-    names = tuple(str(name) for name in expand([str(path)]))
-    return FileDataset(names, np.zeros(len(names), dtype=np.int64), ("",))
+    return tuple(str(name) for name in expand([str(path)], scan=scan))
 
 
 def read_images(dataset: ImageDataset, preprocessing: Preprocessing, num_images: int) -> Images:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.data.band_image import has_bands
 from deitctl.data.class_file import Classes
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.errors import DataError, ModelError, require_positive
@@ -130,7 +131,17 @@ class Classifier:
 
     def _begin_range(self) -> InputRange:
         own = self.model_config.preprocessing.value_range
-        return InputRange(self._user_range or own, self._reporter)
+        return InputRange(self._user_range or own, self._reporter, self.num_bands)
+
+    @property
+    def num_bands(self) -> int:
+        """Bands of the images that it takes; 0 for those of gray and RGB."""
+        in_chans = self.model_config.preprocessing.in_chans
+        return in_chans if has_bands(in_chans) else 0
+
+    def scan_folders(self) -> FolderScan:
+        """Return what finds its images in folders."""
+        return FolderScan(reads_arrays=bool(self.num_bands))
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # str is an iterable of str, but means one path
@@ -160,7 +171,11 @@ class Classifier:
             DataError: the one image cannot be read or classified, or is a folder: pass `[folder]`.
             ConfigError: `topk` or `batch_size` is not an integer of 1 or more.
         """
-        results = list(self.stream(_expand_images(images), topk=topk, batch_size=batch_size))
+        results = list(
+            self.stream(
+                _expand_images(images, self.scan_folders()), topk=topk, batch_size=batch_size
+            )
+        )
         if not is_image(images):
             return results
         if (error := results[0].error) is not None:
@@ -176,7 +191,7 @@ class Classifier:
         """
         require_positive(batch_size=batch_size)
         rows: list[Scores] = []
-        for batch in self._load_batches(_expand_images(images), batch_size):
+        for batch in self._load_batches(_expand_images(images, self.scan_folders()), batch_size):
             pixels = [item.pixels for item in batch if item.pixels is not None]
             if len(pixels) < len(batch):
                 raise DataError(next(item.error for item in batch if item.error is not None))
@@ -263,10 +278,10 @@ class Classifier:
         return eval_transform(image, self.model_config.preprocessing)
 
 
-def _expand_images(images: Images) -> Iterable[ImageLike]:
+def _expand_images(images: Images, scan: FolderScan) -> Iterable[ImageLike]:
     """Return one image in a list, or several with folders expanded."""
     if not is_image(images):
-        expanded = expand(cast(Iterable[ImageLike], images))
+        expanded = expand(cast(Iterable[ImageLike], images), scan=scan)
         # Of a list, a sample is looked at before the first.
         return list(expanded) if isinstance(images, list | tuple) else expanded
     # One input has one prediction, as its type says: a folder, which has many, stands in a list.
@@ -409,9 +424,12 @@ def predict(
     several = cast(Iterable[ImageLike], [images] if is_image(images) else images)
     if isinstance(several, list):
         classifier.settle_range(
-            expand([i for i in several if not (isinstance(i, str) and i == STDIN)])
+            expand(
+                [i for i in several if not (isinstance(i, str) and i == STDIN)],
+                scan=classifier.scan_folders(),
+            )
         )
-    scan = FolderScan()
+    scan = classifier.scan_folders()
     predictions = classifier.stream(
         expand(several, stdin, scan),
         topk=topk,

@@ -15,6 +15,7 @@ from deitctl.data.file_types import (
     identify,
     is_image_start,
     may_be_image,
+    reading_arrays,
 )
 from deitctl.data.layout import is_junk
 from deitctl.paths import walk
@@ -30,7 +31,14 @@ MAX_KINDS = 5
 class FolderScan:
     """Finds images below folders as training does: links are followed, no folder is entered twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reads_arrays: bool = False) -> None:
+        """Begin.
+
+        Args:
+            reads_arrays: whether NumPy arrays are images, as they are for models of bands.
+        """
+        with reading_arrays(reads_arrays):
+            self._extensions = get_extensions() | HEIC_EXTENSIONS
         self.unread: Counter[str] = Counter()
         """Files passed over, by extension; those without one by what they are."""
         self.closed: list[str] = []
@@ -54,7 +62,7 @@ class FolderScan:
 
     def _is_image(self, name: str, path: str) -> bool:
         extension = os.path.splitext(name)[1].lower()
-        if extension in get_extensions() or extension in HEIC_EXTENSIONS:
+        if extension in self._extensions:
             return True
         if name.lower() in SIDE_NAMES:
             return False

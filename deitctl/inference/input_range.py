@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from deitctl.data.bands import measure_bands
 from deitctl.data.decode import measure_image, measure_values, read_bytes
 from deitctl.data.deep_image import PNG_DEPTH, Measured, begins_with_eight_bits
 from deitctl.data.range_survey import (
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
 class InputRange:
     """The range of all inputs; once it is there, it stays."""
 
-    def __init__(self, value_range: ValueRange | None, reporter: Reporter) -> None:
+    def __init__(self, value_range: ValueRange | None, reporter: Reporter, bands: int = 0) -> None:
         """Begin with the range of the model or of the user, if there is one.
 
         Args:
             value_range: that range.
             reporter: warned when one is chosen.
+            bands: of the images; 0: they are RGB.
         """
+        self._bands = bands
         self.value_range = value_range
         self._reporter = reporter
         self._is_each_its_own = False
@@ -65,7 +68,7 @@ class InputRange:
         Returns:
             How many inputs there are.
         """
-        looks, num_images = _sample_looks(images)
+        looks, num_images = _sample_looks(images, self._bands)
         if looks and not self.is_settled:
             self._take(survey_values(spread(looks, NUM_LOOKED_AT)))
         return num_images
@@ -96,7 +99,7 @@ class InputRange:
             self._reporter.warn(f"{description} The model has no range of its own.")
 
 
-def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:
+def _sample_looks(images: Iterable[ImageLike], bands: int) -> tuple[list[Look], int]:
     """Return how to look at inputs that may have more than 8 bits, spread over all, and the number of all.
 
     Of many inputs every second, then every fourth ... is sampled, so that few of them are held.
@@ -106,7 +109,7 @@ def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:
     step = 1
     for image in images:
         num_images += 1
-        if (look := _find_look(image)) is None:
+        if (look := _find_look(image, bands)) is None:
             continue
         if num_looks % step == 0:
             looks.append(look)
@@ -116,32 +119,34 @@ def _sample_looks(images: Iterable[ImageLike]) -> tuple[list[Look], int]:
     return looks, num_images
 
 
-def _find_look(image: ImageLike) -> Look | None:
+def _find_look(image: ImageLike, bands: int) -> Look | None:
     """Return how to look at an input before it is read; None where that is not to be had, or it has 8 bits."""
     from deitctl.inference.inputs import local_path  # which imports this module
 
     if isinstance(image, str | os.PathLike):
         path = local_path(str(image))
         is_looked_at = not has_eight_bits(path) and "://" not in path
-        return partial(_look_at_file, path) if is_looked_at else None
+        return partial(_look_at_file, path, bands) if is_looked_at else None
     if isinstance(image, bytes | bytearray | memoryview):
         is_looked_at = not begins_with_eight_bits(bytes(image[: PNG_DEPTH + 1]))
-        return partial(_look_at_bytes, image) if is_looked_at else None
+        return partial(_look_at_bytes, image, bands) if is_looked_at else None
     return partial(_look_at_image, image) if isinstance(image, Image.Image) else None
 
 
-def _look_at_file(name: str) -> tuple[Measured | None, int]:
+def _look_at_file(name: str, bands: int) -> tuple[Measured | None, int]:
     if not os.path.isfile(name):  # a pipe would be waited for
         return None, 0
     with open(name, "rb") as file:
         if begins_with_eight_bits(file.read(PNG_DEPTH + 1)):
             return None, PNG_DEPTH
-    return _look_at_bytes(read_bytes(Path(name)), name)
+    return _look_at_bytes(read_bytes(Path(name)), bands, name)
 
 
 def _look_at_bytes(
-    data: bytes | bytearray | memoryview, name: str = "an image"
+    data: bytes | bytearray | memoryview, bands: int, name: str = "an image"
 ) -> tuple[Measured | None, int]:
+    if bands:
+        return measure_bands(bytes(data), name, bands), len(data)
     return measure_values(bytes(data), name), len(data)
 
 

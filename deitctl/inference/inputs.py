@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.decode import convert_image, decode, read_image
+from deitctl.data.band_image import BandImage, has_bands
+from deitctl.data.bands import decode_bands
+from deitctl.data.decode import convert_image, decode, read_bytes, read_image
 from deitctl.data.deep_image import Measured, RangeNeeded
 from deitctl.data.eval_transform import Pixels, eval_transform, has_extreme_aspect
 from deitctl.errors import DataError
@@ -133,20 +135,26 @@ def name_image(image: ImageLike, index: int) -> str:
 
 
 def open_image(
-    image: ImageLike, name: str = "the image", value_range: ValueRange | None = None
+    image: ImageLike,
+    name: str = "the image",
+    value_range: ValueRange | None = None,
+    bands: int = 0,
 ) -> Image.Image:
-    """Return an image as upright RGB.
+    """Return an image as upright RGB, or by its bands.
 
     Args:
         image: see `ImageLike`.
         name: for messages, of an image without a path.
         value_range: of images of more than 8 bits, see `decode`.
+        bands: that a model takes, see `decode_bands`; 0: RGB.
 
     Raises:
         DataError: it cannot be read or downloaded, or an array has another dtype, shape or range.
     """
     if isinstance(image, str | os.PathLike):
-        return _open_name(str(image), value_range)
+        return _open_name(str(image), value_range, bands)
+    if bands:
+        return _open_bands(image, name, value_range, bands)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(bytes(image), name, value_range=value_range)
     if isinstance(image, Image.Image):
@@ -178,9 +186,27 @@ def _fetch(image: ImageLike) -> ImageLike:
     return fetch(image)
 
 
-def _open_name(name: str, value_range: ValueRange | None) -> Image.Image:
+def _open_bands(
+    image: ImageLike, name: str, value_range: ValueRange | None, bands: int
+) -> Image.Image:
+    """Return an image of bands: of a file's bytes, or of an array of 8 bits."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_bands(bytes(image), name, bands, value_range)
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if isinstance(image, np.ndarray) and is_array and image.shape[2] == bands and image.size:
+        return BandImage.from_array(image)
+    shape = (
+        f" of dtype {image.dtype} and shape {list(image.shape)}" if hasattr(image, "dtype") else ""
+    )
+    raise DataError(
+        f"{name} is a {type(image).__name__}{shape}, and the model takes images of {bands} bands.",
+        f"Such an image is a path, a file's bytes or an array uint8 [H,W,{bands}].",
+    )
+
+
+def _open_name(name: str, value_range: ValueRange | None, bands: int) -> Image.Image:
     if is_url(name):
-        return open_image(_fetch(name), name, value_range)
+        return open_image(_fetch(name), name, value_range, bands)
     path = local_path(name)
     if is_folder(name):
         scan = FolderScan()
@@ -191,6 +217,8 @@ def _open_name(name: str, value_range: ValueRange | None) -> Image.Image:
         )
     if "://" in name and path == name and not os.path.exists(name):
         raise DataError(f"{name} is not read: addresses are http, https or file.")
+    if bands:
+        return decode_bands(read_bytes(Path(path)), path, bands, value_range)
     return read_image(Path(path), value_range)
 
 
@@ -244,10 +272,11 @@ def load_batches(
         transform: from an RGB image to what the model takes.
         value_range: of images of more than 8 bits; None: the model's, or one of the inputs.
     """
-    inputs_range = value_range or InputRange(preprocessing.value_range, SilentReporter())
+    bands = preprocessing.in_chans if has_bands(preprocessing.in_chans) else 0
+    inputs_range = value_range or InputRange(preprocessing.value_range, SilentReporter(), bands)
 
     def open_input(name: str, image: ImageLike, chosen: ValueRange | None) -> Input:
-        return Input(name, transform(open_image(image, name, chosen), preprocessing), None)
+        return Input(name, transform(open_image(image, name, chosen, bands), preprocessing), None)
 
     def load(named: tuple[str, ImageLike, ValueRange | None]) -> Input | _Unscaled:
         name, image, chosen = named

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.config import MAX_CHANS
 from deitctl.cores import count_cores
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
@@ -243,7 +244,8 @@ def _read_input_shape(session: Any) -> list[int]:
     has_free_sides = len(shape) == 3 and not any(isinstance(side, int) for side in shape[:2])
     if _has_resize(session) and has_free_sides:
         shape = next(o.shape[1:] for o in session.get_outputs() if o.name == MODEL_INPUT)
-    is_image = len(shape) == 3 and all(isinstance(n, int) for n in shape) and shape[2] in (1, 3)
+    is_image = len(shape) == 3 and all(isinstance(n, int) for n in shape)
+    is_image = is_image and 1 <= shape[2] <= MAX_CHANS
     return list(shape) if is_image else []
 
 
@@ -260,7 +262,7 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
                 **{k: pre["normalization"][k] for k in ("mean", "std")},
                 "input_size": [
-                    1 if pre.get("channels") == "L" else 3,
+                    _count_channels(str(pre.get("channels"))),
                     *height_width(parse_size(pre["img_size"])),
                 ],
             },
@@ -276,6 +278,14 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
         raise ModelError(
             f"{where} has unreadable metadata.", f"Export it again: {EXPORT}."
         ) from error
+
+
+def _count_channels(channels: str) -> int:
+    """Return how many channels an export's metadata state: `L`, `RGB`, `4 bands`."""
+    count, _, unit = channels.partition(" ")
+    if unit == "bands":
+        return int(count)
+    return 1 if channels == "L" else 3
 
 
 def _shorten(error: Exception) -> str:

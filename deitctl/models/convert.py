@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deitctl.config import MAX_CHANS
 from deitctl.errors import ModelError
 from deitctl.models.adapt import adapt_input_conv, adapt_shape
 from deitctl.models.catalog import ARCHITECTURES, Architecture, get_distilled, get_plain
@@ -75,9 +76,9 @@ def infer_architecture(
             else "See `deitctl models`. A model of a shape of its own is known by its folder: its "
             "config.json says how many heads it has.",
         )
-    if channels not in (1, 3):
+    if channels > MAX_CHANS:
         raise ModelError(
-            f"{where} is a DeiT for images of {channels} channels: deitctl reads gray (1) and RGB (3)."
+            f"{where} is a DeiT for images of {channels} channels: up to {MAX_CHANS} are read."
         )
     _require_names(shapes, depth, candidates[0], where, stored)
     # DeiT-III has layer scale and no positions for its class token

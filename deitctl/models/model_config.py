@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from deitctl.config import MAX_SIZE
+from deitctl.config import MAX_CHANS, MAX_SIZE
 from deitctl.errors import ConfigError, ModelError, did_you_mean
 from deitctl.models.tasks import CLASSIFICATION, DEFAULT_THRESHOLD, MULTILABEL, TASKS
 from deitctl.sizes import ImageSize, format_size, height_width, long_side, make_size, short_side
@@ -358,8 +358,8 @@ def parse_preprocessing(pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
     mean, std = pretrained_cfg.get("mean"), pretrained_cfg.get("std")
     input_size = pretrained_cfg.get("input_size")
     channels = 3 if input_size is None else int(input_size[0])
-    if channels not in (1, 3):
-        raise ValueError(f"images of {channels} channels, where gray (1) and RGB (3) are read")
+    if not 1 <= channels <= MAX_CHANS:
+        raise ValueError(f"images of {channels} channels, where up to {MAX_CHANS} are read")
     return Preprocessing(
         img_size=224 if input_size is None else make_size(*map(int, input_size[-2:])),
         # timm's DEFAULT_CROP_PCT; DeiT's published configs say 0.9.

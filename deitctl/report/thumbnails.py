@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.data.band_image import show_pixels
+
 THUMBNAIL_PX = 160
 JPEG_QUALITY = 78  # keeps 3 galleries of 24 images with two maps each near a megabyte
 
 
 def encode_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """Return an image, uint8 [3,H,W], as a JPEG of at most `THUMBNAIL_PX` pixels a side."""
-    return encode_jpeg(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "RGB"))
+    """Return an image, uint8 [C,H,W], as a JPEG of at most `THUMBNAIL_PX` pixels a side."""
+    shown = show_pixels(pixels.transpose(1, 2, 0))
+    return encode_jpeg(Image.fromarray(np.ascontiguousarray(shown)))
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

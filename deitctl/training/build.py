@@ -23,6 +23,7 @@ from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models.build import build_model
+from deitctl.models.checkpoint_io import load_model_config
 from deitctl.models.factory import LoadedModel
 from deitctl.models.introspect import (
     compute_early_size,
@@ -32,12 +33,14 @@ from deitctl.models.introspect import (
     pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig
+from deitctl.models.sources import has_weights, resolve_folder
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.freezing import freeze, get_layers
+from deitctl.training.normalization import ChannelStats, measure_channels, set_channels
 from deitctl.training.objective import Objective, build_objective
 from deitctl.training.optim import build_optimizer
 from deitctl.training.schedule import compute_peak_lr
@@ -121,7 +124,12 @@ class TrainSetup:
 
 
 def build_student(
-    config: TrainConfig, train: ImageDataset, reporter: Reporter, *, download: bool = True
+    config: TrainConfig,
+    train: ImageDataset,
+    reporter: Reporter,
+    *,
+    download: bool = True,
+    channels: ChannelStats | None = None,
 ) -> LoadedModel:
     """Build the model that a run trains: initialized by the seed, or from the named weights.
 
@@ -130,6 +138,7 @@ def build_student(
         train: the training images, whose classes the model gets.
         reporter: shows downloads.
         download: False: weights that would be downloaded are left random.
+        channels: of images of bands, as the run began with; None: those of the weights, or measured.
     """
     recipe = config.recipe
     distilled = None if config.distill is None else config.distill.dist_token
@@ -151,6 +160,8 @@ def build_student(
         )
     student = _set_task(student, train)
     student = replace(student, model_config=_keep_value_range(student.model_config, train))
+    if train.bands:
+        student = _normalize_bands(student, config, train, channels, reporter)
     if recipe.augment.crop_scale == (1.0, 1.0):  # trained on uncropped images, so evaluated on them
         preprocessing = replace(
             student.model_config.preprocessing, crop_pct=1.0, crop_mode="squash"
@@ -186,6 +197,25 @@ def _set_task(student: LoadedModel, train: ImageDataset) -> LoadedModel:
     return replace(
         student, model_config=model_config, has_new_head=student.has_new_head or is_other
     )
+
+
+def _normalize_bands(
+    student: LoadedModel,
+    config: TrainConfig,
+    train: ImageDataset,
+    channels: ChannelStats | None,
+    reporter: Reporter,
+) -> LoadedModel:
+    """Let the model normalize bands as its run began, as its weights do, or as its images measure."""
+    start = config.weights or (config.model if has_weights(config.model) else "")
+    folder = resolve_folder(start, reporter, download_weights=False) if start else None
+    is_of_weights = folder is not None and (
+        load_model_config(folder).preprocessing.in_chans == train.bands
+    )
+    if channels is None and is_of_weights:
+        return student
+    stats = channels or measure_channels(train, config.seed, reporter)
+    return replace(student, model_config=set_channels(student.model_config, stats))
 
 
 def _keep_value_range(model_config: ModelConfig, train: ImageDataset) -> ModelConfig:

@@ -53,7 +53,12 @@ from deitctl.training.build import read_start_classes
 from deitctl.training.checkpointer import parse_interval
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import check_freezing
-from deitctl.training.input_shape import fit_crop_ratio, require_input_shape
+from deitctl.training.input_shape import (
+    find_in_chans,
+    fit_color,
+    fit_crop_ratio,
+    require_input_shape,
+)
 from deitctl.training.objective import check_loss, sums_classes
 from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
 from deitctl.training.schedule import compute_peak_lr
@@ -99,6 +104,8 @@ def build_config(
     built_in = data == BUILT_IN
     named = {**settings, **(overrides or {})}
     require_input_shape(model or DEFAULT_TRAIN_MODEL, named, reporter)
+    if in_chans := find_in_chans(model, named, reporter):
+        settings["recipe.in_chans"] = named["recipe.in_chans"] = in_chans
     train, val = datasets or open_for_training(name_source(data, named), reporter=reporter)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher")
@@ -110,6 +117,7 @@ def build_config(
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
     config = fit_crop_ratio(settle_task(config, train), named, reporter)
+    config = fit_color(config, named, reporter)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
     counts = ClassCounts.of(train)
     if config.distill is not None and "distill.reduction" not in named:
@@ -147,6 +155,7 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         convert(named.get("task", TrainConfig.task), TaskChoice, "task"),
         str(named.get("group_by", "")),
         *numbers,
+        convert(named.get("recipe.in_chans", 0), int, "--in-chans"),
     )
     check_split(source.group_by, source.folds, source.fold)
     return source

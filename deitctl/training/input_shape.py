@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from deitctl.config import Recipe, TrainConfig
+from deitctl.config import MAX_CHANS, Recipe, TrainConfig
+from deitctl.data.band_image import has_bands
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.models import timm_models
@@ -16,12 +17,9 @@ from deitctl.models.checkpoint_io import load_model_config
 from deitctl.models.convert import resize_architecture
 from deitctl.models.factory import find_architecture
 from deitctl.models.own_shape import require_model_args, reshape
-from deitctl.models.sources import resolve_folder
+from deitctl.models.sources import has_weights, resolve_folder
 from deitctl.settings import MODEL_ARGS, convert
 from deitctl.sizes import ImageSize, format_size, height_width
-
-CHANNELS = (0, 1, 3)
-"""Of `in_chans`: the model's own, gray, RGB."""
 
 
 def require_input_shape(model: str, named: Mapping[str, Any], reporter: Reporter) -> None:
@@ -37,10 +35,9 @@ def require_input_shape(model: str, named: Mapping[str, Any], reporter: Reporter
         ModelError: the model cannot be built so.
     """
     in_chans = convert(named.get("recipe.in_chans", 0), int, "--in-chans")
-    if in_chans not in CHANNELS:
+    if not 0 <= in_chans <= MAX_CHANS:
         raise ConfigError(
-            f"--in-chans {in_chans} is not possible: images are read as gray (1) or RGB (3).",
-            "Of files with more bands, write three that matter as RGB.",
+            f"--in-chans {in_chans} is not possible.", f"Images have 1 to {MAX_CHANS} bands."
         )
     model_args = {
         name.removeprefix(MODEL_ARGS): convert(value, Any, name)
@@ -86,6 +83,45 @@ def fit_crop_ratio(
     )
     recipe: Recipe = replace(config.recipe, augment=replace(augment, crop_ratio=(low, high)))
     return replace(config, recipe=recipe)
+
+
+def fit_color(config: TrainConfig, named: Mapping[str, Any], reporter: Reporter) -> TrainConfig:
+    """Return a configuration whose augmentation has no operation on colors, where images are of bands.
+
+    Args:
+        config: the run.
+        named: settings of the user.
+        reporter: gets what was left out.
+
+    Raises:
+        ConfigError: the user named an operation on colors.
+    """
+    augment, in_chans = config.recipe.augment, config.recipe.in_chans
+    if not has_bands(in_chans) or not (augment.rand_augment or augment.color_jitter):
+        return config
+    for field in ("rand_augment", "color_jitter"):
+        value = next((v for n, v in named.items() if n.endswith(f"augment.{field}")), None)
+        if value not in (None, "", 0, 0.0, "0", "0.0"):
+            raise ConfigError(
+                f"augment.{field} changes colors, which images of {in_chans} bands have not.",
+                "Leave it out; crops, flips, augment.affine, erasing and mixing act on every band.",
+            )
+    reporter.note(
+        f"Images of {in_chans} bands have no colors: RandAugment and color jitter of the recipe are left "
+        "out."
+    )
+    augment = replace(augment, rand_augment="", color_jitter=0.0)
+    return replace(config, recipe=replace(config.recipe, augment=augment))
+
+
+def find_in_chans(model: str, named: Mapping[str, Any], reporter: Reporter) -> int:
+    """Return the channels that settings name, or those of the model folder that they start from; else 0."""
+    in_chans: int = convert(named.get("recipe.in_chans", 0), int, "--in-chans")
+    folder = resolve_folder(model, reporter, download_weights=False) if has_weights(model) else None
+    if in_chans or folder is None:
+        return in_chans
+    own = load_model_config(folder).preprocessing.in_chans
+    return own if has_bands(own) else 0
 
 
 def _find_size(config: TrainConfig, reporter: Reporter) -> ImageSize:

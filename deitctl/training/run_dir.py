@@ -28,6 +28,7 @@ from deitctl.paths import (
 )
 from deitctl.records import to_json
 from deitctl.settings import from_dict, read_toml, write_toml
+from deitctl.training.normalization import ChannelStats, parse_channels
 from deitctl.training.run_log import read_records
 from deitctl.training.saved_state import read_record
 
@@ -142,6 +143,12 @@ class Run:
         """Return the value range of the data that the run began with; None if it is not known."""
         for record in self._read_records():
             return parse_range(str(record.get("value_range", "")))
+        return None
+
+    def saved_channels(self) -> ChannelStats | None:
+        """Return the normalization of bands that the run began with; None without a checkpoint or bands."""
+        for record in self._read_records():
+            return parse_channels(str(record.get("channels", "")))
         return None
 
     def _read_records(self) -> Iterator[dict[str, Any]]:

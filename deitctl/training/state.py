@@ -58,6 +58,8 @@ class Progress:
     """Of that data, see `fingerprint_split`; a resume on other data is refused."""
     value_range: str = ""
     """Of that data, as `write_range` writes it; empty: not known."""
+    channels: str = ""
+    """Normalization of images of bands, as `write_channels` writes it; empty for other images."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the run learns by, see `list_learning`; a resume with others is refused."""
     seconds: float = 0.0

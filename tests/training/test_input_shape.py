@@ -25,7 +25,7 @@ WIDE = TrainConfig(model="deit_tiny", data="d", recipe=replace(FINETUNE, img_siz
             ModelError,
             "patches of 8 pixels, which do not fill 60",
         ),
-        ({"recipe.in_chans": 2}, ConfigError, r"gray \(1\) or RGB \(3\)"),
+        ({"recipe.in_chans": 300}, ConfigError, "Images have 1 to 256 bands"),
         (
             {"model": "vit_tiny_patch16_224", "model_args.embed_dim": 100},
             ModelError,

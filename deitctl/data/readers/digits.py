@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.dataset import ImageDataset, Labels, Subset, select
+from deitctl.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,15 @@ class ArrayDataset(ImageDataset):
     @property
     def is_in_memory(self) -> bool:
         return True
+
+    def with_bands(self, bands: int) -> ArrayDataset:
+        """Return the images; raise `DataError` for bands, which they have not."""
+        if bands:
+            raise DataError(
+                f"The built-in digits are gray, and --in-chans {bands} takes images of {bands} bands.",
+                "Name data that has them, or use --in-chans 1.",
+            )
+        return self
 
     def name(self, index: int) -> str:
         return f"{self.title}:{index}"

@@ -94,6 +94,15 @@ class PackDataset(ImageDataset):
             )
         return super().with_value_range(value_range)
 
+    def with_bands(self, bands: int) -> PackDataset:
+        """Return the images; raise `DataError` for bands, which they have not."""
+        if bands:
+            raise DataError(
+                f"{self.file.path} is a pack, which holds RGB, and --in-chans {bands} takes images of {bands} bands.",
+                "Name the folder, table or tar that has the images.",
+            )
+        return self
+
     def name(self, index: int) -> str:
         return self.names[index]
 
