@@ -56,6 +56,17 @@ TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
 """Trains into the config's output folder, or resumes or finds the run; returns its result record."""
 RESULT = "result.json"
 """A training run writes it last."""
+SOURCE_SETTINGS = (
+    "data",
+    "image_folder",
+    "value_range",
+    "task",
+    "group_by",
+    "split_seed",
+    "folds",
+    "fold",
+)
+"""What a teacher's run has from its student's: it opens the same images when it goes on."""
 WITHOUT_WEIGHTS = "without weights"
 
 
@@ -222,39 +233,10 @@ def resolve_teacher(
         assert match is not None
         return ResolvedTeacher(distill.teacher, loaded, match, "no", "")
     assert recipe is not None
-    # By content and below the user's cache, so that the next student finds it, from any folder and
-    # with any seed.
-    from_scratch = finetuned == "scratch"
-    model = _strip_tag(distill.teacher) if from_scratch else distill.teacher
-    content = model if from_scratch else identify_teacher(distill, reporter)
-    name = hash_json([to_dict(recipe), content, fingerprint])
-    root = choose_cache_path(f"teachers/{Path(model).name}-{finetuned}-{name}", reporter)
-    refuse_links(root.parent, [root.name])  # a cache may be a stranger's
+    run = _configure_training(config, finetuned, recipe, fingerprint, reporter)
+    root = Path(run.output_dir)
     if train_run is not None:
-        run = TrainConfig(
-            model=model,
-            data=config.data,
-            recipe=recipe,
-            weights="" if from_scratch else distill.teacher_weights,
-            classes="" if from_scratch else distill.teacher_classes,
-            task=config.task,
-            seed=0,  # whatever the student's, for the same teacher
-            workers=config.workers,
-            device=config.device,
-            precision=config.precision,
-            output_dir=str(root),
-        )
-        if (root / RESULT).is_file():
-            reporter.note(f"The teacher was trained on this data before ({finetuned}): {root}")
-        else:
-            reporter.note(
-                f"Training the teacher {model} from scratch ({recipe.epochs} epochs): {root}"
-                if from_scratch
-                else f"Fine-tuning the teacher {model} ({finetuned}, {recipe.epochs} epochs): {root}"
-            )
-        # A finished one in a cache that cannot be written, in an image for example, needs no lock.
-        if can_write(root) or not (root / RESULT).is_file():
-            _train_exclusively(run, train_run, reporter, is_main)
+        _train(run, finetuned, train_run, reporter, is_main=is_main)
     elif not (root / RESULT).is_file():  # weights alone are there after the first epoch
         raise TeacherError(
             f"The fine-tuned teacher {root} is gone or unfinished.",
@@ -266,7 +248,60 @@ def resolve_teacher(
         raise TeacherError(
             f"{root} lacks some of the data's classes.", "Delete that folder; it is made again."
         )
-    return ResolvedTeacher(model, loaded, match, finetuned, str(root))
+    return ResolvedTeacher(run.model, loaded, match, finetuned, str(root))
+
+
+def _configure_training(
+    config: TrainConfig, finetuned: str, recipe: Recipe, fingerprint: str, reporter: Reporter
+) -> TrainConfig:
+    """Return the run that trains a teacher on the images of a student's run.
+
+    Args:
+        config: of the student.
+        finetuned: `head`, `full` or `scratch`.
+        recipe: of the teacher.
+        fingerprint: of the training images.
+        reporter: receives what is done.
+    """
+    distill = config.distill
+    assert distill is not None
+    from_scratch = finetuned == "scratch"
+    model = _strip_tag(distill.teacher) if from_scratch else distill.teacher
+    content = model if from_scratch else identify_teacher(distill, reporter)
+    # By content and below the user's cache, so that the next student finds it, from any folder and
+    # with any seed. What names the images is left out: they are in the fingerprint, as they are read.
+    name = hash_json([to_dict(recipe), content, fingerprint])
+    root = choose_cache_path(f"teachers/{Path(model).name}-{finetuned}-{name}", reporter)
+    refuse_links(root.parent, [root.name])  # a cache may be a stranger's
+    return TrainConfig(
+        model=model,
+        recipe=recipe,
+        weights="" if from_scratch else distill.teacher_weights,
+        classes="" if from_scratch else distill.teacher_classes,
+        seed=0,  # whatever the student's, for the same teacher
+        workers=config.workers,
+        device=config.device,
+        precision=config.precision,
+        output_dir=str(root),
+        **{name: getattr(config, name) for name in SOURCE_SETTINGS},
+    )
+
+
+def _train(
+    run: TrainConfig, finetuned: str, train_run: TrainRun, reporter: Reporter, *, is_main: bool
+) -> None:
+    """Train a teacher into the cache, or find it there."""
+    root, epochs = Path(run.output_dir), run.recipe.epochs
+    is_finished = (root / RESULT).is_file()
+    if is_finished:
+        reporter.note(f"The teacher was trained on this data before ({finetuned}): {root}")
+    elif finetuned == "scratch":
+        reporter.note(f"Training the teacher {run.model} from scratch ({epochs} epochs): {root}")
+    else:
+        reporter.note(f"Fine-tuning the teacher {run.model} ({finetuned}, {epochs} epochs): {root}")
+    # A finished one in a cache that cannot be written, in an image for example, needs no lock.
+    if can_write(root) or not is_finished:
+        _train_exclusively(run, train_run, reporter, is_main)
 
 
 def _resolve_own(own: CallableTeacher, train: ImageDataset) -> ResolvedTeacher:

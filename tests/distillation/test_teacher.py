@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset
+from deitctl.data.open import Source
 from deitctl.distillation import teacher as module
 from deitctl.distillation.teacher import ResolvedTeacher, Teacher, resolve_teacher
 from deitctl.errors import TeacherError
@@ -259,6 +260,24 @@ def test_a_teacher_that_is_trained_from_scratch_claims_no_published_weights(
     run = plan_teacher(config, little[0], SILENT)
     assert (run.model, run.recipe.pretrained) == ("regnety_002", False)
     assert Path(run.output_dir).name.startswith("regnety_002-scratch-")
+
+
+def test_a_teachers_run_opens_the_images_of_its_students_when_it_goes_on(
+    distilled: Make, little: Pair
+) -> None:
+    source = {
+        "data": "scans.csv",
+        "image_folder": "scans",
+        "value_range": "0,4095",
+        "task": "classification",
+        "group_by": "patient",
+        "split_seed": 3,
+        "folds": 5,
+        "fold": 2,
+    }
+    config = replace(distilled("run", finetune_teacher="scratch"), **source)
+    assert all(getattr(config, f.name) != f.default for f in fields(config) if f.name in source)
+    assert Source.of(plan_teacher(config, little[0], SILENT)) == Source.of(config)
 
 
 def test_a_teacher_from_scratch_needs_no_weights_and_warns_of_nothing(
