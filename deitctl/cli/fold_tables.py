@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -41,15 +42,20 @@ def finish_folds(result: FoldsResult, *, shape: str, quiet: bool) -> None:
     if not is_main_process():
         return
     print_json(to_object(result)) if shape == "json" else _print_tables(result)
-    best = max(result.folds, key=lambda fold: next(iter(fold.scores.values())))
-    print_next(["eval", str(best.run)], shape=shape, quiet=quiet)
+    # One whose score is not defined comes last.
+    # One whose score is not defined is better than none.
+    scores = [next(iter(fold.scores.values())) for fold in result.folds]
+    best = max(range(len(scores)), key=lambda n: -1 if math.isnan(scores[n]) else scores[n])
+    print_next(["eval", str(result.folds[best].run)], shape=shape, quiet=quiet)
 
 
 def _print_tables(result: FoldsResult) -> None:
     names = list(result.metrics)
     has_teacher = any(fold.teacher_top1 is not None for fold in result.folds)
 
-    def format_score(name: str, value: float) -> str:
+    def format_score(name: str, value: float | None) -> str:
+        if value is None or math.isnan(value):
+            return "-"
         return f"{value:.3f}" if name == "loss" else f"{value:.2f}"
 
     rows = [

@@ -52,7 +52,8 @@ class Preflight:
     mean_recall: float | None
     """Mean recall over the classes, percent."""
     map: float | None = None
-    """Mean average precision over the classes, percent; null where an image has one label."""
+    """Mean average precision over the classes, percent; null where an image has one label, and where none
+    has any."""
     map_chance: float | None = None
     """Mean of it with its scores given to other images at random, percent; null likewise."""
     map_chance_std: float | None = None
@@ -148,14 +149,15 @@ def _score(result: EvalResult | MultilabelResult, num_images: int) -> dict[str, 
         label_bits = [""] * num_images
         for index, row in zip(indices, result.probs >= DEFAULT_THRESHOLD, strict=True):
             label_bits[index] = _write_bits(row)
-        chance, std = estimate_chance(result.labels, result.probs)
+        is_defined = result.map is not None
+        chance, std = estimate_chance(result.labels, result.probs) if is_defined else (0.0, 0.0)
         return {
             "top1": None,
             "top5": None,
             "mean_recall": None,
-            "map": result.map or 0.0,
-            "map_chance": 100 * chance,
-            "map_chance_std": 100 * std,
+            "map": result.map,
+            "map_chance": 100 * chance if is_defined else None,
+            "map_chance_std": 100 * std if is_defined else None,
             "val_predictions": (),
             "val_label_bits": tuple(label_bits),
         }
@@ -216,8 +218,10 @@ def require_above_chance(distill: DistillConfig, preflight: Preflight, val: Imag
     It is judged by mean recall, whose chance is 1 / K however uneven the classes are: always
     predicting the largest class gains nothing. Of several labels it is mean average precision, whose
     chance is that of its own scores on other images. It must exceed chance by as much again or by a
-    tenth, and by two standard errors.
+    tenth, and by two standard errors. Where no validation image has a label, nothing can be judged.
     """
+    if preflight.is_multilabel and preflight.map is None:
+        return
     if preflight.is_multilabel:
         score, chance = (preflight.map or 0) / 100, (preflight.map_chance or 0) / 100
         standard_error = (preflight.map_chance_std or 0) / 100
@@ -239,8 +243,10 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     finetuning = {"no": "", "scratch": "trained from scratch, "}.get(
         preflight.finetuned, f"fine-tuned ({preflight.finetuned}), "
     )
-    if preflight.is_multilabel:
+    if preflight.map is not None:
         score = f"mAP {preflight.map:.2f} % (chance {preflight.map_chance:.1f} %)"
+    elif preflight.is_multilabel:
+        score = "no mAP, as no image has a label,"
     else:
         top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
         score = f"top-1 {preflight.top1:.2f} %{top5}"
@@ -269,7 +275,9 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
     predictions = preflight.val_label_bits if is_multilabel else preflight.val_predictions
     is_valid = (
         all(0 <= v <= 100 for v in scores if v is not None)
-        and is_multilabel == (preflight.mean_recall is None) == (preflight.map is not None)
+        and is_multilabel == (preflight.mean_recall is None)
+        and (is_multilabel or preflight.map is None)
+        and (preflight.map is None) == (preflight.map_chance is None)
         and (rows is None or len(rows) == num_classes)
         and len(predictions) == num_val_images
         and all(-1 <= prediction < num_classes for prediction in preflight.val_predictions)

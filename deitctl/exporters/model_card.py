@@ -84,7 +84,7 @@ tags:
 
 ## Classes
 
-{_describe_classes(model_config, labels_file)}
+{_describe_classes(model_config, head, labels_file)}
 
 ## Training data
 
@@ -150,13 +150,13 @@ def _describe_preprocessing(pre: Preprocessing, *, inside: bool) -> str:
     )
 
 
-def _describe_classes(model_config: ModelConfig, labels_file: str) -> str:
+def _describe_classes(model_config: ModelConfig, head: str, labels_file: str) -> str:
     if model_config.class_names is None:
         return f"{model_config.num_classes:,}, whose names are unknown."
     listed = [_to_code(model_config.label(i)) for i in range(model_config.num_classes)][:MAX_LISTED]
     more = model_config.num_classes - MAX_LISTED
     if model_config.is_multilabel:
-        table = _list_thresholds(model_config, listed)
+        table = _list_thresholds(model_config, head, listed)
         return (
             f"{table}\n\nThere are {more:,} more; {labels_file} lists them." if more > 0 else table
         )
@@ -164,7 +164,7 @@ def _describe_classes(model_config: ModelConfig, labels_file: str) -> str:
     return f"{names} and {more:,} more; {labels_file} lists them all." if more > 0 else f"{names}."
 
 
-def _list_thresholds(model_config: ModelConfig, names: Sequence[str]) -> str:
+def _list_thresholds(model_config: ModelConfig, head: str, names: Sequence[str]) -> str:
     """Return the table of classes and the probability from which each is predicted."""
     lines = [
         "An image has each class whose probability, a sigmoid of its own, reaches the threshold:",
@@ -172,7 +172,7 @@ def _list_thresholds(model_config: ModelConfig, names: Sequence[str]) -> str:
         "| class | threshold |",
         "|---|---|",
     ]
-    thresholds = model_config.list_thresholds()
+    thresholds = model_config.list_thresholds(head)
     lines += [
         f"| {name.replace('|', ' ')} | {t:.4g} |"
         for name, t in zip(names, thresholds, strict=False)
@@ -261,7 +261,7 @@ def _describe_accuracy(history: History, head: str) -> str:
 def _list_label_scores(best: Mapping[str, Any]) -> dict[str, str]:
     """Return the scores of several labels an image by their names; none of one label."""
     names = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1", "sample_f1": "sample F1"}
-    if best.get("map") is None:
+    if best.get("top1") is not None or "map" not in best:
         return {}
     return {name: _percent(best.get(key)) for key, name in names.items()}
 

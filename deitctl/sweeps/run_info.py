@@ -93,19 +93,24 @@ def read_run(root: Path) -> RunInfo:
     )
 
 
-def read_score(result: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the metric by which a finished run's epoch was selected, and its value; top-1 of one that names none."""
+def read_score(result: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Return the metric by which a finished run's epoch was selected, and its value; top-1 of one that names none.
+
+    The value is None where it is not defined: a mAP without an image that has a label.
+    """
     best = result["best"]
     metric, score = best.get("select"), best.get("score")
-    if isinstance(metric, str) and _is_score(score):
+    if isinstance(metric, str) and metric != MAP and _is_score(score):
         return metric, float(score)
     return read_accuracy(result)
 
 
-def read_accuracy(result: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the name and value of a finished run's accuracy: top-1, or mAP of several labels an image."""
+def read_accuracy(result: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Return the name and value of a finished run's accuracy: top-1, or mAP of several labels an image, None where
+    it is not defined."""
     best = result["best"]
-    return next((name, float(best[name])) for name in (TOP1, MAP) if best.get(name) is not None)
+    name = MAP if best.get(TOP1) is None else TOP1
+    return name, None if best[name] is None else float(best[name])
 
 
 def find_best_epoch(run: Run) -> tuple[str | None, float | None]:

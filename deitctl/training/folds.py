@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 import signal
 import statistics
@@ -48,10 +49,11 @@ MAX_ASSIGNMENT = 1 << 31
 class FoldSpread:
     """A metric over the folds."""
 
-    mean: float
-    """Mean over the folds."""
-    std: float
-    """Sample standard deviation over the folds."""
+    mean: float | None
+    """Mean over the folds where it is defined, as mAP is not where no held-out image has a label; null if it
+    is in none."""
+    std: float | None
+    """Sample standard deviation over the same folds; null if they are fewer than two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class FoldScore:
     best_epoch: int
     """Epoch whose weights were saved, counted from 1."""
     scores: Mapping[str, float]
-    """Metrics of the saved weights on the held-out images, in percent but for `loss`."""
+    """Metrics of the saved weights on the held-out images, in percent but for `loss`; null where one is not
+    defined."""
     teacher_top1: float | None
     """Top-1 accuracy of its teacher on the held-out images, percent; null without one."""
     seconds: float
@@ -334,7 +337,9 @@ def _summarize(
         num_groups=None if folded.group_names is None else len(set(folded.group_names)),
         num_images=len(images.labels),
         folds=folds,
-        metrics={name: _spread([fold.scores[name] for fold in folds]) for name in folds[0].scores},
+        metrics={
+            name: compute_spread([fold.scores[name] for fold in folds]) for name in folds[0].scores
+        },
         pooled=score(images.labels, preds, outputs, everything),
         pooled_top1_interval=interval,
         thresholds=None
@@ -372,5 +377,10 @@ def _score_fold(
     )
 
 
-def _spread(values: Sequence[float]) -> FoldSpread:
-    return FoldSpread(statistics.fmean(values), statistics.stdev(values))
+def compute_spread(values: Sequence[float]) -> FoldSpread:
+    """Summarize a metric of the folds, NaN where it is not defined."""
+    defined = [value for value in values if math.isfinite(value)]
+    return FoldSpread(
+        statistics.fmean(defined) if defined else None,
+        statistics.stdev(defined) if len(defined) > 1 else None,
+    )

@@ -38,7 +38,8 @@ class BestEpoch:
     macro_f1: float
     """Mean F1 over the classes, percent; of several labels an image cross-fitted, see `eval`."""
     map: float | None
-    """mAP of several labels an image, percent; null of one label."""
+    """mAP of several labels an image, percent; null of one label, and where no validation image has a
+    label."""
     micro_f1: float | None
     """Micro F1 of the same, percent."""
     sample_f1: float | None
@@ -62,7 +63,8 @@ class FinalEpoch:
     macro_f1: float | None
     """Mean F1 over the classes, percent."""
     map: float | None
-    """mAP of several labels an image, percent; null of one label."""
+    """mAP of several labels an image, percent; null of one label, and where no validation image has a
+    label."""
     val_loss: float
     """Cross-entropy of the validation images, of several labels binary."""
 
@@ -124,16 +126,19 @@ def is_result(record: Any) -> bool:
     if teacher is not None:
         if not isinstance(teacher, dict) or not isinstance(teacher.get("name"), str):
             return False
-        numbers.append(_get_accuracy(teacher))
+        numbers += _list_accuracy(teacher)
     if not isinstance(best, dict) or not all(isinstance(values, dict) for values in by_head):
         return False
-    numbers += [_get_accuracy(best), *(n for values in by_head for n in values.values())]
+    numbers += [*_list_accuracy(best), *(n for values in by_head for n in values.values())]
     return isinstance(record.get("run"), str) and all(map(_is_number, numbers))
 
 
-def _get_accuracy(record: dict[str, Any]) -> Any:
-    """Return the top-1, or the mAP of several labels an image, which have none."""
-    return record.get("map") if record.get("top1") is None else record["top1"]
+def _list_accuracy(record: dict[str, Any]) -> list[Any]:
+    """Return the top-1, or the mAP of several labels an image, which have none; nothing where no
+    validation image has a label, so that neither is defined."""
+    if record.keys() >= {"top1", "map"} and record["top1"] is None is record["map"]:
+        return []
+    return [record.get("map") if record.get("top1") is None else record["top1"]]
 
 
 def _is_number(value: Any) -> bool:

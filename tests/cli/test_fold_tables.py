@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,28 @@ def test_the_table_has_every_fold_their_spread_and_the_pooled_score(teacher, cap
     ]
     assert "deit_tiny on digits: 2 folds, 12 groups by patient; held-out images, %" in text
     assert "73.9 to 91.9" in text
+
+
+def test_a_score_that_is_not_defined_is_a_dash_and_no_fold_to_show(capsys, monkeypatch):
+    """Of several labels an image, where no image of a fold has any."""
+    result = make_result()
+    first = replace(result.folds[0], scores={"map": math.nan})
+    metrics = {"map": FoldSpread(90.0, None)}
+    folds = [first, replace(result.folds[1], scores={"map": 90.0})]
+    result = replace(result, folds=folds, metrics=metrics, pooled={"map": 85.0})
+    shown: list[list[str]] = []
+    monkeypatch.setattr(
+        "deitctl.cli.fold_tables.print_next", lambda words, **_: shown.append(words)
+    )
+    finish_folds(result, shape="table", quiet=False)
+    assert [row[2] for row in read_rows(capsys.readouterr().out)[:5]] == [
+        "-",
+        "90.00",
+        "90.00",
+        "-",
+        "85.00",
+    ]
+    assert shown == [["eval", "two/fold2"]]
 
 
 def test_elsewhere_it_is_one_json_object(capsys):

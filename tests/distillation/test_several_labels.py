@@ -19,6 +19,7 @@ from deitctl.distillation.preflight import (
     estimate_chance,
     read_preflight,
     require_above_chance,
+    summarize_preflight,
     write_preflight,
 )
 from deitctl.errors import TeacherError
@@ -143,6 +144,18 @@ def test_a_teacher_of_several_labels_must_be_clearly_above_chance(
     with pytest.raises(TeacherError, match=r"a mAP of 0\.0 %"):
         require_above_chance(config.distill, replace(near, map=0.0, map_chance=0.0), several[1])
     require_above_chance(config.distill, replace(near, map=35.0), several[1])
+
+
+def test_a_teacher_is_not_judged_where_no_validation_image_has_a_label(
+    distilled: Make, several: Pair, tmp_path: Path
+) -> None:
+    labels = np.zeros((30, 3), bool)
+    near = preflight_of(labels, np.random.default_rng(0).random((30, 3)))
+    unknown = replace(near, map=None, map_chance=None, map_chance_std=None)
+    require_above_chance(distilled("run", allow_weak_teacher=False).distill, unknown, several[1])
+    assert "Teacher t: no mAP, as no image has a label, on 30" in summarize_preflight(unknown, "")
+    write_preflight(tmp_path / "teacher.json", unknown)
+    assert read_preflight(tmp_path / "teacher.json", 3, 3) == unknown
 
 
 def test_a_record_of_several_labels_survives_and_one_that_was_changed_does_not(

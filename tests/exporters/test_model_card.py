@@ -88,6 +88,14 @@ def test_a_run_states_its_data_recipe_and_figures():
     assert "On the run's 70 validation images, held out of training, in fp32:" in accuracy
 
 
+def test_a_map_that_is_not_defined_is_unknown_and_no_top1():
+    best = {"epoch": 7, "top1": None, "map": None, "macro_f1": 0.0, "micro_f1": 0.0}
+    text = read_model_config(History(run=RUN, result={**RESULT, "best": best}))
+    accuracy = section(text, "Accuracy")
+    assert "| epoch 7 of 8 | unknown | 0.00 % |" in accuracy
+    assert "top-1" not in accuracy
+
+
 def test_nobodys_folders_are_published():
     assert "/home/me" not in read_model_config(
         History(run={**RUN, "data": "/home/me/pets"}, result=RESULT)

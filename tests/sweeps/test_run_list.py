@@ -79,6 +79,19 @@ def test_the_metric_is_the_selected_one_with_top1_where_none_is_named(
     assert (read_run(root).metric, read_run(root).score) == ("map", 55.0)
 
 
+def test_a_run_whose_metric_is_not_defined_is_finished_without_a_score(
+    make_run: Make, write_result: Callable[..., None], tmp_path: Path
+) -> None:
+    """Of several labels an image, of which no validation image has one."""
+    for seed in (0, 1):
+        best = {"select": "map", "score": 0.0, "top1": None, "map": 80.0 if seed else None}
+        write_result(make_run(f"run{seed}", seed=seed), 0.0, best=best)
+    info = next(info for info in list_runs([tmp_path / "runs"]).runs if info.seed == 0)
+    assert (info.status, info.metric, info.score) == ("finished", "map", None)
+    (group,) = list_runs([tmp_path / "runs"], group=True).groups
+    assert (group.metric, group.score) == ("map", Spread.of([80.0]))
+
+
 def test_the_newest_run_comes_first(make_run: Make, tmp_path: Path) -> None:
     for age, name in enumerate("abc"):
         os.utime(make_run(name) / "run.toml", (0, 1e9 - age))

@@ -20,7 +20,14 @@ from deitctl.data.run_data import read_run_data
 from deitctl.errors import ConfigError, DataError, Interrupted, Signalled
 from deitctl.events import SilentReporter
 from deitctl.recipes import DIGITS
-from deitctl.training.folds import FoldsResult, find_folds, read_folds_config, train_folds
+from deitctl.training.folds import (
+    FoldSpread,
+    FoldsResult,
+    compute_spread,
+    find_folds,
+    read_folds_config,
+    train_folds,
+)
 from deitctl.training.out_of_fold import Outputs, choose_predictions, score, write_predictions
 
 
@@ -170,6 +177,21 @@ def test_no_image_has_a_part_in_its_own_thresholds(several):
     again, _ = choose_predictions(other, outputs)
     assert (again == preds)[folded.fold_of == 2].all()
     assert (again != preds)[folded.fold_of != 2].any()
+
+
+def test_the_spread_of_a_metric_is_over_the_folds_where_it_is_defined(several):
+    """A fold whose held-out images have no label has no mAP."""
+    folded, outputs = several
+    labels = folded.images.labels & (folded.fold_of != 2)[:, None]
+    folded = replace(folded, images=replace(folded.images, labels=labels))
+    preds, _ = choose_predictions(folded, outputs)
+    scores = [score(labels, preds, outputs, folded.fold_of == fold) for fold in (1, 2, 3)]
+    maps = [by_name["map"] for by_name in scores]
+    assert np.isnan(maps[1])
+    spread = compute_spread(maps)
+    assert (spread.mean, spread.std) == pytest.approx((np.nanmean(maps), np.nanstd(maps, ddof=1)))
+    assert compute_spread(maps[:2]) == FoldSpread(maps[0], None)
+    assert compute_spread([np.nan, np.nan]) == FoldSpread(None, None)
 
 
 def test_the_table_of_several_labels_has_groups_and_says_what_could_not_be_read(
