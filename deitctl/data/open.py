@@ -188,16 +188,7 @@ def open_for_training(
             "or one folder of class folders. "
             f"`deitctl check {data.name}` lists what is there.",
         )
-    classes = len(train.class_names)
-    if classes < 2 or len(val.labels) == 0:
-        path = expand_home(source.ref)
-        rivals = name_rivals(path) if classes < 2 and is_table(path) else ""
-        raise DataError(
-            f"{data.name} has {len(train.labels)} training and {len(val.labels)} validation images "
-            f"in {classes} "
-            f"class{'es' if classes != 1 else ''}.",
-            rivals or "Training needs at least two classes of at least two images.",
-        )
+    _require_classes(data.name, source, train, val)
     return train, val
 
 
@@ -206,7 +197,23 @@ def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
     data = _open_to_train(source, reporter)
     if not data.list_parts().keys() & {"", "train"}:
         open_for_training(replace(source, folds=0), reporter=reporter)  # says what is missing
-    return _split_folds(data, source, reporter)
+    folded = _split_folds(data, source, reporter)
+    _require_classes(data.name, source, *folded.split(1))
+    return folded
+
+
+def _require_classes(name: str, source: Source, train: ImageDataset, val: ImageDataset) -> None:
+    """Raise `DataError` without a second class, or without validation images."""
+    classes = len(train.class_names)
+    if classes >= 2 and len(val.labels):
+        return
+    path = expand_home(source.ref)
+    rivals = name_rivals(path) if classes < 2 and is_table(path) else ""
+    raise DataError(
+        f"{name} has {len(train.labels)} training and {len(val.labels)} validation images in {classes} "
+        f"class{'es' if classes != 1 else ''}.",
+        rivals or "Training needs at least two classes of at least two images.",
+    )
 
 
 def _open_to_train(source: Source, reporter: Reporter) -> DatasetSplits:

@@ -159,12 +159,11 @@ def _compute_features(
 @torch.no_grad()
 def _fit_head(head: nn.Linear, features: Tensor, labels: Tensor, task_loss: TaskLoss) -> float:
     """Set a head by ridge regression for a loss; return its `RidgeHead.loo_score`."""
-    is_own = not isinstance(task_loss, CrossEntropy | BinaryLoss)
     fitted = fit_ridge(
         features,
         labels,
         head.out_features,
-        smoothing=0.0 if is_own else task_loss.smoothing,
+        smoothing=task_loss.smoothing if isinstance(task_loss, CrossEntropy | BinaryLoss) else 0.0,
         has_sigmoid=uses_sigmoids(task_loss, is_multilabel=labels.ndim == 2),
     )
     head.weight.copy_(fitted.weight)

@@ -222,10 +222,12 @@ def _score_several(
     labels: NDArray[Any], preds: NDArray[Any], probs: NDArray[np.float32]
 ) -> dict[str, float]:
     counts = count_classes(labels, preds)
+    # A mean over the classes that have images.
+    macro_f1 = 100 * counts.macro_f1 if labels.any() else float("nan")
     return {
         "map": 100 * mean_average_precision(average_precision(rank(labels, probs))),
         "micro_ap": 100 * micro_average_precision(labels, probs),
-        "macro_f1": 100 * counts.macro_f1,
+        "macro_f1": macro_f1,
         "micro_f1": 100 * counts.micro_f1,
         "sample_f1": 100 * float(sample_f1(labels, preds).mean()),
     }

@@ -119,6 +119,15 @@ def test_one_fold_alone_is_that_of_all(image_folder: Callable[..., Path], report
         assert val.indices.tolist() == folded.split(fold)[1].indices.tolist()
 
 
+def test_folds_of_one_class_are_refused_as_one_of_them_is(
+    image_folder: Callable[..., Path], reporter
+):
+    source = Source(str(image_folder({"cat": 6})), folds=2)
+    for open_data in (open_folds, open_for_training):
+        with pytest.raises(DataError, match="3 training and 3 validation images in 1 class"):
+            open_data(source, reporter=reporter)
+
+
 def test_data_with_a_val_split_folds_its_training_images_and_says_so(
     image_folder: Callable[..., Path], reporter
 ):

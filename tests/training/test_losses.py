@@ -316,3 +316,16 @@ def test_soft_distillation_of_several_labels_is_finite_for_certain_teachers():
     loss.backward()
     assert loss.item() == pytest.approx(400)
     assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 4.0])
+def test_asymmetric_loss_of_labels_that_are_met_has_no_gradient_for_any_focus(gamma):
+    """A negative below the clip, and a positive whose probability is 1 in fp32; the third is missed."""
+    logits = torch.tensor([[-5.0, 30.0, 0.5]], requires_grad=True)
+    targets = torch.tensor([[0.0, 1.0, 1.0]])
+    loss = asymmetric_loss(logits, targets, gamma_neg=gamma, gamma_pos=gamma, clip=0.05)
+    loss.backward()
+    p = 1 / (1 + math.exp(-0.5))
+    assert loss.item() == pytest.approx(-math.log(p) * (1 - p) ** gamma, rel=1e-6)
+    slope = (1 - p) ** gamma * (gamma * p * math.log(p) - (1 - p))
+    assert logits.grad.tolist()[0] == pytest.approx([0, 0, slope], rel=1e-6, abs=1e-12)
