@@ -62,6 +62,7 @@ def check(
     image_folder: str = "",
     task: str = "auto",
     value_range: str = "auto",
+    in_chans: int = 0,
     workers: int = -1,
     reporter: Reporter | None = None,
 ) -> CheckResult:
@@ -75,6 +76,8 @@ def check(
         image_folder: folder that the paths of a table are below; empty: where the table leads.
         task: whether an image has one label or several; auto: as the data has them.
         value_range: of images of more than 8 bits, see `settle_range`.
+        in_chans: channels of the model that is to be trained: images are read by their bands where
+            these are neither 1 nor 3.
         workers: decoding processes, 0 for none, -1 for one a core.
         reporter: shows progress.
 
@@ -91,7 +94,7 @@ def check(
     for output in filter(None, (fix_list, write_manifest)):
         _require_writable(Path(output))
     labels = read_ground_truth(expand_home(ground_truth)) if ground_truth else {}
-    surveyed = survey(data, reporter, image_folder, task)
+    surveyed = survey(data, reporter, image_folder, task, in_chans)
     issues = surveyed.issues
     if ground_truth and not any(split.flat for split in surveyed.splits):
         in_a_tar = any(issue.code == "flat_split" for issue in issues)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.cores import count_cores
+from deitctl.data.bands import ALPHA_MODES, count_bands
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import decode, open_header, read_bytes
 from deitctl.data.decode_limits import limit_tags
@@ -83,6 +84,8 @@ class ImageInfo(NamedTuple):
     rotated: bool = False
     blank: bool = False
     """One color all over."""
+    num_bands: int = 0
+    """Of a TIFF whose bands are no colors, as far as it is not read by them; 0 of other files."""
 
 
 def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
@@ -92,7 +95,10 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
         data = dataset.read_bytes(index)
     except DataError as error:
         return ImageInfo("unreadable", str(error))
-    header = _read_header(data, name)
+    header = None if dataset.bands else _read_header(data, name)
+    num_bands = 0
+    if not dataset.bands and (header is None or header.mode not in ALPHA_MODES):
+        num_bands = count_bands(data) or 0
     try:  # an image of an array in memory has no header
         image = (
             dataset.read(index)
@@ -102,12 +108,13 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
     except DataError as error:
         # without the name, which may contain any word itself
         issue, kind = _classify_error(data, str(error).replace(name, ""))
-        return ImageInfo(issue, str(error), kind)
+        return ImageInfo(issue, str(error), kind, num_bands=num_bands)
     stored = header or ImageInfo()
     if isinstance(dataset, PackDataset):
         # the name is that of the original file, whose format packing may have changed
         stored = stored._replace(format="")
     return stored._replace(
+        num_bands=num_bands,
         digest=digest_pixels(image),
         hash=difference_hash(image),
         size=image.size,
@@ -158,6 +165,8 @@ def _classify_error(data: bytes, error: str) -> tuple[str, str]:
         return "truncated", ""
     if OPTION in error:
         return "outside_range", ""
+    if "--in-chans" in error and not error.lstrip().startswith("is a TIFF"):
+        return "other_bands", ""
     explanation = explain_file(data)
     if "not an image of a known kind" in error:
         return "not_an_image", "of no known kind"

@@ -70,6 +70,8 @@ class _Inspection:
     def add(self, info: ImageInfo) -> None:
         """Enter the next image."""
         index, self.count = self.count, self.count + 1
+        if info.num_bands:
+            self._enter("bands", str(info.num_bands), index)
         if info.issue:
             # messages of the examples only: there may be millions
             if self._enter(info.issue, info.kind, index) <= NUM_EXAMPLES:
@@ -90,6 +92,11 @@ class _Inspection:
 
     def report_issues(self) -> Iterator[Issue]:
         """Yield every kind of issue that images have."""
+        by_bands = self.by_code.get("bands", {})
+        if len(by_bands) > 1:
+            rarest = min(by_bands, key=lambda bands: len(by_bands[bands]))
+            names = [self.images.name(n) for n in by_bands[rarest][:NUM_EXAMPLES]]
+            yield from report("uneven_bands", len(by_bands[rarest]), names)
         for code, by_detail in self.by_code.items():
             counts = [
                 f"{detail}: {len(indices)}" for detail, indices in by_detail.items() if detail

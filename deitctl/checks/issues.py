@@ -230,6 +230,21 @@ ISSUES = {
     "color_modes": IssueType(
         NOTE, "Images stored in other modes than RGB; they are converted.", "Nothing to do."
     ),
+    "bands": IssueType(
+        NOTE,
+        "TIFFs whose bands are neither gray nor RGB, by their number.",
+        "--in-chans N checks and trains on images of N bands.",
+    ),
+    "uneven_bands": IssueType(
+        WARNING,
+        "TIFFs of different numbers of bands; those of the rarest number.",
+        "A model takes images of one number: store all alike, or remove these.",
+    ),
+    "other_bands": IssueType(
+        ERROR,
+        "Images of another number of bands than --in-chans names, which training leaves out.",
+        "Store all alike, or remove these.",
+    ),
     "animated": IssueType(
         NOTE,
         "Images of several frames; the first is read.",

@@ -13,8 +13,9 @@ import numpy as np
 from deitctl.checks.image_info import is_image
 from deitctl.checks.issues import NUM_EXAMPLES, WARNING, Issue, Remedy, report
 from deitctl.config import TaskChoice
+from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import FileDataset, ImageDataset
-from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind
+from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind, reading_arrays
 from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import BUILT_IN, open_dataset
@@ -66,7 +67,9 @@ class Survey:
     issues: list[Issue] = field(default_factory=list)
 
 
-def survey(ref: str, reporter: Reporter, image_folder: str = "", task: str = "auto") -> Survey:
+def survey(
+    ref: str, reporter: Reporter, image_folder: str = "", task: str = "auto", in_chans: int = 0
+) -> Survey:
     """Open a data set as far as it can be opened.
 
     Args:
@@ -74,6 +77,7 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "", task: str = "au
         reporter: receives progress, and how a table was read.
         image_folder: that the paths of a table are below.
         task: whether an image has one label or several; auto: as the data has them.
+        in_chans: channels of the model, see `open_dataset`.
 
     Raises:
         DataError: nothing there, or a folder, tar or table that cannot be read.
@@ -84,7 +88,15 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "", task: str = "au
         if image_folder and path.is_dir():
             refuse_image_folder(path)
         if path.is_dir() and not find_shards(path):
-            return _settle(_survey_folder(path, quiet), convert(task, TaskChoice, "task"), reporter)
+            bands = in_chans if has_bands(in_chans) else 0
+            with reading_arrays(bool(bands)):
+                surveyed = _survey_folder(path, quiet)
+            if bands:
+                surveyed.splits = [
+                    replace(split, dataset=split.dataset.with_bands(bands))
+                    for split in surveyed.splits
+                ]
+            return _settle(surveyed, convert(task, TaskChoice, "task"), reporter)
         is_tar = path.suffix.lower() == ".tar" and path.is_file()
         issues = list(_check_tar(path, quiet)) if is_tar else []
     except OSError as error:
@@ -92,7 +104,9 @@ def survey(ref: str, reporter: Reporter, image_folder: str = "", task: str = "au
     try:
         # How tables and Parquet files were read is no issue of their images.
         messages = reporter if is_table(path) or path.is_dir() else quiet
-        data = open_dataset(ref, messages, image_folder, task=task, with_missing=True)
+        data = open_dataset(
+            ref, messages, image_folder, task=task, with_missing=True, in_chans=in_chans
+        )
     except DataError:
         # the issue says how to label the images, the error does not
         if any(issue.code == "flat_split" for issue in issues):

@@ -52,6 +52,12 @@ def check(
     image_folder: o.ImageFolderOpt = "",
     task: o.TaskOpt = "auto",
     value_range: o.ValueRangeOpt = "auto",
+    in_chans: Annotated[
+        int,
+        o.option(
+            "--in-chans", help="Bands of the images, where not 1 or 3.", default="", min=0, max=256
+        ),
+    ] = 0,
     workers: Annotated[
         int,
         o.option("--workers", help="Decoding processes; -1: one a core.", panel=MACHINE, min=-1),
@@ -76,6 +82,7 @@ def check(
         image_folder=image_folder,
         task=task,
         value_range=value_range,
+        in_chans=in_chans,
         workers=workers,
         reporter=reporter,
     )

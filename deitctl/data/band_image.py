@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deitctl.config import MAX_CHANS
+
 
 def has_bands(in_chans: int) -> bool:
     """Whether a model of so many channels takes bands: it is not gray or RGB, and 0 is a model's own."""
@@ -18,6 +20,19 @@ def has_bands(in_chans: int) -> bool:
 def describe_channels(in_chans: int) -> str:
     """Return what a model takes, in words: `RGB`, `gray`, `5-band`."""
     return {1: "gray", 3: "RGB"}.get(in_chans, f"{in_chans}-band")
+
+
+def count_channels(text: str) -> int:
+    """Return how many channels an export's metadata state: `L`, `RGB`, or `4 bands`.
+
+    Raises:
+        ValueError: as many as no image has.
+    """
+    count, _, unit = text.partition(" ")
+    channels = int(count) if unit == "bands" else 1 if text == "L" else 3
+    if not 1 <= channels <= MAX_CHANS:
+        raise ValueError(f"{channels} channels")
+    return channels
 
 
 class BandImage(Image.Image):
@@ -41,14 +56,11 @@ class BandImage(Image.Image):
             [Image.fromarray(np.array(band, order="C")) for band in np.moveaxis(pixels, 2, 0)]
         )
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        pixels = np.stack([np.asarray(band) for band in self.bands], axis=2)
-        return pixels if dtype is None else pixels.astype(dtype, copy=False)
-
-    # Instead of Pillow's, by which numpy would read the pixels that this has not.
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        return dict(np.stack([np.asarray(band) for band in self.bands], 2).__array_interface__)
+        shape = (self.height, self.width, len(self.bands))
+        # Bytes, which the array keeps: a pointer would be to pixels that are gone.
+        return {"shape": shape, "typestr": "|u1", "version": 3, "data": self.tobytes()}
 
     def crop(self, *args: Any, **options: Any) -> BandImage:
         return BandImage([band.crop(*args, **options) for band in self.bands])
@@ -62,8 +74,11 @@ class BandImage(Image.Image):
     def transform(self, *args: Any, **options: Any) -> BandImage:
         return BandImage([band.transform(*args, **options) for band in self.bands])
 
+    def getextrema(self) -> tuple[tuple[float, float], ...]:
+        return tuple(band.getextrema() for band in self.bands)  # type: ignore[misc]
+
     def tobytes(self, *args: Any) -> bytes:
-        return np.asarray(self).tobytes()
+        return np.stack([np.asarray(band) for band in self.bands], axis=2).tobytes()
 
     def convert(self, mode: str | None = None, *args: Any, **options: Any) -> Image.Image:
         """Return what can be shown: the first three bands as RGB, or the first one."""

@@ -20,6 +20,7 @@ from deitctl.data.decode import (
     read_pages,
     require_size,
 )
+from deitctl.data.decode_limits import MAX_TILES
 from deitctl.data.deep_image import Measured, choose_unstated, scale_values
 from deitctl.data.file_types import is_raw
 from deitctl.data.magic import TIFF_STARTS
@@ -35,7 +36,7 @@ from deitctl.data.tiff_tags import (
     TiffTags,
     iterate_directories,
 )
-from deitctl.data.value_range import find_missing
+from deitctl.data.value_range import NODATA, find_missing
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 
@@ -246,10 +247,7 @@ def _read_tiff(data: bytes, name: str, num_bands: int) -> Bands:
 def _is_of_pillow(tags: TiffTags) -> bool:
     """Whether Pillow reads the values of a band of such a TIFF as they are."""
     bits = tags.values.get(BITS, (1,))[0]
-    return bits in (8, 16) and tags.is_unsigned and GDAL_NODATA not in tags.values
-
-
-GDAL_NODATA = 42113
+    return bits in (8, 16) and tags.is_unsigned and NODATA not in tags.values
 
 
 def _find_tiff_pages(data: bytes, name: str, num_bands: int) -> tuple[int, ...]:
@@ -318,22 +316,19 @@ def _read_by_tifffile(
             f"{name} is a TIFF of bands that Pillow does not read.", f"{INSTALL_TIFF} reads it."
         ) from error
     with named_errors(data, name), tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = [file.pages[place] for place in places]
         values = []
-        for page in pages:
+        for place in places:
+            page: Any = file.pages[place]
             if len(page.dataoffsets) > MAX_TILES:
                 raise DataError(f"{name} has more than {MAX_TILES:,} tiles.")
             array = page.asarray(maxworkers=1)
             is_planar = array.ndim == 3 and page.planarconfig == 2
             values.append(np.moveaxis(array, 0, 2) if is_planar else array)
-        text = pages[0].tags.valueof(GDAL_NODATA)
+        text = file.pages.first.tags.valueof(NODATA)
     try:
         return values, float(text.strip(" \0")) if isinstance(text, str) else None
     except ValueError:
         return values, None
-
-
-MAX_TILES = 2**18
 
 
 def _turn_upright(values: Values, orientation: int) -> Values:

@@ -235,7 +235,7 @@ def explain_file(data: bytes) -> str:
     """
     kind = RAW if is_raw(data) else identify(data, len(data))
     if kind == TIFF and (described := read_tags(data).describe()):
-        return f"{described}; save what it shows as PNG of 8 bits"
+        return f"{described}; save what it shows as PNG of 8 bits, or read its bands by --in-chans"
     return explain(kind) if kind else ""
 
 

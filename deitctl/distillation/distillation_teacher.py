@@ -50,6 +50,7 @@ from deitctl.distillation.teacher import (
     plan_finetuning,
     resolve_teacher,
 )
+from deitctl.distillation.teacher_bands import require_teacher_bands
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ModelError, TeacherError
 from deitctl.events import Reporter
@@ -131,6 +132,7 @@ class DistillationTeacher:
             TeacherError: a teacher that is not available or near chance, or a stale cache.
         """
         d, val, reporter, world = self.distill, self.val, self.reporter, self.world
+        require_teacher_bands(d, self.train, is_own=self.own is not None)
         self.cache = self._open_cache()
         preflight = self._read_preflight()
         is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
@@ -148,6 +150,7 @@ class DistillationTeacher:
         None if it is not. Raise what `prepare` would before it computes; nothing is written or
         downloaded.
         """
+        require_teacher_bands(self.distill, self.train, is_own=self.own is not None)
         is_complete = False
         if (root := self._find_named_cache()) is not None:
             if not (root / STAMP).exists():

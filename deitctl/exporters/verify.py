@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deitctl.config import MAX_SIZE
+from deitctl.data.band_image import count_channels
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
@@ -301,7 +302,7 @@ def _read_input(metadata: Mapping[str, str], path: Path) -> tuple[ImageSize, int
             raise ValueError("no size of an image")
         if long_side(size := parse_size(size)) > MAX_SIZE:
             raise ValueError("no size of an image")
-        return size, 1 if preprocessing.get("channels") == "L" else 3
+        return size, count_channels(str(preprocessing.get("channels")))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ExportError(
             f"{path} has metadata that cannot be read.", "Export it again."

@@ -99,7 +99,7 @@ class InputRange:
             self._reporter.warn(f"{description} The model has no range of its own.")
 
 
-def _sample_looks(images: Iterable[ImageLike], bands: int) -> tuple[list[Look], int]:
+def _sample_looks(images: Iterable[ImageLike], bands: int = 0) -> tuple[list[Look], int]:
     """Return how to look at inputs that may have more than 8 bits, spread over all, and the number of all.
 
     Of many inputs every second, then every fourth ... is sampled, so that few of them are held.

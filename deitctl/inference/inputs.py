@@ -195,9 +195,9 @@ def _open_bands(
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
     if isinstance(image, np.ndarray) and is_array and image.shape[2] == bands and image.size:
         return BandImage.from_array(image)
-    shape = (
-        f" of dtype {image.dtype} and shape {list(image.shape)}" if hasattr(image, "dtype") else ""
-    )
+    shape = ""
+    if isinstance(image, np.ndarray):
+        shape = f" of dtype {image.dtype} and shape {list(image.shape)}"
     raise DataError(
         f"{name} is a {type(image).__name__}{shape}, and the model takes images of {bands} bands.",
         f"Such an image is a path, a file's bytes or an array uint8 [H,W,{bands}].",
