@@ -372,6 +372,13 @@ class Recipe:
             ge=1,
         ),
     ] = ()
+    planned_epochs: Annotated[
+        tuple[int, ...],
+        Option(
+            "Epochs that each schedule before a restart was for, where one stopped early; empty: as many as it had.",
+            ge=1,
+        ),
+    ] = ()
     augment: AugmentConfig
     optim: OptimConfig
     progressive_resize: ProgressiveResize = ProgressiveResize()
@@ -383,11 +390,13 @@ class Recipe:
 
     @property
     def early_epochs(self) -> int:
-        """Epochs at the lower resolution; the last epoch of the first schedule is at the full one."""
-        resize, (_, epochs) = self.progressive_resize, self.schedule_of(0)
+        """Epochs at the lower resolution; the last that was planned for the first schedule is at the full one,
+        and so is all that follows it."""
+        resize, (_, planned) = self.progressive_resize, self.schedule_of(0)
         if resize.scale >= 1:
             return 0
-        return min(round(resize.fraction * epochs), epochs - 1)
+        done = (*self.restart_epochs, self.epochs)[0]
+        return min(round(resize.fraction * planned), planned - 1, done)
 
     def frozen_part(self, epoch: int) -> tuple[str, int]:
         """Return `freeze` and `freeze_blocks` as they hold in an epoch, counted from 0."""
@@ -396,10 +405,16 @@ class Recipe:
         return self.freeze, self.freeze_blocks
 
     def schedule_of(self, epoch: int) -> tuple[int, int]:
-        """Return the first epoch, from 0, and the number of epochs of the schedule of an epoch."""
+        """Return the first epoch, from 0, and the planned number of epochs of the schedule of an epoch."""
         starts = (0, *self.restart_epochs)
         number = sum(start <= epoch for start in starts) - 1
-        return starts[number], (*starts, self.epochs)[number + 1] - starts[number]
+        return starts[number], self.list_planned()[number]
+
+    def list_planned(self) -> tuple[int, ...]:
+        """Return the epochs that each schedule is for; one that stopped early had fewer."""
+        ends = (*self.restart_epochs, self.epochs)
+        lengths = tuple(end - start for start, end in zip((0, *ends), ends, strict=False))
+        return self.planned_epochs + lengths[len(self.planned_epochs) :]
 
 
 @dataclass(frozen=True, kw_only=True)

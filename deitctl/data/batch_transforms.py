@@ -1,6 +1,6 @@
 """Transforms of a batch on the device: normalization, random erasing, student's affine map.
 
-Letters: B images, H and W pixels, S pixels of a square's side.
+Letters: B images, H and W pixels.
 """
 
 from __future__ import annotations

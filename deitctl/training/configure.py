@@ -147,7 +147,8 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
     Raises:
         ConfigError: a value that does not fit.
     """
-    numbers = [convert(named.get(name, 0), int, name) for name in ("split_seed", "folds", "fold")]
+    names = ("split_seed", "folds", "fold", "recipe.in_chans")
+    numbers = [convert(named.get(name, 0), int, name) for name in names]
     source = Source(
         data,
         str(named.get("image_folder", "")),
@@ -155,7 +156,6 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         convert(named.get("task", TrainConfig.task), TaskChoice, "task"),
         str(named.get("group_by", "")),
         *numbers,
-        convert(named.get("recipe.in_chans", 0), int, "--in-chans"),
     )
     check_split(source.group_by, source.folds, source.fold)
     return source
@@ -231,7 +231,8 @@ def read_config(
     require_own_rate(config.recipe.optim, changed.recipe.optim, str(path))
     if changed.recipe.epochs != config.recipe.epochs:
         # Restarts are at the run's own epochs; a run of others has one schedule.
-        changed = replace(changed, recipe=replace(changed.recipe, restart_epochs=()))
+        recipe = replace(changed.recipe, restart_epochs=(), planned_epochs=())
+        changed = replace(changed, recipe=recipe)
     config = add_tags(changed)
     check(config)
     return config
@@ -417,6 +418,16 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             f"restart_epochs = {config.recipe.restart_epochs} does not fit {config.recipe.epochs} epochs.",
             "They rise, and the last is less than the epochs.",
+        )
+    planned = config.recipe.planned_epochs
+    lengths = [end - start for start, end in pairwise(starts)]
+    if planned and (
+        len(planned) != len(lengths) - 1
+        or any(epochs < length for epochs, length in zip(planned, lengths, strict=False))
+    ):
+        raise ConfigError(
+            f"planned_epochs = {planned} does not fit restart_epochs = {config.recipe.restart_epochs}.",
+            "There is one for each restart, at least the epochs until it.",
         )
     check_optimizer(config.recipe.optim)
     check_freezing(config.recipe)

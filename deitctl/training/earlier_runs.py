@@ -151,6 +151,13 @@ def add_epochs(run: Run, config: TrainConfig, more_epochs: int, *, launch: str) 
     )
     if first + more_epochs > MAX_COUNT:
         raise ConfigError(f"--more-epochs {more_epochs} is too many: at most {MAX_COUNT:,} in all.")
-    restarts = (*config.recipe.restart_epochs, first)
-    recipe = replace(config.recipe, epochs=first + more_epochs, restart_epochs=restarts)
+    recipe = replace(
+        config.recipe,
+        epochs=first + more_epochs,
+        restart_epochs=(*config.recipe.restart_epochs, first),
+        planned_epochs=(),
+    )
+    planned = config.recipe.list_planned()
+    if planned != recipe.list_planned()[:-1]:
+        recipe = replace(recipe, planned_epochs=planned)
     return replace(config, recipe=recipe)

@@ -1,5 +1,5 @@
-"""What a step minimizes: which head learns from what, by which loss. Letters: B images, K classes, S
-pixels of a side.
+"""What a step minimizes: which head learns from what, by which loss. Letters: B images, K classes, H
+and W pixels.
 
 The losses are named as in timm.task, and are means over images; see `deitctl.training.losses` for the
 formulas.
@@ -42,7 +42,7 @@ class StudentBatch(NamedTuple):
     """A batch as the student sees it: augmented, mixed, on the device."""
 
     images: Tensor
-    """Normalized, [B,3,S,S]."""
+    """Normalized, [B,C,H,W] of C channels."""
     targets: Tensor
     """The labels, mixed as the images are and not smoothed, [B,K]: of one label an image its weights
     of the classes, of several 0..1 for each class."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,27 +10,24 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deitctl.config import MAX_COUNT
 from deitctl.data.dataset import name_labels
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths, relabel
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
-from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors, read_metadata
+from deitctl.models.checkpoint_io import load_model_config
 from deitctl.names import canonicalize_name
+from deitctl.training.best_weights import keeps_best, load_best
 from deitctl.training.build import round_up_to_pairs
 from deitctl.training.configure import name_command
 from deitctl.training.freezing import thaw_if_due
-from deitctl.training.selection import NO_SCORE
 
 if TYPE_CHECKING:
     from deitctl.data.dataset import ImageDataset
     from deitctl.training.state import Progress
     from deitctl.training.trainer import Trainer
 
-SCORE_KEY = "deitctl"
-"""Metadata key of a run's weights: the epoch that they are of, and its score."""
-EPOCHS, RESTARTS = "recipe.epochs", "recipe.restart_epochs"
+EPOCHS, RESTARTS, PLANNED = "recipe.epochs", "recipe.restart_epochs", "recipe.planned_epochs"
 MAX_NAMED = 3
 """Classes and images that a message names."""
 
@@ -46,7 +42,8 @@ def load_checkpoint(trainer: Trainer) -> None:
     """
     progress, folder = trainer.state.progress, trainer.run.checkpoint
     settings, data_fingerprint = progress.settings, progress.data_fingerprint
-    if folder.exists() or folder.with_name(f"{folder.name}.old").exists():
+    is_saved = folder.exists() or folder.with_name(f"{folder.name}.old").exists()
+    if is_saved:
 
         def require(began: Progress) -> None:
             # Before the tensors, which would not fit for another reason than theirs.
@@ -88,7 +85,7 @@ def load_checkpoint(trainer: Trainer) -> None:
     trainer.run.cut_log(progress.log_bytes)
     if trainer.config.micro_batch_size:
         progress.micro_batch_size = round_up_to_pairs(trainer.config.micro_batch_size)
-    if keeps_best(trainer):
+    if is_saved and keeps_best(trainer):  # a run that starts again writes over them
         load_best(trainer)
     trainer.start_time = time.monotonic() - progress.seconds
     trainer.world.barrier()
@@ -103,13 +100,16 @@ def require_same_settings(trainer: Trainer, then: Progress, now: Mapping[str, An
         now: of run.toml.
     """
     # What `--more-epochs` does, which a kill may have left without a checkpoint of its own.
-    began: Mapping[str, Any] = then.settings
+    began: dict[str, Any] = then.settings
     phases = [*now[RESTARTS], now[EPOCHS]]
     restarts = began.get(RESTARTS)
     ended = then.epoch if then.stopped else began.get(EPOCHS)
     phases_then = [*(restarts if isinstance(restarts, list) else []), ended]
     if phases[: len(phases_then)] == phases_then and phases == sorted(phases):
         began = {**began, EPOCHS: now[EPOCHS], RESTARTS: now[RESTARTS]}
+        planned = began.get(PLANNED) or []
+        if len(phases) > len(phases_then) and now[PLANNED][: len(planned)] == planned:
+            began[PLANNED] = now[PLANNED]
     changes = [
         f"{name.removeprefix('recipe.')} is {now.get(name, 'not set')}, was {value!s:.100}"
         for name, value in began.items()  # one that it lacks is a later version's, at its default
@@ -219,40 +219,3 @@ def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
             f"{len(changed)} images have other contents than when {trainer.run.root} began, and are taken as they "
             f"are now: {_name_first(changed)}."
         )
-
-
-def keeps_best(trainer: Trainer) -> bool:
-    """Return whether the saved weights can be loaded; forget their score if not, while epochs are left."""
-    progress, run = trainer.state.progress, trainer.run
-    is_saved = progress.best_epoch > 0 or (run.root / WEIGHTS).exists()
-    if not is_saved or progress.epoch >= trainer.context.recipe.epochs:
-        return is_saved
-    try:  # now, rather than when they are scored, after the epochs that are left
-        load_tensors(run.root / WEIGHTS)
-        load_model_config(run.root)
-    except ModelError as error:
-        trainer.reporter.warn(
-            f"{error.message} The best weights so far, of epoch {progress.best_epoch}, are lost: those of the best "
-            "epoch to come are kept."
-        )
-        progress.best_epoch, progress.best_score, progress.best_num_images = 0, NO_SCORE, 0
-        return False
-    return True
-
-
-def load_best(trainer: Trainer) -> None:
-    """Adopt the score of saved weights that are newer than the checkpoint."""
-    progress = trainer.state.progress
-    try:
-        score = json.loads(read_metadata(trainer.run.root / WEIGHTS).get(SCORE_KEY, "{}"))
-        select = str(score.get("select", "top1"))
-        value = float(score["score"] if "score" in score else score["top1"])
-        epoch, weights = int(score["epoch"]), str(score["weights"])
-        num_images = int(score.get("images", 0))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return
-    is_score = epoch <= MAX_COUNT and NO_SCORE <= value <= 100 and 0 <= num_images <= MAX_COUNT
-    is_ours = select == trainer.metric and weights in ("model", "ema")
-    if is_score and is_ours and epoch > progress.best_epoch:
-        progress.best_epoch, progress.best_score, progress.best_select = epoch, value, select
-        progress.best_weights, progress.best_num_images = weights, num_images

@@ -115,7 +115,7 @@ def require_numbers(progress: Progress, sums: Any, scaler: Any) -> None:
     consistent = {
         "seconds": p.seconds >= 0,
         "best_score": p.best_score <= 100,  # percent, or a loss with a minus
-        "best_epoch": p.best_epoch <= p.epoch,
+        # The best epoch may be one to come, see `best_weights.adopt_ahead`.
         "improved_epoch": p.improved_epoch <= p.epoch,
         "best_weights": p.best_weights in ("model", "ema"),
         "epoch": p.epoch <= p.step,

@@ -89,7 +89,8 @@ def _anneal(start: float, end: float, done: float) -> float:
 
 def compute_lr_with_restarts(recipe: Recipe, *, step: int, steps_per_epoch: int) -> float:
     """Return a step's learning rate where `recipe.restart_epochs` begin the schedule again (SGDR,
-    arXiv 1608.03983): its warm-up, and all that follows, is stretched to the epochs that it has."""
+    arXiv 1608.03983): its warm-up, and all that follows, is stretched to its epochs, from those that the
+    first was planned for."""
     start, epochs = recipe.schedule_of(step // max(1, steps_per_epoch))
     _, first_epochs = recipe.schedule_of(0)
     optim = recipe.optim

@@ -69,6 +69,7 @@ class Progress:
     best_select: str = ""
     """Metric that the best epoch was selected by, see `choose_metric`; empty before any."""
     best_epoch: int = 0
+    """One that is not done yet only where a run ended before its epochs came again, see `adopt_ahead`."""
     improved_epoch: int = 0
     """Last epoch that was better than all before it; `best_epoch` may be a later one as good."""
     stopped: str = ""

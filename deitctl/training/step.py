@@ -1,7 +1,7 @@
 """One training step: forward and backward of a batch, all-reduce, gradient norm; then the optimizer
 and the EMA.
 
-Letters: B images, K classes, S pixels of a square's side.
+Letters: B images, K classes, H and W pixels.
 """
 
 from __future__ import annotations

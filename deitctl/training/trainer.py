@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -11,14 +10,12 @@ from typing import Any
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
 from deitctl.device import Device
-from deitctl.errors import ModelError
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_result import Result
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter, SilentReporter
-from deitctl.models.checkpoint_io import WEIGHTS, load_tensors, save_model
-from deitctl.models.introspect import describe_layers
 from deitctl.paths import DiskError
+from deitctl.training.best_weights import SavedScore, adopt_ahead, keep_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
 from deitctl.training.class_balance import ClassCounts
@@ -31,10 +28,8 @@ from deitctl.training.head_init import fit_new_heads
 from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.objective import estimate_guess_loss, find_task_loss
 from deitctl.training.result import TrainResult
-from deitctl.training.resumption import SCORE_KEY
 from deitctl.training.run_dir import Run
 from deitctl.training.selection import (
-    NO_SCORE,
     choose_metric,
     choose_weights,
     describe_metrics,
@@ -48,8 +43,6 @@ from deitctl.training.stopping import CALLBACK, PATIENCE, describe_stop, is_out_
 
 LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
 EVAL_BATCH_SIZE = 64
-MIN_COMPARABLE = 0.9
-"""Of the validation images of the best epoch, that another must have read to be a better one."""
 
 
 class Trainer:
@@ -76,6 +69,8 @@ class Trainer:
         self.signals = StopRequest()
         self.checkpointer = AsyncCheckpointer(run, self.config.save_every)
         self.save_or_stop = SaveOrStop(self.signals, self.checkpointer, self.state)
+        self.ahead: SavedScore | None = None
+        """Of saved weights of an epoch after the checkpoint that this session began with, until it comes."""
         self.start_step = 0
         """Step of the checkpoint that this session began with."""
         self.start_time = time.monotonic()
@@ -98,6 +93,7 @@ class Trainer:
             self.announce()
             self.fit_new_head()
             self.fit_epochs()
+            adopt_ahead(self)
             self.checkpointer.save(self.state)
             self.signals.raise_if_set()
         try:
@@ -118,8 +114,8 @@ class Trainer:
                 images_per_second = self.train_epoch(batches, label)
                 metrics = self.validate(label)
                 losses = self.finish_epoch()
-                self.keep_best(metrics)
-                if is_out_of_patience(self.config, progress):
+                keep_best(self, metrics)
+                if is_out_of_patience(recipe, self.config.patience, progress):
                     progress.stopped = PATIENCE
                 record = self.log_epoch(losses, metrics, images_per_second)
                 if self.call_callbacks(record) and progress.epoch < recipe.epochs:
@@ -129,7 +125,7 @@ class Trainer:
                 self.fill_target_cache()
         if progress.stopped == PATIENCE:
             command = f"deitctl train --resume {self.run.quoted}"
-            self.reporter.note(describe_stop(self.config, progress, command))
+            self.reporter.note(describe_stop(recipe, self.config.patience, progress, command))
 
     def train_epoch(self, batches: Iterator[Batch], label: str) -> float:
         """Take the steps of an epoch that are left; return the images a second."""
@@ -299,57 +295,6 @@ class Trainer:
         progress.epoch += 1
         progress.seconds = time.monotonic() - self.start_time
         return losses
-
-    def keep_best(self, metrics: dict[str, Result]) -> None:
-        """Save the weights of this epoch, in the model's format, if none before were better."""
-        progress, kind = self.state.progress, choose_weights(metrics, self.metric)
-        score, num_images = get_score(metrics[kind], self.metric), metrics[kind].num_images
-        if 0 < progress.best_num_images != num_images and not self.rescore_best(num_images):
-            return
-        # Of equals the later epoch, which has seen more.
-        if score < progress.best_score:
-            return
-        if score > progress.best_score:
-            progress.improved_epoch = progress.epoch
-        progress.best_score, progress.best_select = score, self.metric
-        progress.best_epoch, progress.best_weights = progress.epoch, kind
-        progress.best_num_images = num_images
-        if self.world.is_main:
-            record = {"epoch": progress.epoch, "select": self.metric, "score": score}
-            record |= {"weights": kind, "images": num_images}
-            save_model(
-                self.run.root,
-                self.state.weights(kind),
-                self.setup.model_config,
-                describe_layers(self.state.model),
-                {SCORE_KEY: json.dumps(record)},
-            )
-
-    def rescore_best(self, num_images: int) -> bool:
-        """Score the best weights so far on the validation images that can be read now, `num_images` of them.
-
-        Scores of other images are not compared. Return whether there are enough to choose by.
-        """
-        progress = self.state.progress
-        change = (
-            f"{num_images} of {len(self.setup.val.labels)} validation images could be read, "
-            f"{progress.best_num_images} in epoch {progress.best_epoch}, the best so far"
-        )
-        if num_images < MIN_COMPARABLE * progress.best_num_images:
-            self.reporter.warn(f"{change}: too few to choose a better one by.")
-            return False
-        self.reporter.warn(f"{change}, which is scored again on these.")
-        try:
-            weights = load_tensors(self.run.root / WEIGHTS)
-        except ModelError as error:  # damaged or deleted meanwhile: this epoch takes its place
-            self.reporter.warn(str(error))
-            progress.best_score = NO_SCORE
-            return True
-        with self.state.swap_weights(weights):
-            best = self.evaluate(self.device, f"epoch {progress.best_epoch}, score again")
-        progress.best_score = get_score(best, self.metric)
-        progress.best_num_images = best.num_images
-        return True
 
     def log_epoch(
         self, losses: dict[str, float], metrics: dict[str, Result], images_per_second: float

@@ -75,5 +75,5 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     longer = resume(run, more_epochs=2, datasets=little)
     assert (longer.epochs, longer.stopped) == (3, "patience")
     recipe = Run.open(run)[1].recipe
-    assert (recipe.epochs, recipe.restart_epochs) == (4, (2,))
+    assert (recipe.epochs, recipe.restart_epochs, recipe.planned_epochs) == (4, (2,), (3,))
     assert resume(run, datasets=little).epochs == 3

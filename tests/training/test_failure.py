@@ -20,6 +20,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import WEIGHTS
 from deitctl.paths import DiskError
 from deitctl.training import trainer as module
+from deitctl.training.best_weights import keep_best
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
 from deitctl.training.trainer import Trainer
@@ -227,7 +228,7 @@ def test_scores_of_fewer_validation_images_do_not_choose_the_best_epoch(
     vanishing = Vanishing(stacked, val.labels, val.class_names, "digits")
     reporter = During()
     # Of four images any epoch would look perfect.
-    keep_best, counts = Trainer.keep_best, []
+    counts = []
 
     def keep(self: Trainer, metrics: Any) -> None:
         number = metrics["model"].num_images
@@ -235,7 +236,7 @@ def test_scores_of_fewer_validation_images_do_not_choose_the_best_epoch(
         perfect = {k: replace(v, top1=100.0) if number == 4 else v for k, v in metrics.items()}
         keep_best(self, perfect)
 
-    monkeypatch.setattr(Trainer, "keep_best", keep)
+    monkeypatch.setattr(module, "keep_best", keep)
     result = run_training(little_config("run"), datasets=(train, vanishing), reporter=reporter)
     assert counts == [30, 4, 30]
     assert result.best.epoch in (1, 3)
@@ -252,7 +253,7 @@ def test_the_best_epoch_is_scored_again_on_the_images_that_are_left(
     train, val = little
     images = np.stack([np.asarray(val.read(i).convert("L")) for i in range(len(val.labels))])
     vanishing = Vanishing(images, val.labels, val.class_names, "digits")
-    keep_best, scores = Trainer.keep_best, []
+    scores = []
 
     def keep(self: Trainer, metrics: Any) -> None:
         first = self.state.progress.epoch == 1
@@ -263,7 +264,7 @@ def test_the_best_epoch_is_scored_again_on_the_images_that_are_left(
         progress = self.state.progress
         scores.append((progress.best_num_images, progress.best_epoch, progress.best_score))
 
-    monkeypatch.setattr(Trainer, "keep_best", keep)
+    monkeypatch.setattr(module, "keep_best", keep)
     reporter = Recording()
     try:
         run_training(little_config("run"), datasets=(train, vanishing), reporter=reporter)

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 import deitctl
-from deitctl.config import TrainConfig
+from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.errors import ConfigError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.recipes import DIGITS, FINETUNE, RESTART_LR, fit_to_data
 from deitctl.settings import write_toml
-from deitctl.training.configure import read_config
+from deitctl.training.configure import check, read_config
 from deitctl.training.earlier_runs import (
     add_epochs,
     find_unfinished,
@@ -31,6 +31,8 @@ from deitctl.training.earlier_runs import (
 from deitctl.training.launch import resume, run_training
 from deitctl.training.run_dir import Run
 from deitctl.training.schedule import compute_lr_with_restarts
+from deitctl.training.state import Progress
+from deitctl.training.stopping import is_out_of_patience
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -132,6 +134,47 @@ def test_early_epochs_of_small_images_do_not_move_when_a_run_is_trained_longer()
     recipe = replace(DIGITS, epochs=4, progressive_resize=resize)
     assert recipe.early_epochs == 2
     assert replace(recipe, epochs=10, restart_epochs=(4,)).early_epochs == 2
+    # Stopped after the first of four: those that were small are, and all that follow are not.
+    stopped = replace(recipe, epochs=10, restart_epochs=(1,), planned_epochs=(4,))
+    assert stopped.early_epochs == 1
+
+
+def test_a_run_that_stopped_early_goes_on_from_the_schedule_that_was_planned(run: Path) -> None:
+    """Twice: 3 of 100 epochs, then 2 of 10 more, then 5 more. The warm-up is a twentieth of each."""
+    optim = replace(DIGITS.optim, lr=1.0, lr_base_size=0, min_lr=0.0, warmup_lr=0.0)
+    optim = replace(optim, warmup_epochs=5, sched="wsd", decay_epochs=20)
+    _, config = Run.open(run)
+    planned = replace(DIGITS, optim=optim, epochs=100)
+    config = replace(config, recipe=planned)
+    for done, more in ((3, 10), (5, 5)):
+        (run / "result.json").write_text(json.dumps({"epochs": done}))
+        config = add_epochs(Run(run), config, more, launch="")
+    recipe = config.recipe
+    assert (recipe.epochs, recipe.restart_epochs, recipe.planned_epochs) == (10, (3, 5), (100, 10))
+
+    def list_rates(recipe: Recipe, start: int, count: int) -> list[float]:
+        return [
+            compute_lr_with_restarts(recipe, step=step, steps_per_epoch=10)
+            for step in range(10 * start, 10 * (start + count))
+        ]
+
+    assert list_rates(recipe, 0, 3) == list_rates(planned, 0, 3)  # as it was trained
+    ten = list_rates(replace(recipe, epochs=13, restart_epochs=(3,), planned_epochs=(100,)), 3, 10)
+    assert list_rates(recipe, 3, 2) == ten[:20]
+    assert ten[:5] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert ten[5:80] == [1.0] * 75
+    assert ten[81] < 1
+    last = list_rates(recipe, 5, 5)
+    assert last[:3] == pytest.approx([0, 0.4, 0.8])
+    assert last[3:40] == [1.0] * 37
+    assert last[41] < 1
+
+
+def test_a_run_that_is_repeated_does_not_stop_where_it_went_on() -> None:
+    recipe = replace(DIGITS, epochs=16, restart_epochs=(6,), planned_epochs=(100,))
+    progress = Progress(epoch=6, improved_epoch=3)
+    assert not is_out_of_patience(recipe, 3, progress)
+    assert is_out_of_patience(replace(recipe, restart_epochs=(), planned_epochs=()), 3, progress)
 
 
 @pytest.mark.parametrize(("epochs", "restarts"), [(3, (3,)), (3, (2, 2)), (5, (4, 2)), (3, (7,))])
@@ -140,6 +183,14 @@ def test_restarts_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="restart_epochs"):
         run_training(with_epochs(little_config("x"), epochs, *restarts), datasets=little)
+
+
+@pytest.mark.parametrize("planned", [(1,), (2, 3)])
+def test_planned_epochs_that_do_not_fit_are_refused(planned: tuple[int, ...], little_config: Make):
+    config = with_epochs(little_config("x"), 4, 2)
+    recipe = replace(config.recipe, planned_epochs=planned)
+    with pytest.raises(ConfigError, match="planned_epochs"):
+        check(replace(config, recipe=recipe))
 
 
 def test_other_epochs_of_a_finished_run_name_the_way_on(run: Path, reporter) -> None:

@@ -34,12 +34,12 @@ from deitctl.models.checkpoint_io import (
 )
 from deitctl.models.vit import VisionTransformer
 from deitctl.training import build, step
+from deitctl.training.best_weights import SCORE_KEY, load_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.launch import resume, run_training
 from deitctl.training.monitor import LossMonitor, Observation
-from deitctl.training.resumption import SCORE_KEY, load_best
 from deitctl.training.run_dir import Run
 from deitctl.training.saved_state import RECORD_CHECKSUM
 from deitctl.training.state import Progress, TrainState
@@ -138,7 +138,7 @@ def test_only_a_valid_note_of_a_later_epoch_is_loaded(
 ) -> None:
     save_tensors(tmp_path / WEIGHTS, {"x": torch.ones(1)})
     keep_weights_of(tmp_path, note)
-    progress = Progress(best_epoch=4, best_score=80.0, best_weights="ema")
+    progress = Progress(epoch=5, best_epoch=4, best_score=80.0, best_weights="ema")
     state = SimpleNamespace(progress=progress)
     holder = SimpleNamespace(run=Run(tmp_path), state=state, metric="top1")
     load_best(holder)  # type: ignore[arg-type]
