@@ -1,11 +1,13 @@
 """Metrics of several labels an image: average precision, F1, thresholds and calibration by class.
 
-All but `fit_thresholds` equal scikit-learn's. They are computed here because one sort of the scores
-serves the average precision, the thresholds and their cross-fitting, for all classes at once.
+All but `fit_thresholds` equal scikit-learn's. They are computed here for all classes at once, and one sort
+serves thresholds and their cross-fitting. Whole data is taken by blocks of classes: a sort and what is
+computed of it need some 90 bytes an image and class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,15 @@ ByClass = NDArray[np.float64]
 """A value of each class, [K]; NaN where it is not defined."""
 
 FOLDS = 5
+BLOCK = 1 << 20
+"""Images x classes that are computed at a time."""
+
+
+def split_classes(count: int, classes: int) -> Iterator[slice]:
+    """Yield the classes of N images in blocks of at most `BLOCK` cells, of one class at least."""
+    width = max(1, BLOCK // max(1, count))
+    for start in range(0, classes, width):
+        yield slice(start, start + width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +83,12 @@ def average_precision(ranking: Ranking) -> ByClass:
     return values
 
 
+def average_precision_by_class(labels: Labels, scores: Scores) -> ByClass:
+    """Return `average_precision` of [N,K] labels and scores, by blocks of classes."""
+    blocks = split_classes(*labels.shape)
+    return np.concatenate([average_precision(rank(labels[:, k], scores[:, k])) for k in blocks])
+
+
 def mean_average_precision(values: ByClass) -> float:
     """Return the mean over the classes that have images (macro mAP); NaN if none has."""
     defined = values[~np.isnan(values)]
@@ -80,7 +97,12 @@ def mean_average_precision(values: ByClass) -> float:
 
 def micro_average_precision(labels: Labels, scores: Scores) -> float:
     """Return the average precision of all pairs of image and class in one ranking; NaN without labels."""
-    return float(average_precision(rank(labels.reshape(-1, 1), scores.reshape(-1, 1)))[0])
+    ranked, hits = np.sort(scores, axis=None), np.sort(scores[labels])
+    if not len(hits):
+        return float("nan")
+    num_hits = len(hits) - np.searchsorted(hits, hits)
+    num_ranked = len(ranked) - np.searchsorted(ranked, hits)
+    return float((num_hits / num_ranked).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,35 +189,59 @@ def fit_thresholds(
     following = np.where(is_lower.any(axis=0), is_lower.argmax(axis=0), -1)
     columns = np.arange(labels.shape[1])
     below = np.where(following < 0, np.float32(0), ranked[following, columns])
+    return np.where(hits[-1] > 0, _find_middle(above, below).astype(np.float64), pooled)
+
+
+def _find_middle(above: NDArray[np.float32], below: NDArray[np.float32]) -> NDArray[np.float32]:
     middle = (above + below) / np.float32(2)
-    middle = np.where(middle > below, middle, above)  # of neighbors there is no number between
-    return np.where(hits[-1] > 0, middle.astype(np.float64), pooled)
+    return np.where(middle > below, middle, above)  # of neighbors there is no number between
 
 
 def fit_pooled_threshold(labels: Labels, probs: Scores) -> float:
-    """Return the one threshold of all classes that maximizes the micro F1; 0.5 without any label."""
-    ranking = rank(labels.reshape(-1, 1), probs.reshape(-1, 1))
-    return float(fit_thresholds(ranking, DEFAULT_THRESHOLD)[0])
+    """Return the one threshold of all classes that maximizes the micro F1; 0.5 without any label.
 
-
-def cross_fit_predictions(ranking: Ranking, pooled: float) -> Labels:
-    """Return which classes each image is predicted to have, [N,K], by thresholds that were fitted to
-    the four fifths of the images that it is not in: as new images would be predicted.
-
-    Args:
-        ranking: of probabilities.
-        pooled: threshold of a class that none of the four fifths has.
+    As `fit_thresholds` finds that of a class; only probabilities of labels need be tried.
     """
-    count, classes = ranking.labels.shape
-    preds = np.zeros((count, classes), np.bool_)
-    probs = np.empty_like(ranking.scores)
-    np.put_along_axis(probs, ranking.order, ranking.scores, axis=0)
+    ranked = probs.astype(np.float32).ravel()
+    values, num_hits = np.unique(ranked[labels.ravel()], return_counts=True)
+    if not len(values):
+        return DEFAULT_THRESHOLD
+    ranked.sort()
+    hits = num_hits[::-1].cumsum()[::-1]
+    lower = np.searchsorted(ranked, values)
+    f1 = 2 * hits / (len(ranked) - lower + hits[0])
+    best = len(f1) - 1 - int(f1[::-1].argmax())
+    below = ranked[lower[best] - 1] if lower[best] else np.float32(0)
+    return float(_find_middle(values[best], below))
+
+
+def fit_thresholds_by_class(labels: Labels, probs: Scores) -> NDArray[np.float64]:
+    """Return the threshold of each class, [K] in 0..1, see `fit_thresholds`; of a class that no image
+    has the pooled one."""
+    pooled = _fit_pooled_where_needed(labels, probs)
+    blocks = split_classes(*labels.shape)
+    return np.concatenate([fit_thresholds(rank(labels[:, k], probs[:, k]), pooled) for k in blocks])
+
+
+def _fit_pooled_where_needed(labels: Labels, probs: Scores) -> float:
+    needed = not labels.any(axis=0).all()
+    return fit_pooled_threshold(labels, probs) if needed else DEFAULT_THRESHOLD
+
+
+def cross_fit_predictions(labels: Labels, probs: Scores) -> Labels:
+    """Return which classes each image is predicted to have, [N,K], by thresholds that were fitted to
+    the four fifths of the images that it is not in, the pooled one too: as new images would be predicted.
+    """
     # Drawn, so that the order of the data (often by class) does not decide what a fold holds.
-    fold = np.random.default_rng(0).permutation(count) % FOLDS
-    for n in range(min(FOLDS, count)):
-        held_out = fold == n
-        thresholds = fit_thresholds(ranking, pooled, ~held_out)
-        preds[held_out] = choose_labels(probs[held_out], thresholds)
+    fold = np.random.default_rng(0).permutation(len(labels)) % FOLDS
+    others = [fold != n for n in range(min(FOLDS, len(labels)))]
+    pooled = [_fit_pooled_where_needed(labels[kept], probs[kept]) for kept in others]
+    preds = np.zeros(labels.shape, np.bool_)
+    for k in split_classes(*labels.shape):
+        ranking = rank(labels[:, k], probs[:, k])
+        for kept, threshold in zip(others, pooled, strict=True):
+            thresholds = fit_thresholds(ranking, threshold, kept)
+            preds[~kept, k] = choose_labels(probs[~kept, k], thresholds)
     return preds
 
 
@@ -208,6 +254,11 @@ def classwise_calibration_error(labels: Labels, probs: Scores, bins: int = BINS)
         probs: probability of each class, [N,K] in 0..1.
         bins: bins ((m-1)/M, m/M] of equal width.
     """
+    blocks = split_classes(*labels.shape)
+    return np.concatenate([_compare_by_bins(labels[:, k], probs[:, k], bins) for k in blocks])
+
+
+def _compare_by_bins(labels: Labels, probs: Scores, bins: int) -> ByClass:
     count, classes = labels.shape
     index = (np.ceil(probs * bins).astype(np.int64) - 1).clip(0, bins - 1)
     index += bins * np.arange(classes)

@@ -1,12 +1,14 @@
 """Accumulates the outputs of an evaluation on images of several labels each.
 
-Average precision ranks all images, so that all logits are kept: 5 bytes an image and class, 9 of a
-model with two heads (400 images of 80 classes: 160 kB; a million images of 1,000 classes: 5 GB).
+Average precision ranks all images, so that all logits are kept: 5 bytes an image and class during the
+pass, 9 of a model with two heads. At its end the process needs 41 and 47 bytes, measured at 100,000 images
+of 100 classes (400 images of 80 classes: 1.3 MB; a million of 1,000: 41 GB), most of it for sorts by
+blocks of classes and probabilities in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,17 +19,18 @@ from torch import Tensor
 from deitctl.evaluation.accumulator import ImageColumns
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel import (
+    BLOCK,
     Labels,
-    average_precision,
+    Scores,
+    average_precision_by_class,
     classwise_calibration_error,
     count_classes,
     cross_fit_predictions,
-    fit_pooled_threshold,
-    fit_thresholds,
+    fit_thresholds_by_class,
     mean_average_precision,
     micro_average_precision,
-    rank,
     sample_f1,
+    split_classes,
 )
 from deitctl.evaluation.multilabel_result import FittedThresholds, MultilabelResult
 from deitctl.models.heads import fuse_heads
@@ -63,36 +66,30 @@ class MultilabelAccumulator(ImageColumns):
             seconds: duration of the pass.
             name_of: returns the name of an image by its index in the dataset.
         """
-        column = {name: torch.cat(self.columns.pop(name)) for name in list(self.columns)}
-        order = column["index"].argsort()
-        column = {name: values[order] for name, values in column.items()}
+        column = self._take_columns()
         heads = HeadLogits(column["logits/0"], column.get("logits/1"))
-        labels = column["label"].numpy()
-        fused = {rule: fuse_heads(heads, rule, MULTILABEL) for rule in self.rules}
-        scaled = fused[self.head] / self.eval_model.temperature
-        probs = to_float64_probs(scaled)
-        losses = F.binary_cross_entropy_with_logits(
-            scaled.double(), column["label"].double(), reduction="none"
-        ).mean(1)
-        ranking = rank(labels, probs)
-        ap = average_precision(ranking)
-        pooled = fit_pooled_threshold(labels, probs)
-        fitted = fit_thresholds(ranking, pooled)
-        cross_fitted = cross_fit_predictions(ranking, pooled)
+        labels, indices = column["label"].numpy(), column["index"]
+        scaled = fuse_heads(heads, self.head, MULTILABEL) / self.eval_model.temperature
+        losses, probs = _compute_losses(scaled, column["label"]), to_float64_probs(scaled)
+        scores = score_images(heads, self.head)
+        ap, errors = (
+            average_precision_by_class(labels, scores),
+            classwise_calibration_error(labels, probs),
+        )
+        fitted, cross_fitted = (
+            fit_thresholds_by_class(labels, probs),
+            cross_fit_predictions(labels, probs),
+        )
         own = self.eval_model.thresholds
-        preds = cross_fitted if own is None else choose_labels(probs.astype(np.float32), own)
-        counts = count_classes(labels, preds)
-        errors = classwise_calibration_error(labels, probs)
+        preds = cross_fitted if own is None else choose_labels(probs, own)
         read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
         return MultilabelResult(
-            num_images=len(order),
+            num_images=len(labels),
             unreadable=[name for name, _ in read_errors],
             map=_to_percent(mean_average_precision(ap)),
-            micro_ap=_to_percent(micro_average_precision(labels, probs)),
+            micro_ap=_to_percent(micro_average_precision(labels, scores)),
             thresholds_from="cross-fitted" if own is None else "model",
-            macro_f1=100 * counts.macro_f1,
-            micro_f1=100 * counts.micro_f1,
-            sample_f1=100 * float(sample_f1(labels, preds).mean()),
+            **_compute_f1(labels, preds),
             exact_match=100 * float((preds == labels).all(axis=1).mean()),
             loss=float(losses.mean()),
             ece=float(errors.mean()),
@@ -100,15 +97,13 @@ class MultilabelAccumulator(ImageColumns):
             fitted=_describe_fit(labels, fitted, cross_fitted, self.class_names),
             num_classes=labels.shape[1],
             head=self.head,
-            heads=self._score_heads(fused, labels),
-            head_agreement=None
-            if self.num_heads == 1
-            else _compute_agreement(fused["cls"], fused["dist"] >= 0),
-            teacher_agreement=self._score_teacher(fused, column["index"]),
+            heads=self._score_heads(heads, labels),
+            head_agreement=_compare_heads(heads),
+            teacher_agreement=self._score_teacher(heads, indices),
             temperature=self.eval_model.temperature,
-            images_per_second=len(order) / max(seconds, 1e-9),
+            images_per_second=len(labels) / max(seconds, 1e-9),
             read_errors=read_errors,
-            indices=column["index"],
+            indices=indices,
             labels=labels,
             probs=probs,
             preds=preds,
@@ -116,23 +111,28 @@ class MultilabelAccumulator(ImageColumns):
             thresholds=fitted if own is None else np.array(own),
             average_precisions=ap,
             calibration_errors=errors,
-            ranking=ranking,
+            scores=scores,
             logits=heads,
         )
 
-    def _score_heads(self, fused: Mapping[str, Tensor], labels: Labels) -> dict[str, float] | None:
+    def _take_columns(self) -> dict[str, Tensor]:
+        """Return the columns of all images in the order of the dataset; the accumulator keeps none."""
+        order = torch.cat(self.columns["index"]).argsort()
+        # One by one: the batches of a column are freed before the next is joined.
+        return {name: torch.cat(self.columns.pop(name))[order] for name in list(self.columns)}
+
+    def _score_heads(self, heads: HeadLogits, labels: Labels) -> dict[str, float] | None:
         """Return the mAP of each head rule, percent; None for one head, or without labels."""
         if self.num_heads == 1 or not labels.any():
             return None
-        rankings = {rule: rank(labels, to_float64_probs(x)) for rule, x in fused.items()}
-        return {
-            rule: 100 * mean_average_precision(average_precision(ranking))
-            for rule, ranking in rankings.items()
-        }
+        values = {rule: np.empty(labels.shape[1]) for rule in self.rules}
+        for k in split_classes(*labels.shape):
+            block = HeadLogits(*(None if x is None else x[:, k] for x in heads))
+            for rule, ap in values.items():
+                ap[k] = average_precision_by_class(labels[:, k], score_images(block, rule))
+        return {rule: 100 * mean_average_precision(ap) for rule, ap in values.items()}
 
-    def _score_teacher(
-        self, fused: Mapping[str, Tensor], indices: Tensor
-    ) -> dict[str, float] | None:
+    def _score_teacher(self, heads: HeadLogits, indices: Tensor) -> dict[str, float] | None:
         """Return the agreement of each head rule with the teacher, percent; None without one."""
         if self.eval_model.teacher_preds is None:
             return None
@@ -141,15 +141,58 @@ class MultilabelAccumulator(ImageColumns):
         if not taught.any():
             return None
         return {
-            rule: _compute_agreement(logits[taught], teacher[taught] == 1)
-            for rule, logits in fused.items()
+            rule: _compute_agreement(
+                fuse_heads(heads, rule, MULTILABEL)[taught], teacher[taught] == 1
+            )
+            for rule in self.rules
         }
 
 
+def score_images(heads: HeadLogits, rule: str) -> Scores:
+    """Return what images are ranked by, [N,K]: fused logits, as probabilities of large ones are equal.
+
+    The mean of two probabilities is taken in float64, where it hardly ever rounds to another's. NaN is
+    the lowest.
+    """
+    if rule == "avg-probs" and heads.dist is not None:
+        heads = HeadLogits(heads.cls.double(), heads.dist.double())
+    logits = fuse_heads(heads, rule, MULTILABEL)
+    scores: Scores = logits.nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf).numpy()
+    return scores
+
+
 def to_float64_probs(logits: Tensor) -> NDArray[np.float64]:
-    """Return sigmoid(logits) in float64, where those of large logits still differ; NaN becomes 0."""
-    probs: NDArray[np.float64] = logits.double().sigmoid().nan_to_num(nan=0.0).numpy()
+    """Return sigmoid(logits) in float64; NaN becomes 0."""
+    values = logits.to(torch.float64, copy=True)
+    probs: NDArray[np.float64] = values.sigmoid_().nan_to_num_(nan=0.0).numpy()
     return probs
+
+
+def _compute_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the binary cross-entropy of each image, mean over classes, float64 [N]."""
+    rows = max(1, BLOCK // logits.shape[1])
+    pairs = zip(logits.split(rows), labels.split(rows), strict=True)
+    return torch.cat(
+        [
+            F.binary_cross_entropy_with_logits(z.double(), y.double(), reduction="none").mean(1)
+            for z, y in pairs
+        ]
+    )
+
+
+def _compute_f1(labels: Labels, preds: Labels) -> dict[str, float]:
+    """Return the F1 scores, percent."""
+    counts = count_classes(labels, preds)
+    return {
+        "macro_f1": 100 * counts.macro_f1,
+        "micro_f1": 100 * counts.micro_f1,
+        "sample_f1": 100 * float(sample_f1(labels, preds).mean()),
+    }
+
+
+def _compare_heads(heads: HeadLogits) -> float | None:
+    """Return the agreement of two heads, percent; None for one."""
+    return None if heads.dist is None else _compute_agreement(heads.cls, heads.dist >= 0)
 
 
 def _compute_agreement(logits: Tensor, others: Tensor) -> float:
@@ -167,17 +210,12 @@ def _describe_fit(
     cross_fitted: Labels,
     class_names: Sequence[str],
 ) -> FittedThresholds:
-    counts = count_classes(labels, cross_fitted)
-    has_images = (counts.labeled > 0).tolist()
+    without = np.flatnonzero(~labels.any(axis=0)).tolist()
     return FittedThresholds(
         thresholds=dict(zip(class_names, thresholds.tolist(), strict=True)),
-        macro_f1=100 * counts.macro_f1,
-        micro_f1=100 * counts.micro_f1,
-        sample_f1=100 * float(sample_f1(labels, cross_fitted).mean()),
+        **_compute_f1(labels, cross_fitted),
         num_images=len(labels),
-        classes_without_images=[
-            name for name, has in zip(class_names, has_images, strict=True) if not has
-        ],
+        classes_without_images=[class_names[n] for n in without],
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deitctl.evaluation.bootstrap import RESAMPLES, draw_resamples, name_intervals
 from deitctl.evaluation.intervals import Interval
-from deitctl.evaluation.multilabel import Ranking, sample_f1
+from deitctl.evaluation.multilabel import Labels, Scores, rank, sample_f1
 from deitctl.evaluation.multilabel_result import MultilabelResult
 
 MIN_RESAMPLES = 100
@@ -47,21 +47,23 @@ def choose_num_resamples(num_images: int, num_classes: int) -> int:
     return min(RESAMPLES, max(MIN_RESAMPLES, MAX_CELLS // max(1, num_images * num_classes)))
 
 
-def resample_map(ranking: Ranking, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+def resample_map(labels: Labels, scores: Scores, weights: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the mAP of each resample, [R] in 0..1, over the classes that have images in it.
 
     It is the mean of scikit-learn's `average_precision_score` with `sample_weight`.
 
     Args:
-        ranking: of N images.
+        labels: [N,K].
+        scores: [N,K].
         weights: how often each resample has each image, [R,N].
     """
     total, defined = np.zeros(len(weights)), np.zeros(len(weights))
-    for k in np.flatnonzero(ranking.labels.any(axis=0)):
-        drawn = weights[:, ranking.order[:, k]]
-        hits = np.flatnonzero(ranking.labels[:, k])
+    for k in np.flatnonzero(labels.any(axis=0)):
+        ranking = rank(labels[:, [k]], scores[:, [k]])
+        drawn = weights[:, ranking.order[:, 0]]
+        hits = np.flatnonzero(ranking.labels[:, 0])
         # Equal scores are ranked together: the precision at each is that at the last of them.
-        is_cut = np.append(ranking.scores[1:, k] != ranking.scores[:-1, k], True)
+        is_cut = np.append(ranking.scores[1:, 0] != ranking.scores[:-1, 0], True)
         cuts = np.flatnonzero(is_cut)
         ends = cuts[np.searchsorted(cuts, hits)]
         num_ranked = drawn.cumsum(axis=1)[:, ends]
@@ -80,10 +82,9 @@ def bootstrap_multilabel(result: MultilabelResult, seed: int = 0) -> dict[str, I
     """Return the 95 % bootstrap interval of each of `METRICS`, in the unit of the result.
 
     Args:
-        result: with its ranking.
+        result: of one model.
         seed: of the resampling.
     """
-    assert result.ranking is not None
     labels, preds = result.labels, result.preds
     both = (labels & preds).astype(np.float32)
     either = labels.astype(np.float32) + preds
@@ -98,7 +99,8 @@ def bootstrap_multilabel(result: MultilabelResult, seed: int = 0) -> dict[str, I
         macro = f1 / np.maximum(labeled.sum(axis=1), 1)
         micro = 2 * correct.sum(axis=1) / np.maximum(total.sum(axis=1), 1)
         means = weights @ by_image / len(labels)
-        rows.append(np.column_stack([resample_map(result.ranking, weights), macro, micro, means]))
+        mean_ap = resample_map(labels, result.scores, weights)
+        rows.append(np.column_stack([mean_ap, macro, micro, means]))
     intervals = name_intervals(METRICS, np.concatenate(rows))
     return {
         name: interval if name == "loss" else interval.scale(100)
@@ -110,15 +112,14 @@ def compare_multilabel(
     a: MultilabelResult, b: MultilabelResult, seed: int = 0
 ) -> MultilabelComparison:
     """Compare two models on the same images by the difference of their mAP, resampled together."""
-    assert a.ranking is not None
-    assert b.ranking is not None
     exact_a, exact_b = a.correct, b.correct
     interval = p_value = difference = None
     if a.map is not None and b.map is not None:
         resamples = choose_num_resamples(*a.labels.shape)
         differences = np.concatenate(
             [
-                resample_map(a.ranking, weights) - resample_map(b.ranking, weights)
+                resample_map(a.labels, a.scores, weights)
+                - resample_map(b.labels, b.scores, weights)
                 for weights in draw_resamples(len(a.labels), seed, resamples)
             ]
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deitctl.evaluation.calibration import SigmoidCalibration
 from deitctl.evaluation.intervals import Interval
-from deitctl.evaluation.multilabel import Labels, Ranking
+from deitctl.evaluation.multilabel import Labels, Scores
 from deitctl.evaluation.result import BaseResult, Confusion, EvalResult
 from deitctl.models.vit import HeadLogits
 from deitctl.records import hidden
@@ -145,7 +145,7 @@ class MultilabelResult(BaseResult):
     labels: Labels = hidden(repr=False)
     """Which classes of the data each image has, [N,K]."""
     probs: NDArray[np.float64] = hidden(repr=False)
-    """Probability of each class, [N,K], in float64: those of large logits still differ."""
+    """Probability of each class, [N,K], in float64."""
     preds: Labels = hidden(repr=False)
     """Which classes each image is predicted to have, [N,K]."""
     losses: NDArray[np.float64] = hidden(repr=False)
@@ -156,8 +156,9 @@ class MultilabelResult(BaseResult):
     """Of each class, [K] in 0..1; NaN for one without images."""
     calibration_errors: NDArray[np.float64] = hidden(repr=False)
     """Of each class, [K] in 0..1."""
-    ranking: Ranking | None = hidden(repr=False, default=None)
-    """The images of each class by their probability."""
+    scores: Scores = hidden(repr=False)
+    """Fused logits of the head rule, [N,K], by which images are ranked: probabilities of large ones are
+    equal."""
     logits: HeadLogits = hidden(repr=False)
     """Raw logits of each head, float32 [N,K]."""
 

@@ -57,7 +57,8 @@ def fuse_heads(heads: HeadLogits, rule: str, task: str = CLASSIFICATION) -> Tens
         # The default: timm and the published accuracies use it.
         return (cls + dist) / 2
     # in the log domain throughout: probabilities of large logits underflow
-    both = torch.stack([cls.float(), dist.float()])
+    dtype = torch.promote_types(cls.dtype, torch.float32)
+    both = torch.stack([cls.to(dtype), dist.to(dtype)])
     if task == MULTILABEL:  # log p - log (1 - p), the divisors of both averages being one
         # -softplus(-z) is log p; Core ML has no logsigmoid.
         return (-F.softplus(-both)).logsumexp(0) - (-F.softplus(both)).logsumexp(0)

@@ -68,10 +68,10 @@ def compute_threshold_curves(
 ) -> tuple[list[float], list[float], list[float]]:
     """Return F1, precision and recall of a class at thresholds from 0 to 1, [points] each, 0..1;
     the precision is NaN where no image is predicted to have it."""
-    assert result.ranking is not None
-    scores, labels = result.ranking.scores[:, label], result.ranking.labels[:, label]
-    # Scores fall, so those at a threshold or above are the first so many.
-    predicted = np.searchsorted(-scores, -np.linspace(0, 1, points), side="right")
+    order = np.argsort(-result.probs[:, label])
+    probs, labels = result.probs[order, label], result.labels[order, label]
+    # Probabilities fall, so those at a threshold or above are the first so many.
+    predicted = np.searchsorted(-probs, -np.linspace(0, 1, points), side="right")
     hits = np.concatenate([[0], labels.cumsum()])[predicted]
     f1 = 2 * hits / np.maximum(predicted + labels.sum(), 1)
     precision = np.where(predicted > 0, hits / np.maximum(predicted, 1), np.nan)

@@ -14,6 +14,7 @@ from deitctl.evaluation.multilabel import (
     cross_fit_predictions,
     fit_pooled_threshold,
     fit_thresholds,
+    fit_thresholds_by_class,
     mean_average_precision,
     micro_average_precision,
     rank,
@@ -109,23 +110,29 @@ def test_between_neighboring_numbers_the_threshold_is_the_upper_one():
     assert choose_labels(probs, thresholds).ravel().tolist() == [True, False]
 
 
-def test_the_pooled_threshold_maximizes_the_micro_f1():
-    labels, probs = draw(3)
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_pooled_threshold_maximizes_the_micro_f1(ties):
+    labels, probs = draw(3, ties=ties)
     threshold = fit_pooled_threshold(labels, probs)
     best = max(f1_score(labels, probs >= t, average="micro") for t in np.unique(probs)[::5])
     assert count_classes(labels, probs >= threshold).micro_f1 >= best
+    as_one_class = rank(labels.reshape(-1, 1), probs.reshape(-1, 1))
+    assert threshold == fit_thresholds(as_one_class, DEFAULT_THRESHOLD)[0]
     assert fit_pooled_threshold(np.zeros_like(labels), probs) == DEFAULT_THRESHOLD
 
 
 def test_cross_fitted_predictions_do_not_know_their_own_labels():
     """Another label of an image changes the predictions of the other folds, never its own."""
     labels, probs = draw(4, count=40, classes=3)
-    preds = cross_fit_predictions(rank(labels, probs), 0.5)
+    preds = cross_fit_predictions(labels, probs)
     changed = labels.copy()
     changed[7] = ~changed[7]
-    assert (cross_fit_predictions(rank(changed, probs), 0.5)[7] == preds[7]).all()
+    assert (cross_fit_predictions(changed, probs)[7] == preds[7]).all()
     held_out = np.random.default_rng(0).permutation(40) % 5 == 2
-    thresholds = fit_thresholds(rank(labels[~held_out], probs[~held_out]), 0.5)
+    thresholds = fit_thresholds_by_class(labels[~held_out], probs[~held_out])
+    assert thresholds[2] == fit_pooled_threshold(
+        labels[~held_out], probs[~held_out]
+    )  # has no images
     assert (preds[held_out] == choose_labels(probs[held_out], thresholds)).all()
 
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.device import choose_device
+from deitctl.evaluation import multilabel, multilabel_accumulator
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_accumulator import MultilabelAccumulator
+from deitctl.evaluation.multilabel_bootstrap import bootstrap_multilabel
 from deitctl.evaluation.multilabel_result import MultilabelResult
 from deitctl.evaluation.validate import validate
 from deitctl.models.model_config import HEADS, Preprocessing
@@ -168,3 +170,38 @@ def test_validate_takes_the_kind_of_the_data(reporter):
     assert result.heads is None
     assert result.head_agreement is None
     assert isinstance(result.logits, HeadLogits)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_images_are_ranked_by_logits_where_probabilities_are_equal(temperature):
+    """Sigmoids of 38 and more are 1 in float64."""
+    labels, cls, dist = draw()
+    cls, dist = 5 * cls + 60, 5 * dist + 60
+    result = accumulate(labels, cls, dist, temperature=temperature)
+    for rule, logits in {"cls": cls, "dist": dist, "avg-logits": (cls + dist) / 2}.items():
+        expected = average_precision_score(labels[:, :3], logits[:, :3])
+        assert result.heads[rule] == pytest.approx(100 * expected, abs=1e-10), rule
+    # 1 - p is what differs of the mean of two such probabilities.
+    expected = average_precision_score(labels[:, :3], -(expit(-cls) + expit(-dist))[:, :3])
+    assert result.heads["avg-probs"] == pytest.approx(100 * expected, abs=1e-10)
+    micro = average_precision_score(labels, (cls + dist) / 2, average="micro")
+    assert result.micro_ap == pytest.approx(100 * micro, abs=1e-10)
+    own = (0.5,) * 4
+    again = accumulate(labels, cls, dist, temperature=temperature, thresholds=own)
+    assert bootstrap_multilabel(again)["map"] == bootstrap_multilabel(result)["map"]
+    assert bootstrap_multilabel(result)["map"].lower < result.map
+
+
+def test_blocks_of_classes_change_nothing(monkeypatch):
+    labels, cls, dist = draw()
+    whole = accumulate(labels, cls, dist)
+    monkeypatch.setattr(multilabel, "BLOCK", 130)  # two classes
+    monkeypatch.setattr(multilabel_accumulator, "BLOCK", 130)
+    blocks = accumulate(labels, cls, dist)
+    assert (blocks.heads, blocks.fitted, blocks.loss, blocks.ece) == (
+        whole.heads,
+        whole.fitted,
+        whole.loss,
+        whole.ece,
+    )
+    assert (blocks.preds == whole.preds).all()

@@ -26,22 +26,22 @@ def draw(seed=0, count=60, noise=1.0, decimals=1):
 
 def as_result(name, labels, scores, preds=None):
     """Return what a comparison reads of a result."""
-    ranking, preds = rank(labels, scores), scores > 0.5 if preds is None else preds
+    preds = scores > 0.5 if preds is None else preds
     return SimpleNamespace(
         name=name,
         labels=labels,
         preds=preds,
-        ranking=ranking,
+        scores=scores,
         losses=np.ones(len(labels)),
         correct=(preds == labels).all(1),
-        map=100 * mean_average_precision(average_precision(ranking)),
+        map=100 * mean_average_precision(average_precision(rank(labels, scores))),
     )
 
 
 def test_each_resample_has_scikit_learns_weighted_map():
     labels, scores = draw()
     weights = next(draw_resamples(len(labels)))[:20]
-    values = resample_map(rank(labels, scores), weights)
+    values = resample_map(labels, scores, weights)
     for row, value in zip(weights, values, strict=True):
         used = [k for k in range(4) if row[labels[:, k]].any()]
         expected = [
