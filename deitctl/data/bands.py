@@ -185,7 +185,7 @@ def _read_array(data: bytes, name: str, num_bands: int) -> Values:
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         shape, is_fortran, dtype = readers[version](file, max_header_size=MAX_HEADER)
-    except (KeyError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged text raises SyntaxError, TokenError, TypeError ...
         raise DataError(f"{name} is a NumPy array whose header cannot be read.") from error
     if dtype.hasobject or dtype.str[1:] not in DTYPES:
         raise DataError(
