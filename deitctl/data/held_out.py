@@ -57,7 +57,24 @@ def hold_out_fifth(
             "If they are frames of a video or shots of one scene, split them by source into train/ "
             "and val/: else accuracies are too high."
         )
-    num_held, count = len(split.val.labels), len(unsplit.labels)
+    _report(name, split, chosen_by, reporter, compared=groups is not None)
+    return split.train, split.val
+
+
+def _report(
+    name: str, split: HeldOutSplit, chosen_by: str, reporter: Reporter, *, compared: bool
+) -> None:
+    """Say how many images are held out, and warn of figures that will be too high or uncertain.
+
+    Args:
+        name: of the data.
+        split: what is trained on, and what is held out.
+        chosen_by: what was hashed.
+        reporter: receives the lines.
+        compared: whether duplicates were looked for.
+    """
+    num_held = len(split.val.labels)
+    count = num_held + len(split.train.labels)
     sentences = [
         f"{name} has no validation set: {num_held} of {count} images are held out, chosen by "
         f"{chosen_by}."
@@ -66,7 +83,7 @@ def hold_out_fifth(
         sentences.append(
             f"Of that fifth, {split.num_moved} stayed in training because of a near duplicate there."
         )
-    if groups is None:
+    if not compared:
         sentences.append(
             f"Duplicates were not looked for among more than {MAX_IMAGES:,} images or "
             f"{MAX_BYTES // 2**30} GiB."
@@ -88,7 +105,6 @@ def hold_out_fifth(
             else f"Only {num_held} of {count} images of {name} are held out, where a fifth is "
             f"{fifth:.0f}: accuracies are uncertain. Put validation images into val/."
         )
-    return split.train, split.val
 
 
 def _hold_out_groups(

@@ -89,6 +89,28 @@ def hold_out(
     num_moved = int((own_hashes < fraction).sum() - held.sum())
     if group_names is not None:
         _fit_size(held, groups, hashes, fraction)
+    _keep_classes_on_both_sides(
+        held, dataset, groups, hashes, own_hashes, have_names=group_names is not None
+    )
+    train, val = np.flatnonzero(~held), np.flatnonzero(held)
+    return HeldOutSplit(
+        Subset(dataset, train, dataset.labels[train], dataset.class_names),
+        Subset(dataset, val, dataset.labels[val], dataset.class_names, holds_out=True),
+        num_moved,
+        int(np.isin(groups[val], groups[train]).sum()),
+    )
+
+
+def _keep_classes_on_both_sides(
+    held: NDArray[np.bool_],
+    dataset: ImageDataset,
+    groups: NDArray[np.int64],
+    hashes: NDArray[np.float64],
+    own_hashes: NDArray[np.float64],
+    *,
+    have_names: bool,
+) -> None:
+    """Move images or groups, in place, by the three rules of `hold_out`."""
     classes = list_members(dataset)
     for members in classes:
         if len(members) and held[members].all():
@@ -98,18 +120,11 @@ def hold_out(
     for members in classes:
         if len(members) < 2 or held[members].any():
             continue
-        for chosen in _list_choices(members, groups, hashes, own_hashes, group_names is not None):
+        for chosen in _list_choices(members, groups, hashes, own_hashes, have_names):
             taken = count_labels(dataset.labels[chosen], len(classes))
             if (left > taken)[taken > 0].all():
                 held[chosen], left = True, left - taken
                 break
-    train, val = np.flatnonzero(~held), np.flatnonzero(held)
-    return HeldOutSplit(
-        Subset(dataset, train, dataset.labels[train], dataset.class_names),
-        Subset(dataset, val, dataset.labels[val], dataset.class_names, holds_out=True),
-        num_moved,
-        int(np.isin(groups[val], groups[train]).sum()),
-    )
 
 
 def list_members(dataset: ImageDataset) -> list[NDArray[np.int64]]:
@@ -157,11 +172,12 @@ def _fit_size(
 
 def count_labels(labels: Labels, num_classes: int) -> NDArray[np.int64]:
     """Count the images of each class among some labels, [K]."""
-    counts: NDArray[np.int64]
-    if labels.ndim == 2:
-        counts = labels.sum(axis=0, dtype=np.int64)
-    else:
-        counts = np.bincount(labels, minlength=num_classes)
+    is_multilabel = labels.ndim == 2
+    counts: NDArray[np.int64] = (
+        labels.sum(axis=0, dtype=np.int64)
+        if is_multilabel
+        else np.bincount(labels, minlength=num_classes)
+    )
     return counts
 
 
@@ -195,7 +211,10 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
     Raises:
         DataError: a class that has images is not among `class_names`.
     """
-    labels, places = number_labels(dataset, class_names), find_names(dataset.class_names, class_names)
+    labels, places = (
+        number_labels(dataset, class_names),
+        find_names(dataset.class_names, class_names),
+    )
     num_images = count_images(dataset).tolist()
     if missing := sorted(
         name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,17 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deitctl.config import DistillConfig
+from deitctl.config import AslConfig, BceConfig, DistillConfig
 from deitctl.data.batch_transforms import normalize, student_affine
-from deitctl.data.dataset import select
+from deitctl.data.dataset import Subset, select
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
-from deitctl.data.samplers import SampleKey, TrainBatches
+from deitctl.data.samplers import BalancedDraws, SampleKey, TrainBatches
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.target_cache import open_cache
 from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
+from deitctl.distributed import World
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.introspect import freeze_backbone
@@ -29,11 +31,18 @@ from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
 from deitctl.training.freezing import set_train_mode
 from deitctl.training.losses import make_targets
-from deitctl.training.objective import CrossEntropy, Distillation, StudentBatch, Supervised
+from deitctl.training.objective import (
+    BinaryLoss,
+    CrossEntropy,
+    Distillation,
+    StudentBatch,
+    Supervised,
+)
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import (
     TrainContext,
+    accumulate_gradients,
     forward_backward,
     optimizer_step,
 )
@@ -216,7 +225,7 @@ def test_targets_of_views_are_mixed_as_the_images_are(
     cache = open_cache(tmp_path / "w", {"a": 1}, codec, 8) if cached else None
     cached_teacher = CachedTeacher(codec, 2.0, cache, lambda: teacher, CPU, views, 1)
     context = context_of(distill=distilling("unmixed", views=views), cached_teacher=cached_teacher)
-    batch = next(stream(some, ViewPlan(5, views, 1, 32, cached_teacher.has_target)))
+    batch = next(stream(some, ViewPlan(5, views, 1, 32, is_cached=cached_teacher.has_target)))
     take_step(context, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     (student_batch,) = objective.batches
     mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
@@ -264,7 +273,9 @@ def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, tmp_path)
         cached_teacher = CachedTeacher(codec, 2.0, targets, load, CPU, 1, 1)
         context = context_of(distill=distilling("unmixed", views=1), cached_teacher=cached_teacher)
         state = state_of(deit("deit_tiny_distilled", classes=10).train())
-        for batch in stream(some, ViewPlan(5, 1, 1, 32, cached_teacher.has_target), recipe):
+        for batch in stream(
+            some, ViewPlan(5, 1, 1, 32, is_cached=cached_teacher.has_target), recipe
+        ):
             take_step(context, state, batch)
         trained.append(state.model.state_dict())
     for name, value in trained[0].items():
@@ -348,6 +359,29 @@ def without(batch: Batch, missing: set[int]) -> Batch:
     ]
     keys, slots = [batch.keys[r] for r in rows], [batch.slots[r] for r in rows]
     return Batch(batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [])
+
+
+def test_gradients_of_two_processes_add_up_to_those_of_one(deit, some):
+    """Of several labels, of images drawn by their classes and mixed, by the asymmetric loss."""
+    labels = np.eye(10, dtype=bool)[some.labels] | (np.arange(10) == 3)
+    several = Subset(some, np.arange(8), labels, some.class_names)
+    task_loss = BinaryLoss(True, BceConfig(), AslConfig(), smoothing=0.1)
+    keys = TrainBatches(8, 8, seed=0, epochs=2, balanced=BalancedDraws(labels))
+    state = state_of(deit(classes=10))
+    gradients = []
+    for world in (World(), World(0, 2), World(1, 2)):
+        recipe = replace(RECIPE, batch_size=8)
+        batches = build_train_loader(
+            several, recipe.augment, 32, keys, workers=0, pin_memory=False, shard=world.shard(8)
+        )
+        context = replace(context_of(recipe), objective=Supervised(task_loss), world=world)
+        assert accumulate_gradients(context, state, next(iter(batches))) is not None
+        gradients.append({n: p.grad.clone() for n, p in state.model.named_parameters()})
+    whole, first, second = gradients
+    for name, expected in whole.items():
+        added = first[name] + second[name]
+        torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-6, msg=name)
+    assert not torch.equal(first["head.weight"], second["head.weight"])
 
 
 def test_out_of_memory_halves_the_micro_batch_with_the_same_gradients(deit, some, reporter):
