@@ -20,7 +20,12 @@ from deitctl.distillation.teacher import ResolvedTeacher
 from deitctl.distributed import World
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.evaluation.eval_model import EvalModel
-from deitctl.evaluation.multilabel import average_precision, mean_average_precision, rank
+from deitctl.evaluation.multilabel import (
+    Labels,
+    Scores,
+    average_precision_by_class,
+    mean_average_precision,
+)
 from deitctl.evaluation.multilabel_result import MultilabelResult
 from deitctl.evaluation.result import EvalResult
 from deitctl.evaluation.validate import validate
@@ -150,7 +155,7 @@ def _score(result: EvalResult | MultilabelResult, num_images: int) -> dict[str, 
         for index, row in zip(indices, result.probs >= DEFAULT_THRESHOLD, strict=True):
             label_bits[index] = _write_bits(row)
         is_defined = result.map is not None
-        chance, std = estimate_chance(result.labels, result.probs) if is_defined else (0.0, 0.0)
+        chance, std = estimate_chance(result.labels, result.scores) if is_defined else (0.0, 0.0)
         return {
             "top1": None,
             "top5": None,
@@ -185,7 +190,7 @@ def _read_bits(text: str, num_classes: int) -> list[int]:
     return np.unpackbits(data, bitorder="little", count=num_classes).tolist()
 
 
-def estimate_chance(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[float, float]:
+def estimate_chance(labels: Labels, scores: Scores) -> tuple[float, float]:
     """Return mean and standard deviation of the mean average precision, 0..1, of the same scores given
     to other images at random.
 
@@ -201,7 +206,7 @@ def estimate_chance(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> t
     values = []
     for _ in range(CHANCE_DRAWS):
         shuffled = scores[draw.permutation(len(scores))]
-        values.append(mean_average_precision(average_precision(rank(labels, shuffled))))
+        values.append(mean_average_precision(average_precision_by_class(labels, shuffled)))
     return float(np.nan_to_num(np.mean(values))), float(np.nan_to_num(np.std(values, ddof=1)))
 
 

@@ -147,54 +147,24 @@ class EvalAccumulator(ImageColumns):
             seconds: duration of the pass.
             name_of: returns the name of an image by its index in the dataset.
         """
-        # Popped first: the logits are concatenated once, not with the columns and again in order.
-        logits = [
-            torch.cat(self.columns.pop(n)) for n in ("logits/0", "logits/1") if n in self.columns
-        ]
-        column = {name: torch.cat(values) for name, values in self.columns.items()}
-        arrival = column["index"]
-        order = arrival.argsort()
-        logit_rows = torch.zeros(0).long()
-        if logits:
-            has_logits = self._select_logits()
-            logit_order = arrival[has_logits[arrival]].argsort()
-            logits = [values[logit_order] for values in logits]
-            logit_rows = torch.nonzero(has_logits[arrival[order]])[:, 0]
-        column = {name: values[order] for name, values in column.items()}
-        heads_logits = None
-        if logits:
-            heads_logits = HeadLogits(logits[0], logits[1] if len(logits) == 2 else None)
+        column, logits, logit_rows = self._take_columns()
         correct_by_head = {rule: column[f"correct/{rule}"] for rule in self.rules}
         correct, targets = correct_by_head[self.head], self.rows[column["label"]]
-        read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
-        top1_among_classes = top5_among_classes = top5 = top5_interval = None
-        heads = head_intervals = head_agreement = teacher_agreement = None
         # Of five classes or fewer every image is right, so that the figure would say nothing.
-        if self.num_logits > TOPK:
-            correct_top5 = (column["topk_preds"] == targets[:, None]).any(1)
-            top5, top5_interval = mean_percent(correct_top5), percent_interval(correct_top5)
-        if self.num_logits > len(self.rows):
-            top1_among_classes = mean_percent(column["preds_among_classes"] == column["label"])
-            if len(self.rows) > TOPK:
-                top5_among_classes = mean_percent(column["top5_among_classes"])
-        if self.num_heads == 2:
-            heads = {rule: mean_percent(values) for rule, values in correct_by_head.items()}
-            head_intervals = {rule: percent_interval(x) for rule, x in correct_by_head.items()}
-            head_agreement = 100 - mean_percent(column["heads_differ"])
-        if "has_teacher" in column and (taught := column["has_teacher"]).any():
-            teacher_agreement = {
-                rule: mean_percent(column[f"as_teacher/{rule}"][taught]) for rule in self.rules
-            }
+        correct_top5 = (column["topk_preds"] == targets[:, None]).any(1)
+        has_top5, has_heads = self.num_logits > TOPK, self.num_heads == 2
+        top1_among_classes, top5_among_classes = self._score_among_classes(column)
         balanced_accuracy, macro_f1 = score_evenly(
             column["label"].numpy(), column["data_preds"].numpy(), len(self.rows)
         )
+        read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
         return EvalResult(
-            num_images=len(order),
+            num_images=len(targets),
             unreadable=[name for name, _ in read_errors],
             top1=mean_percent(correct),
             top1_interval=percent_interval(correct),
-            top5=top5,
-            top5_interval=top5_interval,
+            top5=mean_percent(correct_top5) if has_top5 else None,
+            top5_interval=percent_interval(correct_top5) if has_top5 else None,
             loss=float(column["loss"].double().mean()),
             ece=expected_calibration_error(column["confidence"], correct),
             balanced_accuracy=100 * balanced_accuracy,
@@ -203,12 +173,16 @@ class EvalAccumulator(ImageColumns):
             top1_among_classes=top1_among_classes,
             top5_among_classes=top5_among_classes,
             head=self.head,
-            heads=heads,
-            head_intervals=head_intervals,
-            head_agreement=head_agreement,
-            teacher_agreement=teacher_agreement,
+            heads={rule: mean_percent(x) for rule, x in correct_by_head.items()}
+            if has_heads
+            else None,
+            head_intervals={rule: percent_interval(x) for rule, x in correct_by_head.items()}
+            if has_heads
+            else None,
+            head_agreement=100 - mean_percent(column["heads_differ"]) if has_heads else None,
+            teacher_agreement=self._score_teacher(column),
             temperature=self.eval_model.temperature,
-            images_per_second=len(order) / max(seconds, 1e-9),
+            images_per_second=len(targets) / max(seconds, 1e-9),
             read_errors=read_errors,
             indices=column["index"],
             labels=column["label"],
@@ -220,6 +194,43 @@ class EvalAccumulator(ImageColumns):
             losses=column["loss"],
             correct_by_head=correct_by_head,
             heads_differ=column.get("heads_differ"),
-            logits=heads_logits,
+            logits=logits,
             logit_rows=logit_rows,
         )
+
+    def _take_columns(self) -> tuple[dict[str, Tensor], HeadLogits | None, Tensor]:
+        """Return the columns of all images in the order of the dataset, the stored logits, and of which of
+        these images they are, [L]; the accumulator keeps no logits."""
+        # Popped first: the logits are concatenated once, not with the columns and again in order.
+        logits = [
+            torch.cat(self.columns.pop(n)) for n in ("logits/0", "logits/1") if n in self.columns
+        ]
+        column = {name: torch.cat(values) for name, values in self.columns.items()}
+        arrival = column["index"]
+        order = arrival.argsort()
+        column = {name: values[order] for name, values in column.items()}
+        if not logits:
+            return column, None, torch.zeros(0).long()
+        has_logits = self._select_logits()
+        logit_order = arrival[has_logits[arrival]].argsort()
+        logits = [values[logit_order] for values in logits]
+        heads = HeadLogits(logits[0], logits[1] if len(logits) == 2 else None)
+        return column, heads, torch.nonzero(has_logits[arrival[order]])[:, 0]
+
+    def _score_among_classes(
+        self, column: Mapping[str, Tensor]
+    ) -> tuple[float | None, float | None]:
+        """Return top-1 and top-5 among the data's classes, percent; None where the model has no others, or
+        the data five or fewer."""
+        if self.num_logits <= len(self.rows):
+            return None, None
+        top1 = mean_percent(column["preds_among_classes"] == column["label"])
+        has_top5 = len(self.rows) > TOPK
+        return top1, mean_percent(column["top5_among_classes"]) if has_top5 else None
+
+    def _score_teacher(self, column: Mapping[str, Tensor]) -> dict[str, float] | None:
+        """Return the agreement of each head rule with the teacher, percent; None without one."""
+        taught = column.get("has_teacher")
+        if taught is None or not taught.any():
+            return None
+        return {rule: mean_percent(column[f"as_teacher/{rule}"][taught]) for rule in self.rules}

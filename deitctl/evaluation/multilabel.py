@@ -212,7 +212,7 @@ def fit_pooled_threshold(labels: Labels, probs: Scores) -> float:
     f1 = 2 * hits / (len(ranked) - lower + hits[0])
     best = len(f1) - 1 - int(f1[::-1].argmax())
     below = ranked[lower[best] - 1] if lower[best] else np.float32(0)
-    return float(_find_middle(values[best], below))
+    return float(_find_middle(np.asarray(values[best]), np.asarray(below)))
 
 
 def fit_thresholds_by_class(labels: Labels, probs: Scores) -> NDArray[np.float64]:

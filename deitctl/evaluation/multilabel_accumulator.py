@@ -9,6 +9,7 @@ blocks of classes and probabilities in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,16 +73,12 @@ class MultilabelAccumulator(ImageColumns):
         scaled = fuse_heads(heads, self.head, MULTILABEL) / self.eval_model.temperature
         losses, probs = _compute_losses(scaled, column["label"]), to_float64_probs(scaled)
         scores = score_images(heads, self.head)
-        ap, errors = (
-            average_precision_by_class(labels, scores),
-            classwise_calibration_error(labels, probs),
-        )
-        fitted, cross_fitted = (
-            fit_thresholds_by_class(labels, probs),
-            cross_fit_predictions(labels, probs),
-        )
-        own = self.eval_model.thresholds
-        preds = cross_fitted if own is None else choose_labels(probs, own)
+        ap = average_precision_by_class(labels, scores)
+        errors = classwise_calibration_error(labels, probs)
+        fitted = fit_thresholds_by_class(labels, probs)
+        cross_fitted, own = cross_fit_predictions(labels, probs), self.eval_model.thresholds
+        preds = cross_fitted if own is None else choose_labels(probs.astype(np.float32), own)
+        f1 = _compute_f1(labels, preds)
         read_errors = [(name_of(index), reason) for index, reason in self.read_errors]
         return MultilabelResult(
             num_images=len(labels),
@@ -89,7 +86,9 @@ class MultilabelAccumulator(ImageColumns):
             map=_to_percent(mean_average_precision(ap)),
             micro_ap=_to_percent(micro_average_precision(labels, scores)),
             thresholds_from="cross-fitted" if own is None else "model",
-            **_compute_f1(labels, preds),
+            macro_f1=f1.macro,
+            micro_f1=f1.micro,
+            sample_f1=f1.sample,
             exact_match=100 * float((preds == labels).all(axis=1).mean()),
             loss=float(losses.mean()),
             ece=float(errors.mean()),
@@ -127,7 +126,7 @@ class MultilabelAccumulator(ImageColumns):
             return None
         values = {rule: np.empty(labels.shape[1]) for rule in self.rules}
         for k in split_classes(*labels.shape):
-            block = HeadLogits(*(None if x is None else x[:, k] for x in heads))
+            block = HeadLogits(heads.cls[:, k], None if heads.dist is None else heads.dist[:, k])
             for rule, ap in values.items():
                 ap[k] = average_precision_by_class(labels[:, k], score_images(block, rule))
         return {rule: 100 * mean_average_precision(ap) for rule, ap in values.items()}
@@ -171,7 +170,7 @@ def to_float64_probs(logits: Tensor) -> NDArray[np.float64]:
 def _compute_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the binary cross-entropy of each image, mean over classes, float64 [N]."""
     rows = max(1, BLOCK // logits.shape[1])
-    pairs = zip(logits.split(rows), labels.split(rows), strict=True)
+    pairs = zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)
     return torch.cat(
         [
             F.binary_cross_entropy_with_logits(z.double(), y.double(), reduction="none").mean(1)
@@ -180,14 +179,17 @@ def _compute_losses(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def _compute_f1(labels: Labels, preds: Labels) -> dict[str, float]:
-    """Return the F1 scores, percent."""
-    counts = count_classes(labels, preds)
-    return {
-        "macro_f1": 100 * counts.macro_f1,
-        "micro_f1": 100 * counts.micro_f1,
-        "sample_f1": 100 * float(sample_f1(labels, preds).mean()),
-    }
+class _F1(NamedTuple):
+    """F1 scores, percent."""
+
+    macro: float
+    micro: float
+    sample: float
+
+
+def _compute_f1(labels: Labels, preds: Labels) -> _F1:
+    counts, by_image = count_classes(labels, preds), sample_f1(labels, preds)
+    return _F1(100 * counts.macro_f1, 100 * counts.micro_f1, 100 * float(by_image.mean()))
 
 
 def _compare_heads(heads: HeadLogits) -> float | None:
@@ -210,10 +212,12 @@ def _describe_fit(
     cross_fitted: Labels,
     class_names: Sequence[str],
 ) -> FittedThresholds:
-    without = np.flatnonzero(~labels.any(axis=0)).tolist()
+    without, f1 = np.flatnonzero(~labels.any(axis=0)).tolist(), _compute_f1(labels, cross_fitted)
     return FittedThresholds(
         thresholds=dict(zip(class_names, thresholds.tolist(), strict=True)),
-        **_compute_f1(labels, cross_fitted),
+        macro_f1=f1.macro,
+        micro_f1=f1.micro,
+        sample_f1=f1.sample,
         num_images=len(labels),
         classes_without_images=[class_names[n] for n in without],
     )

@@ -65,13 +65,7 @@ def validate(
     # Pixels are normalized on the device: models that differ in mean and std only share one view.
     views = [m.preprocessing.without_normalization for m in eval_models]
     unique_views = list(dict.fromkeys(views))
-    max_logits = MAX_LOGITS // len(eval_models) if store_logits else 0
-    accumulators: Sequence[EvalAccumulator | MultilabelAccumulator] = [
-        MultilabelAccumulator(m, dataset.class_names)
-        if dataset.is_multilabel
-        else EvalAccumulator(m, len(dataset.labels), max_logits=max_logits)
-        for m in eval_models
-    ]
+    accumulators = _start_accumulators(eval_models, dataset, store_logits=store_logits)
     start = time.monotonic()
     batches = build_eval_loader(
         dataset,
@@ -95,9 +89,7 @@ def validate(
             for eval_model, view, accumulator in zip(eval_models, views, accumulators, strict=True):
                 accumulator.read_errors += batch.errors
                 if len(batch.indices):
-                    heads = eval_model.forward_in_pieces(pixels[view], device)
-                    cls, dist = (None if x is None else x.float().cpu() for x in heads)
-                    assert cls is not None
+                    cls, dist = _run_forward(eval_model, pixels[view], device)
                     if require_finite:
                         _require_finite(cls if dist is None else cls + dist, batch.indices, dataset)
                     accumulator.add(cls, dist, batch.labels, batch.indices)
@@ -109,6 +101,23 @@ def validate(
         raise DataError(f"None of {len(errors)} images can be read; the first: {errors[0][1]}")
     seconds = time.monotonic() - start
     return [accumulator.compute(seconds, dataset.name) for accumulator in accumulators]
+
+
+def _start_accumulators(
+    eval_models: Sequence[EvalModel], dataset: ImageDataset, *, store_logits: bool
+) -> Sequence[EvalAccumulator | MultilabelAccumulator]:
+    if dataset.is_multilabel:
+        return [MultilabelAccumulator(m, dataset.class_names) for m in eval_models]
+    max_logits = MAX_LOGITS // len(eval_models) if store_logits else 0
+    return [EvalAccumulator(m, len(dataset.labels), max_logits=max_logits) for m in eval_models]
+
+
+def _run_forward(
+    eval_model: EvalModel, pixels: Tensor, device: Device
+) -> tuple[Tensor, Tensor | None]:
+    """Return the logits of both heads, float32 [B,K] on the CPU."""
+    cls, dist = eval_model.forward_in_pieces(pixels, device)
+    return cls.float().cpu(), None if dist is None else dist.float().cpu()
 
 
 def _require_finite(logits: Tensor, indices: Tensor, dataset: ImageDataset) -> None:
