@@ -29,6 +29,7 @@ from deitctl.training.losses import (
     asymmetric_loss,
     binary_cross_entropy,
     cross_entropy,
+    make_targets,
     smooth_binary_labels,
     smooth_labels,
     soft_binary_distillation,
@@ -206,6 +207,8 @@ def estimate_guess_loss(
 ) -> float:
     """Return the task's loss of logits that are 0 for every image: ln K of a softmax, ln 2 of sigmoids.
 
+    Of weighted or adjusted classes that of a batch of the rarest one, which may come.
+
     Args:
         task_loss: of the run, with its tensors on `device`.
         counts: of the training images.
@@ -215,11 +218,14 @@ def estimate_guess_loss(
     shares = _place((counts.counts / total)[None], device)
     logits = torch.zeros_like(shares)
     if not counts.is_multilabel:
+        is_hard = False
         if isinstance(task_loss, BinaryLoss) and task_loss.bce.target_thresh >= 0:
+            is_hard = True
             # Which makes hard labels of an image's, but of shares none.
             task_loss = replace(task_loss, bce=replace(task_loss.bce, target_thresh=-1.0))
-            return float(task_loss(logits, shares, smooth=False))
-        return float(task_loss(logits, shares, smooth=True))
+        rarest = torch.where(shares > 0, shares, torch.inf).argmin(1)
+        labels = (shares, make_targets(rarest, shares.shape[1]))
+        return max(float(task_loss(logits, y, smooth=not is_hard)) for y in labels)
     # An image has a class or not: a loss that is focused on hard images is another for a share.
     present, absent = torch.ones_like(shares), torch.zeros_like(shares)
     if not isinstance(task_loss, BinaryLoss):

@@ -290,7 +290,7 @@ def test_a_usual_training_has_nothing_to_say_of_its_loss(reporter):
 @pytest.mark.parametrize(
     ("counts", "settings", "expected"),
     [
-        (UNEVEN, {"class_weights": "inverse"}, math.log(5)),
+        (UNEVEN, {}, math.log(5)),
         (UNEVEN, {"loss": "bce"}, math.log(2)),
         (SEVERAL, {}, math.log(2)),
         (SEVERAL, {"bce.sum_classes": True}, 5 * math.log(2)),
@@ -348,3 +348,12 @@ def test_an_objective_that_names_no_loss_is_taken_for_that_of_its_labels():
     assert uses_sigmoids(focus, is_multilabel=True)
     assert not uses_sigmoids(focus, is_multilabel=False)
     assert not uses_sigmoids(CrossEntropy(), is_multilabel=True)
+
+
+def test_the_loss_of_a_guess_allows_for_a_batch_of_the_rarest_class() -> None:
+    loss = objective_of(UNEVEN, class_weights="inverse").task_loss
+    assert estimate_guess_loss(loss, UNEVEN) == pytest.approx(86 / 5 * math.log(5), rel=1e-5)
+    counts = ClassCounts(torch.tensor([90.0, 10.0]).double(), 100, False, ("a", "b"))
+    plain, weighted = CrossEntropy(), CrossEntropy(class_weights=torch.tensor([0.5556, 5.0]))
+    assert estimate_guess_loss(plain, counts) == pytest.approx(math.log(2))
+    assert estimate_guess_loss(weighted, counts) == pytest.approx(5 * math.log(2))
