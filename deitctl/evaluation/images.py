@@ -309,7 +309,11 @@ def open_train_images(run: RunData) -> ImageDataset | None:
     """Return the images that a run was trained on; None if they are gone, or it does not say."""
     try:
         data = open_dataset(
-            run.ref, SilentReporter(), run.image_folder, in_chans=find_in_chans([str(run.folder)])
+            run.ref,
+            SilentReporter(),
+            run.image_folder,
+            task=run.task,
+            in_chans=find_in_chans([str(run.folder)]),
         )
     except DataError:
         return None

@@ -32,6 +32,7 @@ from deitctl.evaluation.images import (
     find_image_folder,
     find_in_chans,
     find_run,
+    find_task,
     find_train_images,
     open_train_images,
     require_data,
@@ -124,7 +125,8 @@ def open_calibration_images(
     elif data:
         owners = [] if run is None else [run]
         folder = image_folder or find_image_folder(data, owners)
-        splits = open_dataset(data, SilentReporter(), folder, in_chans=in_chans)
+        task = find_task(data, owners)
+        splits = open_dataset(data, SilentReporter(), folder, task=task, in_chans=in_chans)
         opened = choose_eval_split(splits, ALL, None, SilentReporter())
         dataset, split = opened.dataset, ""
         if run is not None:

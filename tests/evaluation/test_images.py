@@ -15,6 +15,8 @@ from deitctl.data.run_data import read_run_data, write_split
 from deitctl.errors import DataError
 from deitctl.evaluation.images import choose_images, describe_images, find_run, open_train_images
 from deitctl.events import SilentReporter
+from deitctl.exporters.verification_images import open_calibration_images, read_images
+from deitctl.models.model_config import Preprocessing
 from deitctl.packing.pack import pack
 
 WHOLE = {"cat": 20, "dog": 20}
@@ -344,3 +346,30 @@ def test_the_images_of_a_runs_table_are_found_where_the_run_found_them(data, tmp
         choose_images(str(table), ["deit_tiny"], reporter=reporter)
     images = choose_images(str(table), ["deit_tiny"], image_folder=str(data), reporter=reporter)
     assert len(images.dataset.labels) == 40
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("multilabel", ["", "cat", "dog"]), ("classification", ["cat|dog", "cat"])]
+)
+def test_a_run_whose_labels_are_read_as_it_was_told_knows_its_images(
+    task, labels, data, tmp_path, reporter
+):
+    """Without the task its table cannot be opened, or has several labels an image."""
+    names = [f"{data}/{c}/{n}.png" for c in WHOLE for n in range(20)]
+    rows = [f"{name},{labels[n % len(labels)]}\n" for n, name in enumerate(names)]
+    table, other, run = tmp_path / "t.csv", tmp_path / "other.csv", tmp_path / "run"
+    table.write_text("".join(["path,label\n", *rows]))
+    run.mkdir()
+    (run / "run.toml").write_text(f'data = "{table}"\ntask = "{task}"\n')
+    parts = open_for_training(Source(str(table), task=task), reporter=SilentReporter())
+    write_split(run, *parts)
+    assert list_names(open_train_images(read_run_data(run))) == list_names(parts[0])
+    other.write_text("".join(["path,label\n", *(f"{name},{name[-5]}\n" for name in names[:30])]))
+    images = choose_images(str(other), [str(run)], "all", reporter=reporter)
+    num_trained = len(list_names(parts[0]) & list_names(images.dataset))
+    assert images.count_train_images(str(run), range(30)) == num_trained
+    assert f"{num_trained} of these 30 images are training images of {run}" in reporter.warnings[-1]
+    for ref in ("", str(table)):
+        verified = read_images(images.dataset, Preprocessing(img_size=8), 1)
+        calibration = open_calibration_images(str(run), ref, verified, reporter)
+        assert list_names(calibration) <= list_names(parts[0])

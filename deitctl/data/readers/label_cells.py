@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections import Counter
@@ -29,6 +28,11 @@ ITEM = re.compile(
     r"""\s*(?:("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|([^\s"',;\[\](){}][^"',\[\](){}]*?))\s*(,|(?=["'])|$)"""
 )
 """An item of a list in quotes of either kind or in none, and what is behind it; NumPy writes no commas."""
+ESCAPE = re.compile(
+    r"""\\(?:([\\'"])|x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:0[0-9a-f]|10)[0-9a-f]{4}))"""
+)
+"""What Python writes for a quote, a backslash and a letter that cannot be printed; other backslashes, as
+those of paths that nothing has doubled, stand for themselves."""
 QUOTE = re.compile(r"[\"']")
 NUMBERS = re.compile(r"\s*[\d.]+(\s+[\d.]+)+\s*")
 """Of a list as NumPy writes it."""
@@ -256,11 +260,16 @@ def _split_items(inner: str) -> Items:
                 else None
             )
         quoted, bare, behind = match.groups()
-        items.append(bare if quoted is None else str(ast.literal_eval(quoted)))
+        items.append(bare if quoted is None else ESCAPE.sub(_unescape, quoted[1:-1]))
         at = match.end()
         if behind and not inner[at:].strip():
             break  # Python's tuple of one
     return tuple(items)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    sign, *codes = match.groups()
+    return sign or chr(int(next(filter(None, codes)), 16))
 
 
 def _break(what: str) -> DataError:

@@ -26,6 +26,12 @@ def read(*cells: str, task: str = "auto"):
         ("[1, 3]", ("1", "3")),
         ("[1 3]", ("1", "3")),
         ('["it\'s", "caf\\u00e9"]', ("it's", "caf\u00e9")),
+        (r"['C:\users', 'b\d']", (r"C:\users", r"b\d")),
+        (
+            r"['C:\\users', 'it\'s', 'caf\xe9', '\u2603', '\N{foo}']",
+            (r"C:\users", "it's", "café", "☃", r"\N{foo}"),
+        ),
+        (r'["C:\users", "\Uffffffff"]', (r"C:\users", r"\Uffffffff")),
         ("[]", ()),
         ("('cat', 'dog',)", ("cat", "dog")),
     ],
