@@ -202,13 +202,11 @@ def _write_outputs(evaluations: Sequence[Result], options: EvalOptions, reporter
     first = evaluations[0]
     if options.predictions:
         _write_predictions(evaluations, expand_home(options.predictions))
-    temperature = first.temperature
-    if options.save_temperature and save_temperatures(first, reporter):
-        assert first.calibration is not None
-        temperature = first.calibration.temperature
+    if options.save_temperature:
+        save_temperatures(first, reporter)
     if options.save_thresholds:
         if isinstance(first, MultilabelResult):
-            save_thresholds(first, temperature, reporter)
+            save_thresholds(first, reporter)
         else:
             reporter.warn(
                 f"{first.model} predicts one class an image, for which no threshold is needed: none is stored."

@@ -12,7 +12,7 @@ from deitctl.data.dataset import ImageDataset, make_multilabel
 from deitctl.data.splits import ALL
 from deitctl.errors import DataError
 from deitctl.evaluation.eval_model import EvalModel, get_preprocessing
-from deitctl.evaluation.images import ScoredImages
+from deitctl.evaluation.images import ScoredImages, find_run
 from deitctl.evaluation.networks import Network
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -75,10 +75,14 @@ def settle_kind(
     if dataset.is_multilabel:
         for ref, is_multilabel in zip(models, several, strict=True):
             if not is_multilabel:
+                run, train = find_run(ref), "deitctl train DATA --task multilabel."
                 raise DataError(
                     f"{ref} predicts one class an image, and images of {data} have several labels.",
-                    "Train on them: deitctl train DATA --task multilabel. If its weights are of such a "
-                    "training of others: --task multilabel.",
+                    f"Train on them: {train} If its weights are of such a training of others: --task "
+                    "multilabel."
+                    if run is None
+                    else f"If its run was trained on such: --task {run.task} reads them as it did. Else train "
+                    f"on them: {train}",
                 )
         return dataset
     if not any(several):
@@ -133,10 +137,9 @@ def build_subjects(
 
 
 def _choose_thresholds(model_config: ModelConfig, rows: Sequence[int]) -> tuple[float, ...] | None:
-    """Return the model's thresholds of the data's classes; None if it has none."""
-    if model_config.thresholds is None:
-        return None
-    return tuple(model_config.thresholds[row] for row in rows)
+    """Return the thresholds of the head rule for the data's classes; None if the model keeps none."""
+    own = model_config.thresholds.get(model_config.head)
+    return None if own is None else tuple(own[row] for row in rows)
 
 
 def _match_classes(

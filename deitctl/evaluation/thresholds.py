@@ -7,36 +7,60 @@ from pathlib import Path
 
 import numpy as np
 
+from deitctl.evaluation.multilabel import fit_thresholds_by_class
+from deitctl.evaluation.multilabel_accumulator import to_float64_probs
 from deitctl.evaluation.multilabel_result import MultilabelResult, Result
 from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.models.checkpoint_io import CONFIG, load_model_config
+from deitctl.models.heads import fuse_heads
+from deitctl.models.model_config import HEADS
+from deitctl.models.tasks import MULTILABEL
 from deitctl.paths import read_json, write_json
 
 OWN = "deitctl"
 """Key of config.json below which our own values are."""
 
 
-def store_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
-    """Keep the probabilities from which a model predicts its classes, in the order of its logits."""
-    _store(folder, {"thresholds": list(thresholds)})
+def fit_by_head(
+    result: MultilabelResult, temperatures: Mapping[str, float]
+) -> dict[str, list[float]]:
+    """Return the threshold of each class that maximizes its F1 on a result's images, by head rule.
+
+    Args:
+        result: with the logits of all heads.
+        temperatures: by head rule, with which the thresholds are going to be used.
+    """
+    heads, labels = result.logits, result.labels
+    fitted = {}
+    for rule in (result.head,) if heads.dist is None else HEADS:
+        logits = fuse_heads(heads, rule, MULTILABEL)
+        probs = to_float64_probs(logits / temperatures.get(rule, 1.0))
+        fitted[rule] = fit_thresholds_by_class(labels, probs).tolist()
+    return fitted
 
 
-def store_temperatures(folder: Path, temperatures: Mapping[str, float], head: str) -> None:
+def store_thresholds(folder: Path, thresholds: Mapping[str, Sequence[float]]) -> None:
+    """Keep the probabilities from which a model predicts its classes, by head rule, in the order of its
+    logits; other rules keep theirs."""
+    own = read_json(folder / CONFIG).get(OWN) or {}
+    lists = {rule: list(values) for rule, values in thresholds.items()}
+    _store(folder, {"thresholds": {**(own.get("thresholds") or {}), **lists}})
+
+
+def store_temperatures(folder: Path, temperatures: Mapping[str, float]) -> None:
     """Keep the temperature of each head rule.
 
     Thresholds that the folder has are changed with them, so that the same images reach them.
-
-    Args:
-        folder: of the model.
-        temperatures: by head rule.
-        head: whose probabilities the thresholds are of.
     """
     own = read_json(folder / CONFIG).get(OWN) or {}
     values: dict[str, object] = {"temperatures": dict(temperatures)}
-    if (thresholds := own.get("thresholds")) is not None and head in temperatures:
-        factor = (own.get("temperatures") or {}).get(head, 1.0) / temperatures[head]
-        values["thresholds"] = scale_thresholds(thresholds, factor)
+    if thresholds := own.get("thresholds"):
+        former = own.get("temperatures") or {}
+        values["thresholds"] = {
+            rule: scale_thresholds(probs, former.get(rule, 1.0) / temperatures.get(rule, 1.0))
+            for rule, probs in thresholds.items()
+        }
     _store(folder, values)
 
 
@@ -45,12 +69,15 @@ def scale_thresholds(thresholds: Sequence[float], factor: float) -> list[float]:
     probs = np.asarray(thresholds, np.float64)
     with np.errstate(divide="ignore", over="ignore"):
         logits = np.log(probs) - np.log1p(-probs)
-        scaled: list[float] = (1 / (1 + np.exp(-factor * logits))).tolist()
-    return scaled
+        scaled = 1 / (1 + np.exp(-factor * logits))
+    # Every image reaches 0, which a small one must not become in fp32.
+    above_zero = np.maximum(scaled, np.finfo(np.float32).tiny)
+    listed: list[float] = np.where(probs > 0, above_zero, 0).tolist()
+    return listed
 
 
-def save_temperatures(result: Result, reporter: Reporter) -> bool:
-    """Store the fitted temperatures in the folder of a result's model; warn and return whether there are any."""
+def save_temperatures(result: Result, reporter: Reporter) -> None:
+    """Store the fitted temperatures in the folder of a result's model; warn if there are none."""
     calibration = result.calibration
     if calibration is None:
         score = "" if isinstance(result, MultilabelResult) else f" (top-1 {result.top1:.1f} %)"
@@ -58,35 +85,35 @@ def save_temperatures(result: Result, reporter: Reporter) -> bool:
             f"No temperature fits {result.model} on {result.data}{score}, "
             "so none is stored. Use more images, among them some that it predicts wrongly."
         )
-        return False
+        return
     folder = expand_home(result.model)
-    store_temperatures(folder, calibration.temperatures, result.head)
+    store_temperatures(folder, calibration.temperatures)
     reporter.note(
         f"Stored in {folder / CONFIG}: temperature {calibration.temperature:.3f} (head {result.head}); "
         f"expected calibration error {result.ece:.4f} -> {calibration.ece:.4f}."
     )
-    return True
 
 
-def save_thresholds(result: MultilabelResult, temperature: float, reporter: Reporter) -> None:
-    """Store the thresholds that are fitted to a result's images in the folder of its model.
+def save_thresholds(result: MultilabelResult, reporter: Reporter) -> None:
+    """Store the thresholds that are fitted to a result's images, for each head rule, in the folder of
+    its model and for the temperatures there.
 
     Classes of the model that the data does not have keep theirs.
 
     Args:
         result: of a model that is in a folder.
-        temperature: that the folder has for the head rule by now.
         reporter: receives what was stored.
     """
     assert result.subject is not None
     folder, rows = expand_home(result.model), result.subject.match.rows
-    values = list(load_model_config(folder).list_thresholds())
-    fitted = list(result.fitted.thresholds.values())
-    for row, value in zip(
-        rows, scale_thresholds(fitted, result.temperature / temperature), strict=True
-    ):
-        values[row] = value
-    store_thresholds(folder, values)
+    model_config = load_model_config(folder)
+    fitted = fit_by_head(result, model_config.temperatures)
+    thresholds = {rule: list(model_config.list_thresholds(rule)) for rule in fitted}
+    for rule, probs in fitted.items():
+        for row, prob in zip(rows, probs, strict=True):
+            thresholds[rule][row] = prob
+    store_thresholds(folder, thresholds)
+    values = thresholds[result.head]
     reporter.note(
         f"Stored in {folder / CONFIG}: thresholds of {len(rows)} classes (head {result.head}), "
         f"{min(values):.2f} to {max(values):.2f}; macro F1 {result.macro_f1:.2f} % -> "

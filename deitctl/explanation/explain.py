@@ -257,7 +257,7 @@ class _Explainer:
             panels = [
                 TokenPanel(
                     TOKENS[token],
-                    self._format_caption(prediction, index),
+                    self._format_caption(prediction, token, index),
                     _to_array(maps, token, r),
                     None if head_maps is None else _to_array(head_maps, token, r),
                 )
@@ -285,7 +285,7 @@ class _Explainer:
             return list(range(num_images)), None
         logits = fuse_heads(heads, config.head, config.task)
         probs = to_probs(logits / config.temperature(config.head), config.task).numpy()
-        labels = choose_labels(probs, config.list_thresholds())
+        labels = choose_labels(probs, config.list_thresholds(config.head))
         pairs = [
             (n, index)
             for n, order in enumerate(np.argsort(-probs, axis=1, kind="stable").tolist())
@@ -305,11 +305,13 @@ class _Explainer:
             return None
         if not self.model_config.is_multilabel:
             return bool(scores["cls"][n].argmax() != scores["dist"][n].argmax())
-        thresholds = self.model_config.list_thresholds()
-        cls, dist = (choose_labels(scores[t][n].numpy(), thresholds) for t in ("cls", "dist"))
+        cls, dist = (
+            choose_labels(scores[token][n].numpy(), self.model_config.list_thresholds(token))
+            for token in ("cls", "dist")
+        )
         return bool((cls != dist).any())
 
-    def _format_caption(self, prediction: TokenPrediction, index: int | None) -> str:
+    def _format_caption(self, prediction: TokenPrediction, token: str, index: int | None) -> str:
         label = prediction.label
         if self.model_config.descriptions is not None:
             label = label.split(",")[0]  # ImageNet's list synonyms
@@ -318,13 +320,15 @@ class _Explainer:
             return best
         score = f"{100 * prediction.class_score:.1f} %"
         if self.model_config.is_multilabel:
-            return f"{score}, threshold {100 * self.model_config.list_thresholds()[index]:.1f} %"
+            threshold = self.model_config.list_thresholds(token)[index]
+            return f"{score}, threshold {100 * threshold:.1f} %"
         return f"{score}; first: {best}"
 
     @torch.inference_mode()
     def _compute_heads(self, images: Tensor) -> HeadLogits:
         """Return each head's logits, [B,K]."""
-        return HeadLogits(*(None if h is None else h.float().cpu() for h in self.model(images)))
+        cls, dist = self.model(images)
+        return HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())
 
     def _compute_scores(self, heads: HeadLogits) -> dict[str, Tensor]:
         """Return each head's probabilities, [B,K]."""

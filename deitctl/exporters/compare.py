@@ -126,7 +126,7 @@ def list_cutoffs(model_config: ModelConfig) -> Outputs | None:
     """
     if not model_config.is_multilabel:
         return None
-    thresholds = np.array(model_config.list_thresholds())
+    thresholds = np.array(model_config.list_thresholds(model_config.head))
     with np.errstate(divide="ignore"):  # infinite for thresholds of 0 and 1
         logits = np.log(thresholds) - np.log1p(-thresholds)
     return np.stack([model_config.temperature(model_config.head) * logits, thresholds]).astype(
@@ -145,7 +145,8 @@ def choose_classes(outputs: Outputs, cutoffs: Outputs | None) -> NDArray[np.bool
         classes: NDArray[np.bool_] = np.eye(outputs.shape[2], dtype=bool)[outputs[0].argmax(axis=1)]
         return classes
     if len(outputs) == 3:
-        return outputs[2] > 0.5
+        labels: NDArray[np.bool_] = outputs[2] > 0.5
+        return labels
     kind = len(outputs) - 1  # logits where there are no probabilities
     return choose_labels(outputs[kind], cutoffs[kind])
 
@@ -193,8 +194,8 @@ def measure(
             f"the model's {expected.shape[1:]}."
         )
     num_shared = min(len(outputs), len(expected))
-    pair = (choose_classes(each, cutoffs) for each in (outputs, expected[:num_shared]))
-    differs = np.not_equal(*pair).any(axis=1)
+    ours, theirs = (choose_classes(each, cutoffs) for each in (outputs, expected[:num_shared]))
+    differs: NDArray[np.bool_] = (ours != theirs).any(axis=1)
     agreement = 100 * float(1 - differs.mean())
     return Verification(
         num_verified=len(names),

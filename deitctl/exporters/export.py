@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from deitctl.data.band_image import has_bands
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.data.range_survey import scale_for
-from deitctl.errors import ConfigError, ExportError, ModelError, did_you_mean
+from deitctl.errors import ConfigError
 from deitctl.evaluation.images import ScoredImages
 from deitctl.events import Reporter, SilentReporter
 from deitctl.exporters.compare import Verification
@@ -24,12 +23,13 @@ from deitctl.exporters.destination import (
     remove,
     write_draft,
 )
-from deitctl.exporters.dynamic_size import make_dynamic, make_golden_view, require_resizable
-from deitctl.exporters.formats import FORMATS, Format
+from deitctl.exporters.dynamic_size import make_dynamic, make_golden_view
+from deitctl.exporters.formats import Format
 from deitctl.exporters.metadata import collect_metadata
 from deitctl.exporters.model_card import README, History, make_model_card
 from deitctl.exporters.network import BareClassifier, ExportedClassifier
 from deitctl.exporters.quantize import PRECISIONS
+from deitctl.exporters.variant import choose_variant, require_accepts
 from deitctl.exporters.verification_images import (
     NUM_CALIBRATION,
     Images,
@@ -51,13 +51,10 @@ from deitctl.models.catalog import find
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.heads import choose_head
-from deitctl.models.model_config import HEADS, ModelConfig, parse_value_range
+from deitctl.models.model_config import ModelConfig, Preprocessing, parse_value_range
 from deitctl.paths import write_bytes
 from deitctl.settings import read_toml
 from deitctl.training.run_dir import Run
-
-BAND_FORMATS = ("onnx", "torch")
-"""Whose own code for readers does not open images of gray or RGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +123,7 @@ def export(
         DataError: no such images.
     """
     reporter, origin = reporter or SilentReporter(), weights or model
-    kind = _choose_variant(to, quantize, preprocess, dynamic_size, runtime, head)
+    kind = choose_variant(to, quantize, preprocess, dynamic_size, runtime, head)
     require_images(num_images)
     # Before the model is loaded, so that a missing package is reported at once.
     kind.require()
@@ -135,42 +132,23 @@ def export(
         kind.provide_runtime(runtime, reporter)
     scored = open_images(origin, verify_data, reporter, image_folder)
     loaded = load_model(model, weights=weights, reporter=reporter)
-    model_config = apply_class_names(loaded.model_config.with_task(task), classes, origin, reporter)
+    model_config = loaded.model_config.with_task(task)
+    model_config = apply_class_names(model_config, classes, origin, reporter)
     if (chosen_range := parse_value_range(value_range)) is not None:
         model_config = model_config.with_value_range(chosen_range)
     pre = model_config.preprocessing
-    if has_bands(pre.in_chans) and to not in BAND_FORMATS:
-        raise ExportError(
-            f"--to {to} is for images of gray or RGB, and this model takes {pre.in_chans} bands.",
-            "Use --to onnx.",
-        )
-    if dynamic_size:
-        require_resizable(pre)
+    require_accepts(kind, pre, dynamic_size=dynamic_size)
+    loaded = replace(loaded, model_config=model_config)
+    network, model_config = _wrap_network(loaded, kind, head, preprocess, reporter)
     scored = replace(scored, dataset=scale_for(scored.dataset, pre.value_range))
     sample = read_images(scored.dataset, pre, num_images)
     calibration = _read_calibration(
-        origin, calibration_data, quantize, sample, model_config, reporter, image_folder
+        origin, calibration_data, quantize, sample, pre, reporter, image_folder
     )
-    job = _Job(
-        kind,
-        *_wrap_network(
-            replace(loaded, model_config=model_config), kind, head, preprocess, reporter
-        ),
-        scored,
-        sample,
-        reporter,
-    )
-    speedup = None
+    job = _Job(kind, network, model_config, scored, sample, reporter)
     with write_draft(path) as draft:
         job.write(draft, path.name)
-        # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little
-        # wrong
-        verification = job.verify(draft)
-        if quantize:
-            verification, speedup = job.quantize(draft, quantize, calibration)
-        if dynamic_size:
-            # last, so that the quantized network was verified by itself before
-            verification = job.make_dynamic(draft)
+        verification, speedup = job.verify_steps(draft, quantize, calibration, dynamic_size)
         verification = name_images(verification, scored, origin, sample)
         # Last, because the model card states the figures of the verification; never of an
         # unverified export.
@@ -214,6 +192,24 @@ class _Job:
             metadata = collect_metadata(self.network, self.model_config, self.kind.name)
             self.kind.write(self.network, self.model_config, metadata, draft)
 
+    def verify_steps(
+        self, draft: Path, quantize: str, calibration: Pixels | None, dynamic_size: bool
+    ) -> tuple[Verification, float | None]:
+        """Make of what was written what the user asked for, and verify it after each step.
+
+        Returns:
+            The last verification, and the speed of a quantized network, see `ExportResult`.
+        """
+        # fp32 first, always: the tolerance of a quantized file would hide a mean that is a little
+        # wrong
+        verification, speedup = self.verify(draft), None
+        if quantize:
+            verification, speedup = self.quantize(draft, quantize, calibration)
+        if dynamic_size:
+            # last, so that the quantized network was verified by itself before
+            verification = self.make_dynamic(draft)
+        return verification, speedup
+
     def verify(self, draft: Path) -> Verification:
         """Run what was written in a fresh process, and compare it with the model."""
         return verify_against_model(
@@ -244,13 +240,12 @@ class _Job:
 
     def write_card(self, draft: Path, model: str, weights: str, verification: Verification) -> None:
         """Write the folder's model card."""
-        usage = self.kind.choose_usage(self.model_config)
         readme = make_model_card(
             self.model_config,
             _read_history(model, weights),
             title=get_default_stem(model),
             library=self.kind.name,
-            usage=usage.replace("TEMPERATURE", f"{self.network.temperature:.4g}"),
+            usage=self.kind.choose_usage(self.network),
             head=self.network.head,
             verification=verification,
             labels_file=self.kind.files[0],
@@ -268,7 +263,8 @@ def _wrap_network(
     fused = choose_head(kind.head, "", loaded.model) if kind.head else rule
     model_config = replace(loaded.model_config, head=rule)
     if model_config.is_multilabel:  # every reader gets them
-        model_config = replace(model_config, thresholds=model_config.list_thresholds())
+        stated = {name: model_config.list_thresholds(name) for name in (rule, fused)}
+        model_config = replace(model_config, thresholds={**model_config.thresholds, **stated})
     _note_what_is_lost(kind, model_config, fused, reporter)
     wrap = ExportedClassifier if preprocess else BareClassifier
     return wrap(loaded.model, model_config, fused), model_config
@@ -303,7 +299,7 @@ def _read_calibration(
     data: str,
     quantize: str,
     verified: Images,
-    model_config: ModelConfig,
+    pre: Preprocessing,
     reporter: Reporter,
     image_folder: str,
 ) -> Pixels | None:
@@ -313,57 +309,7 @@ def _read_calibration(
             raise ConfigError("--calibration-data is for --quantize int8-static.")
         return None
     dataset = open_calibration_images(model, data, verified, reporter, image_folder)
-    return read_images(dataset, model_config.preprocessing, NUM_CALIBRATION).pixels
-
-
-def _choose_variant(
-    to: str, quantize: str, preprocess: bool, dynamic_size: bool, runtime: str, head: str
-) -> Format:
-    """Return a format whose suffix names what is not the default.
-
-    Raises:
-        ExportError: there is no such format or precision, or the format lacks a variant.
-        ModelError: there is no such head rule.
-    """
-    if to not in FORMATS:
-        raise ExportError(
-            f"There is no format {to!r}.",
-            f"{did_you_mean(to, FORMATS)} There are: {', '.join(FORMATS)}.".strip(),
-        )
-    kind = FORMATS[to]
-    if quantize and quantize not in PRECISIONS:
-        raise ExportError(
-            f"There is no precision {quantize!r}.",
-            f"{did_you_mean(quantize, PRECISIONS)} There are: {', '.join(PRECISIONS)}.".strip(),
-        )
-    if quantize and quantize not in kind.precisions:
-        formats = [f"--to {name}" for name, f in FORMATS.items() if quantize in f.precisions]
-        raise ExportError(
-            f"{to} is not quantized to {quantize}: "
-            f"--quantize {quantize} is for {' or '.join(formats)}."
-        )
-    if not preprocess and not kind.has_variants:
-        raise ExportError(f"{to} has no bare variant: --no-preprocess is for --to onnx.")
-    if dynamic_size and not kind.has_variants:
-        raise ExportError(f"{to} takes images of one size: --dynamic-size is for --to onnx.")
-    if dynamic_size and not preprocess:
-        raise ExportError(
-            "--dynamic-size puts more preprocessing into the file, --no-preprocess none.",
-            "Leave one out.",
-        )
-    if runtime and kind.provide_runtime is None:
-        raise ExportError(f"{to} holds no runtime: --runtime is for --to web.")
-    if head not in ("auto", *HEADS):
-        raise ModelError(
-            f"There is no head rule {head!r}.", f"There are: auto, {', '.join(HEADS)}."
-        )
-    parts = (
-        head if head != "auto" and not kind.head else "",
-        "" if preprocess else "bare",
-        "dynamic" if dynamic_size else "",
-        quantize,
-    )
-    return replace(kind, suffix="".join(f"-{part}" for part in parts if part) + kind.suffix)
+    return read_images(dataset, pre, NUM_CALIBRATION).pixels
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from deitctl.exporters import (
 from deitctl.exporters.network import ExportedClassifier, silence_warnings
 from deitctl.exporters.quantize import PRECISIONS, measure_speedup, quantize_onnx
 from deitctl.models.model_config import ModelConfig
+from deitctl.models.tasks import MULTILABEL
 from deitctl.paths import suggest_path
 
 
@@ -46,7 +47,7 @@ class Format:
     usage: str = ""
     """Python that loads the folder from `PATH`, for its README.md; empty: it has none."""
     multilabel_usage: str = ""
-    """The same for a multi-label model, whose temperature `TEMPERATURE` is."""
+    """The same for a multi-label model, whose temperature `TEMPERATURE` is, fused by the rule `HEAD`."""
     head: str = ""
     """How the format's own reader fuses two heads, where the file does not hold our rule."""
     labels: Callable[[ModelConfig], list[str]] | None = None
@@ -78,9 +79,12 @@ class Format:
     def is_folder(self) -> bool:
         return bool(self.files)
 
-    def choose_usage(self, model_config: ModelConfig) -> str:
-        """Return the Python that loads the folder of a model."""
-        return self.multilabel_usage if model_config.is_multilabel else self.usage
+    def choose_usage(self, network: ExportedClassifier) -> str:
+        """Return the Python that loads the folder of a network."""
+        if network.task != MULTILABEL:
+            return self.usage
+        usage = self.multilabel_usage.replace("TEMPERATURE", repr(network.temperature))
+        return usage.replace("HEAD", network.head)
 
     @property
     def runs_here(self) -> bool:

@@ -50,7 +50,8 @@ TIMM_USAGE = f"""\
 TIMM_MULTILABEL_USAGE = f"""\
 import json
 {_LOAD_TIMM}probabilities = (logits[0] / TEMPERATURE).sigmoid().tolist()
-thresholds = json.load(open("PATH/config.json"))["deitctl"]["thresholds"]
+with open("PATH/config.json") as file:
+    thresholds = json.load(file)["deitctl"]["thresholds"]["HEAD"]
 print([name for name, p, t in zip(names, probabilities, thresholds) if p >= t])
 """
 PROCESSOR = "preprocessor_config.json"
@@ -71,7 +72,7 @@ TRANSFORMERS_USAGE = f"""\
 """
 TRANSFORMERS_MULTILABEL_USAGE = f"""\
 {_LOAD_TRANSFORMERS}probabilities = (logits[0] / TEMPERATURE).sigmoid().tolist()
-thresholds = model.config.deitctl["thresholds"]
+thresholds = model.config.deitctl["thresholds"]["HEAD"]
 print([model.config.id2label[i] for i, p in enumerate(probabilities) if p >= thresholds[i]])
 """
 USE_TIMM = "Use --to timm: where timm is installed, transformers opens that folder too."

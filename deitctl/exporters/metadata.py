@@ -68,7 +68,7 @@ def describe_model(model_config: ModelConfig, head: str, *, bare: bool = False) 
     }
     if model_config.is_multilabel:
         metadata["task"] = model_config.task
-        metadata["thresholds"] = json.dumps(model_config.list_thresholds())
+        metadata["thresholds"] = json.dumps(model_config.list_thresholds(head))
     if model_config.class_names is not None:
         metadata["class_names"] = json.dumps(model_config.class_names, ensure_ascii=False)
     if model_config.descriptions is not None:

@@ -36,7 +36,7 @@ class ExportedClassifier(nn.Module):
         self.temperature, self.task = model_config.temperature(head), model_config.task
         several = model_config.is_multilabel
         self.register_buffer(
-            "thresholds", torch.tensor(model_config.list_thresholds()) if several else None
+            "thresholds", torch.tensor(model_config.list_thresholds(head)) if several else None
         )
         # Not left to the caller: a traced graph keeps the mode that it was traced in.
         self.eval()

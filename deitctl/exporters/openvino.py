@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ExportError
 from deitctl.exporters.golden import set_golden_tolerance
@@ -17,7 +19,7 @@ from deitctl.exporters.network import (
     trace,
     wrap_conversion_errors,
 )
-from deitctl.exporters.quantize import PRECISIONS
+from deitctl.exporters.quantize import LARGE, PRECISIONS
 from deitctl.models.model_config import ModelConfig
 from deitctl.paths import write_bytes
 
@@ -74,7 +76,7 @@ def export_openvino(
         port.get_tensor().set_names({name})  # the converter has numbers
     # the converter forgets all sizes where one is free
     model.reshape([-1, *network.make_example().shape[1:]])
-    _save(model, metadata, path, fp16=False)
+    _save(model, metadata, path)
 
 
 def quantize_openvino(source: Path, precision: str, target: Path, _: Pixels | None = None) -> None:
@@ -84,16 +86,37 @@ def quantize_openvino(source: Path, precision: str, target: Path, _: Pixels | No
     metadata = set_golden_tolerance(
         {**read_metadata(source), "quantize": precision}, PRECISIONS[precision].tolerance
     )
-    _save(openvino.Core().read_model(source / GRAPH), metadata, target, fp16=True)
+    model = openvino.Core().read_model(source / GRAPH)
+    with wrap_conversion_errors("The network cannot be quantized to fp16", "Leave --quantize out."):
+        halve_matrices(model)
+    _save(model, metadata, target)
 
 
-def _save(model: Any, metadata: Mapping[str, str], path: Path, *, fp16: bool) -> None:
+def halve_matrices(model: Any) -> None:
+    """Store large weights in fp16, each followed by a Convert to fp32; as `quantize.py` does of ONNX."""
+    from openvino import opset13
+
+    # Not by `save_model`, which rounds thresholds too: small ones to 0, which every image reaches.
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type().to_string() != "f32":
+            continue
+        weights = node.data
+        if weights.size >= LARGE and weights.squeeze().ndim > 1:
+            readers = node.output(0).get_target_inputs()
+            with np.errstate(over="ignore"):  # becomes infinite, which the verification finds
+                half = opset13.constant(weights.astype(np.float16))
+            widened = opset13.convert(half, "f32")
+            for reader in readers:
+                reader.replace_source_output(widened.output(0))
+
+
+def _save(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     import openvino
 
     model.set_rt_info(dict(metadata), [SECTION])
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deitctl-openvino-") as folder, silence_warnings():
-        openvino.save_model(model, Path(folder) / GRAPH, compress_to_fp16=fp16)
+        openvino.save_model(model, Path(folder) / GRAPH, compress_to_fp16=False)
         for name in (WEIGHTS, GRAPH):  # a graph without its weights never exists
             write_bytes(path / name, (Path(folder) / name).read_bytes())
 

@@ -32,7 +32,7 @@ from deitctl.exporters.runner import load_onnx, open_onnx, prepare_input
 from deitctl.paths import write_bytes
 
 LARGE = 4096
-"""Values of a tensor from which fp16 is worth it; norms and biases are smaller."""
+"""Values of a matrix from which fp16 is worth it."""
 MAX_RATIO = 0.75
 """Of the bytes that int8 may leave: where more is left, the network has hardly a linear layer."""
 CALIBRATION_BATCH = 8
@@ -100,8 +100,9 @@ def _quantize_fp16(source: Path, _: Pixels | None = None) -> Any:
     casts = []
     for tensor in model.graph.initializer:
         weights = numpy_helper.to_array(tensor)
-        # Norms and biases stay in fp32: of DeiT-tiny they are less than a hundredth of the bytes.
-        if weights.dtype == np.float32 and weights.size >= LARGE:
+        # Norms and biases stay in fp32: of DeiT-tiny they are less than a hundredth of the bytes. So
+        # do thresholds of many classes, of which small ones would be 0 in fp16.
+        if weights.dtype == np.float32 and weights.size >= LARGE and weights.ndim > 1:
             name = tensor.name
             with np.errstate(over="ignore"):  # becomes infinite, which the verification finds
                 tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), f"{name}.fp16"))

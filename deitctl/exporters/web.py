@@ -102,7 +102,9 @@ def describe_for_page(network: ExportedClassifier, model_config: ModelConfig) ->
         "labels": [model_config.label(index) for index in range(model_config.num_classes)],
         "class_names": model_config.class_names if model_config.descriptions is not None else None,
         "task": model_config.task,
-        "thresholds": model_config.list_thresholds() if model_config.is_multilabel else None,
+        "thresholds": model_config.list_thresholds(network.head)
+        if model_config.is_multilabel
+        else None,
         "preprocessing": describe_preprocessing(model_config.preprocessing),
     }
 

@@ -260,7 +260,7 @@ class Classifier:
             best = order[:topk].tolist()
             classes = (ScoredClass(i, config.label(i), float(scores[i])) for i in best)
             return Prediction(name, tuple(classes), None, pixels)
-        thresholds = config.list_thresholds()
+        thresholds = config.list_thresholds(config.head)
         likeliest, predicted = (
             tuple(ScoredLabel(i, config.label(i), float(scores[i]), thresholds[i]) for i in indices)
             for indices in (

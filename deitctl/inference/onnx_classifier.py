@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deitctl.config import MAX_CHANS
 from deitctl.cores import count_cores
+from deitctl.data.band_image import count_channels
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.errors import ConfigError, ModelError
@@ -262,7 +263,7 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
                 **{k: pre[k] for k in ("crop_pct", "crop_mode", "interpolation")},
                 **{k: pre["normalization"][k] for k in ("mean", "std")},
                 "input_size": [
-                    _count_channels(str(pre.get("channels"))),
+                    count_channels(str(pre.get("channels"))),
                     *height_width(parse_size(pre["img_size"])),
                 ],
             },
@@ -271,21 +272,15 @@ def _to_timm_config(metadata: Mapping[str, str], num_classes: int, where: str) -
                 "temperatures": {metadata["head"]: float(metadata["temperature"])},
                 "value_range": pre.get("value_range"),
                 "task": metadata.get("task", CLASSIFICATION),
-                "thresholds": json.loads(metadata.get("thresholds", "null")),
+                "thresholds": {metadata["head"]: json.loads(metadata["thresholds"])}
+                if "thresholds" in metadata
+                else None,
             },
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{where} has unreadable metadata.", f"Export it again: {EXPORT}."
         ) from error
-
-
-def _count_channels(channels: str) -> int:
-    """Return how many channels an export's metadata state: `L`, `RGB`, `4 bands`."""
-    count, _, unit = channels.partition(" ")
-    if unit == "bands":
-        return int(count)
-    return 1 if channels == "L" else 3
 
 
 def _shorten(error: Exception) -> str:

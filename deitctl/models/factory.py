@@ -181,7 +181,7 @@ def _load_folder(ref: str, folder: Path, img_size: ImageSize, reporter: Reporter
             f"{folder} names {model_config.num_classes} classes, "
             f"its weights have {inferred.num_classes}."
         )
-    if len(model_config.thresholds or ()) not in (0, inferred.num_classes):
+    if any(len(t) != inferred.num_classes for t in model_config.thresholds.values()):
         raise ModelError(
             f"{folder} has thresholds of {model_config.num_classes} classes, "
             f"its weights have {inferred.num_classes}.",

@@ -131,25 +131,25 @@ class ModelConfig:
     """Keyword arguments of `timm.create_model`."""
     task: str = CLASSIFICATION
     """One of `TASKS`."""
-    thresholds: tuple[float, ...] | None = None
-    """Of a multi-label model: the probability from which each class is predicted, in the order of the
-    logits; of the head rule `head`, calibrated. None: `DEFAULT_THRESHOLD` for all."""
+    thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of a multi-label model, by head rule: the calibrated probability from which each class is
+    predicted, in the order of the logits. A rule without any has `DEFAULT_THRESHOLD` for all."""
 
     @property
     def is_multilabel(self) -> bool:
         """Whether an image has any number of classes, each with a probability of its own."""
         return self.task == MULTILABEL
 
-    def list_thresholds(self) -> tuple[float, ...]:
-        """Return the probability from which each class is predicted, see `choose_labels`."""
-        return self.thresholds or (DEFAULT_THRESHOLD,) * self.num_classes
+    def list_thresholds(self, head: str) -> tuple[float, ...]:
+        """Return the probability from which a head rule predicts each class, see `choose_labels`."""
+        return self.thresholds.get(head) or (DEFAULT_THRESHOLD,) * self.num_classes
 
     def with_task(self, task: str = "auto", threshold: float | None = None) -> ModelConfig:
         """Return this config with another task, or another threshold.
 
         Args:
             task: a name of `TASKS`; `auto` for its own.
-            threshold: of all classes, 0..1; None for its own.
+            threshold: of all classes under any head rule, 0..1; None for its own.
 
         Raises:
             ConfigError: no such task, or a threshold of a model with one class an image.
@@ -159,7 +159,7 @@ class ModelConfig:
                 f"There is no task {task!r}.",
                 f"{did_you_mean(task, TASKS)} There are: auto, {', '.join(TASKS)}.".strip(),
             )
-        changed = self if task in ("auto", self.task) else replace(self, task=task, thresholds=None)
+        changed = self if task in ("auto", self.task) else replace(self, task=task, thresholds={})
         if threshold is None:
             return changed
         if not 0 <= threshold <= 1:
@@ -169,7 +169,8 @@ class ModelConfig:
                 f"--threshold is for several labels an image, and {self.architecture} has one.",
                 "If it was trained on several, add --task multilabel.",
             )
-        return replace(changed, thresholds=(float(threshold),) * self.num_classes)
+        thresholds = (float(threshold),) * self.num_classes
+        return replace(changed, thresholds=dict.fromkeys(HEADS, thresholds))
 
     def label(self, index: int) -> str:
         """Return the name of class `index` for people."""
@@ -295,21 +296,26 @@ def list_task(model_config: ModelConfig) -> dict[str, Any]:
     """Return the task and thresholds of a multi-label model as configs state them; else nothing."""
     if not model_config.is_multilabel:
         return {}
-    thresholds = model_config.thresholds
-    return {"task": MULTILABEL} | ({} if thresholds is None else {"thresholds": list(thresholds)})
+    thresholds = {rule: list(values) for rule, values in model_config.thresholds.items()}
+    return {"task": MULTILABEL} | ({"thresholds": thresholds} if thresholds else {})
 
 
-def read_thresholds(values: Any) -> tuple[float, ...] | None:
-    """Return the thresholds that a config states; None for none.
+def read_thresholds(stated: Any) -> dict[str, tuple[float, ...]]:
+    """Return the thresholds that a config states, by head rule.
 
     Raises:
-        TypeError: they are no list of numbers.
+        TypeError: they are no lists of numbers.
     """
-    if values is None:
-        return None
-    if not isinstance(values, list) or not all(type(v) in (int, float) for v in values):
-        raise TypeError(f"thresholds are {str(values)[:80]}, not a list of numbers")
-    return tuple(map(float, values))
+    if stated is None:
+        return {}
+    if not isinstance(stated, Mapping) or not all(
+        isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        for values in stated.values()
+    ):
+        raise TypeError(
+            f"thresholds are {str(stated)[:80]}, not a list of numbers for each head rule"
+        )
+    return {str(rule): tuple(map(float, values)) for rule, values in stated.items()}
 
 
 def require_count(
@@ -444,6 +450,7 @@ def find_absurd_value(model_config: ModelConfig) -> str:
     pre, bad_arg = model_config.preprocessing, _find_bad_argument(model_config.model_args)
     name, temperatures = model_config.architecture, model_config.temperatures
     thresholds = model_config.thresholds
+    counts = " or ".join(str(n) for n in sorted({len(values) for values in thresholds.values()}))
     is_valid = {
         f"architecture is {name[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", name),
         # A billion classes would be allocated as a head before any weight is compared.
@@ -461,12 +468,15 @@ def find_absurd_value(model_config: ModelConfig) -> str:
         ),
         f"std is {pre.std}": all(math.isfinite(s) and s > 0 for s in pre.std),
         f"task is {model_config.task[:80]!r}": model_config.task in TASKS,
-        f"thresholds are {str(thresholds)[:80]}": all(0 <= t <= 1 for t in thresholds or ()),
-        f"{len(thresholds or ())} thresholds are for {model_config.num_classes} classes": thresholds
-        is None
-        or len(thresholds) == model_config.num_classes,
+        f"thresholds are {str(thresholds)[:80]}": all(
+            rule in HEADS and all(0 <= t <= 1 for t in values)
+            for rule, values in thresholds.items()
+        ),
+        f"{counts} thresholds are for {model_config.num_classes} classes": all(
+            len(values) == model_config.num_classes for values in thresholds.values()
+        ),
         "thresholds are of a model with one class an image": model_config.is_multilabel
-        or thresholds is None,
+        or not thresholds,
     }
     return next((problem for problem, valid in is_valid.items() if not valid), "")
 

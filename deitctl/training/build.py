@@ -189,11 +189,11 @@ def _set_task(student: LoadedModel, train: ImageDataset) -> LoadedModel:
     """Let the model predict what its training images have: one label, or several.
 
     A head of the other kind is fitted anew: its logits are of another scale, although its rows are
-    those of the classes.
+    those of the classes. Temperatures and thresholds are those of the weights that it starts from.
     """
     task = MULTILABEL if train.is_multilabel else CLASSIFICATION
     is_other = bool(student.weights) and student.model_config.task != task
-    model_config = replace(student.model_config, task=task, thresholds=None)
+    model_config = replace(student.model_config, task=task, thresholds={}, temperatures={})
     return replace(
         student, model_config=model_config, has_new_head=student.has_new_head or is_other
     )

@@ -15,8 +15,8 @@ from deitctl.evaluation.multilabel import count_classes
 from deitctl.evaluation.multilabel_bootstrap import bootstrap_multilabel
 from deitctl.evaluation.multilabel_result import MultilabelResult, Result
 from deitctl.evaluation.result import EvalResult
-from deitctl.evaluation.thresholds import store_thresholds
-from deitctl.models.checkpoint_io import WEIGHTS, load_tensors
+from deitctl.evaluation.thresholds import fit_by_head, store_thresholds
+from deitctl.models.checkpoint_io import WEIGHTS, load_model_config, load_tensors
 from deitctl.models.tasks import DEFAULT_THRESHOLD
 from deitctl.paths import write_json
 from deitctl.records import to_object
@@ -46,7 +46,7 @@ def finish_run(trainer: Trainer) -> TrainResult:
         )
     last = epochs[-1]
     final = {name: last.get(name) for name in FINAL_METRICS}
-    if trainer.device.precision != "fp32" and progress.best_epoch < progress.epoch:
+    if trainer.device.precision != "fp32" and progress.best_epoch != progress.epoch:
         final = _summarize(trainer.evaluate_last(fp32, last["weights"]))
     trainer.state.model.load_state_dict(load_tensors(run.root / WEIGHTS))
     evaluation = trainer.evaluate(fp32, "evaluate the saved weights")
@@ -123,20 +123,32 @@ def compute_standard_error(evaluation: Result, metric: str) -> float:
 
 
 def keep_thresholds(trainer: Trainer, evaluation: Result) -> dict[str, float] | None:
-    """Keep the thresholds that are fitted to the validation images with the saved weights, and say so;
-    None of one label an image."""
+    """Keep the thresholds that are fitted to the validation images with the saved weights, for each head
+    rule, and say so.
+
+    Returns:
+        Those of the model's own rule, by class; None of one label an image.
+    """
     if not isinstance(evaluation, MultilabelResult):
         return None
-    fitted = evaluation.fitted
+    root = trainer.run.root
+    # Of weights that an earlier run saved, which may have been calibrated since.
+    thresholds = fit_by_head(evaluation, load_model_config(root).temperatures)
     if trainer.world.is_main:
-        store_thresholds(trainer.run.root, tuple(fitted.thresholds.values()))
-    trainer.reporter.note(describe_thresholds(evaluation))
-    return fitted.thresholds
+        store_thresholds(root, thresholds)
+    values = thresholds[evaluation.head]
+    trainer.reporter.note(describe_thresholds(evaluation, values))
+    return dict(zip(evaluation.fitted.thresholds, values, strict=True))
 
 
-def describe_thresholds(evaluation: MultilabelResult) -> str:
-    """Return in a line which thresholds were fitted, to how many images, and how well such ones do."""
-    fitted, values = evaluation.fitted, evaluation.thresholds
+def describe_thresholds(evaluation: MultilabelResult, values: Sequence[float]) -> str:
+    """Return in a line which thresholds were fitted, to how many images, and how well such ones do.
+
+    Args:
+        evaluation: of the images.
+        values: the threshold of each class.
+    """
+    fitted = evaluation.fitted
     at_half = count_classes(evaluation.labels, evaluation.probs >= DEFAULT_THRESHOLD).macro_f1
     without = fitted.classes_without_images
     shared = (
@@ -145,7 +157,7 @@ def describe_thresholds(evaluation: MultilabelResult) -> str:
         else ""
     )
     return (
-        f"The thresholds of {len(values)} classes ({values.min():.2f} to {values.max():.2f}) are fitted to "
+        f"The thresholds of {len(values)} classes ({min(values):.2f} to {max(values):.2f}) are fitted to "
         f"{fitted.num_images} validation images and kept in the model's config.json{shared}: macro F1 "
         f"{fitted.macro_f1:.2f} %, cross-fitted, against {100 * at_half:.2f} % at {DEFAULT_THRESHOLD}."
     )

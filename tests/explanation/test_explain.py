@@ -27,6 +27,7 @@ from deitctl.models.checkpoint_io import load_model_config, save_model
 from deitctl.models.factory import load_model
 from deitctl.models.heads import forward_heads
 from deitctl.models.introspect import describe_layers, pin_img_size
+from deitctl.models.model_config import HEADS
 from deitctl.records import to_json
 
 NAMES = ("ant", "bee", "cow")
@@ -366,7 +367,7 @@ def test_of_several_labels_each_is_explained_and_of_an_image_without_the_likelie
     config = json.loads((folder / "config.json").read_text())
     options = {"model": folder, "output": tmp_path / "drawn"}
     for thresholds, labels in (([0.0, 1.0, 0.0], {"ant", "cow"}), ([1.0] * 3, None)):
-        config["deitctl"] |= {"task": "multilabel", "thresholds": thresholds}
+        config["deitctl"] |= {"task": "multilabel", "thresholds": dict.fromkeys(HEADS, thresholds)}
         (folder / "config.json").write_text(json.dumps(config))
         records = list(explain(photos[:2], **options))
         [prediction] = predict(photos[:1], model=folder, topk=3)

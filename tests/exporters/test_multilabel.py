@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deitctl.device import choose_device
 from deitctl.errors import ExportError, ModelError
@@ -39,7 +41,8 @@ RULE = "avg-probs"
 
 @pytest.fixture(scope="module")
 def model(shallow, sample) -> LoadedModel:
-    """A distilled DeiT of one block, whose thresholds lie between its probabilities of the images."""
+    """A distilled DeiT of one block, whose thresholds lie between its probabilities of the images; those
+    of the mean of both heads are others."""
     loaded = shallow()
     config = replace(
         loaded.model_config,
@@ -49,9 +52,11 @@ def model(shallow, sample) -> LoadedModel:
         preprocessing=Preprocessing(img_size=32, crop_pct=0.8),  # transformers crops it alike
     )
     pixels = sample(replace(loaded, model_config=config)).pixels
-    probs = compute_reference(loaded.model, config, RULE, pixels)[1]
-    low, high = np.sort(probs, axis=0)[[8, 9]].astype(np.float64)
-    thresholds = tuple(((low + high) / 2).tolist())
+    thresholds = {}
+    for rule, row in ((RULE, 8), ("avg-logits", 14)):
+        probs = compute_reference(loaded.model, config, rule, pixels)[1]
+        low, high = np.sort(probs, axis=0)[[row, row + 1]].astype(np.float64)
+        thresholds[rule] = tuple(((low + high) / 2).tolist())
     return LoadedModel(loaded.model, replace(config, thresholds=thresholds))
 
 
@@ -88,8 +93,8 @@ def test_every_format_has_the_models_outputs_and_labels(name, write, model, samp
     assert len(outputs) == (1 if kind.head else 3)
     verification = compare(outputs, expected, images.names, kind.tolerance, list_cutoffs(config))
     assert (verification.labels_agreement, verification.top1_agreement) == (100, None)
-    labels = choose_labels(expected[1], config.list_thresholds())
-    assert 0 < labels.mean() < 1
+    labels = choose_labels(expected[1], config.list_thresholds(config.head))
+    assert labels.mean(axis=0).tolist() == [3 / 18 if kind.head else 9 / 18] * 10
     if not kind.head:
         np.testing.assert_array_equal(outputs[2], labels)
         np.testing.assert_allclose(outputs[1].sum(1).std(), expected[1].sum(1).std(), rtol=1e-3)
@@ -99,7 +104,7 @@ def test_an_onnx_file_predicts_the_labels_of_the_model(write, model, make_image)
     image = make_image()
     file = load(write("onnx"))
     assert file.model_config.task == "multilabel"
-    assert file.model_config.thresholds == model.model_config.thresholds
+    assert file.model_config.thresholds == {RULE: model.model_config.thresholds[RULE]}
     ours, theirs = (
         [(c.label, c.threshold) for c in classifier.predict(image).labels]
         for classifier in (as_classifier(model), file)
@@ -114,7 +119,7 @@ def test_an_export_with_other_thresholds_is_found_out(write, model, sample):
     images, config = sample(model), model.model_config
     expected = compute_reference(model.model, config, RULE, images.pixels)
     outputs = run_batches(LOADERS["torch"](str(write("torch"))), images.pixels)
-    other = replace(config, thresholds=(0.0,) * 10)
+    other = replace(config, thresholds={RULE: (0.0,) * 10})
     with pytest.raises(ExportError, match=r"labels agree on 0.0 % \(not on "):
         compare(outputs, expected, images.names, 1e-3, list_cutoffs(other))
 
@@ -125,7 +130,9 @@ def decide(probs: list[float], config: ModelConfig) -> np.ndarray:
     return np.array([[np.log(p / (1 - p))], [p]], np.float32)
 
 
-TWO = ModelConfig(architecture="x", num_classes=2, task="multilabel", thresholds=(0.5, 0.2))
+TWO = ModelConfig(
+    architecture="x", num_classes=2, task="multilabel", thresholds={"cls": (0.5, 0.2)}
+)
 
 
 def test_a_label_may_change_only_where_its_probability_is_as_close_as_outputs_differ():
@@ -141,7 +148,7 @@ def test_a_label_may_change_only_where_its_probability_is_as_close_as_outputs_di
 
 
 def test_a_clear_label_must_survive_quantization():
-    config = replace(TWO, thresholds=(0.5, 0.5))
+    config = replace(TWO, thresholds={"cls": (0.5, 0.5)})
     expected = np.concatenate([decide([0.9, 0.1], config)] * 40, axis=1)
     names = [str(n) for n in range(40)]
     outputs = expected.copy()
@@ -152,7 +159,7 @@ def test_a_clear_label_must_survive_quantization():
 
 
 def test_thresholds_of_zero_and_one_are_infinite_logits():
-    cutoffs = list_cutoffs(replace(TWO, thresholds=(0.0, 1.0)))
+    cutoffs = list_cutoffs(replace(TWO, thresholds={"cls": (0.0, 1.0)}))
     assert cutoffs.tolist() == [[-np.inf, np.inf], [0, 1]]
     outputs = decide([0.001, 0.999], TWO)[:1]
     assert measure(outputs, outputs, ["a"], cutoffs).labels_agreement == 100
@@ -162,7 +169,7 @@ def test_a_quantized_file_has_its_labels_inside(write, model, sample, tmp_path):
     quantize_onnx(write("onnx"), "int8", tmp_path / "int8.onnx")
     logits, probs, labels = LOADERS["onnx"](str(tmp_path / "int8.onnx"))(sample(model).pixels)
     np.testing.assert_allclose(probs, 1 / (1 + np.exp(-logits / 0.7)), atol=1e-6)
-    np.testing.assert_array_equal(labels, choose_labels(probs, model.model_config.thresholds))
+    np.testing.assert_array_equal(labels, choose_labels(probs, model.model_config.thresholds[RULE]))
 
 
 def test_verify_knows_the_labels_and_refuses_other_thresholds(write, tmp_path, image_folder):
@@ -170,7 +177,7 @@ def test_verify_knows_the_labels_and_refuses_other_thresholds(write, tmp_path, i
     result = verify_export(write("onnx"), model=str(folder), verify_data=str(images))
     assert (result.labels_agreement, result.num_verified) == (100, 3)
     config = json.loads((folder / CONFIG).read_text())
-    config["deitctl"]["thresholds"][0] = 0.123
+    config["deitctl"]["thresholds"][RULE][0] = 0.123
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / CONFIG).write_text(json.dumps(config))
     (tmp_path / "other" / "model.safetensors").symlink_to(folder / "model.safetensors")
@@ -196,6 +203,27 @@ def test_transformers_takes_the_sigmoid_and_its_folder_is_read_back(
     assert scores == pytest.approx({c.label: c.score for c in ours.predictions}, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["timm", "transformers"])
+def test_the_code_of_a_folders_readme_finds_the_labels_of_its_readers_head_rule(
+    name, write, model, sample, tmp_path, capsys
+):
+    pytest.importorskip(name)
+    folder, kind, file = write(name), FORMATS[name], tmp_path / "image.png"
+    network = ExportedClassifier(model.model, model.model_config, kind.head)
+    usage = kind.choose_usage(network).replace("PATH", str(folder)).replace("image.jpg", str(file))
+    classifier = as_classifier(
+        replace(model, model_config=replace(model.model_config, head=kind.head))
+    )
+    found = []
+    for pixels in sample(model).pixels[[0, 5, 9]]:
+        Image.fromarray(pixels).resize((40, 40)).save(file)
+        exec(usage, {})
+        labels = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+        assert sorted(labels) == sorted(c.label for c in classifier.predict(file).labels)
+        found += labels
+    assert found
+
+
 def test_a_core_ml_package_has_arrays_instead_of_one_label(write):
     with silence_warnings():
         pytest.importorskip("coremltools")
@@ -210,7 +238,7 @@ def test_a_page_gets_thresholds_and_labels(write, model):
     network = AttentionClassifier(model.model, model.model_config, RULE)
     assert network.output_names == ("logits", "probabilities", "labels", "attention")
     info = describe_for_page(network, model.model_config)
-    assert (info["task"], info["thresholds"]) == ("multilabel", model.model_config.thresholds)
+    assert (info["task"], info["thresholds"]) == ("multilabel", model.model_config.thresholds[RULE])
 
 
 def test_a_model_card_has_thresholds_and_scores_of_several_labels(model):
@@ -225,7 +253,7 @@ def test_a_model_card_has_thresholds_and_scores_of_several_labels(model):
         verification=Verification(num_verified=3, max_abs_diff=1e-5, labels_agreement=100.0),
     )
     assert "- multi-label\n---" in card
-    assert f"| `3` | {model.model_config.thresholds[3]:.4g} |" in card
+    assert f"| `3` | {model.model_config.thresholds[RULE][3]:.4g} |" in card
     assert "| mAP | macro F1 | micro F1 | sample F1 |" in card
     assert "| 81.50 % | 70.00 % | 72.00 % | 65.25 % |" in card
     assert "labels agree on 100.0 %" in card

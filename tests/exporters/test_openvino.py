@@ -11,7 +11,13 @@ from deitctl.errors import ExportError
 from deitctl.exporters.formats import FORMATS
 from deitctl.exporters.golden import GOLDEN
 from deitctl.exporters.metadata import collect_metadata
-from deitctl.exporters.openvino import FILES, export_openvino, quantize_openvino, read_metadata
+from deitctl.exporters.openvino import (
+    FILES,
+    export_openvino,
+    halve_matrices,
+    quantize_openvino,
+    read_metadata,
+)
 from deitctl.exporters.runner import load_openvino
 from deitctl.exporters.verification_images import compute_reference
 
@@ -104,6 +110,22 @@ def test_weights_in_fp16_are_half_the_size_and_verified(
         "quantize": "fp16",
         GOLDEN: json.dumps(golden),
     }
+
+
+def test_fp16_keeps_the_thresholds_of_every_class():
+    thresholds = np.array([[0.1, 2e-8]], np.float32)  # 0 in fp16, which every image reaches
+    ops, weight = openvino.opset13, np.ones((4096, 2), np.float32)
+    x = ops.parameter([1, 4096], np.float32)
+    probs = ops.sigmoid(ops.matmul(x, ops.constant(weight), False, False))
+    model = openvino.Model([ops.greater_equal(probs, ops.constant(thresholds))], [x], "labels")
+    halve_matrices(model)
+    found = {
+        node.get_element_type().to_string(): node.data
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Constant"
+    }
+    assert found["f16"].shape == weight.shape
+    np.testing.assert_array_equal(found["f32"], thresholds)
 
 
 def test_other_weights_fail(folder, loaded, sample, verify_fp32, tmp_path):

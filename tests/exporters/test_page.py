@@ -420,7 +420,10 @@ def several(model: LoadedModel) -> LoadedModel:
     """The model with three labels that every image has, and seven that none has."""
     thresholds = (0.0,) * 3 + (1.0,) * 7
     return LoadedModel(
-        model.model, replace(model.model_config, task="multilabel", thresholds=thresholds)
+        model.model,
+        replace(
+            model.model_config, task="multilabel", thresholds={model.model_config.head: thresholds}
+        ),
     )
 
 

@@ -73,8 +73,38 @@ def test_fp16_stores_matrices_in_half_and_keeps_norms_and_biases(quantized):
     }
     assert weights["model.patch_embed.proj.weight.fp16"].dtype == np.float16
     assert weights["model.blocks.0.norm1.weight"].dtype == np.float32
-    large = {n for n, w in weights.items() if w.size >= quantize.LARGE and w.dtype == np.float32}
+    large = {
+        n
+        for n, w in weights.items()
+        if w.size >= quantize.LARGE and w.ndim > 1 and w.dtype == np.float32
+    }
     assert not large
+
+
+def test_fp16_keeps_the_thresholds_of_thousands_of_classes(tmp_path):
+    count = quantize.LARGE
+    arrays = {
+        "weight": np.ones((2, count), np.float32),
+        "thresholds": np.full(count, 2e-8, np.float32),  # 0 in fp16, which every image reaches
+    }
+    node = onnx.helper.make_node
+    floats, bools = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
+    graph = onnx.helper.make_graph(
+        [
+            node("MatMul", ["x", "weight"], ["logits"]),
+            node("Sigmoid", ["logits"], ["probs"]),
+            node("GreaterOrEqual", ["probs", "thresholds"], ["labels"]),
+        ],
+        "labels",
+        [onnx.helper.make_tensor_value_info("x", floats, [1, 2])],
+        [onnx.helper.make_tensor_value_info("labels", bools, [1, count])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    onnx.save(onnx.helper.make_model(graph, ir_version=9), tmp_path / "m.onnx")
+    model = PRECISIONS["fp16"].quantize(tmp_path / "m.onnx", None)
+    kept = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    assert kept["weight.fp16"].dtype == np.float16
+    np.testing.assert_array_equal(kept["thresholds"], arrays["thresholds"])
 
 
 def test_int8_quantizes_every_linear_layer_by_channel_and_nothing_else(quantized):

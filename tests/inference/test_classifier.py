@@ -130,7 +130,9 @@ def test_json_is_that_of_the_contract(painted):
 class SeveralColors(Colors):
     """Each color's mean of 0..255 is the probability that it is there."""
 
-    model_config = replace(Colors.model_config, task="multilabel", thresholds=(0.5, 0.2, 0.5))
+    model_config = replace(
+        Colors.model_config, task="multilabel", thresholds={"cls": (0.5, 0.2, 0.5)}
+    )
 
     def scores(self, pixels: Pixels) -> Scores:
         return self.logits(pixels) / 255

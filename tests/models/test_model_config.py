@@ -187,13 +187,13 @@ def make_multilabel(**changes) -> ModelConfig:
             "architecture": "deit_tiny_patch16_224",
             "num_classes": 2,
             "task": "multilabel",
-            "thresholds": (0.25, 1.0),
+            "thresholds": {"cls": (0.25, 1.0), "dist": (0.5, 0.0)},
             **changes,
         }
     )
 
 
-@pytest.mark.parametrize("thresholds", [(0.25, 1.0), None])
+@pytest.mark.parametrize("thresholds", [{"cls": (0.25, 1.0), "dist": (0.5, 0.0)}, {}])
 def test_task_and_thresholds_survive_config_json(thresholds):
     model_config = make_multilabel(thresholds=thresholds)
     assert there_and_back(model_config) == model_config
@@ -205,21 +205,29 @@ def test_a_classifier_of_one_class_an_image_states_no_task():
     assert config["deitctl"] == {"head": "cls"}
 
 
-def test_without_thresholds_of_its_own_each_class_has_one_half():
-    assert make_multilabel().list_thresholds() == (0.25, 1.0)
-    assert make_multilabel(thresholds=None).list_thresholds() == (0.5, 0.5)
+def test_each_head_rule_has_its_own_thresholds_and_without_them_one_half():
+    model_config = make_multilabel()
+    rules = {rule: model_config.list_thresholds(rule) for rule in ("cls", "dist", "avg-probs")}
+    assert rules == {"cls": (0.25, 1.0), "dist": (0.5, 0.0), "avg-probs": (0.5, 0.5)}
+
+
+def test_a_threshold_of_the_user_is_that_of_every_head_rule():
+    model_config = make_multilabel().with_task(threshold=0.3)
+    assert {model_config.list_thresholds(rule) for rule in HEADS} == {(0.3, 0.3)}
 
 
 @pytest.mark.parametrize(
     ("own", "reason"),
     [
         ({"task": "detection"}, "task is 'detection'"),
-        ({"task": "multilabel", "thresholds": [0.5]}, "1 thresholds are for 2 classes"),
-        ({"task": "multilabel", "thresholds": [0.5, 1.5]}, "thresholds are"),
-        ({"task": "multilabel", "thresholds": [0.5, float("nan")]}, "thresholds are"),
-        ({"task": "multilabel", "thresholds": [0.5, True]}, "not a list of numbers"),
-        ({"task": "multilabel", "thresholds": 0.5}, "not a list of numbers"),
-        ({"thresholds": [0.5, 0.5]}, "one class an image"),
+        ({"task": "multilabel", "thresholds": {"cls": [0.5]}}, "1 thresholds are for 2 classes"),
+        ({"task": "multilabel", "thresholds": {"cls": [0.5, 1.5]}}, "thresholds are"),
+        ({"task": "multilabel", "thresholds": {"cls": [0.5, float("nan")]}}, "thresholds are"),
+        ({"task": "multilabel", "thresholds": {"mean": [0.5, 0.5]}}, "thresholds are"),
+        ({"task": "multilabel", "thresholds": {"cls": [0.5, True]}}, "not a list of numbers"),
+        ({"task": "multilabel", "thresholds": {"cls": 0.5}}, "not a list of numbers"),
+        ({"task": "multilabel", "thresholds": [0.5, 0.5]}, "for each head rule"),
+        ({"thresholds": {"cls": [0.5, 0.5]}}, "one class an image"),
     ],
 )
 def test_a_task_or_thresholds_that_no_model_has_are_refused(own, reason):
