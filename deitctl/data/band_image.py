@@ -74,7 +74,7 @@ class BandImage(Image.Image):
     def transform(self, *args: Any, **options: Any) -> BandImage:
         return BandImage([band.transform(*args, **options) for band in self.bands])
 
-    def getextrema(self) -> tuple[tuple[float, float], ...]:
+    def getextrema(self) -> tuple[tuple[int, int], ...]:
         return tuple(band.getextrema() for band in self.bands)  # type: ignore[misc]
 
     def tobytes(self, *args: Any) -> bytes:
@@ -85,7 +85,7 @@ class BandImage(Image.Image):
         return show_bands(self).convert(mode, *args, **options)
 
 
-def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return the image of pixels uint8 [H,W,3], or [H,W,N] of bands."""
     return Image.fromarray(pixels) if pixels.shape[2] == 3 else BandImage.from_array(pixels)
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.band_image import to_picture
+from deitctl.data.band_image import from_pixels
 from deitctl.data.decode import LARGE
 from deitctl.data.eval_transform import Pixels, to_chw
 from deitctl.data.lazy_jpeg import Box, LazyJpeg
@@ -132,7 +132,7 @@ def resized_crop(image: Image.Image | LazyJpeg, box: Box, size: ImageSize) -> Im
     pixels = torch.from_numpy(np.array(cropped, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
     # uint8 channels last is the layout that torch's vectorized CPU kernel takes.
     resized = F.interpolate(pixels, hw, mode="bicubic", antialias=True)
-    return to_picture(resized.permute(0, 2, 3, 1)[0].numpy())
+    return from_pixels(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
 def _resize_reduced(

@@ -42,6 +42,7 @@ from deitctl.profiling.synthetic_images import NUM_FILES, write_synthetic_datase
 from deitctl.profiling.trial_run import TrialRun, build_trial
 from deitctl.settings import override
 from deitctl.training.configure import build_config, build_distill_config, check, make_absolute
+from deitctl.training.input_shape import find_in_chans
 from deitctl.training.schedule import compute_peak_lr
 
 STAGE_SECONDS = 2.0
@@ -96,7 +97,9 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="deitctl-bench-") as name:
         folder = Path(name)
         if data := settings.get("data"):
-            source = Source(str(data), str(settings.get("image_folder", "")))
+            named = {**settings, **(overrides or {})}
+            in_chans = find_in_chans(str(settings.get("model", "")), named, reporter)
+            source = Source(str(data), str(settings.get("image_folder", "")), in_chans=in_chans)
             datasets = open_for_training(source, reporter=reporter)
         else:
             reporter.note(f"No data named: using {NUM_FILES} synthetic images of ImageNet's size.")

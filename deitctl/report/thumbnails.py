@@ -16,8 +16,8 @@ JPEG_QUALITY = 78  # keeps 3 galleries of 24 images with two maps each near a me
 
 def encode_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     """Return an image, uint8 [C,H,W], as a JPEG of at most `THUMBNAIL_PX` pixels a side."""
-    shown = show_pixels(pixels.transpose(1, 2, 0))
-    return encode_jpeg(Image.fromarray(np.ascontiguousarray(shown)))
+    colors = show_pixels(pixels.transpose(1, 2, 0))
+    return encode_jpeg(Image.fromarray(np.ascontiguousarray(colors)))
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

@@ -90,8 +90,8 @@ def _round(values: Any) -> tuple[float, ...]:
 
 
 def _describe(values: Sequence[float]) -> str:
-    shown = ", ".join(f"{value:.3g}" for value in values[:6])
-    return shown + (" ..." if len(values) > 6 else "")
+    text = ", ".join(f"{value:.3g}" for value in values[:6])
+    return text + (" ..." if len(values) > 6 else "")
 
 
 def set_channels(model_config: ModelConfig, stats: ChannelStats) -> ModelConfig:
