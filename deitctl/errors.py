@@ -18,9 +18,13 @@ DeitctlError            exit code 1
 from __future__ import annotations
 
 import operator
+import os
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+NOT_THE_CALLERS = (os.path.dirname(__file__) + os.sep, "site-packages", "<frozen")
+"""Of the file of a line: what is no caller's."""
 
 
 class DeitctlError(Exception):
@@ -84,9 +88,10 @@ class ExtensionError(DeitctlError):
 
     @classmethod
     def from_exception(cls, what: str, error: BaseException) -> ExtensionError:
-        """Return the error of `what`, which raised `error`, with the line that raised it."""
+        """Return the error of `what`, which raised `error`, with the caller's last line on the way there."""
         frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        own = [f for f in frames if not any(part in f.filename for part in NOT_THE_CALLERS)]
+        where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return cls(f"{what} failed{where}: {reason}")
 

@@ -140,11 +140,13 @@ def describe_trend(result: TrainResult) -> str:
     if trend.verdict == "unknown":
         return f"One epoch shows no trend: {command.format(1)} trains on."
     last = "the last epoch" if trend.num_epochs == 1 else f"the last {trend.num_epochs} epochs"
-    numbers = (
-        f"{METRIC_TITLES[trend.metric]} {trend.gain:+.1f} points (standard error {trend.standard_error:.1f}), "
-        f"validation loss {trend.val_loss_change:+.0f} % in {last}"
-    )
+    assert trend.gain is not None
+    gain = f"{METRIC_TITLES[trend.metric]} {trend.gain:+.1f} points (standard error {trend.standard_error:.1f})"
+    loss = f"validation loss {trend.val_loss_change:+.0f} %"
+    numbers = f"{gain}, {loss} in {last}"
     if trend.verdict == "improving":
+        if trend.gain <= trend.standard_error:  # by the loss alone
+            numbers = f"{loss} in {last}; {gain}, which says nothing yet"
         return f"Still improving: {numbers}. {command.format(result.epochs)} trains on."
     if trend.verdict == "worse":
         return (

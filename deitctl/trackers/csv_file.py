@@ -16,11 +16,12 @@ FILE = "metrics.csv"
 class CsvTracker:
     """Writes the table anew at the start, from the run's log, so that a resume doubles no row."""
 
-    last_steps: Mapping[str, int] = {}  # of the protocol; never filled
+    steps_before: Mapping[str, int] = {}  # none: it is written anew
 
     def __init__(self, run: TrackedRun) -> None:
         """Begin an empty table."""
         self.path = run.root / FILE
+        self.place = str(self.path)
         self.columns = ["kind", "step"]
         self._write([])
 

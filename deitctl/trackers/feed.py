@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deitctl.errors import ConfigError, DeitctlError, Interrupted, Signalled, did_you_mean
+from deitctl.errors import ConfigError, Interrupted, Signalled, did_you_mean
 from deitctl.events import Reporter
 from deitctl.paths import read_json, write_json
 from deitctl.threads import DaemonThreads
@@ -50,35 +50,38 @@ def parse_trackers(text: str) -> tuple[str, ...]:
     return names
 
 
-@dataclass(eq=False)
 class _Lane:
-    """One tracker and the thread that hands it what comes, in order."""
+    """One tracker, and the thread that opens it and hands it what comes, in order."""
 
-    name: str
-    tracker: Tracker
-    thread: DaemonThreads
-    pending: deque[Future[None]] = field(default_factory=deque)
-    failure: BaseException | None = None
+    def __init__(self, name: str, open_tracker: Callable[[], Tracker]) -> None:
+        """Begin to open the tracker, which may wait for a server."""
+        self.name = name
+        self.failure: BaseException | None = None
+        self.is_announced = False
+        self._thread = DaemonThreads(1)
+        self._pending: deque[Future[Any]] = deque()
+        self._opening: Future[Tracker] = self._thread.submit(lambda open_: open_(), open_tracker)
+        self._pending.append(self._opening)
 
-    def __post_init__(self) -> None:
-        self.steps_before = dict(self.tracker.last_steps)
-
-    def lacks(self, point: Point) -> bool:
-        """Return whether the tracker had no such record when it was opened."""
-        return point.step > self.steps_before.get(point.kind, 0)
+    @property
+    def place(self) -> str | None:
+        """Where the tracker keeps the run; None until it is open."""
+        if not self._opening.done() or self._opening.exception() is not None:
+            return None
+        return self._opening.result().place
 
     def submit(self, work: Callable[[Tracker], None]) -> None:
         """Let the thread do what is next, unless something failed before or it is far behind."""
         self.check()
-        if self.failure is None and len(self.pending) >= MAX_PENDING:
+        if self.failure is None and len(self._pending) >= MAX_PENDING:
             self.failure = TimeoutError(f"it is {MAX_PENDING:,} records behind")
         if self.failure is None:
-            self.pending.append(self.thread.submit(work, self.tracker))
+            self._pending.append(self._thread.submit(lambda do: do(self._opening.result()), work))
 
     def check(self) -> None:
         """Take note of what is done and of the first failure, after which nothing more is handed over."""
-        while self.pending and (self.failure is not None or self.pending[0].done()):
-            future = self.pending.popleft()
+        while self._pending and (self.failure is not None or self._pending[0].done()):
+            future = self._pending.popleft()
             if self.failure is not None:
                 future.cancel()
             elif not future.cancelled():
@@ -86,7 +89,8 @@ class _Lane:
 
     def wait(self, deadline: float) -> None:
         """Wait for what was handed over, until a moment of the monotonic clock."""
-        unfinished = futures.wait(self.pending, max(0.0, deadline - time.monotonic())).not_done
+        left = max(0.0, deadline - time.monotonic())
+        unfinished = futures.wait(self._pending, left).not_done
         self.check()
         if unfinished and self.failure is None:
             self.failure = TimeoutError("it does not answer")
@@ -101,18 +105,12 @@ class TrackerFeed:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Hand over a record of the run's log that is new."""
-        point = make_point(record)
-        for lane in self.lanes:
-            # A resume takes the steps after its checkpoint again, which the tracker may have.
-            if lane.lacks(point):
-                lane.submit(lambda tracker: tracker.log(point))
-        self._drop_failed()
+        self._submit(partial(_log_missing, points=[make_point(record)]))
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Hand over the run's log so far, what a tracker has already left out."""
         points = sorted(map(make_point, records), key=lambda p: (p.step, p.kind == "epoch"))
-        for lane in self.lanes:
-            lane.submit(partial(_log_all, points=list(filter(lane.lacks, points))))
+        self._submit(partial(_log_missing, points=points))
 
     def log_images(self, images: Iterable[Path], step: int) -> None:
         """Hand over figures, PNG files."""
@@ -125,14 +123,19 @@ class TrackerFeed:
         deadline = time.monotonic() + patience
         for lane in self.lanes:
             lane.wait(deadline)
-        self._drop_failed()
+        self._report()
 
     def _submit(self, work: Callable[[Tracker], None]) -> None:
         for lane in self.lanes:
             lane.submit(work)
-        self._drop_failed()
+        self._report()
 
-    def _drop_failed(self) -> None:
+    def _report(self) -> None:
+        """Say once where each tracker keeps the run, or that it fails."""
+        for lane in self.lanes:
+            if not lane.is_announced and lane.place is not None:
+                lane.is_announced = True
+                self.reporter.note(f"Logging to {lane.name}: {lane.place}.")
         for lane in [lane for lane in self.lanes if lane.failure is not None]:
             self.lanes.remove(lane)
             self.reporter.warn(
@@ -141,9 +144,12 @@ class TrackerFeed:
             )
 
 
-def _log_all(tracker: Tracker, points: Sequence[Point]) -> None:
+def _log_missing(tracker: Tracker, points: Sequence[Point]) -> None:
+    """Log the points that the tracker had not when it was opened: a resume takes the steps after its
+    checkpoint again."""
     for point in points:
-        tracker.log(point)
+        if point.step > tracker.steps_before.get(point.kind, 0):
+            tracker.log(point)
 
 
 def _log_image(tracker: Tracker, path: Path, step: int) -> None:
@@ -168,35 +174,17 @@ def open_feed(
         names: see `TRACKERS`; none: a feed that does nothing.
         run: `run_id` may be empty: that of the run's earlier session, or a new one.
         reporter: gets what a tracker has to say.
-
-    Raises:
-        ConfigError: a tracker's package is missing.
-        DeitctlError: a tracker cannot be opened.
     """
     if names and not run.run_id:
         run = replace(run, run_id=_choose_id(run.root))
-    feed = TrackerFeed([], reporter)
+    feed = TrackerFeed([_Lane(name, partial(_open_tracker, name, run)) for name in names], reporter)
     try:
-        for name in names:
-            feed.lanes.append(_open_lane(name, run, reporter))
         yield feed
     except BaseException as error:
         is_interrupt = isinstance(error, KeyboardInterrupt | Signalled | Interrupted)
         feed.finish("stopped" if is_interrupt else "failed", STOP_PATIENCE)
         raise
     feed.finish("finished", PATIENCE)
-
-
-def _open_lane(name: str, run: TrackedRun, reporter: Reporter) -> _Lane:
-    try:
-        return _Lane(name, _open_tracker(name, run, reporter), DaemonThreads(1))
-    except DeitctlError:
-        raise
-    except Exception as error:  # of a package, of many kinds: no server, no login, a full disk
-        raise DeitctlError(
-            f"--log {name} cannot begin: {_describe(error)}.",
-            f"Repair that, or leave --log {name} out.",
-        ) from error
 
 
 def _choose_id(root: Path) -> str:
@@ -213,7 +201,7 @@ def _choose_id(root: Path) -> str:
     return run_id
 
 
-def _open_tracker(name: str, run: TrackedRun, reporter: Reporter) -> Tracker:
+def _open_tracker(name: str, run: TrackedRun) -> Tracker:
     if name == "tensorboard":
         from deitctl.trackers.tensorboard import TensorBoardTracker
 
@@ -221,7 +209,7 @@ def _open_tracker(name: str, run: TrackedRun, reporter: Reporter) -> Tracker:
     if name == "wandb":
         from deitctl.trackers.wandb import WandbTracker
 
-        return WandbTracker(run, reporter)
+        return WandbTracker(run)
     if name == "mlflow":
         from deitctl.trackers.mlflow import MlflowTracker
 

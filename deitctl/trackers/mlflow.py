@@ -30,6 +30,7 @@ class MlflowTracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.client, self._metric = MlflowClient(), Metric
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+        self.place = f"experiment {name} at {self.client.tracking_uri}"
         experiment = self.client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self.client.create_experiment(name)
         former = self.client.search_runs([number], f"tags.`{RUN_TAG}` = '{run.run_id}'")
@@ -42,7 +43,7 @@ class MlflowTracker:
             values = [Param(key, str(value)[:MAX_PARAM]) for key, value in run.settings.items()]
             for start in range(0, len(values), 100):  # as many as a request takes
                 self.client.log_batch(self.run_id, params=values[start : start + 100])
-        self.last_steps = self._find_last_steps() if former else {}
+        self.steps_before = self._find_last_steps() if former else {}
 
     def _find_last_steps(self) -> Mapping[str, int]:
         steps = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,13 +19,14 @@ EVENTS = "events.out.tfevents.*"
 class TensorBoardTracker:
     """Writes the event file anew at the start, from the run's log, so that a resume doubles nothing."""
 
-    last_steps: Mapping[str, int] = {}  # of the protocol; never filled
+    steps_before: Mapping[str, int] = {}  # none: it is written anew
 
     def __init__(self, run: TrackedRun) -> None:
         """Begin an event file in place of those of the run's earlier sessions."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.root / FOLDER
+        self.place = f"{folder}, seen by `tensorboard --logdir {shlex.quote(str(run.root.parent))}`"
         former = [path for path in folder.glob(EVENTS) if path.is_file() and not path.is_symlink()]
         # `purge_step` lets a TensorBoard that is open drop what it read from the former file.
         self.writer = SummaryWriter(str(folder), purge_step=0 if former else None)

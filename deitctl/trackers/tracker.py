@@ -44,8 +44,10 @@ class TrackedRun:
 class Tracker(Protocol):
     """Where the numbers of a run go, beside its own log."""
 
-    last_steps: Mapping[str, int]
-    """Steps of the last record of each kind that it has already; a kind that is missing: none."""
+    place: str
+    """Where it keeps the run, for a message."""
+    steps_before: Mapping[str, int]
+    """Steps of the last record of each kind that it had when it was opened; a kind that is missing: none."""
 
     def log(self, point: Point) -> None:
         """Add a record's numbers."""
@@ -63,15 +65,16 @@ def make_point(record: Mapping[str, Any]) -> Point:
     A step's are under `train/`; an epoch's means under `train_epoch/`, its scores under `val/`, its
     pace under `run/`. None is called as a group is: MLflow keeps groups as folders.
     """
-    kind, epoch = str(record["kind"]), {"epoch": float(record["epoch"])}
+    kind = str(record["kind"])
     if kind == "step":
         numbers = {k: v for k, v in record.items() if k not in SKIPPED}
-        return Point(kind, int(record["step"]) + 1, epoch | dict(_flatten(numbers, "train")))
+        return Point(kind, int(record["step"]) + 1, dict(_flatten(numbers, "train")))
     scores = {k.removeprefix("val_"): v for k, v in record.items() if k not in SKIPPED}
     own = {name: scores.pop(name) for name in OF_EPOCH if name in scores}
     means = scores.pop("train", {})
     values = [*_flatten(means, "train_epoch"), *_flatten(own, "run"), *_flatten(scores, "val")]
-    return Point(kind, int(record["step"]), epoch | dict(values))
+    values.append(("epoch", float(record["epoch"])))
+    return Point(kind, int(record["step"]), dict(values))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

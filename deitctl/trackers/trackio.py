@@ -22,9 +22,10 @@ class TrackioTracker:
         import trackio
 
         project = os.environ.get("TRACKIO_PROJECT") or PROJECT
+        self.place = f"project {project}, seen by `trackio show --project {project}`"
         # Names are all that trackio knows a run by, and folders of one name may be several runs.
         name = f"{run.name}-{run.run_id}"
-        self.last_steps = _find_last_steps(project, name)
+        self.steps_before = _find_last_steps(project, name)
         with _quiet():
             self.run = trackio.init(
                 project=project,

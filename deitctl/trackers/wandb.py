@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from deitctl.events import Reporter
 from deitctl.paths import read_json, write_json
 from deitctl.trackers.tracker import PROJECT, Point, TrackedRun
 
@@ -21,23 +20,26 @@ class WandbTracker:
     once.
     """
 
-    def __init__(self, run: TrackedRun, reporter: Reporter) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         """Begin or go on with the run.
 
         Without a key, where W&B would ask for one, it writes offline, and `wandb sync` uploads it.
         """
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or None
+        mode, project = (
+            os.environ.get("WANDB_MODE") or None,
+            os.environ.get("WANDB_PROJECT") or PROJECT,
+        )
         if mode is None and not wandb.login(prompt=False, verify=False):
             mode = "offline"
-            reporter.note(
-                f"No W&B login (wandb login): logged offline, `wandb sync {run.root}/wandb/offline-*` "
-                "uploads it."
-            )
-        self.cursor, self.last_steps = run.root / CURSOR, _read_cursor(run.root / CURSOR)
+        self.place = f"project {project}"
+        if mode == "offline":
+            self.place = f"offline, `wandb sync {run.root}/wandb/offline-*` uploads it"
+        self.cursor, self.steps_before = run.root / CURSOR, _read_cursor(run.root / CURSOR)
+        self._steps = dict(self.steps_before)
         self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            project=project,
             dir=str(run.root),
             id=run.run_id,
             name=run.name,
@@ -51,8 +53,8 @@ class WandbTracker:
     def log(self, point: Point) -> None:
         """Add a record's numbers at its step."""
         self.run.log(point.values, step=point.step)
-        self.last_steps = {**self.last_steps, point.kind: point.step}
-        write_json(self.cursor, dict(self.last_steps))
+        self._steps[point.kind] = point.step
+        write_json(self.cursor, self._steps)
 
     def log_image(self, name: str, path: Path, step: int) -> None:
         """Add an image to the run's media."""

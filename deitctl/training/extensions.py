@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from deitctl.config import Recipe
@@ -19,6 +21,8 @@ from deitctl.events import Reporter
 from deitctl.paths import read_json, write_json
 from deitctl.training.objective import Objective, StudentBatch, TaskLoss, find_task_loss
 
+RESERVED = ("kind", "step", "epoch", "lr", "grad_norm")
+"""Names of a step's record that are no losses."""
 FILE = "extensions.json"
 """In the run folder: the names of the functions that the run was trained with."""
 
@@ -140,7 +144,11 @@ class _GuardedObjective:
                 raise
             raise ExtensionError.from_exception(self.name, error) from error
         self._require_losses(losses)
-        return losses
+        device = batch.images.device
+        return {
+            name: value if isinstance(value, Tensor) else torch.tensor(float(value), device=device)
+            for name, value in losses.items()
+        }
 
     def _require_losses(self, losses: object) -> None:
         if not isinstance(losses, dict) or "loss" not in losses:
@@ -154,11 +162,13 @@ class _GuardedObjective:
                 "It returns a dict of scalars by name, of which `loss` is minimized.",
             )
         for name, value in losses.items():
-            if not isinstance(name, str) or not name.isidentifier():
+            if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
                 raise ExtensionError(
-                    f"{self.name} named a loss {name!r}.", "A name is letters, digits and _."
+                    f"{self.name} named a loss {name!r}.",
+                    f"A name is letters, digits and _, and none of {', '.join(RESERVED)}.",
                 )
-            if not isinstance(value, Tensor) or value.ndim != 0:
+            is_number = isinstance(value, int | float) and name != "loss"
+            if not is_number and (not isinstance(value, Tensor) or value.ndim != 0):
                 kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ExtensionError(f"{self.name} returned {name} as {kind}, not as a scalar.")
         if not losses["loss"].requires_grad:
@@ -183,7 +193,7 @@ def call_callbacks(callbacks: Sequence[Callback], metrics: Mapping[str, Any]) ->
             raise
         except Exception as error:
             raise ExtensionError.from_exception(what, error) from error
-        if answer is not None and not isinstance(answer, bool):
+        if answer is not None and not isinstance(answer, bool | np.bool_):
             raise ExtensionError(
                 f"{what} returned {answer!r:.80}.", "It returns True to end the run, else None."
             )

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.device import ran_out_of_memory
 from deitctl.distributed import ProcessLost
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
 from deitctl.paths import DiskError
+from deitctl.training.extensions import FILE
 from deitctl.training.incident import suggest_remedies, write_incident
 from deitctl.training.monitor import Incident, TrainingDiverged
 
@@ -52,10 +54,18 @@ def save_if_good(trainer: Trainer) -> None:
         trainer.checkpointer.save(trainer.state)
 
 
+def name_resume(trainer: Trainer) -> str:
+    """Return what continues a run: a command, or a call of what has objects of a program's."""
+    run = trainer.run
+    if trainer.config.data.startswith(PREFIX) or (run.root / FILE).exists():
+        return f"deitctl.train(..., resume={str(run.root)!r}) with the same objects"
+    return f"deitctl train --resume {run.quoted}"
+
+
 def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
     """Save the state after a failure that has not touched it; return the error with the way on."""
     run, config = trainer.run, trainer.config
-    resume = f"deitctl train --resume {run.quoted}"
+    resume = name_resume(trainer)
     if isinstance(error, DeitctlError) and resume in error.hint:
         return error  # of a checkpoint that could not be written, and is not tried again
     # Where memory ran out, the gradients' is what a saving needs.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.api import _draw_curves
+from deitctl.api import _draw_figures
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.run_data import read_run_data
@@ -203,7 +203,7 @@ def test_a_run_has_the_modes_that_the_umask_leaves(little_config, little):
     before = os.umask(0o077)
     try:
         root = run_training(begin(little_config, Path("private")), datasets=little).run
-        _draw_curves(root)
+        _draw_figures(root)
     finally:
         os.umask(before)
     files = {str(p.relative_to(root)): stat.S_IMODE(p.stat().st_mode) for p in root.rglob("*")}

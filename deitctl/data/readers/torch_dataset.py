@@ -104,7 +104,7 @@ def open_torch_dataset(dataset: Any, reporter: Reporter) -> TorchDataset:
     if len(class_names) < num_classes or (array.ndim == 2 and len(class_names) > num_classes):
         raise ExtensionError(
             f"The data set {title} names {len(class_names)} classes, and its labels have {num_classes}.",
-            "Its attribute `classes` has the name of each.",
+            "Its attribute `classes` has the name of each; labels are counted from 0.",
         )
     return TorchDataset(dataset, array, class_names, title)
 
@@ -258,7 +258,13 @@ def _to_labels(values: Any, count: int, title: str) -> Labels:
         ) from error
     if len(array) != count:
         raise ExtensionError(f"The data set {title} has {count} images and {len(array)} labels.")
-    if array.ndim == 1 and array.dtype.kind in "iu" and (not count or array.min() >= 0):
+    if not count:
+        raise ExtensionError(f"The data set {title} is empty.")
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        if array.min() < 0:
+            raise ExtensionError(
+                f"The data set {title} has the label {array.min()}.", "Classes are counted from 0."
+            )
         return array.astype(np.int64)
     if array.ndim == 2 and array.dtype.kind in "iubf" and np.isin(array, (0, 1)).all():
         return array.astype(np.bool_)
