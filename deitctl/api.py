@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from deitctl.training.plan import TrainPlan
     from deitctl.training.replay import Replay
     from deitctl.training.result import TrainResult
+    from deitctl.training.run_dir import Run
 
 PathLike = str | Path
 AUTO = "auto"
@@ -712,12 +713,17 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
 
 def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[TrainConfig, Datasets]:
     from deitctl.data.open import Source, open_for_training
-    from deitctl.training.configure import build_config, read_config, settle_task
+    from deitctl.training.configure import build_config, settle_task
+    from deitctl.training.repeat import read_config
 
     settings = request.settings
     if request.config:
         config = read_config(
-            Path(request.config), settings, request.overrides, distilled=request.distilled
+            Path(request.config),
+            settings,
+            request.overrides,
+            distilled=request.distilled,
+            reporter=request.reporter,
         )
         opened = datasets or open_for_training(Source.of(config), reporter=request.reporter)
         return settle_task(config, opened[0]), opened
@@ -831,7 +837,8 @@ def _resume_folds(
 def _open_folds(request: _Request) -> FoldedData | None:
     """Return the images of all folds that are to be trained; None for a run, or one fold alone."""
     from deitctl.data.open import BUILT_IN, Source, open_folds
-    from deitctl.training.configure import make_absolute, name_source, read_config
+    from deitctl.training.configure import make_absolute, name_source
+    from deitctl.training.repeat import read_config
 
     if request.config:
         config = read_config(
@@ -856,7 +863,32 @@ def _draw_figures(root: Path) -> list[Path]:
     steps, epochs = (list(run.records(kind)) for kind in ("step", "epoch"))
     path, teacher_top1 = run.figures / "curves.png", run.teacher_top1()
     draw_curves(path, steps, epochs, teacher_top1=teacher_top1, title=root.name)
-    return [path]
+    return [path, *_draw_evaluation(run)]
+
+
+def _draw_evaluation(run: Run) -> list[Path]:
+    """Draw a report's figures of the finished run for its trackers; none for those that show no images.
+
+    Not of several processes, which would have to evaluate together, and not of a program's data.
+    """
+    from deitctl.data.readers.torch_dataset import PREFIX
+    from deitctl.distributed import is_distributed
+    from deitctl.evaluation import evaluate as package
+    from deitctl.evaluation.result import EvalResult
+    from deitctl.report.build import build_contents
+    from deitctl.report.figures import draw_figures
+    from deitctl.trackers.feed import parse_trackers
+    from deitctl.training.run_dir import Run
+
+    _, config = Run.open(run.root)
+    shows_images = set(parse_trackers(config.log)) - {"csv"}
+    if not shows_images or is_distributed() or config.data.startswith(PREFIX):
+        return []
+    reporter = SilentReporter()
+    results = package.evaluate_models("", models=[str(run.root)], reporter=reporter)
+    if not all(isinstance(result, EvalResult) for result in results.evaluations):
+        return []
+    return draw_figures(build_contents(results, "", reporter), run.figures)
 
 
 def _train_run(
