@@ -629,7 +629,7 @@ class TrainConfig:
         Option(
             "Compute activations again in the backward pass: the same gradients with less memory, slower.",
             MACHINE,
-            flag="--grad-checkpointing",
+            flag="--grad-checkpointing/--no-grad-checkpoint",  # two letters more are cut at 80 columns
         ),
     ] = False
     loss_spike_factor: Annotated[

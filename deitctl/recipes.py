@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from deitctl.config import AugmentConfig, OptimConfig, ProgressiveResize, Recipe
 from deitctl.errors import ConfigError, did_you_mean
@@ -308,9 +308,9 @@ def get_finetune_recipe(part: str, *, built_in: bool) -> Recipe:
     return replace(recipe, augment=DIGITS_CONVNET.augment) if built_in else recipe
 
 
-def list_file_settings(name: str) -> list[str]:
-    """Return the settings that a recipe file names; none for a recipe's name."""
-    return [] if name in RECIPES else list(flatten(read_toml(Path(name))))
+def read_file_settings(name: str) -> dict[str, Any]:
+    """Return the settings in a recipe file, by dotted name from the recipe on; none for a recipe's name."""
+    return {} if name in RECIPES else flatten(read_toml(Path(name)))
 
 
 def get_recipe(name: str) -> Recipe:

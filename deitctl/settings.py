@@ -150,10 +150,26 @@ def list_differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Say in which settings two runs differ, but for the machine's."""
     was, now = (flatten(_leave_machine_out(config)) for config in (old, new))
     return [
-        f"{k} is {was.get(k, 'not set')}, not {now.get(k, 'set')}"
+        f"{spell_name(k)} is {spell_value(k, was.get(k, 'not set'))}, not {spell_value(k, now.get(k, 'set'))}"
         for k in {**was, **now}
         if was.get(k) != now.get(k)
     ]
+
+
+def spell_name(name: str) -> str:
+    """Return the name by which a setting is typed, from its dotted one."""
+    if name.startswith(MODEL_ARGS):
+        return f"model.{name.removeprefix(MODEL_ARGS)}"
+    return "recipe" if name == "recipe.name" else name.removeprefix("recipe.")
+
+
+def spell_value(name: str, value: Any) -> str:
+    """Return a value of a setting, by its dotted name, as it is typed."""
+    if name == "recipe.img_size" and isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def list_learning(config: TrainConfig) -> dict[str, Any]:
@@ -251,8 +267,11 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if origin in (Union, types.UnionType):
             return None if value is None else convert(value, args[0], name)
         if origin is tuple:
-            parts = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
-            args = args[:1] * len(parts) if args[-1] is Ellipsis else args
+            text = value.strip("()[] ") if isinstance(value, str) else None
+            parts = list(value) if text is None else text.split(",")
+            if args[-1] is Ellipsis:  # of any number, none among them
+                parts = [] if text == "" else parts
+                args = args[:1] * len(parts)
             if len(parts) != len(args):
                 raise ValueError(f"expected {len(args)} numbers")
             return tuple(convert(p, a, name) for p, a in zip(parts, args, strict=True))

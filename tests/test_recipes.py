@@ -19,7 +19,7 @@ from deitctl.recipes import (
     RECIPES,
     fit_to_data,
     get_recipe,
-    list_file_settings,
+    read_file_settings,
 )
 from deitctl.training.schedule import compute_peak_lr
 
@@ -193,5 +193,5 @@ def test_the_rate_of_fine_tuning_is_not_scaled_by_the_batch(batch_size):
 def test_the_settings_that_a_recipe_file_names_are_listed_and_a_recipes_are_not(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('base = "finetune"\nbatch_size = 64\n[optim]\nlr = 4e-4\n')
-    assert set(list_file_settings(str(file))) == {"base", "batch_size", "optim.lr"}
-    assert list_file_settings("finetune") == []
+    assert set(read_file_settings(str(file))) == {"base", "batch_size", "optim.lr"}
+    assert read_file_settings("finetune") == {}

@@ -87,6 +87,10 @@ def test_any_values_survive_toml(name, lr, scale, seed, flag):
         ("distill.teacher_cache", "off", "off"),
         ("distill.allow_weak_teacher", "true", True),
         ("recipe.epochs", 3.0, 3),
+        ("recipe.optim.betas", "0.8,0.9", (0.8, 0.9)),
+        ("recipe.optim.betas", "", ()),
+        ("recipe.optim.betas", "()", ()),
+        ("recipe.optim.opt_args", "", ()),
     ],
 )
 def test_texts_become_the_fields_type(key, text, value):

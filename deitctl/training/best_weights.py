@@ -158,29 +158,35 @@ def find_best_so_far(progress: Progress, run: Run, metric: str) -> None:
     progress.best_epoch, progress.best_score, progress.best_num_images = 0, NO_SCORE, 0
     progress.best_select, progress.best_weights = "", "model"
     for record in run.records("epoch"):
-        epoch, score, weights = (record.get(name) for name in ("epoch", "score", "weights"))
-        is_whole = isinstance(epoch, int) and isinstance(score, int | float)
-        if not is_whole or record.get("select") != metric or weights not in ("model", "ema"):
+        score = read_record(record)
+        if score is None or score.select != metric or not 0 < score.epoch <= progress.epoch:
             continue
-        if progress.best_score <= score <= 100 and 0 < epoch <= progress.epoch:
-            if score > progress.best_score:
-                progress.improved_epoch = epoch
-            progress.best_epoch, progress.best_score, progress.best_select = epoch, score, metric
-            progress.best_weights = weights
+        if score.score > progress.best_score:
+            progress.improved_epoch = score.epoch
+        if score.score >= progress.best_score:
+            progress.best_epoch, progress.best_score = score.epoch, score.score
+            progress.best_select, progress.best_weights = metric, score.weights
 
 
 def read_score(run: Run) -> SavedScore | None:
     """Return what the saved weights say of themselves; None if that is nothing, or cannot be."""
     try:
-        score: dict[str, Any] = json.loads(read_metadata(run.root / WEIGHTS).get(SCORE_KEY, "{}"))
+        return read_record(json.loads(read_metadata(run.root / WEIGHTS).get(SCORE_KEY, "{}")))
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_record(record: Any) -> SavedScore | None:
+    """Return the score in a record of an epoch, or of saved weights; None if there is none, or cannot be."""
+    try:
         saved = SavedScore(
-            epoch=int(score["epoch"]),
-            score=float(score["score"] if "score" in score else score["top1"]),
-            select=str(score.get("select", "top1")),
-            weights=str(score["weights"]),
-            num_images=int(score.get("images", 0)),
+            epoch=int(record["epoch"]),
+            score=float(record["score"] if "score" in record else record["top1"]),
+            select=str(record.get("select", "top1")),
+            weights=str(record["weights"]),
+            num_images=int(record.get("images", 0)),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     is_possible = saved.epoch <= MAX_COUNT and NO_SCORE <= saved.score <= 100
     is_possible = is_possible and 0 <= saved.num_images <= MAX_COUNT

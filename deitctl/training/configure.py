@@ -38,15 +38,13 @@ from deitctl.recipes import (
     SMALL,
     fit_to_data,
     get_recipe,
-    list_file_settings,
+    read_file_settings,
 )
 from deitctl.settings import (
     check_ranges,
     convert,
     dotted_name,
-    from_dict,
     override,
-    read_toml,
 )
 from deitctl.trackers.feed import parse_trackers
 from deitctl.training.build import read_start_classes
@@ -60,7 +58,7 @@ from deitctl.training.input_shape import (
     require_input_shape,
 )
 from deitctl.training.objective import check_loss, sums_classes
-from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
+from deitctl.training.optimizer_choice import check_optimizer, choose_rates, warn_of_rising_rate
 from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.selection import choose_metric
 
@@ -68,8 +66,6 @@ DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
 SMALL_DATA = 50_000
 """Training images below which training from scratch takes the small-data recipe."""
-FIXED_BY_CONFIG = ("data", "model", "weights", "classes", "recipe", "recipe.pretrained")
-"""Settings that a `run.toml` decides, beside the teacher's; --set alone changes them."""
 
 
 def build_config(
@@ -102,7 +98,8 @@ def build_config(
         )
     data = data or BUILT_IN
     built_in = data == BUILT_IN
-    named = {**settings, **(overrides or {})}
+    own = {**settings, **(overrides or {})}
+    named = add_file_settings(own)
     require_input_shape(model or DEFAULT_TRAIN_MODEL, named, reporter)
     if in_chans := find_in_chans(model, named, reporter):
         settings["recipe.in_chans"] = named["recipe.in_chans"] = in_chans
@@ -117,8 +114,11 @@ def build_config(
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
     config = fit_crop_ratio(settle_task(config, train), named, reporter)
-    config = fit_color(config, named, reporter)
+    config = fit_color(config, own, reporter)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
+    size = fit_batch_size(len(train.labels), config.recipe.batch_size)
+    optim = config.recipe.optim
+    warn_of_rising_rate(optim, compute_peak_lr(optim, size), reporter)
     counts = ClassCounts.of(train)
     if config.distill is not None and "distill.reduction" not in named:
         config = _choose_reduction(config, counts)
@@ -141,12 +141,20 @@ def settle_task(config: TrainConfig, train: ImageDataset) -> TrainConfig:
     return replace(config, task=task)
 
 
+def add_file_settings(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of the recipe file that they name, if it is one; what is named itself counts."""
+    recipe = str(named.get("recipe", ""))
+    file = read_file_settings(recipe) if recipe.endswith(".toml") else {}
+    return {**{f"recipe.{name}": value for name, value in file.items()}, **named}
+
+
 def name_source(data: str, named: Mapping[str, Any]) -> Source:
     """Return the source of the images that settings name, before the others are resolved.
 
     Raises:
         ConfigError: a value that does not fit.
     """
+    named = add_file_settings(named)
     names = ("split_seed", "folds", "fold", "recipe.in_chans")
     numbers = [convert(named.get(name, 0), int, name) for name in names]
     source = Source(
@@ -168,7 +176,7 @@ def _fit_recipe(
     user has `named`."""
     fixed = {dotted_name(name).removeprefix("recipe.") for name in named if name != "recipe"}
     if source := named.get("recipe"):
-        fixed.update(list_file_settings(str(source)))
+        fixed.update(read_file_settings(str(source)))
     if not config.recipe.fits_data:
         return replace(config, recipe=_choose_rates(config.recipe, fixed, reporter))
     is_new = not has_class_rows(
@@ -202,40 +210,6 @@ def _choose_rates(recipe: Recipe, fixed: Collection[str], reporter: Reporter) ->
     if reason:
         reporter.note(reason)
     return replace(recipe, optim=optim)
-
-
-def read_config(
-    path: Path, settings: Mapping[str, Any], overrides: Mapping[str, Any], *, distilled: bool
-) -> TrainConfig:
-    """Return the configuration in a `run.toml`, with settings replaced.
-
-    Args:
-        path: the file.
-        settings: by dotted name of `TrainConfig`.
-        overrides: settings that may also replace what the file decides.
-        distilled: whether the run is to have a teacher.
-
-    Raises:
-        ConfigError: no such file, a teacher where there is to be none or the reverse, a value that does not fit, or
-            `settings` contradict what the file decides.
-    """
-    fixed = [n for n in settings if n in FIXED_BY_CONFIG or n.startswith("distill.")]
-    refuse_settings(fixed, path)
-    config = replace(from_dict(TrainConfig, read_toml(path), str(path)), output_dir="")
-    if distilled != (config.distill is not None):
-        raise ConfigError(
-            f"The run of {path} has {'no' if distilled else 'a'} teacher.",
-            f"Repeat it by {name_command(config)} --config.",
-        )
-    changed = override(override(config, settings), overrides)
-    require_own_rate(config.recipe.optim, changed.recipe.optim, str(path))
-    if changed.recipe.epochs != config.recipe.epochs:
-        # Restarts are at the run's own epochs; a run of others has one schedule.
-        recipe = replace(changed.recipe, restart_epochs=(), planned_epochs=())
-        changed = replace(changed, recipe=recipe)
-    config = add_tags(changed)
-    check(config)
-    return config
 
 
 def add_tags(config: TrainConfig) -> TrainConfig:

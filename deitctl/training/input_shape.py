@@ -85,6 +85,36 @@ def fit_crop_ratio(
     return replace(config, recipe=recipe)
 
 
+def refit_crop_ratio(
+    before: TrainConfig, now: TrainConfig, named: Mapping[str, Any], reporter: Reporter
+) -> TrainConfig:
+    """Return a run's configuration with another input size, with crops that stretch as those before did.
+
+    Args:
+        before: the run, whose crops are of its input's aspect ratio.
+        now: the same with another size.
+        named: settings of the user, who may have chosen ratios.
+        reporter: gets what was chosen.
+    """
+    (old_height, old_width), size = (
+        height_width(_find_size(before, reporter)),
+        _find_size(now, reporter),
+    )
+    height, width = height_width(size)
+    scale = (width / height if height else 1.0) / (old_width / old_height if old_height else 1.0)
+    augment = now.recipe.augment
+    is_named = any(name.endswith("augment.crop_ratio") for name in named)
+    if scale == 1 or is_named or augment.crop_scale == (1.0, 1.0):
+        return now
+    low, high = (ratio * scale for ratio in augment.crop_ratio)
+    reporter.note(
+        f"Random crops are {low:.3g} to {high:.3g} times as wide as high, {scale:.3g} times what they were, as the "
+        f"input of {format_size(size)} pixels is."
+    )
+    recipe: Recipe = replace(now.recipe, augment=replace(augment, crop_ratio=(low, high)))
+    return replace(now, recipe=recipe)
+
+
 def fit_color(config: TrainConfig, named: Mapping[str, Any], reporter: Reporter) -> TrainConfig:
     """Return a configuration whose augmentation has no operation on colors, where images are of bands.
 

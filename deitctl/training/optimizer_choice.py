@@ -13,6 +13,7 @@ import torch
 
 from deitctl.config import OptimConfig
 from deitctl.errors import ConfigError, did_you_mean
+from deitctl.events import Reporter
 from deitctl.recipes import OPTIMIZER_DEFAULTS
 
 if TYPE_CHECKING:
@@ -189,7 +190,13 @@ def choose_rates(config: OptimConfig, fixed: Collection[str]) -> tuple[OptimConf
     changes = {name: f for name, f in factors.items() if name not in fixed and f != 1}
     if not changes:
         return config, ""
-    lr = config.lr * changes.get("optim.lr", 1)
+    scale = changes.get("optim.lr", 1)
+    # The ends of the schedule are rates too: a lower peak over the same end would rise to it.
+    ends = {
+        name: getattr(config, name) * scale
+        for name in ("min_lr", "warmup_lr")
+        if f"optim.{name}" not in fixed
+    }
     decay = config.weight_decay * changes.get("optim.weight_decay", 1)
     titles = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
     parts = [
@@ -197,13 +204,54 @@ def choose_rates(config: OptimConfig, fixed: Collection[str]) -> tuple[OptimConf
         for name, factor in changes.items()
     ]
     reason = f"{config.opt}: {' and '.join(parts)} ({defaults.source}); --lr sets another rate."
-    return replace(config, lr=lr, weight_decay=decay), reason
+    return replace(config, lr=config.lr * scale, weight_decay=decay, **ends), reason
 
 
-def require_own_rate(before: OptimConfig, now: OptimConfig, where: str) -> None:
-    """Raise `ConfigError` where the optimizer of a configuration is replaced, and its rate is not."""
-    if before.opt.lower() != now.opt.lower() and before.lr == now.lr:
+def replace_rates(
+    before: OptimConfig,
+    now: OptimConfig,
+    named: Collection[str],
+    where: str,
+    reporter: Reporter,
+) -> OptimConfig:
+    """Return the settings of a run whose optimizer may be replaced, with a weight decay that goes with it.
+
+    Args:
+        before: of the run.
+        now: with the settings that are replaced.
+        named: dotted names of these, from `TrainConfig` on.
+        where: the run's file.
+        reporter: gets what was changed.
+
+    Raises:
+        ConfigError: the optimizer is replaced, and no rate is named.
+    """
+    names = before.opt.lower(), now.opt.lower()
+    if names[0] == names[1]:
+        return now
+    if "recipe.optim.lr" not in named:
         raise ConfigError(
             f"The learning rate of {where}, {before.lr:g}, is for {before.opt}.",
             f"Pass --lr with --opt {now.opt}.",
+        )
+    old, new = (OPTIMIZER_DEFAULTS.get(name) for name in names)
+    if "recipe.optim.weight_decay" in named or not (old and new):
+        return now
+    factor = new.decay_factor / old.decay_factor
+    if factor == 1:
+        return now
+    reporter.note(
+        f"{now.opt}: weight decay {factor:g} times that of {where}, which is for {before.opt} "
+        f"({new.source or old.source}); --set optim.weight_decay sets another."
+    )
+    return replace(now, weight_decay=now.weight_decay * factor)
+
+
+def warn_of_rising_rate(config: OptimConfig, peak_lr: float, reporter: Reporter) -> None:
+    """Warn where the rate at the end of a schedule is above its peak, so that it rises all along."""
+    if config.min_lr > 1.001 * peak_lr and config.sched in ("cosine", "linear", "wsd"):
+        reporter.warn(
+            "The learning rate rises to the end of the schedule: "
+            f"min_lr is {config.min_lr:.3g}, the peak {peak_lr:.3g}. "
+            f"--set optim.min_lr={peak_lr / 100:.1g} lets it fall."
         )

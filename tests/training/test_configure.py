@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import timm
 
-from deitctl.errors import ConfigError, TeacherError
+from deitctl.errors import ConfigError, ModelError, TeacherError
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import load_imagenet_classes
 from deitctl.settings import parse_overrides, read_toml, write_toml
-from deitctl.training.configure import add_tags, build_config, make_absolute, read_config
+from deitctl.training.configure import add_tags, build_config, make_absolute, name_source
 from deitctl.training.launch import run_training
+from deitctl.training.repeat import read_config
 
 SILENT = SilentReporter()
 
@@ -290,6 +291,42 @@ def test_the_config_of_a_run_is_repeated_with_other_settings_of_the_machine(tmp_
     )
     assert (again.workers, again.recipe.epochs, again.seed, again.output_dir) == (0, 2, 4, "")
     assert again.recipe.optim == config.recipe.optim
+
+
+def test_another_input_size_of_a_run_has_crops_that_stretch_as_its_own(
+    tmp_path: Path, reporter
+) -> None:
+    file, named = tmp_path / "run.toml", {"recipe": "small", "recipe.pretrained": False}
+    config, _, _ = build_config({**named, "recipe.img_size": "32x64"}, reporter=SILENT)
+    file.write_text(write_toml(config))
+
+    def read(**changes: str) -> tuple[float, float]:
+        settings = {f"recipe.{name}": value for name, value in changes.items()}
+        again = read_config(file, {}, settings, distilled=False, reporter=reporter)
+        return again.recipe.augment.crop_ratio
+
+    assert read() == config.recipe.augment.crop_ratio == pytest.approx((3 / 2, 8 / 3))
+    assert read(img_size="64x128") == config.recipe.augment.crop_ratio
+    assert reporter.notes == []
+    assert read(img_size="64") == pytest.approx((3 / 4, 4 / 3))
+    assert read(img_size="64x32") == pytest.approx((3 / 8, 2 / 3))
+    assert (
+        "Random crops are 0.75 to 1.33 times as wide as high, 0.5 times what they"
+        in reporter.notes[0]
+    )
+    assert read(**{"img_size": "64", "augment.crop_ratio": "1,2"}) == (1, 2)
+    with pytest.raises(ModelError, match="32x60"):
+        read(img_size="32x60")
+
+
+def test_what_a_recipe_file_says_of_the_input_is_seen_before_data_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "small"\nin_chans = 5\nimg_size = "32x64"\n')
+    assert name_source("photos", {"recipe": str(file)}).in_chans == 5
+    assert name_source("photos", {"recipe": str(file), "recipe.in_chans": 1}).in_chans == 1
+    file.write_text('base = "small"\nimg_size = "32x60"\n')
+    with pytest.raises(ModelError, match="32x60"):
+        build_config({"recipe": str(file), "recipe.pretrained": False}, reporter=SILENT)
 
 
 @pytest.mark.parametrize("name", ["data", "model", "recipe", "recipe.pretrained", "distill.views"])

@@ -21,7 +21,7 @@ from deitctl.errors import ConfigError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.recipes import DIGITS, FINETUNE, RESTART_LR, fit_to_data
 from deitctl.settings import write_toml
-from deitctl.training.configure import check, read_config
+from deitctl.training.configure import check
 from deitctl.training.earlier_runs import (
     add_epochs,
     find_unfinished,
@@ -29,6 +29,7 @@ from deitctl.training.earlier_runs import (
     suggest_more_epochs,
 )
 from deitctl.training.launch import resume, run_training
+from deitctl.training.repeat import read_config
 from deitctl.training.run_dir import Run
 from deitctl.training.schedule import compute_lr_with_restarts
 from deitctl.training.state import Progress

@@ -13,17 +13,22 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from deitctl.errors import ConfigError, ModelError
-from deitctl.recipes import OPTIMIZER_DEFAULTS, SMALL
+from deitctl.recipes import OPTIMIZER_DEFAULTS, RECIPES, SMALL
 from deitctl.settings import override
 from deitctl.training.optim import add_trained, build_optimizer, set_learning_rate
-from deitctl.training.optimizer_choice import check_optimizer, choose_rates, require_own_rate
-from deitctl.training.optimizer_state import count_state_bytes
+from deitctl.training.optimizer_choice import (
+    check_optimizer,
+    choose_rates,
+    replace_rates,
+    warn_of_rising_rate,
+)
+from deitctl.training.optimizer_state import count_state_bytes, seeded
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import clip_gradients
 
 FOREIGN = ("fused", "bnb")
 BUILT = [n for n in list_optimizers() if not n.startswith(FOREIGN) and n != "adahessian"]
-COMPILED = ("kron", "kronc", "kronw")  # torch.compile takes half a minute
+COMPILED = ("kron", "kronc", "kronw")
 
 
 def optim(**changes: object):
@@ -52,7 +57,8 @@ def take_steps(state: TrainState, steps: range) -> None:
     for step in steps:
         set_gradients(state.model, step)
         set_learning_rate(state.optimizer, 1e-3 * (1 + step))
-        state.optimizer.step()
+        with seeded(state.optimizer, 0, "optimizer", step):  # as a training step has it
+            state.optimizer.step()
         state.progress.step = step + 1
 
 
@@ -71,8 +77,10 @@ def copy_values(state: TrainState) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in state.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", [n for n in BUILT if n not in COMPILED])
-def test_a_run_that_is_resumed_takes_the_steps_of_one_that_is_not(name, tmp_path):
+@pytest.mark.parametrize("name", BUILT)
+def test_a_run_that_is_resumed_takes_the_steps_of_one_that_is_not(name, tmp_path, monkeypatch):
+    if name in COMPILED:  # which takes half a minute, and changes nothing that is saved
+        monkeypatch.setattr(torch, "compile", lambda f=None, **_: f or (lambda g: g))
     unbroken, saved, resumed = (build_state(name) for _ in range(3))
     take_steps(unbroken, range(5))
     take_steps(saved, range(3))
@@ -150,9 +158,40 @@ def test_rates_of_a_recipe_become_those_of_the_optimizer_unless_the_user_names_t
     assert choose_rates(optim(opt="nadamuon"), ()) == (optim(opt="nadamuon"), "")
     with pytest.raises(ConfigError, match="is for AdamW, and adadelta needs another"):
         choose_rates(optim(opt="adadelta"), ())
-    with pytest.raises(ConfigError, match="is for adamw"):
-        require_own_rate(optim(), optim(opt="sgd"), "run.toml")
     assert set(OPTIMIZER_DEFAULTS) <= set(list_optimizers())
+
+
+def test_the_ends_of_a_schedule_follow_its_peak(reporter):
+    """paper-384 has one rate all along; with lion it rose from a fifth of it to all of it."""
+    paper = RECIPES["paper-384"]
+    lion, _ = choose_rates(replace(paper.optim, opt="lion"), ())
+    assert (lion.lr, lion.min_lr) == pytest.approx((1e-6, 1e-6))
+    assert lion.warmup_lr == pytest.approx(2e-7)
+    own, _ = choose_rates(replace(paper.optim, opt="lion"), ("optim.min_lr",))
+    assert (own.lr, own.min_lr) == pytest.approx((1e-6, 5e-6))
+    for config, peak in ((lion, lion.lr), (replace(own, sched="constant"), own.lr)):
+        warn_of_rising_rate(config, peak, reporter)
+    assert reporter.warnings == []
+    warn_of_rising_rate(own, own.lr, reporter)
+    (warning,) = reporter.warnings
+    assert "rises to the end of the schedule: min_lr is 5e-06, the peak 1e-06" in warning
+
+
+def test_another_optimizer_of_a_run_takes_its_rate_from_the_user_and_its_decay_with_it(reporter):
+    """What is named counts, not whether it differs: a rate may be that of the file."""
+    run, sgd = optim(), optim(opt="sgd")
+    with pytest.raises(ConfigError, match="is for adamw"):
+        replace_rates(run, sgd, ("recipe.optim.opt",), "run.toml", reporter)
+    assert replace_rates(run, run, (), "run.toml", reporter) == run
+    named = ("recipe.optim.opt", "recipe.optim.lr")
+    changed = replace_rates(run, sgd, named, "run.toml", reporter)
+    assert (changed.lr, changed.weight_decay) == (run.lr, pytest.approx(1e-4))
+    (note,) = reporter.notes
+    assert "sgd: weight decay 0.002 times that of run.toml, which is for adamw" in note
+    own = replace_rates(run, sgd, (*named, "recipe.optim.weight_decay"), "run.toml", reporter)
+    assert own == sgd
+    back = replace_rates(changed, replace(run, weight_decay=1e-4), named, "run.toml", reporter)
+    assert back.weight_decay == pytest.approx(run.weight_decay)
 
 
 @pytest.mark.parametrize(
