@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 from deitctl.data.group_by import NOTATIONS, is_of_path
 from deitctl.data.layout import find_split_word, match_split
+from deitctl.data.readers.class_columns import ReadAll, describe_others, find_class_columns
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.errors import DataError, did_you_mean
 from deitctl.models.tasks import MULTILABEL
@@ -26,7 +28,10 @@ PATH_NAMES = frozenset(
     ]
 )
 PATH_KEYS = frozenset(
-    [*["id", "idcode", "key", "uid"], *(f"{n}{k}" for n in _IMAGE_NAMES for k in ("id", "key"))]
+    [
+        *["id", "idcode", "key", "uid", "imageindex"],
+        *(f"{n}{k}" for n in _IMAGE_NAMES for k in ("id", "key")),
+    ]
 )
 """Names of identifiers, which stand for a file where no other column does."""
 _CLASS_NAMES = ("label", "class", "category", "target", "tag")
@@ -67,15 +72,8 @@ SHORT_WORDS = {"tr": "train", "trn": "train", "va": "val", "vl": "val", "te": "t
 """Values that seem to be parts, and are refused, because they may be something else."""
 MAX_SPLIT_WORDS = 6
 """Different words for parts in a column; more are names of images, such as `train_1`."""
-ReadAll = Callable[[Sequence[int]], Iterable[Sequence[str]]]
-"""Reads all rows; fields that are not at the places given may be empty."""
 PLURALS = (("s$", ""), ("es$", ""), ("ies$", "y"))
 YES, NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
-BITS = {
-    **dict.fromkeys(("0", "0.0", "false"), False),
-    **dict.fromkeys(("1", "1.0", "true"), True),
-}
-"""What columns hold that say of each class whether an image has it."""
 WAY_ON = "Call the column of image files 'path' and that of classes 'label'."
 PIXEL = re.compile(r"(pixel|px|p|v)?\d+(x\d+)?")
 MIN_PIXELS = 16
@@ -132,7 +130,11 @@ class Columns:
             if at is not None and (rivals := self.list_rivals(at))
         ]
         if self.one_hot:
-            notes.append(f"classes are the {len(self.one_hot)} columns of 0 and 1")
+            classes = name_columns([self.names[at] for at in self.one_hot])
+            notes.append(f"classes are the {len(self.one_hot)} columns of 0 and 1: {classes}")
+            taken = {*self.without_parts, *(self.names[at] for at in self.list_places())}
+            if others := [name for name in self.names if name and name not in taken]:
+                notes.append(f"not those of other values: {name_columns(others)}")
         if self.without_parts:
             notes.append(f"no splits are in {' and '.join(map(repr, self.without_parts))}")
         return notes
@@ -206,20 +208,19 @@ def find_columns(
     has_label = label is not None or bool(words)
     split = _find_split(path, names, rows, read_all, {at, label}, has_label)
     group = _find_group(path, names, reduced, options.group_by)
-    one_hot: tuple[int, ...] = ()
+    parts = [name in SPLIT_NAMES - SOURCE_NAMES for name in reduced]
+    one_hot, bits = tuple[int, ...](), dict[int, list[str]]()
     if at is not None and label is None:
+        places = [n for n in range(len(names)) if n not in (at, split, group) and not parts[n]]
+        bits = find_class_columns(rows, places, read_all)
         may_stand_beside = options.task == MULTILABEL and not words
-        one_hot = _find_one_hot(rows, {at, split, group}, len(names), may_stand_beside)
+        is_one_hot = len(bits) > 1 and (may_stand_beside or len(bits) == len(places))
+        one_hot = tuple(bits) if is_one_hot else ()
     if label is None and not one_hot:
         others = [n for n in words if n not in (split, group)]
         label = _take_only(path, names, others, "classes", LABEL) if others else None
     if at is None or (label is None and not one_hot):
-        missing = "image files" if at is None else "classes"
-        what = (
-            f"has the columns {name_columns(names)}, and none of them is known as that of {missing}"
-        )
-        has_pixels = sum(bool(PIXEL.fullmatch(name)) for name in reduced) >= MIN_PIXELS
-        raise DataError(f"{path} {what}.", SAVE_PIXELS if has_pixels else WAY_ON)
+        _refuse_columns(path, names, "image files" if at is None else "classes", bits)
     rivals = tuple(
         names[n]
         for kinds, chosen in ((PATH_NAMES, at), (LABEL_NAMES, label))
@@ -227,7 +228,7 @@ def find_columns(
         if name in kinds and chosen is not None and n not in (at, label) and n != chosen
     )
     others = [n for n in range(len(names)) if split is None and n not in (at, label, *one_hot)]
-    without_parts = tuple(names[n] for n in others if reduced[n] in SPLIT_NAMES - SOURCE_NAMES)
+    without_parts = tuple(names[n] for n in others if parts[n])
     return Columns(at, label, split, tuple(names), one_hot, rivals, without_parts, group)
 
 
@@ -377,21 +378,25 @@ def _find_group(
     return _take_only(path, names, places, "groups", group_by)
 
 
-def _find_one_hot(
-    rows: Sequence[Sequence[str]], others: set[int | None], width: int, may_stand_beside: bool
-) -> tuple[int, ...]:
-    """Return the columns of classes: those that hold 0 and 1 in all of some rows, two or more.
-
-    All columns but `others` have to, unless they may stand beside columns of something else.
-    """
-    places = [at for at in range(width) if at not in others]
-    holding = [
-        at
-        for at in places
-        if rows and all(at < len(row) and row[at].strip().casefold() in BITS for row in rows)
-    ]
-    is_one_hot = len(holding) > 1 and (may_stand_beside or holding == places)
-    return tuple(holding) if is_one_hot else ()
+def _refuse_columns(
+    path: Path, names: Sequence[str], missing: str, bits: dict[int, list[str]]
+) -> NoReturn:
+    """Raise `DataError` for a table in which a column is not found, with the columns of 0 and 1 that are."""
+    has_pixels = sum(bool(PIXEL.fullmatch(reduce_name(name))) for name in names) >= MIN_PIXELS
+    if has_pixels or len(bits) < 2:
+        what = (
+            f"has the columns {name_columns(names)}, and none of them is known as that of {missing}"
+        )
+        raise DataError(f"{path} {what}.", SAVE_PIXELS if has_pixels else WAY_ON)
+    mixed = [names[at] for at, values in bits.items() if values]
+    others = describe_others(chain.from_iterable(bits.values()))
+    raise DataError(
+        f"{path} has no column of class names: {name_columns([names[at] for at in bits])} hold 0 and 1"
+        + (f", but for {others} in {name_columns(mixed)}" if mixed else "")
+        + f"; {name_columns([name for at, name in enumerate(names) if at not in bits])} do not.",
+        "--task multilabel takes columns of 0 and 1 beside others as classes; a column of class names "
+        f"is called {LABEL!r}.",
+    )
 
 
 _PATHS, _LABELS = PATH_NAMES | PATH_KEYS, LABEL_NAMES | LABEL_KEYS

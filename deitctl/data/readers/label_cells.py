@@ -12,8 +12,10 @@ from itertools import chain
 from pathlib import Path
 
 from deitctl.config import TaskChoice
-from deitctl.data.readers.columns import BITS, Columns, name_columns
-from deitctl.data.readers.columns import WAY_ON as CALL_COLUMNS
+from deitctl.data.dataset import MIN_SEVERAL
+from deitctl.data.readers.class_columns import BITS, UNCERTAIN
+from deitctl.data.readers.columns import Columns, name_columns
+from deitctl.data.readers.read_options import AUTO
 from deitctl.errors import DataError
 from deitctl.models.tasks import MULTILABEL
 from deitctl.names import canonicalize_name
@@ -35,6 +37,8 @@ ESCAPE = re.compile(
 those of paths that nothing has doubled, stand for themselves."""
 QUOTE = re.compile(r"[\"']")
 NUMBERS = re.compile(r"\s*[\d.]+(\s+[\d.]+)+\s*")
+SEPARATOR = re.compile(r"\s*[,;|]\s*|\s+")
+"""Between the fields of a list of 0 and 1."""
 """Of a list as NumPy writes it."""
 Items = tuple[str, ...] | DataError | None
 WAY_ON = "--task multilabel reads several labels an image."
@@ -56,29 +60,37 @@ NameRow = Callable[[int], str]
 """Names the first row of a cell by its number, for messages."""
 
 
-def read_cells(path: Path, cells: Sequence[str], task: TaskChoice, name_row: NameRow) -> LabelCells:
+def read_cells(
+    path: Path,
+    cells: Sequence[str],
+    task: TaskChoice,
+    name_row: NameRow,
+    counts: Sequence[int] | None = None,
+) -> LabelCells:
     """Read the distinct cells of a column of labels.
 
     Args:
         path: the table, for messages.
         cells: of the column, each once.
         task: multilabel splits cells, classification takes them whole but for lists of one, auto
-            splits them where they leave no doubt.
+            splits them where they leave no doubt: lists of several, signs in `MIN_SEVERAL` of the rows.
         name_row: names a cell's row.
 
+        counts: rows of each cell; None: one.
     Raises:
         DataError: a list that is not closed, with an empty item or with a label twice; lists of
-            several labels for one label an image.
+            several labels for one label an image; rows of 0 and 1 that name no class.
     """
     filled = [cell for cell in cells if cell.strip()]
     lists = [_split_brackets(cell) for cell in cells]
+    _refuse_vectors(path, cells, name_row)
     if _are_lists(lists, filled, task):
         return _read_lists(path, cells, lists, task, name_row)
     one_each = tuple((cell,) if cell.strip() else () for cell in cells)
     if task == "classification":
         return LabelCells(one_each, is_multilabel=False)
     sign = find_sign(filled, task == MULTILABEL)
-    if not sign:
+    if not sign or (task == AUTO and _is_rare(sign, cells, counts or [1] * len(cells))):
         return LabelCells(one_each, is_multilabel=task == MULTILABEL)
     labels = []
     for number, cell in enumerate(cells):
@@ -115,9 +127,10 @@ def read_bits(
         for at, field in zip(columns.one_hot, cell.split("\t"), strict=True):
             if field.casefold() not in BITS:
                 raise DataError(
-                    f"{path}, {name_row(number)} has {field!r} in the column {columns.names[at]!r}, "
-                    "and the columns of classes hold 0 and 1.",
-                    CALL_COLUMNS,
+                what = f"has {field!r}" if field else "is blank"
+                    f"{path}, {name_row(number)} {what} in the column {columns.names[at]!r}, and the "
+                    "columns of classes hold 0 and 1.",
+                    _suggest_bits(cells),
                 )
             ones += [columns.names[at]] if BITS[field.casefold()] else []
         labels.append(tuple(ones))
@@ -167,6 +180,15 @@ def _are_lists(lists: Sequence[Items], filled: Sequence[str], task: TaskChoice) 
     """Whether cells are lists: all of them, or some and one of several items."""
     bracketed = [items for items in lists if items is not None]
     if not bracketed or len(bracketed) == len(filled):
+def _is_rare(sign: str, cells: Sequence[str], counts: Sequence[int]) -> bool:
+    """Whether so few rows have a sign between labels that it may be a mistake."""
+    rows = Counter[bool]()
+    for cell, count in zip(cells, counts, strict=True):
+        if cell.strip():
+            rows[len(_split(cell, sign)) > 1] += count
+    return rows[True] < MIN_SEVERAL * rows.total()
+
+
         return bool(bracketed)
     several = any(isinstance(items, tuple) and len(items) != 1 for items in bracketed)
     return task != "classification" and (several or task == MULTILABEL)
@@ -210,6 +232,28 @@ def _require_labels(
         raise DataError(
             f"{path}, {name_row()} has an empty label in {cell!r:.100}.",
             "Remove the sign too many, or write the label that is missing there.",
+def _refuse_vectors(path: Path, cells: Sequence[str], name_row: NameRow) -> None:
+    """Raise `DataError` if cells are equally many 0s and 1s, one for each class: no class has a name."""
+    widths = {_measure_vector(cell.strip()) for cell in cells if cell.strip()}
+    if len(widths) != 1 or 0 in widths:
+        return
+    first = next(number for number, cell in enumerate(cells) if cell.strip())
+    raise DataError(
+        f"{path}, {name_row(first)} has {cells[first]!r:.100}: 0 or 1 for each of {widths.pop():,} "
+        "classes, which have no names.",
+        "Give each class a column of 0 and 1, called by its name.",
+    )
+
+
+def _measure_vector(text: str) -> int:
+    """Return the length of a list of 0 and 1, with brackets or without; 0 for any other text."""
+    fields = SEPARATOR.split(text.strip("[](){}").strip())
+    # "0,1" may be a decimal number, [0, 1] is a list; NumPy writes floats as "1."
+    is_list = len(fields) > (1 if text[0] in BRACKETS else 2)
+    is_vector = is_list and all(field.casefold().rstrip(".") in BITS for field in fields)
+    return len(fields) if is_vector else 0
+
+
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -112,7 +112,8 @@ def collect_rows(
     def name_row(cell: int) -> str:
         return f"row {first_row + int((cells.rows == cell).argmax())}"
 
-    read = read_cells if columns.label is not None else partial(read_bits, columns)
+    of_names = partial(read_cells, counts=np.bincount(cells.rows).tolist())
+    read = of_names if columns.label is not None else partial(read_bits, columns)
     cell_labels = read(path, list(cells.numbers), options.task, name_row)
     has_class = np.array([bool(labels) for labels in cell_labels.labels])[cells.rows]
     if not raw.has_path.all():

@@ -101,3 +101,29 @@ def test_lists_of_one_are_one_label_each_unless_said_otherwise():
 def test_of_one_label_an_image_names_are_whole():
     found = read("cat|dog", "dog", task="classification")
     assert (found.labels, found.is_multilabel) == ((("cat|dog",), ("dog",)), False)
+
+
+@pytest.mark.parametrize("joined", ["cat,dog", "cat|dog", "cat;dog"])
+def test_a_sign_in_few_rows_may_be_a_mistake(joined):
+    def read_rows(num_joined):
+        cells, counts = (joined, "cat", "dog"), (num_joined, 40, 55)
+        return read_cells(Path("t.csv"), cells, "auto", str, counts).is_multilabel
+
+    assert [read_rows(count) for count in (1, 4, 6)] == [False, False, True]
+    assert read("['cat', 'dog']", *"abcdefghijklmnopqrstuvwxyz").is_multilabel
+
+
+@pytest.mark.parametrize(
+    ("cells", "width"),
+    [
+        (("[1, 0, 0, 1]", "[0, 0, 0, 1]"), 4),
+        (("[1. 0. 0.]", "[0. 0. 0.]"), 3),
+        (("1 0 1", "", "0 0 1"), 3),
+        (("[true, false]", "[false, false]"), 2),
+    ],
+)
+def test_rows_of_0_and_1_that_name_no_class_are_refused_as_such(cells, width):
+    with pytest.raises(DataError, match=f"row 2 .*of {width} classes, which have no names.*column"):
+        read(*cells)
+    assert read("0,1", "1,0").labels == (("0,1",), ("1,0",))
+    assert read("[0, 1]", "[1]", "[]").labels == (("0", "1"), ("1",), ())
