@@ -5,12 +5,10 @@ What opening data refuses or passes over is reported there; files are neither li
 
 from __future__ import annotations
 
-import numpy as np
-
 from deitctl.checks.classes import check_classes
 from deitctl.checks.issues import Issue, merge_issues
 from deitctl.checks.survey import Split
-from deitctl.data.dataset import ImageDataset, Subset, find_used_classes, number_labels
+from deitctl.data.dataset import ImageDataset, find_used_classes, renumber
 from deitctl.events import Reporter
 
 CODES = ("class_only_in_train", "similar_class_names", "numbered_imagenet", "few_images")
@@ -39,9 +37,7 @@ def warn_about_classes(
 
 def _drop_unused_classes(dataset: ImageDataset) -> ImageDataset:
     """Return a dataset with the names of those classes alone that have images in it."""
-    names = tuple(sorted(find_used_classes(dataset)))
-    labels = number_labels(dataset, names)
-    return Subset(dataset, np.arange(len(labels)), labels, names)
+    return renumber(dataset, tuple(sorted(find_used_classes(dataset))))
 
 
 def _describe(issue: Issue) -> str:

@@ -442,6 +442,12 @@ def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
     return labels
 
 
+def renumber(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
+    """Return the same images with labels by other class names, see `number_labels`."""
+    labels = number_labels(dataset, class_names)
+    return Subset(dataset, np.arange(len(labels)), labels, class_names)
+
+
 def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
     """Keep the classes that have an image, in lexicographic order.
 

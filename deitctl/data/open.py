@@ -34,7 +34,7 @@ from deitctl.data.readers.tar import TarDataset, open_tar
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
-from deitctl.data.several_labels import require_same_kind, settle_labels
+from deitctl.data.several_labels import drop_unused, require_same_kind, settle_labels
 from deitctl.data.splits import ALL, relabel
 from deitctl.data.spot_check import require_images
 from deitctl.errors import DataError
@@ -228,7 +228,19 @@ def _open_to_train(source: Source, reporter: Reporter) -> DatasetSplits:
     for name, part in data.list_parts().items():
         if name != "test":
             require_images(part, name, data.name, reporter)
-    return data
+    return _leave_unused_out(data, reporter)
+
+
+def _leave_unused_out(data: DatasetSplits, reporter: Reporter) -> DatasetSplits:
+    """Return data whose training images have none of the classes that nothing can be learned of."""
+    part = data.train if data.unsplit is None else data.unsplit
+    if part is None or not len(part.labels):
+        return data
+    kept, unused = drop_unused(part)
+    if not unused:
+        return data
+    reporter.note(f"{data.name}: no training image has {name_some(map(repr, unused))}, left out.")
+    return replace(data, train=kept) if data.unsplit is None else replace(data, unsplit=kept)
 
 
 def _split_folds(data: DatasetSplits, source: Source, reporter: Reporter) -> FoldedData:

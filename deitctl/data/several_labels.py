@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain, compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from deitctl.data.dataset import (
     MIN_SEVERAL,
     ImageDataset,
     Subset,
+    count_images,
     encode_labels,
     make_multilabel,
+    renumber,
 )
 from deitctl.data.file_types import is_image_start
 from deitctl.data.readers.read_options import AUTO
@@ -42,7 +45,7 @@ def settle_labels(
     *,
     is_tree: bool,
 ) -> Mapping[str, ImageDataset]:
-    """Return the parts of some data, all of one label an image or all of several.
+    """Return the parts of some data, all of one label an image, or all of several and of the same classes.
 
     Of a tree of class folders an image in several of them becomes one image of several labels, if
     the task is multilabel, or auto and `MIN_SEVERAL` of the images lie in several; fewer may be
@@ -73,8 +76,31 @@ def settle_labels(
             "several class folders."
         )
     if task == MULTILABEL or any(part.is_multilabel for part in parts.values()):
-        return {part: make_multilabel(images) for part, images in parts.items()}
+        return _share_classes({part: make_multilabel(images) for part, images in parts.items()})
     return parts
+
+
+def _share_classes(parts: Mapping[str, ImageDataset]) -> dict[str, ImageDataset]:
+    """Return the parts with the classes of all: where no image of one has a class, that is predicted
+    wrongly there."""
+    names = tuple(sorted(set(chain.from_iterable(part.class_names for part in parts.values()))))
+    return {
+        name: part if part.class_names == names else renumber(part, names)
+        for name, part in parts.items()
+    }
+
+
+def drop_unused(dataset: ImageDataset) -> tuple[ImageDataset, tuple[str, ...]]:
+    """Return images of several labels without the classes that none of them has, and these."""
+    if not dataset.is_multilabel:
+        return dataset, ()
+    is_used = (count_images(dataset) > 0).tolist()
+    if all(is_used):
+        return dataset, ()
+    names = tuple(compress(dataset.class_names, is_used))
+    return renumber(dataset, names), tuple(
+        name for name in dataset.class_names if name not in names
+    )
 
 
 def require_same_kind(name: str, train: ImageDataset, val: ImageDataset, task: TaskChoice) -> None:

@@ -26,6 +26,7 @@ from deitctl.evaluation.results import EvalResults
 from deitctl.evaluation.subject import (
     EvalSubject,
     build_subjects,
+    drop_unknown_classes,
     note_unknown_training,
     settle_kind,
 )
@@ -119,7 +120,8 @@ def _load_subjects(
         require_real_labels(dataset, real)
     networks = [load_network(ref, device, options, reporter) for ref in models]
     networks, dataset = settle_ranges(networks, dataset, options.value_range, reporter)
-    dataset = settle_kind(models, [config for _, config in networks], data, dataset, reporter)
+    configs = [config for _, config in networks]
+    dataset = drop_unknown_classes(configs, settle_kind(models, configs, data, dataset, reporter))
     if real is not None:
         for _, model_config in networks:
             map_to_imagenet(model_config)  # refuses models of other classes before the pass

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
-from deitctl.data.dataset import ImageDataset, make_multilabel
+from deitctl.data.dataset import ImageDataset, count_images, make_multilabel, renumber
 from deitctl.data.splits import ALL
 from deitctl.errors import DataError
 from deitctl.evaluation.eval_model import EvalModel, get_preprocessing
@@ -101,6 +101,20 @@ def settle_kind(
     return make_multilabel(dataset)
 
 
+def drop_unknown_classes(configs: Sequence[ModelConfig], dataset: ImageDataset) -> ImageDataset:
+    """Return images of several labels without the classes that none of them has and a model does not know."""
+    names = dataset.class_names
+    if not dataset.is_multilabel or all(match_classes(config, names) for config in configs):
+        return dataset
+    counts = count_images(dataset).tolist()
+    known = tuple(
+        name
+        for name, count in zip(names, counts, strict=True)
+        if count or all(match_classes(config, [name]) for config in configs)
+    )
+    return dataset if known == names else renumber(dataset, known)
+
+
 def build_subjects(
     models: Sequence[str],
     networks: Sequence[tuple[Network, ModelConfig]],
@@ -113,6 +127,9 @@ def build_subjects(
     matches = [
         _match_classes(model_config, dataset, data, reporter) for _, model_config in networks
     ]
+    if dataset.is_multilabel:
+        for ref, (_, model_config), match in zip(models, networks, matches, strict=True):
+            _note_other_classes(ref, model_config, match, data, reporter)
     titles = name_classes(networks[0][1], matches[0], dataset.class_names)
     return [
         EvalSubject(
@@ -173,6 +190,19 @@ def _match_classes(
             "as in ImageNetV2."
         )
     return match
+
+
+def _note_other_classes(
+    ref: str, model_config: ModelConfig, match: ClassMatch, data: str, reporter: Reporter
+) -> None:
+    """Say which classes of a model the data does not have: whether its images have them is not known."""
+    rows = set(match.rows)
+    if others := [n for n in range(model_config.num_classes) if n not in rows]:
+        reporter.note(
+            f"{data} does not have {len(others):,} of the {model_config.num_classes:,} classes of {ref}, "
+            f"for example {model_config.label(others[0])!r}: what it predicts of them does not count. "
+            "A column of 0 says that no image has a class."
+        )
 
 
 def note_unknown_training(

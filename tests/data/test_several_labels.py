@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import deitctl
+from deitctl.checks.classes import check_classes
+from deitctl.checks.survey import Split
 from deitctl.config import AugmentConfig
 from deitctl.data.dataset import count_images, find_rarest, join, name_labels, select
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_split
@@ -70,7 +72,7 @@ def test_a_column_of_0_and_1_for_each_class_may_hold_several_1s(one, table, repo
     rows = [f"{one},0,0", f"{one},{one},0", "0,0,0"]
     dataset = open_all(table(rows, "image,cat,dog,bird"), reporter)
     assert name_labels(dataset) == [("cat",), ("cat", "dog"), ()]
-    assert "no image has 'bird', left out" in reporter.notes[0]
+    assert (dataset.class_names, count_images(dataset)[0]) == (("bird", "cat", "dog"), 0)
 
 
 def test_rows_of_one_image_are_one_image_where_that_is_common(image_folder, reporter):
@@ -142,6 +144,31 @@ def test_a_class_that_training_lacks_is_refused_by_name(table, reporter):
     rows = ["cat|dog,train", "dog,train", "cat|bird,val"]
     with pytest.raises(DataError, match="Class 'bird' is in the validation set but not in the tr"):
         open_for_training(Source(table(rows, "path,label,split")), reporter=reporter)
+
+
+@pytest.mark.parametrize("kind", ["lists", "bits", "tree"])
+def test_every_part_has_the_classes_of_all(kind, table, image_folder, tmp_path, reporter):
+    """Else what is predicted of a class that no image of a part has would not count."""
+    if kind == "tree":
+        images = image_folder({"all": 4})
+        places = {"0.png": ["train/cat", "train/dog"], "1.png": ["train/dog"], "2.png": ["val/cat"]}
+        path = make_tree(tmp_path / "tree", images, places)
+    elif kind == "lists":
+        path = table(["cat|dog,train", "dog,train", "cat,val"], "path,label,split")
+    else:
+        rows = ["1,1,0,train", "0,1,0,train", "1,0,0,val"]
+        path = table(rows, "path,cat,dog,emu,split")
+    parts = open_dataset(path, reporter, task="multilabel").list_parts()
+    names = ("cat", "dog", "emu") if kind == "bits" else ("cat", "dog")
+    assert {part.class_names for part in parts.values()} == {names}
+    assert name_labels(parts["val"]) == [("cat",)]
+    train, val = open_for_training(Source(path, task="multilabel"), reporter=reporter)
+    assert train.class_names == val.class_names == ("cat", "dog")  # an emu cannot be learned
+    said = f"{path}: no training image has 'emu', left out."
+    assert (said in reporter.notes) == (kind == "bits")
+    issues = {i.code: i.examples for i in check_classes([Split(*item) for item in parts.items()])}
+    assert issues["class_only_in_train"] == ("dog",)
+    assert not any("emu" in example for examples in issues.values() for example in examples)
 
 
 def test_labels_keep_to_names_through_joining_selecting_and_numbering(table, reporter):

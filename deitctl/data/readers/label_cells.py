@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from deitctl.config import TaskChoice
@@ -37,9 +36,9 @@ ESCAPE = re.compile(
 those of paths that nothing has doubled, stand for themselves."""
 QUOTE = re.compile(r"[\"']")
 NUMBERS = re.compile(r"\s*[\d.]+(\s+[\d.]+)+\s*")
+"""Of a list as NumPy writes it."""
 SEPARATOR = re.compile(r"\s*[,;|]\s*|\s+")
 """Between the fields of a list of 0 and 1."""
-"""Of a list as NumPy writes it."""
 Items = tuple[str, ...] | DataError | None
 WAY_ON = "--task multilabel reads several labels an image."
 MAX_NAMED = 3
@@ -54,6 +53,8 @@ class LabelCells:
     is_multilabel: bool
     note: str = ""
     """How the labels of a cell were separated; empty for one label each."""
+    columns: tuple[str, ...] = ()
+    """Of several labels an image, the classes that have a column, whether an image has them or not."""
 
 
 NameRow = Callable[[int], str]
@@ -75,15 +76,15 @@ def read_cells(
         task: multilabel splits cells, classification takes them whole but for lists of one, auto
             splits them where they leave no doubt: lists of several, signs in `MIN_SEVERAL` of the rows.
         name_row: names a cell's row.
-
         counts: rows of each cell; None: one.
+
     Raises:
         DataError: a list that is not closed, with an empty item or with a label twice; lists of
             several labels for one label an image; rows of 0 and 1 that name no class.
     """
     filled = [cell for cell in cells if cell.strip()]
-    lists = [_split_brackets(cell) for cell in cells]
     _refuse_vectors(path, cells, name_row)
+    lists = [_split_brackets(cell) for cell in cells]
     if _are_lists(lists, filled, task):
         return _read_lists(path, cells, lists, task, name_row)
     one_each = tuple((cell,) if cell.strip() else () for cell in cells)
@@ -126,8 +127,8 @@ def read_bits(
         ones: list[str] = []
         for at, field in zip(columns.one_hot, cell.split("\t"), strict=True):
             if field.casefold() not in BITS:
-                raise DataError(
                 what = f"has {field!r}" if field else "is blank"
+                raise DataError(
                     f"{path}, {name_row(number)} {what} in the column {columns.names[at]!r}, and the "
                     "columns of classes hold 0 and 1.",
                     _suggest_bits(cells),
@@ -143,10 +144,18 @@ def read_bits(
                 f"{len(names)} of those of classes hold 1.",
                 WAY_ON if names else f"{WAY_ON[:-1]}, or none.",
             )
-    used = set(chain.from_iterable(labels))
-    unused = [columns.names[at] for at in columns.one_hot if columns.names[at] not in used]
-    left_out = f"no image has {name_columns(unused)}, left out" if unused and is_multilabel else ""
-    return LabelCells(tuple(labels), is_multilabel, left_out)
+    named = tuple(columns.names[at] for at in columns.one_hot) if is_multilabel else ()
+    return LabelCells(tuple(labels), is_multilabel, columns=named)
+
+
+def _suggest_bits(cells: Sequence[str]) -> str:
+    """Return what to do about columns of classes that hold more than 0 and 1."""
+    fields = {field for cell in cells for field in cell.split("\t")}
+    kinds = ["0 where a blank means no"] if "" in fields else []
+    if UNCERTAIN & fields:
+        kinds.append("either one where -1 means uncertain")
+    say = f" ({', '.join(kinds)})" if kinds else ""
+    return f"Write 0 or 1 in all of them{say}; remove a column that is of no class."
 
 
 def find_sign(cells: Sequence[str], is_multilabel: bool) -> str:
@@ -171,15 +180,6 @@ def find_sign(cells: Sequence[str], is_multilabel: bool) -> str:
     return ""
 
 
-def _split(cell: str, sign: str) -> list[str]:
-    parts = cell.split() if sign == " " else cell.split(sign)
-    return [canonicalize_name(part) for part in parts]
-
-
-def _are_lists(lists: Sequence[Items], filled: Sequence[str], task: TaskChoice) -> bool:
-    """Whether cells are lists: all of them, or some and one of several items."""
-    bracketed = [items for items in lists if items is not None]
-    if not bracketed or len(bracketed) == len(filled):
 def _is_rare(sign: str, cells: Sequence[str], counts: Sequence[int]) -> bool:
     """Whether so few rows have a sign between labels that it may be a mistake."""
     rows = Counter[bool]()
@@ -189,6 +189,15 @@ def _is_rare(sign: str, cells: Sequence[str], counts: Sequence[int]) -> bool:
     return rows[True] < MIN_SEVERAL * rows.total()
 
 
+def _split(cell: str, sign: str) -> list[str]:
+    parts = cell.split() if sign == " " else cell.split(sign)
+    return [canonicalize_name(part) for part in parts]
+
+
+def _are_lists(lists: Sequence[Items], filled: Sequence[str], task: TaskChoice) -> bool:
+    """Whether cells are lists: all of them, or some and one of several items."""
+    bracketed = [items for items in lists if items is not None]
+    if not bracketed or len(bracketed) == len(filled):
         return bool(bracketed)
     several = any(isinstance(items, tuple) and len(items) != 1 for items in bracketed)
     return task != "classification" and (several or task == MULTILABEL)
@@ -223,15 +232,6 @@ def _read_lists(
     return LabelCells(tuple(labels), is_multilabel, note)
 
 
-def _require_labels(
-    path: Path, cell: str, labels: Sequence[str], name_row: Callable[[], str]
-) -> None:
-    """Raise `DataError` if one of several labels is empty, or one is there twice."""
-    names = list(map(canonicalize_name, labels))
-    if "" in names:
-        raise DataError(
-            f"{path}, {name_row()} has an empty label in {cell!r:.100}.",
-            "Remove the sign too many, or write the label that is missing there.",
 def _refuse_vectors(path: Path, cells: Sequence[str], name_row: NameRow) -> None:
     """Raise `DataError` if cells are equally many 0s and 1s, one for each class: no class has a name."""
     widths = {_measure_vector(cell.strip()) for cell in cells if cell.strip()}
@@ -254,6 +254,15 @@ def _measure_vector(text: str) -> int:
     return len(fields) if is_vector else 0
 
 
+def _require_labels(
+    path: Path, cell: str, labels: Sequence[str], name_row: Callable[[], str]
+) -> None:
+    """Raise `DataError` if one of several labels is empty, or one is there twice."""
+    names = list(map(canonicalize_name, labels))
+    if "" in names:
+        raise DataError(
+            f"{path}, {name_row()} has an empty label in {cell!r:.100}.",
+            "Remove the sign too many, or write the label that is missing there.",
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

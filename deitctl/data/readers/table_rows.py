@@ -125,7 +125,7 @@ def collect_rows(
         _require_labels(path, columns, raw, cell_labels, has_class | ~is_read, first_row)
     group_names = _name_groups(path, columns, raw.groups, first_row)
     labels, class_names = _number_cells(path, cell_labels, reporter)
-    if not class_names:
+    if not any(cell_labels.labels):
         raise DataError(f"{path} has no image with a class, in {name_columns(names)}.")
     if not cell_labels.is_multilabel and options.task == AUTO:
         _warn_of_lists(path, class_names, reporter)
@@ -257,7 +257,7 @@ def _number_cells(
     path: Path, cell_labels: LabelCells, reporter: Reporter
 ) -> tuple[Labels, tuple[str, ...]]:
     """Return the labels of each cell by number, -1 for none or multi-hot, and the classes."""
-    texts = list(dict.fromkeys(chain.from_iterable(cell_labels.labels)))
+    texts = list(dict.fromkeys(chain(chain.from_iterable(cell_labels.labels), cell_labels.columns)))
     class_of = dict(zip(texts, _name_classes(path, texts, reporter), strict=True))
     class_names = tuple(sorted(set(class_of.values())))
     places = {name: at for at, name in enumerate(class_names)}
@@ -271,12 +271,12 @@ def _number_cells(
 
 
 def number_classes(labels: Labels, class_names: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
-    """Number the labels of a part of a table by the classes that it has."""
-    used = find_used(labels)
-    names = tuple(class_names[n] for n in used)
+    """Number the labels of a part of a table by the classes that it has; of several labels an image it has
+    all of the table, as an image without a class says something about it too."""
     if labels.ndim == 2:
-        return labels[:, used], names
-    return np.searchsorted(used, labels).astype(np.int64), names
+        return labels, tuple(class_names)
+    used = find_used(labels)
+    return np.searchsorted(used, labels).astype(np.int64), tuple(class_names[n] for n in used)
 
 
 def find_used(labels: Labels) -> NDArray[np.int64]:
