@@ -1,15 +1,17 @@
-"""Weights of a DeiT for another shape: fewer blocks, other patches, other input channels."""
+"""Weights of a DeiT for another shape: fewer blocks, other patches, channels or positions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from deitctl.errors import ModelError
 from deitctl.models.catalog import Architecture
+from deitctl.sizes import ImageSize, height_width
 
 
 def adapt_shape(
@@ -80,6 +82,51 @@ def resample_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
     inverse = torch.linalg.pinv(resized.reshape(old * old, -1))
     flat: Tensor = weight.float().flatten(2) @ inverse.mT
     return flat.reshape(*weight.shape[:2], *size).to(weight.dtype)
+
+
+def resample_positions(
+    model: nn.Module, state: Mapping[str, Tensor], img_size: ImageSize
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return weights of a timm model with position embeddings for its grid, by timm's
+    `resample_abs_pos_embed`, and the change as a sentence. Models without such positions keep theirs.
+
+    Args:
+        model: whose `patch_embed` has the grid.
+        state: by timm's names; meta tensors stay so.
+        img_size: input size of the weights in pixels, 0 where it is not stated: a square one.
+    """
+    resampled, name = dict(state), "pos_embed"
+    positions, target = state.get(name), getattr(model, name, None)
+    patches = getattr(model, "patch_embed", None)
+    grid, patch = getattr(patches, "grid_size", None), getattr(patches, "patch_size", None)
+    if positions is None or not isinstance(target, Tensor) or grid is None or patch is None:
+        return resampled, []
+    if positions.ndim != 3 or target.ndim != 3 or positions.shape[2] != target.shape[2]:
+        return resampled, []
+    num_prefix_tokens = target.shape[1] - math.prod(grid)  # as many as the model's class tokens
+    num_patches = positions.shape[1] - num_prefix_tokens
+    stated = tuple(side // p for side, p in zip(height_width(img_size), patch, strict=True))
+    side = math.isqrt(max(num_patches, 0))
+    is_stated = math.prod(stated) == num_patches
+    old = stated if is_stated else (side, side)
+    if num_prefix_tokens < 0 or num_patches < 1 or math.prod(old) != num_patches:
+        return resampled, []
+    if old == tuple(grid):
+        return resampled, []
+    if positions.is_meta:
+        resampled[name] = torch.empty_like(target, device="meta")
+    else:
+        from timm.layers import resample_abs_pos_embed
+
+        resampled[name] = resample_abs_pos_embed(
+            positions, list(grid), list(old), num_prefix_tokens
+        )
+    change = f"position embeddings are resized to {grid[0]}x{grid[1]} patches"
+    if not is_stated and math.prod(old) == math.prod(grid):
+        change += (
+            f" from {side}x{side}, which they are taken to be: the file states no height and width"
+        )
+    return resampled, [change]
 
 
 def adapt_input_conv(weight: Tensor, in_chans: int) -> Tensor:

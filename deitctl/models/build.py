@@ -265,7 +265,9 @@ def _build_deit(
     if any(value.is_meta for value in state.values()):  # matched, and nothing is loaded
         with torch.device("meta"):
             target = build()
-    changes += convert.load_adapted(target, state, source.name, source=source.arch)
+    changes += convert.load_adapted(
+        target, state, source.name, source=source.arch, img_size=source.checkpoint.img_size
+    )
     return LoadedModel(
         model,
         _keep_normalization(model_config, source.folder, source.checkpoint).at_size(size),
@@ -365,8 +367,17 @@ def _build_timm(
             drop_path_rate=drop_path_rate,
             model_args=model_args,
         )
+    changes: list[str] = []
     if source is not None:
-        timm_models.load_weights(model, source.checkpoint.state, source.name, new_head=True)
+        folder_config = load_model_config(source.folder) if source.folder else None
+        stated = folder_config.preprocessing.img_size if folder_config else 0
+        changes = timm_models.load_weights(
+            model,
+            source.checkpoint.state,
+            source.name,
+            new_head=True,
+            img_size=source.checkpoint.img_size or stated,
+        )
     model_config = replace(
         timm_models.read_model_config(model, name, num_classes), model_args=model_args
     ).with_channels(int(model_args.get("in_chans", 3)))
@@ -376,7 +387,7 @@ def _build_timm(
     return LoadedModel(
         model,
         model_config.at_size(img_size),
-        (f"the head is new: {num_classes} classes",) if has_new_head else (),
+        (*changes, *([f"the head is new: {num_classes} classes"] if has_new_head else [])),
         has_new_head,
         weights=source.name if source else (name if pretrained else ""),
         entry=source.checkpoint.entry if source else "",

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deitctl.config import MAX_SIZE
 from deitctl.errors import ModelError
 from deitctl.models.model_config import ModelConfig, from_timm_config, to_timm_config
 from deitctl.models.pickles import load_pickle
@@ -22,13 +23,18 @@ from deitctl.models.state_dicts import Checkpoint, unwrap_checkpoint
 from deitctl.models.transformers_folder import from_transformers_config, is_transformers_config
 from deitctl.models.weight_files import JOIN_SHARDS, SAFETENSORS, SHARD, identify_weights
 from deitctl.paths import DiskError, atomic_path, read_json, suggest_path, write_json
+from deitctl.sizes import ImageSize, format_size, long_side, parse_size
 
 WEIGHTS = "model.safetensors"
 WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin")
 """Of a model folder: the first that is there."""
 CONFIG = "config.json"
+RUN_FILE, FOLDS_FILE = "run.toml", "folds.toml"
 CHECKSUM = "deitctl.crc32"
 """Key of the checksum in the metadata of a safetensors file, see `compute_checksum`."""
+IMG_SIZE = "deitctl.img_size"
+"""Key of the input's height and width there, of a model that is not square: its positions do not show
+them."""
 MAX_HEADER = 16 * 2**20
 """Bytes of a safetensors header; a model with a thousand tensors has a hundred thousand."""
 
@@ -121,7 +127,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             with _open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            checkpoint = Checkpoint(loaded, is_own=CHECKSUM in metadata)
+            checkpoint = Checkpoint(
+                loaded, preprocessing=read_stated_size(metadata), is_own=CHECKSUM in metadata
+            )
         else:
             checkpoint = unwrap_checkpoint(load_pickle(path), path)
     except MemoryError as error:
@@ -144,6 +152,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"write it there without {CHECKSUM!r} in its metadata.",
         )
     return clean_names(checkpoint, path)
+
+
+def read_stated_size(metadata: Mapping[str, str]) -> dict[str, ImageSize]:
+    """Return the `img_size` that a safetensors file's metadata state; empty where they state none."""
+    try:
+        size = parse_size(metadata[IMG_SIZE])
+    except (KeyError, ValueError):
+        return {}
+    return {"img_size": size} if 0 < long_side(size) <= MAX_SIZE else {}
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -242,7 +259,9 @@ def save_model(
         layers: from `introspect.describe_layers`.
         metadata: of the safetensors file.
     """
-    save_tensors(folder / WEIGHTS, tensors, metadata)
+    size = model_config.preprocessing.img_size
+    stated = {} if isinstance(size, int) else {IMG_SIZE: format_size(size)}
+    save_tensors(folder / WEIGHTS, tensors, {**stated, **(metadata or {})})
     write_json(folder / CONFIG, to_timm_config(model_config, **layers))
 
 
@@ -277,12 +296,28 @@ def load_model_config(folder: Path) -> ModelConfig:
     return from_timm_config(config, str(path))
 
 
+def suggest_run(folder: Path) -> str:
+    """Return which run to name instead of a folder that holds runs alone, as that of folds; empty for another."""
+    try:
+        inner = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        runs = [entry for entry in inner if (entry / RUN_FILE).is_file()]
+    except OSError:
+        return ""
+    has_folds = (folder / FOLDS_FILE).is_file()
+    if not runs or (not has_folds and runs != inner):
+        return ""
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)}{' of folds' * has_folds}"
+    return f"It has {count}: name one, {runs[0]}."
+
+
 def suggest_inside(folder: Path) -> str:
     """Return what to name instead of a folder: the weights in it."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return ""
+    if runs := suggest_run(folder):
+        return runs
     if "adapter_config.json" in names:
         return "It holds LoRA adapters: join them with their model, by PEFT's merge_and_unload()."
     if "saved_model.pb" in names:

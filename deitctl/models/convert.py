@@ -12,7 +12,7 @@ from torch import Tensor
 from deitctl.config import MAX_CHANS
 from deitctl.errors import ModelError
 from deitctl.models.adapt import adapt_input_conv, adapt_shape
-from deitctl.models.catalog import ARCHITECTURES, Architecture, get_distilled, get_plain
+from deitctl.models.catalog import ARCHITECTURES, Architecture, find, get_distilled, get_plain
 from deitctl.models.own_shape import has_own_shape
 from deitctl.models.recognize import VITS, describe, recognize, suggest
 from deitctl.models.vit import VisionTransformer, resize_pos_embed
@@ -35,14 +35,16 @@ def infer_architecture(
     stored: str = "",
     *,
     own: Sequence[Architecture] = (),
+    img_size: ImageSize = 0,
 ) -> Architecture:
-    """Return the DeiT whose parameters have these shapes.
+    """Return the DeiT whose parameters have these shapes, with the input size that is stated if one is.
 
     Args:
         shapes: by timm's names.
         where: names the file.
         stored: the architecture that its trainer named in it, for the message.
         own: architectures of a shape that is not in the catalog, which the weights may be of.
+        img_size: of the input in pixels, as the file states it; 0 where it does not.
 
     Raises:
         ModelError: there is none; the message says what the weights are of.
@@ -82,12 +84,22 @@ def infer_architecture(
         )
     _require_names(shapes, depth, candidates[0], where, stored)
     # DeiT-III has layer scale and no positions for its class token
+    num_prefix_tokens = 0 if layer_scale else 1 + distilled
+    num_patches = num_positions - num_prefix_tokens
     stated = candidates[0] if candidates[0] in own else None
-    _require_consistent_shapes(shapes, dim, 0 if layer_scale else 1 + distilled, where, stated)
-    if stated is not None:
-        return stated
-    grid = math.isqrt(num_positions)  # rounds the one or two prefix tokens away
-    return min(candidates, key=lambda a: abs(short_side(a.img_size) - grid * patch))
+    sizes = [img_size, *([stated.img_size] if stated else [])]
+    fitting = [size for size in sizes if size and count_patches(size, patch) == num_patches]
+    _require_consistent_shapes(shapes, dim, num_prefix_tokens, where, bool(fitting))
+    if stated is None:
+        side = math.isqrt(num_patches) * patch
+        stated = min(candidates, key=lambda a: abs(short_side(a.img_size) - side))
+    return replace(stated, img_size=fitting[0]) if fitting and fitting[0] == img_size else stated
+
+
+def count_patches(img_size: ImageSize, patch_size: int) -> int:
+    """Return the number of patches of an input, 0 where they do not fill it; sizes in pixels."""
+    sides = height_width(img_size)
+    return 0 if any(s % patch_size for s in sides) else math.prod(sides) // patch_size**2
 
 
 def _list_sizes(arch: Architecture) -> tuple[int | bool, ...]:
@@ -138,7 +150,7 @@ def _require_consistent_shapes(
     dim: int,
     num_prefix_tokens: int,
     where: str,
-    stated: Architecture | None,
+    has_stated_grid: bool,
 ) -> None:
     """Refuse a missing token, a grid that is neither the stated one nor square, or a head of another
     width."""
@@ -148,16 +160,18 @@ def _require_consistent_shapes(
         tuple(shapes.get("cls_token", ())) != (1, 1, dim)
         or pos_embed != (1, num_patches + num_prefix_tokens, dim)
         or num_patches < 1
-        or (
-            (stated is None or math.prod(stated.grid) != num_patches)
-            and math.isqrt(num_patches) ** 2 != num_patches
-        )
         or len(head) != 2
         or head[0] < 1
         or head[1] != dim
     ):
         raise ModelError(
             f"{where} is not a complete DeiT: its tokens, positions and head do not fit together."
+        )
+    if not has_stated_grid and math.isqrt(num_patches) ** 2 != num_patches:
+        raise ModelError(
+            f"{where} has positions of {num_patches} patches, which make no square, and does not state "
+            "its input's height and width.",
+            "Name the folder that it was trained in, whose config.json does.",
         )
 
 
@@ -213,6 +227,7 @@ def load_adapted(
     where: str,
     *,
     source: Architecture | None = None,
+    img_size: ImageSize = 0,
 ) -> list[str]:
     """Load a state dict into a DeiT of another input size, class count, set of tokens or shape.
 
@@ -222,6 +237,7 @@ def load_adapted(
         where: names the file.
         source: the architecture of the weights where it is known; None: that of the catalog, or the
             model's own.
+        img_size: of their input in pixels, as the file states it; 0 where it does not.
 
     Returns:
         The changes, as sentences.
@@ -229,7 +245,7 @@ def load_adapted(
     Raises:
         ModelError: the weights are of another architecture.
     """
-    adapted, changes = _adapt_state_dict(model, state, where, source)
+    adapted, changes = _adapt_state_dict(model, state, where, source, img_size)
     try:
         if model.pos_embed.is_meta:
             # Copied, because the file is memory-mapped and may change.
@@ -249,6 +265,7 @@ def _adapt_state_dict(
     state: Mapping[str, Tensor],
     where: str,
     source: Architecture | None,
+    img_size: ImageSize,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict that fits `model`, and the changes as sentences.
 
@@ -260,7 +277,12 @@ def _adapt_state_dict(
     if lacks_head and model.arch.distilled:
         changes.append("the distillation head starts as a copy of the class head")
     shapes = {k: tuple(v.shape) for k, v in state.items()}
-    source = infer_architecture(shapes, where, own=[source] if source else _list_variants(model))
+    is_stated = source is not None or bool(img_size)
+    if not is_stated and (guessed := _guess_size(shapes, model)):
+        img_size = guessed
+        changes.append(f"its positions are taken to be those of {format_size(guessed)} pixels")
+    own = [source] if source else _list_variants(model)
+    source = infer_architecture(shapes, where, own=own, img_size=img_size)
     if not has_same_backbone(source, model.arch):
         if not has_own_shape(model.arch):
             raise ModelError(
@@ -298,7 +320,13 @@ def _adapt_state_dict(
             pos_embed, model.grid, num_prefix_tokens=num_prefix_tokens, old_grid=old_grid
         )
         rows, columns = model.grid
-        changes.append(f"position embeddings are resized to {rows}x{columns} patches")
+        taken = ""
+        if not is_stated and math.prod(old_grid) == math.prod(model.grid):
+            taken = (
+                f" from {old_grid[0]}x{old_grid[1]}, which they are taken to be: the file states no "
+                "height and width"
+            )
+        changes.append(f"position embeddings are resized to {rows}x{columns} patches{taken}")
     state["pos_embed"] = pos_embed
     if (num_classes := count_classes(state)) != model.num_classes:
         # Both heads: with one of the old class count the two could not be fused.
@@ -311,8 +339,31 @@ def _adapt_state_dict(
 
 
 def _list_variants(model: VisionTransformer) -> list[Architecture]:
-    """Return a model's architecture with and without a distillation token."""
-    return [get_distilled(model.arch), get_plain(model.arch)]
+    """Return a model's architecture with and without a distillation token, of its published size.
+
+    The height and width are the model's, not those of the weights that it is to take.
+    """
+    size = (
+        ARCHITECTURES[0].img_size
+        if (named := find(model.arch.full_name)) is None
+        else named.img_size
+    )
+    arch = replace(model.arch, img_size=size)
+    return [get_distilled(arch), get_plain(arch)]
+
+
+def _guess_size(shapes: Mapping[str, Sequence[int]], model: VisionTransformer) -> ImageSize:
+    """Return the model's size where positions make no square and are as many as its own; else 0."""
+    num_prefix_tokens = 0 if model.arch.no_embed_class else 1 + ("dist_token" in shapes)
+    pos_embed, weight = shapes.get("pos_embed", ()), shapes.get("patch_embed.proj.weight", ())
+    if len(pos_embed) != 3 or len(weight) != 4:
+        return 0
+    num_patches = pos_embed[1] - num_prefix_tokens
+    if num_patches < 1 or math.isqrt(num_patches) ** 2 == num_patches:
+        return 0
+    rows, columns = model.grid
+    is_same = rows * columns == num_patches
+    return make_size(rows * weight[-1], columns * weight[-1]) if is_same else 0
 
 
 def has_same_backbone(a: Architecture, b: Architecture) -> bool:

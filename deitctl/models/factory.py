@@ -139,7 +139,8 @@ def find_architecture(ref: str, reporter: Reporter) -> Architecture | None:
     if is_weights_file(ref):
         checkpoint = read_outline(expand_home(ref))
         shapes = {k: tuple(v.shape) for k, v in convert.normalize_names(checkpoint.state).items()}
-        return convert.infer_architecture(shapes, ref, checkpoint.architecture)
+        stored, size = checkpoint.architecture, checkpoint.img_size
+        return convert.infer_architecture(shapes, ref, stored, img_size=size)
     arch = catalog.find(ref)
     if arch is None:
         require_timm_name(ref)
@@ -214,13 +215,17 @@ def _load_deit(
     require_finite(state, str(path))
     shapes = {k: tuple(v.shape) for k, v in state.items()}
     inferred = convert.infer_architecture(
-        shapes, str(path), checkpoint.architecture, own=[arch] if arch else []
+        shapes,
+        str(path),
+        checkpoint.architecture,
+        own=[arch] if arch else [],
+        img_size=checkpoint.img_size,
     )
     if arch is not None and not _is_same_deit(inferred, arch):
         raise ModelError(
             f"{path} holds {inferred.alias}, not {arch.alias}.", f"Use --model {inferred.alias}."
         )
-    arch = arch or inferred
+    arch = replace(arch, img_size=inferred.img_size) if arch else inferred
     num_classes = convert.count_classes(state)
     if num_classes is None and (beside := checkpoint.classifier_beside):
         raise ModelError(
@@ -296,10 +301,12 @@ def _load_timm_file(name: str, path: Path, img_size: ImageSize, reporter: Report
             f"{path} has no classifier head of {name}.",
             f"Fine-tune it first: deitctl train DATA --model {name} --weights FILE.",
         )
-    img_size = img_size or checkpoint.preprocessing.get("img_size", 0)
+    img_size = img_size or checkpoint.img_size
     model = timm_models.create_model(name, num_classes=num_classes, img_size=img_size)
     model_config = timm_models.read_model_config(model, name, num_classes)
-    timm_models.load_weights(model, checkpoint.state, str(path), new_head=False)
+    changes = timm_models.load_weights(
+        model, checkpoint.state, str(path), new_head=False, img_size=checkpoint.img_size
+    )
     classes = choose_class_names(checkpoint.class_lists, num_classes)
     say_what_was_taken(
         path,
@@ -314,4 +321,5 @@ def _load_timm_file(name: str, path: Path, img_size: ImageSize, reporter: Report
     model_config = _name_classes(model_config, classes)
     preprocessing = complete_preprocessing(model_config.preprocessing, checkpoint)
     model_config = replace(model_config, preprocessing=preprocessing)
-    return LoadedModel(model.eval(), model_config.at_size(img_size) if img_size else model_config)
+    model_config = model_config.at_size(img_size) if img_size else model_config
+    return LoadedModel(model.eval(), model_config, tuple(changes))

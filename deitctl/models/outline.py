@@ -17,6 +17,7 @@ from deitctl.models.checkpoint_io import (
     find_weights_file,
     load_model_config,
     read_checkpoint,
+    read_stated_size,
 )
 from deitctl.models.own_shape import read_architecture
 from deitctl.models.prefixes import clean_names
@@ -79,7 +80,9 @@ def fetch_outline(ref: str, folder: Path) -> Checkpoint | None:
         for name, (kind, shape) in tensors.items()
     }
     path = Path(repo_id) / WEIGHTS
-    return clean_names(Checkpoint(state, is_own=CHECKSUM in metadata), path)
+    stated = read_stated_size(metadata)
+    outline = Checkpoint(state, preprocessing=stated, is_own=CHECKSUM in metadata)
+    return clean_names(outline, path)
 
 
 def _outline_config(folder: Path) -> Checkpoint:

@@ -22,6 +22,7 @@ from deitctl.models.averages import (
 from deitctl.models.pickles import NUMPY_ARRAYS, StandIn
 from deitctl.models.stored_classes import read_class_lists
 from deitctl.models.trainer_settings import find_architecture, read_preprocessing
+from deitctl.sizes import ImageSize
 
 AVERAGED = (
     "state_dict_ema",  # timm's train.py
@@ -71,6 +72,12 @@ class Checkpoint:
     """A layer of classes beside a network that has none: which of its features it takes is not stated."""
     is_own: bool = False
     """Whether deitctl wrote it: the names are its own, or those of its export to transformers."""
+
+    @property
+    def img_size(self) -> ImageSize:
+        """The input size in pixels that it states, 0 for none."""
+        size: ImageSize = self.preprocessing.get("img_size", 0)
+        return size
 
 
 def unwrap_checkpoint(loaded: Any, path: Path) -> Checkpoint:

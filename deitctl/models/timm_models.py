@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deitctl.errors import ModelError, WeightsNotFound
 from deitctl.events import Reporter
-from deitctl.models.adapt import adapt_input_conv
+from deitctl.models.adapt import adapt_input_conv, resample_positions
 from deitctl.models.catalog import ARCHITECTURES, TIMM_TAGS, load_imagenet_classes
 from deitctl.models.checkpoint_io import (
     CONFIG,
@@ -175,16 +175,32 @@ def get_layer_ids(model: nn.Module) -> dict[str, int]:
 
 
 def load_weights(
-    model: nn.Module, state: Mapping[str, Tensor], where: str, *, new_head: bool
-) -> None:
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    *,
+    new_head: bool,
+    img_size: ImageSize = 0,
+) -> list[str]:
     """Load a state dict strictly; with `new_head` the classifier is set to zero instead.
 
     One without values (meta tensors) is matched, and the model keeps its own.
 
+    Args:
+        model: into which it goes.
+        state: by timm's names.
+        where: names the file.
+        new_head: whether the data's classes are others.
+        img_size: input size of the weights in pixels, 0 where it is not stated: a square one.
+
+    Returns:
+        The changes, as sentences.
+
     Raises:
         ModelError: the state dict does not fit, or holds infinite or NaN values.
     """
-    state, own = dict(state), model.state_dict()
+    own = model.state_dict()
+    state, changes = resample_positions(model, state, img_size)
     if new_head:
         state = _adapt_first_conv(model, state, own)
         heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
@@ -201,9 +217,15 @@ def load_weights(
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ModelError(
-            f"{where} holds weights of another architecture: {_first_mismatch(error)}"
-        ) from error
+        mismatch = _first_mismatch(error)
+        kind = "architecture or input size" if _depends_on_size(mismatch) else "architecture"
+        raise ModelError(f"{where} holds weights of another {kind}: {mismatch}") from error
+    return changes
+
+
+def _depends_on_size(text: str) -> bool:
+    """Return whether a message names a parameter whose shape may follow from the input's size."""
+    return any(word in text for word in ("pos_embed", "relative_position", "rel_pos"))
 
 
 def _adapt_first_conv(
@@ -230,8 +252,9 @@ def _require_same_shapes(model: nn.Module, state: Mapping[str, Tensor], where: s
     for name, parameter in model.named_parameters():
         if name not in state or state[name].shape != parameter.shape:
             actual = tuple(state[name].shape) if name in state else "missing"
+            kind = "architecture or input size" if _depends_on_size(name) else "architecture"
             raise ModelError(
-                f"{where} holds weights of another architecture: "
+                f"{where} holds weights of another {kind}: "
                 f"{name} is {actual}, not {tuple(parameter.shape)}."
             )
 
@@ -360,6 +383,7 @@ def load_folder(
         img_size: input size in pixels; 0 for its own.
     """
     model_config = load_model_config(folder)
+    trained_size = model_config.preprocessing.img_size
     model_config = model_config.at_size(img_size) if img_size else model_config
     if not is_timm_model(model_config.architecture):
         raise ModelError(
@@ -380,10 +404,11 @@ def load_folder(
     # config.json is untrusted: allocate nothing before its sizes are checked
     with torch.device("meta"):
         model = build()
-    _require_same_shapes(model, state, str(file))
+    fitted, _ = resample_positions(model, state, trained_size)
+    _require_same_shapes(model, fitted, str(file))
     if not any(value.is_meta for value in state.values()):
         model = build()
-        load_weights(model, state, str(file), new_head=False)
+        load_weights(model, state, str(file), new_head=False, img_size=trained_size)
     if model_config.class_names is None and model_config.num_classes == 1000:
         names, descriptions = load_imagenet_classes()
         model_config = replace(model_config, class_names=names, descriptions=descriptions)

@@ -9,6 +9,7 @@ from typing import Any
 
 from deitctl.config import MAX_SIZE
 from deitctl.models.pickles import StandIn
+from deitctl.sizes import long_side, parse_size
 
 # deit, timm, DINO and MAE: `args`; Lightning: `hyper_parameters`; own loops: the others.
 _SETTINGS = ("args", "hyper_parameters", "config", "cfg", "opt", "data_config", "pretrained_cfg")
@@ -79,8 +80,11 @@ def _parse(name: str, value: Any) -> Any:
     if name in ("mean", "std"):
         return value if isinstance(value, list | tuple) else None
     if name == "img_size":
-        side = value[-1] if isinstance(value, list | tuple) and value else value
-        return side if isinstance(side, int) and 0 < side <= MAX_SIZE else None
+        try:  # a list ends with height and width: (3, 224, 224), (224, 224), (224,)
+            size = parse_size(list(value[-2:]) if isinstance(value, list | tuple) else value)
+        except ValueError:
+            return None
+        return size if 0 < long_side(size) <= MAX_SIZE else None
     if name == "crop_pct":
         is_share = isinstance(value, int | float) and 0.05 <= value <= 1
         return float(value) if is_share else None

@@ -142,3 +142,35 @@ def test_a_damaged_state_dict_is_refused(deit):
 def test_sizes_that_patches_do_not_fill_are_refused_with_the_nearest(size, near):
     with pytest.raises(ModelError, match=f"--img-size {near}"):
         convert.resize_architecture(find("deit_tiny"), size)
+
+
+def test_a_square_files_positions_are_resized_for_another_grid_of_as_many_patches(deit):
+    source = deit(img_size=64)  # 4x4 patches
+    model = deit(img_size=(32, 128))  # 2x8
+    changes = convert.load_adapted(model, source.state_dict(), "f")
+    expected = resize_pos_embed(source.pos_embed, (2, 8), num_prefix_tokens=1, old_grid=(4, 4))
+    assert torch.equal(model.pos_embed, expected)
+    assert changes == [
+        "position embeddings are resized to 2x8 patches from 4x4, which they are taken to be: the file "
+        "states no height and width"
+    ]
+
+
+def test_a_file_that_states_its_height_and_width_keeps_its_grid(deit):
+    source, model, larger = deit(img_size=(32, 128)), deit(img_size=(32, 128)), deit(img_size=128)
+    state = source.state_dict()
+    assert convert.load_adapted(model, state, "f", img_size=(32, 128)) == []
+    assert torch.equal(model.pos_embed, source.pos_embed)
+    changes = convert.load_adapted(larger, state, "f", img_size=(32, 128))
+    assert changes == ["position embeddings are resized to 8x8 patches"]
+    expected = resize_pos_embed(source.pos_embed, (8, 8), num_prefix_tokens=1, old_grid=(2, 8))
+    assert torch.equal(larger.pos_embed, expected)
+
+
+def test_positions_that_make_no_square_are_the_models_own_or_refused(deit):
+    source, model = deit(img_size=(32, 48)), deit(img_size=(32, 48))
+    changes = convert.load_adapted(model, source.state_dict(), "f")
+    assert changes == ["its positions are taken to be those of 32x48 pixels"]
+    assert torch.equal(model.pos_embed, source.pos_embed)
+    with pytest.raises(ModelError, match=r"positions of 6 patches, which make no square"):
+        convert.load_adapted(deit(img_size=64), source.state_dict(), "f")

@@ -163,9 +163,7 @@ def test_other_inputs_are_loaded_with_equal_logits_here_and_in_timm(
     images = torch.randn(2, in_chans, *size)
     ours = forward_heads(loaded.model.eval(), images)
     theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
-    torch.testing.assert_close(
-        theirs(images), fuse_heads(ours, "avg-logits"), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(theirs(images), fuse_heads(ours, "avg-logits"), atol=1e-5, rtol=0)
     assert tuple(theirs.pretrained_cfg["input_size"]) == (in_chans, *size)
     again = load_model(str(tmp_path / "m"), reporter=reporter)
     assert torch.equal(forward_heads(again.model, images).dist, ours.dist)
@@ -202,3 +200,32 @@ def test_gray_students_start_from_rgb_weights(tmp_path, reporter):
     )
     assert gray.changes == ("the first layer's weights for 3 channels are adapted to 1",)
     assert gray.model_config.preprocessing.mean == (0.449,)
+
+
+def test_a_lone_file_states_its_height_and_width(tmp_path, reporter):
+    loaded = build_model(
+        "deit_tiny",
+        class_names=("a", "b"),
+        img_size=(32, 128),
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights="",
+        distilled=False,
+        model_args={"depth": 1, "embed_dim": 24, "num_heads": 3},
+        reporter=reporter,
+    )
+    torch.nn.init.normal_(loaded.model.pos_embed)
+    save(loaded, tmp_path / "m")
+    again = build_model(
+        "deit_tiny",
+        class_names=("a", "b"),
+        img_size=(32, 128),  # as many patches as a square of 64 pixels has
+        drop_path_rate=0.0,
+        pretrained=False,
+        weights=str((tmp_path / "m" / "model.safetensors").rename(tmp_path / "lone.safetensors")),
+        distilled=False,
+        model_args={"depth": 1, "embed_dim": 24, "num_heads": 3},
+        reporter=reporter,
+    )
+    assert torch.equal(again.model.pos_embed, loaded.model.pos_embed)
+    assert not any("position" in change for change in again.changes)

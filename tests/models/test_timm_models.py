@@ -161,3 +161,25 @@ def test_weights_in_the_hubs_cache_are_used_without_a_network(
     with torch.no_grad():
         assert torch.equal(loaded.model(images), model(images))
     assert loaded.model_config.class_names is not None
+
+
+def test_positions_of_a_file_are_resampled_for_another_grid_of_as_many_patches(reporter):
+    from timm.layers import resample_abs_pos_embed
+
+    shape = {"depth": 1, "embed_dim": 24, "num_heads": 3}
+    square = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=64, **shape)
+    state = square.state_dict()
+    for size, grid in (((32, 128), (2, 8)), (96, (6, 6))):
+        model = timm_models.create_model(
+            "vit_tiny_patch16_224", num_classes=2, img_size=size, model_args=shape
+        )
+        changes = timm_models.load_weights(model, state, "f", new_head=False)
+        expected = resample_abs_pos_embed(square.pos_embed, list(grid), [4, 4])
+        assert torch.equal(model.pos_embed, expected)
+        assert f"position embeddings are resized to {grid[0]}x{grid[1]} patches" in changes[0]
+        assert ("states no height and width" in changes[0]) == (size == (32, 128))
+    wide = timm_models.create_model(
+        "vit_tiny_patch16_224", num_classes=2, img_size=(32, 128), model_args=shape
+    )
+    assert timm_models.load_weights(wide, state, "f", new_head=False, img_size=(32, 128)) == []
+    assert torch.equal(wide.pos_embed, square.pos_embed)
