@@ -80,7 +80,7 @@ def test_early_epochs_are_planned_at_their_size_and_warned_of(
 
 
 def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) -> None:
-    config = replace(little_config("x"), model="vit_tiny_patch16_224")
+    config = replace(little_config("x", model_args={}), model="vit_tiny_patch16_224")
     recipe = replace(
         config.recipe,
         img_size=224,
@@ -103,9 +103,9 @@ def test_a_model_of_one_size_is_refused_before_it_is_run(little_config: Make) ->
 def test_the_published_weights_that_a_student_starts_from_are_named(
     model: str, dist_token: bool, published: str, distilled: Make, hub: None
 ) -> None:
-    config = distilled("x", dist_token=dist_token)
+    config = distilled("x", model_args={}, dist_token=dist_token)
     recipe = replace(config.recipe, pretrained=True)
-    planned = plan_training(replace(config, model=model, recipe=recipe))
+    planned = plan_training(replace(config, model=model, model_args={}, recipe=recipe))
     assert (planned.initial_weights, planned.is_local) == (published, False)
     assert any("the head is new: 10 classes" in change for change in planned.weight_changes)
 
