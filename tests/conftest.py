@@ -230,7 +230,10 @@ def little(digit_datasets: tuple[ImageDataset, ImageDataset]) -> tuple[ImageData
 
 @pytest.fixture
 def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
-    """Make a configuration of the digits recipe at 32 pixels, with every random part on; runs go below `tmp_path`."""
+    """Make a configuration of the digits recipe at 32 pixels, with every random part on; runs go below `tmp_path`.
+
+    A DeiT has two blocks, the fewest of which one is dropped at random; `model_args={}` is its own shape.
+    """
     monkeypatch.chdir(tmp_path)
 
     def make(output: str, **changes: object) -> TrainConfig:
@@ -254,7 +257,9 @@ def little_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             workers=0,
             output_dir=str(tmp_path / output),
         )
-        return replace(config, **changes)  # type: ignore[arg-type]
+        config = replace(config, **changes)  # type: ignore[arg-type]
+        is_own = "model_args" in changes or find(config.model) is None
+        return config if is_own else replace(config, model_args={"depth": 2})
 
     return make
 
@@ -305,9 +310,14 @@ def imagenet_teacher(tmp_path: Path) -> Callable[..., Path]:
 def distilled(
     little_config: Callable[..., TrainConfig], digits_teacher: Path
 ) -> Callable[..., TrainConfig]:
-    """Make the configuration of a student of `digits_teacher` with 2 views; keywords are `distill` settings."""
+    """Make the configuration of a student of `digits_teacher` with 2 views.
 
-    def make(output: str, **changes: object) -> TrainConfig:
+    Keywords are `distill` settings, and `model_args` as of `little_config`.
+    """
+
+    def make(
+        output: str, *, model_args: Mapping[str, object] | None = None, **changes: object
+    ) -> TrainConfig:
         values: dict[str, object] = {
             "teacher": str(digits_teacher),
             "mode": "hard",
@@ -320,14 +330,16 @@ def distilled(
             "logits_topk": 4,
             "allow_weak_teacher": True,
         }
-        return little_config(output, distill=DistillConfig(**{**values, **changes}))  # type: ignore[arg-type]
+        distill = DistillConfig(**{**values, **changes})  # type: ignore[arg-type]
+        own = {} if model_args is None else {"model_args": model_args}
+        return little_config(output, distill=distill, **own)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small distilled digits classifier in a folder, which no test may change."""
+    """A distilled digits classifier of one block in a folder, which no test may change."""
     torch.manual_seed(0)
     loaded = build_model(
         "deit_tiny",
@@ -338,6 +350,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights="",
         distilled=True,
         reporter=SilentReporter(),
+        model_args={"depth": 1},
     )
     folder = tmp_path_factory.mktemp("model") / "seven"
     model_config = pin_img_size(loaded.model, loaded.model_config)

@@ -70,7 +70,7 @@ def test_weights_are_the_named_ones_or_plain_ones_or_the_run_stops(
 ) -> None:
     """`taken` is a file, "" for random weights, and None for a run that stops."""
     folder = shelf(*there)
-    config = distilled("run", dist_token=changes.get("dist_token", True))
+    config = distilled("run", model_args={}, dist_token=changes.get("dist_token", True))
     if changes.get("teacher") is False:
         config = replace(config, distill=None)
     recipe = replace(config.recipe, pretrained=changes.get("pretrained", True))
@@ -100,7 +100,7 @@ def test_the_distilled_file_that_is_here_is_named_where_the_plain_one_is_missing
     shelf: Callable[..., Path], distilled: Make, little: Pair, reporter
 ) -> None:
     path = shelf(WITH_TOKEN) / WITH_TOKEN.replace("pth", "safetensors")
-    config = distilled("run", dist_token=False)
+    config = distilled("run", model_args={}, dist_token=False)
     config = replace(config, recipe=replace(config.recipe, pretrained=True))
     with pytest.raises(WeightsNotFound) as stopped:
         build_student(config, little[0], reporter)
@@ -123,7 +123,7 @@ def test_named_weights_are_taken_with_or_without_a_token(
 ) -> None:
     path = shelf(name) / name.replace("pth", "safetensors")
     monkeypatch.delenv("DEITCTL_WEIGHTS")
-    config = replace(distilled("run"), weights=str(path))
+    config = replace(distilled("run", model_args={}), weights=str(path))
     student = build_student(config, little[0], reporter)
     assert student.weights == str(path)
     assert any(change in said for said in student.changes)
@@ -138,7 +138,7 @@ def test_a_run_of_distill_without_weights_leaves_no_folder(
 ) -> None:
     from deitctl.training.launch import run_training
 
-    config = distilled("run")
+    config = distilled("run", model_args={})
     config = replace(config, recipe=replace(config.recipe, pretrained=True))
     with pytest.raises(DeitctlError, match="are not on this machine"):
         run_training(config, datasets=little, reporter=reporter)

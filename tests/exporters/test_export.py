@@ -62,7 +62,8 @@ def test_a_bare_quantized_file_is_verified_timed_and_named_after_what_it_is(mode
     )
     assert result.path.name == "seven-bare-int8.onnx"
     assert [p.name for p in result.path.parent.iterdir()] == [result.path.name]
-    assert result.bytes == result.path.stat().st_size < 8e6
+    assert result.bytes == result.path.stat().st_size
+    assert result.bytes < 0.48 * (model / "model.safetensors").stat().st_size  # fp16: 0.51
     record = to_object(result)
     assert (record["quantize"], record["num_verified"]) == ("int8", 5)
     assert 0 < record["relative_diff"] < 0.15
@@ -287,13 +288,12 @@ def test_a_file_that_is_no_export_is_never_overwritten(model):
         ):
             export(str(model), to=to, output=str(weights), num_images=2)
     assert weights.read_bytes() == before
-    result = export(str(model), to="torch", num_images=2)
-    assert export(str(model), to="torch", num_images=2).path == result.path
 
 
-def test_another_head_rule_is_another_file(model):
-    result = export(str(model), to="torch", head="dist", num_images=2)
-    assert (result.path.name, result.head) == ("seven-dist.pt2", "dist")
+def test_another_head_rule_is_another_file_and_an_earlier_export_is_replaced(model):
+    for _ in range(2):
+        result = export(str(model), to="torch", head="dist", num_images=2)
+        assert (result.path.name, result.head) == ("seven-dist.pt2", "dist")
     assert not (model / "export" / "seven.pt2").exists()
 
 

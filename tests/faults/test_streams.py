@@ -14,6 +14,7 @@ import pytest
 
 DEITCTL = [sys.executable, "-m", "deitctl"]
 SMALL = ("--model", "deit_tiny", "--no-pretrained", "--img-size", "32", "--batch-size", "16")
+SHALLOW = ("--set", "model.depth=2")
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def data(image_folder) -> Path:
 
 def train(data: Path, *options: str, epochs: int = 2) -> list[str]:
     fixed = ("--epochs", str(epochs), "--workers", "0", "--save-every", "1h", "--output", "r")
-    return [*DEITCTL, "train", str(data), *SMALL, *fixed, *options]
+    return [*DEITCTL, "train", str(data), *SMALL, *SHALLOW, *fixed, *options]
 
 
 @pytest.mark.parametrize("lost", ["2>/dev/full", "2>&1 | true", ">&- 2>&- <&-"])
@@ -50,7 +51,7 @@ def test_a_signal_saves_the_step_that_was_done_and_says_so(name, data, tmp_path)
 
 
 def test_a_training_under_nohup_outlives_its_terminal(data, tmp_path):
-    command = ["nohup", *train(data, epochs=5)]
+    command = ["nohup", *train(data, epochs=15)]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:

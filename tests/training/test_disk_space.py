@@ -89,7 +89,7 @@ def test_a_disk_that_is_too_small_is_warned_of_in_the_plan_and_before_the_start(
 def test_a_plan_has_the_expected_time_and_whether_its_weights_are_here(
     little_config: Make, little: Pair, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = little_config("run")
+    config = little_config("run", model_args={})
     planned = plan_training(config, datasets=little)
     assert planned.expected_seconds is not None
     assert 0 < planned.expected_seconds < 1000

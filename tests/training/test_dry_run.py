@@ -160,14 +160,16 @@ def require_one_line(config: TrainConfig, pair: Pair, folder: Path) -> str:
 def test_a_dry_run_refuses_what_the_run_refuses(
     kind: str, little_config: Make, little: Pair, tmp_path: Path
 ) -> None:
-    require_one_line(REFUSED[kind](little_config("run"), tmp_path), little, tmp_path)
+    require_one_line(REFUSED[kind](little_config("run", model_args={}), tmp_path), little, tmp_path)
 
 
 def test_a_dry_run_leaves_no_trace_where_the_run_would_start(
     little_config: Make, little: Pair, tmp_path: Path
 ) -> None:
     write_deit(tmp_path / "w.safetensors")
-    config = replace(little_config("new/run"), weights=str(tmp_path / "w.safetensors"))
+    config = replace(
+        little_config("new/run", model_args={}), weights=str(tmp_path / "w.safetensors")
+    )
     before = list_files(tmp_path)
     plan = plan_training(config, datasets=little)
     assert list_files(tmp_path) == before
@@ -209,7 +211,9 @@ def test_a_dry_run_refuses_the_teacher_that_the_run_refuses(
         imagenet_teacher().rename(tmp_path / "teacher")
     if kind.startswith("damaged"):
         (tmp_path / "teacher" / "model.safetensors").write_bytes(b"\xff" * 1000)
-    line = require_one_line(distilled("run", **TEACHERS[kind](tmp_path)), little, tmp_path / "run")
+    line = require_one_line(
+        distilled("run", model_args={}, **TEACHERS[kind](tmp_path)), little, tmp_path / "run"
+    )
     assert ("--teacher-classes names 2 classes" in line) == (kind == "names of other weights")
 
 
@@ -220,7 +224,9 @@ def test_a_teacher_that_is_not_here_is_refused_without_the_digits(
     from deitctl.events import SilentReporter
 
     root = image_folder({"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
-    config = replace(distilled("run", teacher="regnety_160.deit_in1k"), data=str(root))
+    config = replace(
+        distilled("run", model_args={}, teacher="regnety_160.deit_in1k"), data=str(root)
+    )
     pair = open_for_training(Source(str(root)), reporter=SilentReporter())
     line = require_one_line(config, pair, tmp_path / "run")
     assert "regnety_160" in line
@@ -233,7 +239,7 @@ def test_names_for_a_bare_teacher_save_its_fine_tuning_and_key_its_cache(
     from deitctl.distillation.teacher import identify_teacher, plan_finetuning, resolve_teacher
 
     write_deit(tmp_path / "bare.safetensors")
-    bare = distilled("run", teacher=str(tmp_path / "bare.safetensors"))
+    bare = distilled("run", model_args={}, teacher=str(tmp_path / "bare.safetensors"))
     assert bare.distill is not None
     assert plan_finetuning(bare, little[0], reporter)[0] == "head"
     identities = {identify_teacher(bare.distill, reporter)}

@@ -68,7 +68,8 @@ def test_a_linear_probe_moves_the_head_alone(little_config: Make, little: Pair) 
 
 
 def test_layer_decay_slows_the_lower_layers(little_config: Make, little: Pair) -> None:
-    config = with_recipe(little_config("run"), epochs=1, ema_decay=0.0)
+    deep = little_config("run", model_args={})
+    config = with_recipe(deep, epochs=1, ema_decay=0.0)
     config = with_recipe(
         config, optim=replace(config.recipe.optim, layer_decay=0.5, weight_decay=0.0)
     )

@@ -155,7 +155,8 @@ def log_without_time(run: Path) -> list[dict[str, object]]:
 
 
 def test_a_run_loads_in_timm_with_the_same_logits(little_config: Make, little: Pair) -> None:
-    result = run_training(little_config("run", model="deit_tiny_distilled"), datasets=little)
+    config = little_config("run", model="deit_tiny_distilled", model_args={})
+    result = run_training(replace(config, recipe=replace(config.recipe, epochs=1)), datasets=little)
     loaded = load_model(str(result.run), reporter=SilentReporter())
     theirs = timm.create_model(f"local-dir:{result.run}", pretrained=True).eval()
     batch = next(
@@ -353,7 +354,7 @@ def test_a_resume_may_change_the_machine_but_not_the_recipe(
     config = little_config("run")
     with pytest.raises(Interrupted):
         run_training(config, datasets=little, reporter=StopsAt("epoch 3/3"))
-    with pytest.raises(ConfigError, match=r"other settings: recipe\.epochs is 3, not 9"):
+    with pytest.raises(ConfigError, match=r"other settings: epochs is 3, not 9"):
         resume(Path(config.output_dir), settings={"recipe.epochs": 9}, datasets=little)
     same = {
         "workers": 1,

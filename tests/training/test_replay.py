@@ -194,7 +194,7 @@ def test_a_loss_spike_is_found_and_reproduced(
     little_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "MIN_STEPS", 3)
-    with pytest.raises(DeitctlError, match=r"The loss rose from about 2\.\d+ to [\d.]+ at step 5"):
+    with pytest.raises(DeitctlError, match=r"The loss rose from about 2\.\d+ to \d+ at step 5"):
         run_training(breaking(little_config("run", model_args={}), 5.0))
     folder = tmp_path / "run" / "incidents" / "step-0000005"
     assert os.listdir(folder.parent) == [folder.name]

@@ -70,6 +70,7 @@ def read_model_config(root: Path, teacher: Path | None) -> TrainConfig:
         workers=0,
         output_dir=str(root),
         distill=distill if teacher else None,
+        model_args={"depth": 2},
     )
 
 

@@ -352,7 +352,7 @@ def test_signals_before_the_first_step_do_not_wait_for_it(
         pytest.skip("there is no SIGUSR1 here")
     weights = tmp_path / "five.safetensors"
     save_tensors(weights, deit(classes=5).state_dict())
-    config = little_config("whole", weights=str(weights))
+    config = little_config("whole", model_args={}, weights=str(weights))
     config = replace(config, recipe=replace(config.recipe, epochs=1, head_init="ridge"))
     whole = run_training(config, datasets=little).run
     saved: list[int] = []
