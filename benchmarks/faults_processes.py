@@ -32,8 +32,9 @@ def command_with_loaders(rig: Rig, name: str) -> list[str | Path]:
         "eval": [table, "--model", rig.base(), "--batch-size", "8", "--split", "all"],
         "check": [table],
         "pack": [table, "x.pack", "--raw"],
-        "sweep": [table, "--preset", "deit-table3", "--teacher", rig.base(), "--student", "deit_tiny", "--no-pretrained",
-                    "--allow-weak-teacher", "--finetune-teacher", "none", "--img-size", "32", "--views", "2"],
+        "sweep": [table, "--preset", "deit-table3", "--teacher", rig.base(), "--student", "deit_tiny",
+                    "--no-pretrained", "--allow-weak-teacher", "--finetune-teacher", "none",
+                    "--img-size", "32", "--views", "2"],
         "bench": [table, "--model", "deit_tiny", "--img-size", "32", "--batch-size", "32", "--seconds", "1"],
     }  # fmt: skip
     output = {

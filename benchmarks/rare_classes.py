@@ -54,7 +54,7 @@ def score(data: Path, run: Path, changes: list[str], seed: int, epochs: int) -> 
         subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
     command = ["deitctl", "eval", str(data), "--model", str(run), "--format", "json", "--quiet"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    (evaluation,) = json.loads(out)["evaluations"]
+    evaluation = json.loads(out)
     return {name: entry["recall"] for name, entry in evaluation["per_class"].items()}
 
 

@@ -362,7 +362,7 @@ class Recipe:
     sampling: Annotated[
         Literal["uniform", "balanced"],
         Option(
-            "balanced: every class is drawn equally often (class-aware sampling, Shen et al. 2016); uniform: every image."
+            "balanced: every class is drawn equally often (class-aware, Shen et al. 2016); uniform: every image."
         ),
     ] = "uniform"
     restart_epochs: Annotated[

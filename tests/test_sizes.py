@@ -28,5 +28,5 @@ def test_a_size_is_read_in_every_spelling(value, size):
 
 @pytest.mark.parametrize("value", ["axb", "1x2x3", "-1", "0x3", [1, 2, 3], 1.5, True, None, []])
 def test_what_is_no_size_is_refused(value):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="."):
         parse_size(value)

@@ -71,9 +71,7 @@ def complete_vary(incomplete: str) -> list[str]:
     from deitctl.settings import list_settings
 
     names = [s.name.removeprefix("recipe.") for s in list_settings()]
-    return complete_from(
-        [f"{name}=" for name in names if name not in MACHINE_SETTINGS], incomplete
-    )
+    return complete_from([f"{name}=" for name in names if name not in MACHINE_SETTINGS], incomplete)
 
 
 # The keys of exporters.formats.FORMATS, whose import takes torch: seconds at each Tab. A test compares the two.

@@ -195,7 +195,7 @@ class _Job:
     def verify_steps(
         self, draft: Path, quantize: str, calibration: Pixels | None, dynamic_size: bool
     ) -> tuple[Verification, float | None]:
-        """Make of what was written what the user asked for, and verify it after each step.
+        """Make of what was written the requested file, and verify it after each step.
 
         Returns:
             The last verification, and the speed of a quantized network, see `ExportResult`.

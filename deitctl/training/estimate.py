@@ -219,9 +219,7 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
     if batch is None or recipe.batch_size < len(batch.keys):
         return None
     model = copy.deepcopy(setup.state.model)
-    set_train_mode(
-        model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats
-    )
+    set_train_mode(model, recipe.frozen_part(setup.state.progress.epoch)[0], recipe.freeze_bn_stats)
     ema = ExponentialMovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     optimizer = build_optimizer(model, recipe.optim, get_layers(model, recipe))
     micro_batch_size = setup.state.progress.micro_batch_size

@@ -105,7 +105,7 @@ has `schema_version`, now {SCHEMA_VERSION}, which goes up when a key changes its
 count, so ignore those that you do not know.
 
 `eval` prints what the function for its arguments returns: `deitctl.evaluate` for one model under one protocol, an
-`EvalResult`, or of several labels an image a `MultilabelResult`, which has `map` and no `top1`; `deitctl.evaluate_models` for
+`EvalResult`, or of several labels an image a `MultilabelResult`, which has `map` and no `top1`; `evaluate_models` for
 several, an `EvalResults`, which has one of either each in `evaluations`. These keys tell them apart.
 """
 

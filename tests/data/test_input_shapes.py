@@ -83,7 +83,8 @@ def test_a_quarter_turn_of_a_wide_image_keeps_its_proportions():
     config = AugmentConfig(crop_scale=(1, 1), hflip=0.0, student_affine=(90.0, 0.0, 0.0))
     for index in range(8):
         moved = student_affine(image, [SampleKey(0, index, 0)], config, 0)
-        rows, columns = (moved[0, 0] > 0.5).nonzero().amax(0) - (moved[0, 0] > 0.5).nonzero().amin(0)
+        places = (moved[0, 0] > 0.5).nonzero()
+        rows, columns = places.amax(0) - places.amin(0)
         assert abs(int(rows) - int(columns)) <= 1
 
 
