@@ -158,7 +158,7 @@ def build_student(
             download=download,
             reporter=reporter,
         )
-    student = _set_task(student, train)
+    student = set_task(student, train)
     student = replace(student, model_config=_keep_value_range(student.model_config, train))
     if train.bands:
         student = _normalize_bands(student, config, train, channels, reporter)
@@ -185,7 +185,7 @@ def build_student(
     return student
 
 
-def _set_task(student: LoadedModel, train: ImageDataset) -> LoadedModel:
+def set_task(student: LoadedModel, train: ImageDataset) -> LoadedModel:
     """Let the model predict what its training images have: one label, or several.
 
     A head of the other kind is fitted anew: its logits are of another scale, although its rows are
