@@ -257,9 +257,14 @@ def test_differences_are_named_with_both_values():
         CONFIG, {"seed": 7, "recipe.optim.lr": 1.0, "recipe.augment.crop_scale": "0.5,1"}
     )
     assert list_differences(CONFIG, changed) == [
-        "recipe.augment.crop_scale is [0.08, 1.0], not [0.5, 1.0]",
-        "recipe.optim.lr is 0.0005, not 1.0",
+        "augment.crop_scale is 0.08,1.0, not 0.5,1.0",
+        "optim.lr is 0.0005, not 1.0",
         "seed is 0, not 7",
+    ]
+    shaped = override(CONFIG, {"model_args.depth": 6, "recipe.img_size": "96x160"})
+    assert list_differences(CONFIG, shaped) == [
+        "img_size is 224, not 96x160",
+        "model.depth is not set, not 6",
     ]
     alone = replace(CONFIG, distill=None)
     assert "distill.mode is hard, not set" in list_differences(CONFIG, alone)

@@ -182,6 +182,11 @@ def print_table(
     console.print(table)
 
 
+def count_units(count: int, unit: str) -> str:
+    """Return `1 run`, or `2 runs`."""
+    return f"{count:,} {unit}" + ("" if count == 1 else "s")
+
+
 def print_values(title: str, values: Mapping[str, Any]) -> None:
     """Print named values as a table, without those that are None or empty."""
     rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,10 @@ import typer
 import deitctl
 from deitctl.cli import completion
 from deitctl.cli import options as o
-from deitctl.cli.console import choose_format, print_json, print_line, print_table
+from deitctl.cli.console import choose_format, count_units, print_json, print_line, print_table
 from deitctl.cli.progress import make_reporter
 from deitctl.records import to_object
+from deitctl.settings import spell_name, spell_value
 
 if TYPE_CHECKING:
     from deitctl.sweeps.run_info import RunInfo
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 NAMES = {"top1": "top-1", "map": "mAP", "loss": "minus loss"}
 SHARED = ("data", "model", "teacher")
 """Columns that are left out where all runs have the same."""
-WIDE = 100
-"""Columns of a terminal from which on times are shown."""
+DISPENSABLE = ("changed, UTC", "time")
+"""Columns that are left out, one after another, where the terminal is too narrow for all."""
 
 
 def runs(
@@ -44,7 +46,7 @@ def runs(
         ),
     ] = False,
     group: Annotated[
-        bool, o.option("--group", help="Group runs that differ in the seed alone.")
+        bool, o.option("--group", help="Group runs that differ in seed or fold alone.")
     ] = False,
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
@@ -64,34 +66,34 @@ def runs(
 
 def _print_list(listing: RunList) -> None:
     common = _find_common_folder([info.run for info in listing.runs])
-    if listing.groups is not None:
-        print_table(
-            f"{len(listing.groups)} groups of runs that differ in the seed alone",
-            ("first run", "data", "model", "teacher", "score", "n", "seeds"),
-            [_make_group_row(group, common) for group in listing.groups],
-            4,
-        )
+    if not listing.runs:
+        print_line(f"There are no runs in {', '.join(map(str, listing.folders))}.")
+    elif listing.groups is not None:
+        folds = " or fold" if any(info.fold for info in listing.runs) else ""
+        title = f"{count_units(len(listing.groups), 'group')} of runs that differ in the seed{folds} alone"
+        _print_rows(title, [_make_group_row(group, common) for group in listing.groups])
     else:
-        columns = [_make_row(info, common) for info in listing.runs]
-        # what is the same for all is in the title, so that the rest fits
-        shared = [
-            f"{name} {columns[0][name]}"
-            for name in SHARED
-            if columns and all(row[name] == columns[0][name] for row in columns)
-        ]
-        left_out = {text.partition(" ")[0] for text in shared}
-        if shutil.get_terminal_size().columns < WIDE:
-            left_out |= {"time", "changed, UTC"}
-        names = [name for name in (columns[0] if columns else ()) if name not in left_out]
-        title = ", ".join(text for text in shared if not text.endswith(" "))
-        print_table(
-            f"{len(columns)} runs in {common or '.'}" + (f": {title}" if title else ""),
-            names,
-            [[row[name] for name in names] for row in columns],
-            names.index("score") if names else 1,
-        )
+        title = f"{count_units(len(listing.runs), 'run')} in {common or '.'}"
+        _print_rows(title, [_make_row(info, common) for info in listing.runs])
     for damaged in listing.damaged:
         print_line(f"{damaged.run} is damaged: {damaged.error}")
+
+
+def _print_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows by column: what is the same for all in the title, so that the rest fits, and no empty column."""
+    shared = [name for name in SHARED if all(row[name] == rows[0][name] for row in rows)]
+    names = [n for n in rows[0] if n not in shared and any(row[n] for row in rows)]
+    for name in DISPENSABLE:
+        width = sum(max(len(row[n]) for row in [{n: n}, *rows]) + 3 for n in names) + 1
+        if name in names and width > shutil.get_terminal_size().columns:
+            names.remove(name)
+    told = ", ".join(f"{name} {rows[0][name]}" for name in shared if rows[0][name])
+    print_table(
+        title + (f": {told}" if told else ""),
+        names,
+        [[row[name] for name in names] for row in rows],
+        names.index("score") if "score" in names else len(names),
+    )
 
 
 def _make_row(info: RunInfo, common: str) -> dict[str, str]:
@@ -104,23 +106,29 @@ def _make_row(info: RunInfo, common: str) -> dict[str, str]:
         "teacher": _describe_teacher(info.teacher, info.mode),
         "score": "" if info.score is None else f"{_describe_metric(info.metric)} {info.score:.2f}",
         "seed": str(info.seed),
-        "epochs": epochs if info.status == "finished" else f"{info.epochs_done}/{epochs}",
+        "fold": str(info.fold or ""),
+        "epochs": epochs
+        if info.epochs_done == info.epochs and info.result is not None
+        else f"{info.epochs_done}/{epochs}" + (f" ({info.stopped})" if info.stopped else ""),
         "time": "" if info.seconds is None else _format_seconds(info.seconds),
         "changed, UTC": info.modified[:16].replace("T", " "),
     }
 
 
-def _make_group_row(group: RunGroup, common: str) -> list[str]:
+def _make_group_row(group: RunGroup, common: str) -> dict[str, str]:
     score = group.score
-    return [
-        _name(group.runs[0], common),
-        Path(group.data).name,
-        Path(group.model).name,
-        _describe_teacher(group.teacher, group.mode),
-        "" if score is None else f"{_describe_metric(group.metric)} {score}",
-        str(score.n if score is not None else 0),
-        ",".join(map(str, group.seeds)),
-    ]
+    return {
+        "first run": _name(group.runs[0], common),
+        "data": Path(group.data).name,
+        "model": Path(group.model).name,
+        "teacher": _describe_teacher(group.teacher, group.mode),
+        "score": "" if score is None else f"{_describe_metric(group.metric)} {score}",
+        "n": str(score.n if score is not None else 0),
+        "seeds": ",".join(map(str, group.seeds)),
+        "folds": ",".join(map(str, group.folds)),
+        "copies": str(group.num_copies or ""),
+        "unfinished": str(group.num_unfinished or ""),
+    }
 
 
 def _print_comparison(comparison: RunComparison) -> None:
@@ -130,7 +138,7 @@ def _print_comparison(comparison: RunComparison) -> None:
         "settings that differ",
         ("setting", *names),
         [
-            (row.name.removeprefix("recipe."), *map(_format, row.values))
+            (spell_name(row.name), *(_format_setting(row.name, value) for value in row.values))
             for row in comparison.settings
         ],
     )
@@ -170,6 +178,10 @@ def _format(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _format_setting(name: str, value: Any) -> str:
+    return "" if value is None else spell_value(name, value)
 
 
 def _format_seconds(seconds: float) -> str:

@@ -100,6 +100,8 @@ class BarReporter(_QuietReporter):
             p.TimeRemainingColumn(),
             p.TextColumn("{task.fields[extra]}"),
             console=self.console,
+            # units of minutes: of a shorter period there is one, or none, and no speed
+            speed_estimate_period=3600,
             transient=True,
             # what else is printed on the terminal stands above the bars; a file or pipe gets it as it is
             redirect_stdout=sys.stdout.isatty(),
@@ -129,7 +131,9 @@ class _Bar:
         self.done, self.start, self.extra = 0, time.monotonic(), ""
 
     def skip(self, amount: int) -> None:
-        self.progress.update(self.task, advance=amount)
+        # not by `update`, from which the time left is reckoned
+        (task,) = (task for task in self.progress.tasks if task.id == self.task)
+        task.completed += amount
 
     def advance(self, amount: int = 1, **fields: object) -> None:
         self.done += amount

@@ -14,6 +14,7 @@ from deitctl.cli import completion
 from deitctl.cli import options as o
 from deitctl.cli.console import (
     choose_format,
+    count_units,
     print_json,
     print_line,
     print_next,
@@ -65,7 +66,7 @@ def sweep(
     ] = None,
     seeds: Annotated[
         int,
-        o.option("--seeds", help="Runs of each combination, from different seeds.", min=1),
+        o.option("--seeds", help="Runs of each combination, or of each fold, by seed.", min=1),
     ] = 1,
     preset: Annotated[
         str,
@@ -101,7 +102,7 @@ def sweep(
         str,
         o.option(
             "--slurm",
-            help="Write an sbatch file, with an array task a run, instead of training.",
+            help="Write an sbatch file, with an array task a run to train, and train nothing.",
             default="",
             metavar="FILE",
         ),
@@ -137,7 +138,7 @@ def sweep(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Train with every combination of settings and several seeds, and print the table of them.
+    """Train with every combination of settings, several seeds or folds, and print the table of them.
 
     Example: deitctl sweep photos/ --model deit_tiny --vary optim.lr=1e-4,3e-4 --seeds 3
     """
@@ -165,8 +166,9 @@ def sweep(
         print_json(to_object(result))
     elif dry_run or slurm:
         _print_runs(result)
-        if slurm and not dry_run:
-            print_line(f"Start the {result.num_runs} runs: sbatch {shlex.quote(slurm)}")
+        if result.start_command is not None:
+            waiting = result.num_runs - result.num_finished
+            print_line(f"Start {count_units(waiting, 'run')}: {result.start_command}")
     else:
         _print_trials(result)
     if dry_run:
@@ -192,19 +194,26 @@ def _leave_out_slurm(words: Sequence[str]) -> list[str]:
 
 
 def _print_runs(result: SweepResult) -> None:
+    runs, trials = count_units(result.num_runs, "run"), count_units(len(result.trials), "trial")
     print_table(
-        f"{result.num_runs} runs of {len(result.trials)} trials in {result.output}",
-        ("run", "seed", "status"),
-        [(run.run.name, str(run.seed), run.status) for run in result.runs],
+        f"{runs} of {trials} in {result.output}",
+        ("run", "seed", *(["fold"] if result.num_folds else []), "status"),
+        [
+            (run.run.name, str(run.seed), *([str(run.fold)] if run.fold else []), run.status)
+            for run in result.runs
+        ],
     )
 
 
 def _print_trials(result: SweepResult) -> None:
-    seeds = f"{result.num_seeds} seed{'s' if result.num_seeds > 1 else ''}"
+    repeats = count_units(result.num_seeds, "seed")
+    if result.num_folds:
+        repeats = count_units(result.num_folds, "fold") + f", {repeats}" * (result.num_seeds > 1)
+    images = "images, each held out once" if result.num_folds else "validation images"
     unit = ", %" if result.metric in PERCENT else ""
     print_table(
-        f"{result.model} on {result.data}: {NAMES.get(result.metric, result.metric)}{unit} ({seeds}, "
-        f"{result.epochs} epochs, {result.num_images} validation images)",
+        f"{result.model} on {result.data}: {NAMES.get(result.metric, result.metric)}{unit} ({repeats}, "
+        f"{count_units(result.epochs, 'epoch')}, {result.num_images} {images})",
         (*map(_shorten, result.varied), "mean ± std", "n", "difference ± se", "95 % interval"),
         [_make_row(trial, result) for trial in result.trials],
         max(1, len(result.varied)),
@@ -214,15 +223,28 @@ def _print_trials(result: SweepResult) -> None:
     for name, top1 in {t.teacher: t.teacher_top1 for t in result.trials if t.teacher}.items():
         print_line(f"teacher {name}" + (f": top-1 {top1} %" if top1 is not None else ""))
     if len(result.trials) > 1:
-        print_line(f"Differences are from the first trial, {result.trials[0].name}, seed by seed.")
+        _explain_differences(result)
     for run in result.runs:
-        if run.status == "failed":
-            print_line(f"{run.run.name} failed: {run.error}")
+        if run.status == "failed":  # why, a warning has said
+            log = result.output / "logs" / f"{run.run.name}.log"
+            print_line(f"{run.run.name} failed: its messages are in {log}")
         elif run.status != "finished":
             print_line(f"{run.run.name} is {run.status}")
     if result.best is not None:
-        print_line(f"best: {result.best}")
+        tied = f", tied with {', '.join(result.tied)}" if result.tied else ""
+        print_line(f"best: {result.best}{tied}")
     print_line(f"runs, sweep.toml and sweep.json: {result.output}")
+
+
+def _explain_differences(result: SweepResult) -> None:
+    how = "fold by fold" if result.num_folds else "seed by seed"
+    print_line(f"Differences are from the first trial, {result.trials[0].name}, {how}.")
+    paired = [trial.difference for trial in result.trials if trial.difference is not None]
+    if any(difference.n < 3 for difference in paired):
+        what = "folds" if result.num_folds else "seeds"
+        print_line(f"An interval needs three {what} or more: --{what} 3; five tell smaller ones.")
+    elif any(difference.interval is None for difference in paired):
+        print_line("Differences that are all alike have no interval: their spread is not known.")
 
 
 def _make_row(trial: TrialResult, result: SweepResult) -> list[str]:
@@ -235,7 +257,13 @@ def _make_row(trial: TrialResult, result: SweepResult) -> list[str]:
         paired = f"{difference.mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
         interval = difference.interval.format("+.2f") if difference.interval else ""
     n = "0" if trial.score is None else str(trial.score.n)
-    return [*values, _cell(trial.score), n, paired, interval]
+    return [*values, _cell(trial.score) or _describe_status(trial, result), n, paired, interval]
+
+
+def _describe_status(trial: TrialResult, result: SweepResult) -> str:
+    """Return what has become of the runs of a trial that has no score."""
+    statuses = dict.fromkeys(run.status for run in result.runs if run.trial == trial.name)
+    return ", ".join("no score" if status == "finished" else status for status in statuses)
 
 
 def _print_heads(result: SweepResult) -> None:

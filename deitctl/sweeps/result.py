@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ class SweepRun:
     """Name of its trial."""
     seed: int
     """Its seed."""
+    fold: int | None
+    """The fold that it holds out; null without folds."""
     status: RunStatus
     """As in `RunInfo`; `failed`: it ended without a result, see `error`."""
     score: float | None
@@ -37,16 +40,16 @@ class SweepRun:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """A combination of values, over the seeds; accuracies and agreements in percent."""
+    """A combination of values, over seeds and folds; accuracies and agreements in percent."""
 
     name: str
-    """Of its run folders, before the seed."""
+    """Of its run folders, before seed and fold."""
     values: Mapping[str, Any]
     """Varied settings by dotted name; those of a teacher are left out where there is none."""
     score: Spread | None
     """The sweep's metric; null if no run is finished."""
     difference: PairedDifference | None
-    """From the first trial, seed by seed; null for the first one and without a common seed."""
+    """From the first trial, by seed and fold; null for the first one and without a common one."""
     teacher: str | None
     """Teacher; null without one."""
     teacher_top1: Spread | None
@@ -60,12 +63,12 @@ class TrialResult:
     seconds: Spread | None
     """Duration of a run; null if none is finished."""
     runs: Sequence[str]
-    """Names of the runs' folders, by seed."""
+    """Names of the runs' folders, by seed and fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """All trials of a sweep, on the same data and seeds."""
+    """All trials of a sweep, on the same data, seeds and folds."""
 
     output: Path
     """Folder of the runs, `sweep.toml` and `sweep.json`."""
@@ -85,9 +88,11 @@ class SweepResult:
     epochs: int
     """Epochs of a run of the first trial."""
     num_seeds: int
-    """Runs of each trial."""
+    """Runs of each trial, of each fold if there are folds."""
+    num_folds: int
+    """Folds, each of which is held out by a run of each trial and seed; 0 without folds."""
     num_images: int
-    """Validation images."""
+    """Validation images; of folds those of all together."""
     num_runs: int
     """Runs in all."""
     num_finished: int
@@ -95,11 +100,17 @@ class SweepResult:
     num_failed: int
     """Runs that failed."""
     best: str | None
-    """Name of the trial with the highest mean, among those with the most finished seeds; null without one."""
+    """Name of the trial with the highest mean, among those with the most finished runs; null without one."""
+    tied: Sequence[str]
+    """Names of later trials whose mean is the same."""
+    sbatch: Path | None
+    """The file that was written for Slurm; null without one."""
+    start_command: str | None
+    """What starts the runs of that file; null without one."""
     trials: Sequence[TrialResult]
     """Trials, in their order."""
     runs: Sequence[SweepRun]
-    """Runs, in the order in which they are trained: the first seed of every trial, then the second."""
+    """Runs, in the order in which they are trained: the first of every trial, then the second."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,13 @@ class RunOutcome:
     """None if there is no folder yet."""
     error: str
     """Why its process failed; empty if it did not."""
+    fold: int = 0
+    """0 without folds."""
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """What it shares with a run of each other trial: seed and fold."""
+        return self.seed, self.fold
 
     @property
     def status(self) -> RunStatus:
@@ -141,11 +159,11 @@ def get_score(outcome: RunOutcome, metric: str) -> float | None:
 def summarize_trials(
     trials: Sequence[Trial], outcomes: Sequence[RunOutcome], metric: str
 ) -> list[TrialResult]:
-    """Summarize each trial over its seeds; differences are from the first one."""
-    scores: list[dict[int, float]] = []
+    """Summarize each trial over seeds and folds; differences are from the first one."""
+    scores: list[dict[Hashable, float]] = []
     for trial in trials:
-        pairs = ((o.seed, get_score(o, metric)) for o in outcomes if o.trial.name == trial.name)
-        scores.append({seed: score for seed, score in pairs if score is not None})
+        pairs = ((o.pair, get_score(o, metric)) for o in outcomes if o.trial.name == trial.name)
+        scores.append({pair: score for pair, score in pairs if score is not None})
     return [
         _summarize(
             trial,
@@ -160,12 +178,12 @@ def summarize_trials(
 def _summarize(
     trial: Trial,
     outcomes: Sequence[RunOutcome],
-    scores: Mapping[int, float],
+    scores: Mapping[Hashable, float],
     difference: PairedDifference | None,
 ) -> TrialResult:
     infos = [o.info for o in outcomes if o.info is not None]
     results = [
-        o.info.result for o in outcomes if o.seed in scores and o.info and o.info.result is not None
+        o.info.result for o in outcomes if o.pair in scores and o.info and o.info.result is not None
     ]
     teachers = [r["teacher"] for r in results if r.get("teacher") is not None]
     agreements = [r["head_agreement"] for r in results if r.get("head_agreement") is not None]
@@ -198,10 +216,11 @@ def _spread_by_head(values: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
     return {head: spread for head, spread in spreads.items() if spread is not None}
 
 
-def choose_best(trials: Sequence[TrialResult]) -> str | None:
-    """Return the name of the best trial: fewer seeds do not make one better."""
+def find_best(trials: Sequence[TrialResult]) -> list[str]:
+    """Return the names of the trials with the highest mean: fewer runs do not make one better."""
     scored = [(trial.score, trial.name) for trial in trials if trial.score is not None]
-    if not scored:
-        return None
-    most = max(score.n for score, _ in scored)
-    return max((s.mean, -n, name) for n, (s, name) in enumerate(scored) if s.n == most)[2]
+    most = max((score.n for score, _ in scored), default=0)
+    means = {name: score.mean for score, name in scored if score.n == most}
+    highest = max(means.values(), default=0.0)
+    # rounding tells equal means apart
+    return [name for name, mean in means.items() if math.isclose(mean, highest, abs_tol=1e-9)]

@@ -50,10 +50,14 @@ class RunInfo:
     run the best so far. Higher is better: a loss has a minus."""
     seed: int
     """Seed."""
+    fold: int | None
+    """The fold that it holds out; null without folds."""
     epochs_done: int
-    """Epochs that the log has."""
+    """Epochs that it has done."""
     epochs: int
-    """Epochs of the whole run."""
+    """Epochs of the whole run, as it was planned."""
+    stopped: str | None
+    """Why a finished run ended before: `patience`, or `callback` of the Python API; null: it did not."""
     seconds: float | None
     """Duration, over all its sessions; null for an unfinished run."""
     modified: str
@@ -84,13 +88,26 @@ def read_run(root: Path) -> RunInfo:
         metric=metric,
         score=score,
         seed=config.seed,
-        epochs_done=config.recipe.epochs if result is not None else count_epochs(run),
+        fold=config.fold or None,
+        epochs_done=count_epochs(run) if result is None else _read_epochs(result, config),
         epochs=config.recipe.epochs,
+        stopped=_read_reason(result or {}),
         seconds=float(result["seconds"]) if result is not None else None,
         modified=_find_last_change(run).isoformat(timespec="seconds"),
         config=config,
         result=result,
     )
+
+
+def _read_epochs(result: Mapping[str, Any], config: TrainConfig) -> int:
+    """Return the epochs that a finished run has done, which patience may have ended early."""
+    epochs, planned = result.get("epochs"), config.recipe.epochs
+    return epochs if isinstance(epochs, int) and 0 <= epochs <= planned else planned
+
+
+def _read_reason(result: Mapping[str, Any]) -> str | None:
+    reason = result.get("stopped")
+    return reason if isinstance(reason, str) else None
 
 
 def read_score(result: Mapping[str, Any]) -> tuple[str, float | None]:

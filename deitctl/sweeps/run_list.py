@@ -1,4 +1,4 @@
-"""Runs below folders: listed, grouped by what differs in the seed alone, compared."""
+"""Runs below folders: listed, grouped where they differ in seed and fold alone, compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DamagedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunGroup:
-    """Runs that differ in the seed alone."""
+    """Runs that differ in seed and fold alone."""
 
     data: str
     """Data, as it was named."""
@@ -49,11 +49,17 @@ class RunGroup:
     metric: str | None
     """What `score` is; null if no run is finished."""
     score: Spread | None
-    """Scores of the finished runs; null if there are none."""
+    """Scores of the finished runs, of each seed and fold the newest; null if there are none."""
     seeds: Sequence[int]
-    """Seeds of all runs."""
+    """Seeds of the finished runs, each once."""
+    folds: Sequence[int]
+    """Folds of the finished runs, each once; empty without folds."""
+    num_copies: int
+    """Finished runs beside a newer one of the same seed and fold, which do not count."""
+    num_unfinished: int
+    """Runs that are not finished, which do not count."""
     runs: Sequence[Path]
-    """Run folders, in the order of the seeds."""
+    """All run folders, in the order of seeds and folds, the newest of each first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ class RunList:
     damaged: Sequence[DamagedRun]
     """Folders that hold a run that cannot be read."""
     groups: Sequence[RunGroup] | None
-    """The runs grouped by their settings without the seed; null unless requested."""
+    """The runs grouped by their settings without seed and fold; null unless requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,7 @@ def list_runs(
 
     Args:
         runs: folders of runs, or runs.
-        group: also group the runs that differ in the seed alone.
+        group: also group the runs that differ in seed and fold alone.
         reporter: receives progress.
 
     Raises:
@@ -146,19 +152,26 @@ def _find_runs(folder: Path, reporter: Reporter) -> Iterator[Path]:
 
 
 def group_runs(infos: Sequence[RunInfo]) -> list[RunGroup]:
-    """Group runs whose settings, without the seed and the machine's, are equal."""
+    """Group runs, the newest of which come first, whose settings without seed, fold and the machine's are equal."""
     groups: dict[str, list[RunInfo]] = {}
     for info in infos:
         settings = list_learning(info.config) | {"data": info.data}
-        settings.pop("seed")
+        del settings["seed"], settings["fold"]
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(info)
-    return [_summarize(sorted(group, key=lambda info: info.seed)) for group in groups.values()]
+    return [_summarize(sorted(group, key=_identify)) for group in groups.values()]
+
+
+def _identify(info: RunInfo) -> tuple[int, int]:
+    return info.seed, info.fold or 0
 
 
 def _summarize(group: Sequence[RunInfo]) -> RunGroup:
     first = group[0]
-    scores = [info.score for info in group if info.result is not None and info.score is not None]
-    metrics = {info.metric for info in group if info.result is not None}
+    finished = [info for info in group if info.result is not None]
+    # the newest of each: copies of one run are no sample
+    counted = list({_identify(info): info for info in reversed(finished)}.values())
+    scores = [info.score for info in counted if info.score is not None]
+    metrics = {info.metric for info in counted}
     return RunGroup(
         data=first.data,
         model=first.model,
@@ -166,7 +179,10 @@ def _summarize(group: Sequence[RunInfo]) -> RunGroup:
         mode=first.mode,
         metric=metrics.pop() if len(metrics) == 1 else None,
         score=Spread.of(scores) if scores and len(metrics) < 2 else None,
-        seeds=[info.seed for info in group],
+        seeds=sorted({info.seed for info in counted}),
+        folds=sorted({info.fold for info in counted if info.fold is not None}),
+        num_copies=len(finished) - len(counted),
+        num_unfinished=len(group) - len(finished),
         runs=[info.run for info in group],
     )
 

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.paths import DiskError, open_no_follow, open_regular
-from deitctl.settings import list_options
+from deitctl.settings import Setting, list_settings
 from deitctl.training.run_dir import Run
 
 ENDS_WITH_STDIN = "DEITCTL_ENDS_WITH_STDIN"
@@ -93,15 +94,24 @@ def spell_command(config: TrainConfig) -> list[str]:
     root = Path(config.output_dir)
     words = ["train", "--resume", str(root), "--format", "json"]
     existing = Run.open(root)[1]
-    for name, setting in ((s.name, s) for s in list_options().values()):
+    for setting in list_settings():
+        name = setting.name
         if name not in MACHINE_SETTINGS or name == "output_dir":
             continue
-        value = getattr(config, name)
-        if value == getattr(existing, name):
-            continue
-        on, _, off = setting.flag.partition("/")
-        words += [on if value else off] if isinstance(value, bool) else [on, str(value)]
+        if (value := getattr(config, name)) != getattr(existing, name):
+            words += _spell_setting(setting, value)
     return words
+
+
+def _spell_setting(setting: Setting, value: Any) -> list[str]:
+    """Return the option that sets a value; `--set` where none does."""
+    on, _, off = setting.flag.partition("/")
+    if setting.option.panel and isinstance(value, bool):
+        if flag := on if value else off:
+            return [flag]
+    elif setting.option.panel and value != "":  # which an option takes for nothing said
+        return [on, str(value)]
+    return ["--set", f"{setting.name}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
 def read_error(log: Path, begin: int = 0) -> str:

@@ -137,6 +137,8 @@ class RunQueue:
             self._epochs[run.name] = done
             if code is not None:
                 del self._active[job]
+                # those of a run that failed, or that patience ended, do not come
+                task.skip(max(0, run.config.recipe.epochs - done))
                 is_finished = Run(Path(run.config.output_dir)).result() is not None
                 self._end(run, "" if is_finished else process.explain_failure(code))
         task.advance(

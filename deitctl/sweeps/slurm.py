@@ -1,14 +1,15 @@
-"""An sbatch file that trains each run of a sweep in a task of an array job."""
+"""An sbatch file that trains each unfinished run of a sweep in a task of an array job."""
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from deitctl.errors import ConfigError
-from deitctl.paths import write_bytes
+from deitctl.paths import read_text, write_bytes
 
 WARNING_S = 120
 """Before the time limit, when a run saves and its task is queued again."""
@@ -47,13 +48,12 @@ if [ -e "$run/result.json" ]; then
   echo "$run is finished."
   exit 0
 fi
-{python} -P -m deitctl train --resume "$run" --format json > /dev/null &
-child=$!
-
 # Slurm's warning before the time limit: save, stop, and queue this task again.
 again=0
-trap 'again=1; kill -TERM "$child"' USR1
-trap 'kill -TERM "$child"' TERM
+trap 'again=1; kill -TERM "$!"' USR1
+trap 'kill -TERM "$!"' TERM
+{python} -P -m deitctl train --resume "$run" --format json > /dev/null &
+child=$!
 wait "$child"
 code=$?
 # `wait` returns with the signal; the run is then still saving
@@ -66,6 +66,30 @@ if [ "$again" = 1 ] && [ ! -e "$run/result.json" ]; then
 fi
 exit "$code"
 """
+
+MARK = "# Until it is edited it is replaced when it is written again: "
+"""Of the last line, before the digest of the lines above."""
+MAX_SCRIPT = 2**24
+
+
+def require_replaceable(script: Path) -> None:
+    """Raise `ConfigError` if a file is there that is not ours, or has been edited."""
+    try:
+        text = read_text(script, MAX_SCRIPT)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        text = ""
+    if _sign(text.rpartition(MARK)[0]) != text:
+        raise ConfigError(
+            f"{script} has been edited, or is another file, and is not overwritten.",
+            "Delete it or name another; one of this sweep may also be submitted as it is: "
+            "tasks of finished runs end at once.",
+        )
+
+
+def _sign(text: str) -> str:
+    return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
 
 
 def write_sbatch(
@@ -81,7 +105,7 @@ def write_sbatch(
         num_jobs: tasks at once; 1: as many as the cluster runs.
 
     Raises:
-        ConfigError: a path that a directive cannot hold.
+        ConfigError: a path that a directive cannot hold, or an edited file that would be overwritten.
         DiskError: the file cannot be written.
     """
     if any(character in str(logs) for character in "\n\r\"'\\ %"):
@@ -89,6 +113,7 @@ def write_sbatch(
             f"Slurm cannot write into {str(logs)!r}: its directives have no quotes.",
             "Name an --output without spaces and signs.",
         )
+    require_replaceable(script)
     logs.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
         command=" ".join(command.split()),
@@ -100,5 +125,5 @@ def write_sbatch(
         runs="\n".join(f"  {shlex.quote(str(run))}" for run in runs),
         python=shlex.quote(sys.executable),
     )
-    write_bytes(script, text.encode())
+    write_bytes(script, _sign(text).encode())
     script.chmod(0o755)

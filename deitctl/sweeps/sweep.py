@@ -1,10 +1,11 @@
-"""A sweep: a folder of runs whose settings vary, trained by processes, and compared seed by seed.
+"""A sweep: a folder of runs whose settings vary, trained by processes, and compared by seed and fold.
 
 What is done is what the run folders hold. A sweep that was stopped in whatever way goes on by the same command.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, Interrupted, Signalled, require_positive
 from deitctl.events import Reporter
-from deitctl.lock import locked
+from deitctl.lock import is_locked, locked
 from deitctl.paths import require_creatable, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_differences
@@ -29,7 +30,7 @@ from deitctl.sweeps.result import (
     RunOutcome,
     SweepResult,
     SweepRun,
-    choose_best,
+    find_best,
     find_metric,
     get_score,
     summarize_trials,
@@ -37,7 +38,7 @@ from deitctl.sweeps.result import (
 from deitctl.sweeps.run_info import RunInfo, count_epochs, read_run
 from deitctl.sweeps.run_process import RunProcess, write_waiting
 from deitctl.sweeps.run_queue import QueuedRun, RunQueue, StartRun
-from deitctl.sweeps.slurm import write_sbatch
+from deitctl.sweeps.slurm import require_replaceable, write_sbatch
 from deitctl.sweeps.trial_configs import TrialConfigs, place_run
 from deitctl.sweeps.trials import Trial, draw_trials, list_grid
 from deitctl.training.configure import add_tags
@@ -49,10 +50,12 @@ LOGS = "logs"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a trial with a seed."""
+    """A run of a trial with a seed, of a fold if there are folds."""
 
     trial: Trial
     seed: int
+    fold: int
+    """0 without folds."""
     config: TrainConfig
 
     @property
@@ -90,6 +93,8 @@ class Sweep:
         self.trials: list[Trial] = []
         self.planned: dict[str, list[PlannedRun]] = {}
         self.errors: dict[Path, str] = {}
+        self.num_folds = 0
+        self.sbatch: Path | None = None
         self._queue: deque[PlannedRun] = deque()
         self._queued: set[Path] = set()
         self._finished: dict[Path, RunInfo] = {}
@@ -118,9 +123,12 @@ class Sweep:
     def _add(self, trial: Trial) -> None:
         config = self.configs.make(trial)
         first = config.seed
+        # one that is named is that of every run
+        self.num_folds = 0 if config.fold else config.folds
         runs = [
-            PlannedRun(trial, seed, place_run(config, trial, seed, self.output))
+            PlannedRun(trial, seed, fold, place_run(config, trial, seed, fold, self.output))
             for seed in range(first, first + self.definition.num_seeds)
+            for fold in (range(1, self.num_folds + 1) if self.num_folds else (0,))
         ]
         for run in runs:
             _require_own(run)
@@ -145,11 +153,16 @@ class Sweep:
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """All runs so far in their order: every trial's first seed comes before any second one."""
+        """All runs so far in their order: every trial's first one comes before any second one."""
         trials = [self.planned[trial.name] for trial in self.trials]
         if self.definition.method == "optuna":  # which needs the whole of a trial for the next
             return [run for runs in trials for run in runs]
-        return [runs[n] for n in range(self.definition.num_seeds) for runs in trials]
+        return [runs[n] for n in range(self._num_repeats) for runs in trials]
+
+    @property
+    def _num_repeats(self) -> int:
+        """Runs of each trial."""
+        return self.definition.num_seeds * max(1, self.num_folds)
 
     def train(self, *, num_jobs: int, num_gpus: int, start: StartRun = RunProcess) -> None:
         """Train what is not finished; a run that fails is noted, and the others go on.
@@ -164,7 +177,7 @@ class Sweep:
             epochs = [run.config.recipe.epochs for run in self.runs]
             later = (self._count_runs() - len(epochs)) * epochs[0]
             with self.reporter.task("sweep", sum(epochs) + later, "epochs") as task:
-                task.skip(sum(count_epochs(Run(run.root)) for run in self.runs))
+                task.skip(sum(map(_count_done, self.runs)))
                 queue = RunQueue(
                     self._take,
                     self._end,
@@ -189,20 +202,32 @@ class Sweep:
         self.write_record()
 
     def write_slurm(self, script: Path, *, command: str, num_jobs: int) -> None:
-        """Write the folders of all runs, and an sbatch file that trains each in an array task."""
+        """Write the folders of all runs, and an sbatch file that trains each unfinished one in an array task."""
         if self.definition.method == "optuna":
             raise ConfigError(
                 "Trials of --optuna follow from results, which an array of jobs has at its end.",
                 "Use a grid, or --random N.",
             )
+        require_replaceable(script)
         self.write_waiting()
+        unfinished = [run for run in self.runs if read_run(run.root).result is None]
+        if not unfinished:
+            self.reporter.note(f"All {len(self.runs)} runs are finished: no file is written.")
+            return
+        if stale := [run for run in unfinished if _has_other_machine(run)]:
+            self.reporter.warn(
+                f"{len(stale)} runs that have begun keep the machine's settings that they began with, "
+                f"{stale[0].root.name} for example."
+            )
         write_sbatch(
             script,
-            [run.root.resolve() for run in self.runs],
+            [run.root.resolve() for run in unfinished],
             logs=(self.output / LOGS).resolve(),
             command=command,
             num_jobs=num_jobs,
         )
+        self.sbatch = script
+        self.write_record()
 
     def _take(self) -> QueuedRun | None:
         """Return the next run that is not finished."""
@@ -230,13 +255,14 @@ class Sweep:
             self.reporter.warn(f"{run.name} failed: {error}")
         else:
             info = read_run(root)
-            self.reporter.note(f"{run.name}: {info.metric} {info.score:.2f} ({count})")
+            score = "no score" if info.score is None else f"{info.metric} {info.score:.2f}"
+            self.reporter.note(f"{run.name}: {score} ({count})")
         self.write_record()
 
     def _count_runs(self) -> int:
         d = self.definition
         num_trials = d.num_trials if d.method == "optuna" else len(self.trials)
-        return num_trials * d.num_seeds
+        return num_trials * self._num_repeats
 
     def _describe(self) -> str:
         finished = sum(o.status == "finished" for o in self.read_outcomes())
@@ -252,7 +278,7 @@ class Sweep:
             if info is not None and info.status == "finished":
                 self._finished[run.root] = info
             error = self.errors.get(run.root, "")
-            outcomes.append(RunOutcome(run.trial, run.seed, run.root, info, error))
+            outcomes.append(RunOutcome(run.trial, run.seed, run.root, info, error, run.fold))
         return outcomes
 
     def summarize(self) -> SweepResult:
@@ -260,6 +286,7 @@ class Sweep:
         outcomes = self.read_outcomes()
         metric = find_metric(outcomes)
         trials = summarize_trials(self.trials, outcomes, metric)
+        best = find_best(trials)
         statuses = [outcome.status for outcome in outcomes]
         first = self.runs[0].config
         return SweepResult(
@@ -272,17 +299,24 @@ class Sweep:
             metric=metric,
             epochs=first.recipe.epochs,
             num_seeds=self.definition.num_seeds,
+            num_folds=self.num_folds,
             num_images=self.configs.num_images,
             num_runs=self._count_runs(),
             num_finished=statuses.count("finished"),
             num_failed=statuses.count("failed"),
-            best=choose_best(trials),
+            best=best[0] if best else None,
+            tied=best[1:],
+            sbatch=self.sbatch,
+            start_command=None
+            if self.sbatch is None
+            else f"sbatch {shlex.quote(str(self.sbatch))}",
             trials=trials,
             runs=[
                 SweepRun(
                     run=outcome.root,
                     trial=outcome.trial.name,
                     seed=outcome.seed,
+                    fold=outcome.fold or None,
                     status=outcome.status,
                     score=get_score(outcome, metric),
                     error=outcome.error or None,
@@ -314,9 +348,22 @@ def _has_begun(run: Run) -> bool:
 
 
 def _write_if_new(run: PlannedRun) -> None:
+    """Write the configuration of a run that has not begun, also where another one waits, of another machine too."""
     existing = Run(run.root)
     if existing.config_file.is_file() and (
-        _has_begun(existing) or not list_differences(Run.open(run.root)[1], run.config)
+        _has_begun(existing) or is_locked(existing.lock_file) or Run.open(run.root)[1] == run.config
     ):
         return
     write_waiting(run.config)
+
+
+def _has_other_machine(run: PlannedRun) -> bool:
+    config = Run.open(run.root)[1]
+    return replace(config, output_dir=run.config.output_dir) != run.config
+
+
+def _count_done(run: PlannedRun) -> int:
+    """Return the epochs of a run that need not be trained: those done, of a finished one all."""
+    existing = Run(run.root)
+    is_finished = existing.result() is not None
+    return run.config.recipe.epochs if is_finished else count_epochs(existing)

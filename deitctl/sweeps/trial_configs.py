@@ -45,10 +45,10 @@ class TrialConfigs:
         self._opens_again = bool({v.name for v in variations} & set(Source.__dataclass_fields__))
         self._datasets: tuple[ImageDataset, ImageDataset] | None = None
         self.num_images = 0
-        """Validation images."""
+        """Validation images; of folds those of all together."""
 
     def make(self, trial: Trial) -> TrainConfig:
-        """Return the configuration of a trial with the first seed; raises as `build_config`."""
+        """Return the configuration of a trial with the first seed, of folds without one; raises as `build_config`."""
         settings = self._settings | dict(trial.values)
         mode = settings.get(MODE, "hard")
         if not self.has_teacher:
@@ -69,16 +69,12 @@ class TrialConfigs:
             warn_about_classes(config.data, train, val, self._reporter)
             # so that the default data are named, and their use noted, once
             self._settings["data"] = config.data
-            self.num_images = len(val.labels)
+            is_folded = config.folds and not config.fold
+            self.num_images = len(val.labels) + (len(train.labels) if is_folded else 0)
         if not self._opens_again:
             self._datasets = train, val
         if self.has_teacher and mode == "none":
             config = remove_teacher(config, self._reporter)
-        if config.folds and not config.fold:
-            raise ConfigError(
-                f"--folds {config.folds} are that many runs of each trial.",
-                "Make each a trial: --vary fold=1,2 and so on.",
-            )
         return config
 
 
@@ -104,7 +100,7 @@ def remove_teacher(config: TrainConfig, reporter: Reporter) -> TrainConfig:
     return replace(config, distill=None)
 
 
-def place_run(config: TrainConfig, trial: Trial, seed: int, output: Path) -> TrainConfig:
-    """Return the configuration of a trial's run with a seed, in a folder of its own."""
-    root = output / f"{trial.name}_seed={seed}"
-    return replace(config, seed=seed, output_dir=str(root))
+def place_run(config: TrainConfig, trial: Trial, seed: int, fold: int, output: Path) -> TrainConfig:
+    """Return the configuration of a trial's run with a seed, and of a fold unless it is 0, in a folder of its own."""
+    root = output / (f"{trial.name}_seed={seed}" + (f"_fold={fold}" if fold else ""))
+    return replace(config, seed=seed, fold=fold or config.fold, output_dir=str(root))

@@ -1,4 +1,4 @@
-"""The trials of a sweep: each is a combination of values, trained once with every seed."""
+"""The trials of a sweep: each is a combination of values, trained once with every seed, and fold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTEMPTS = 50
 """Draws for each trial, after which the values count as used up."""
 MAX_PART_BYTES = 60
 MAX_NAME_BYTES = 200
-"""File systems allow 255; `_seed=N` follows."""
+"""File systems allow 255; `_seed=N_fold=I` follows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Trial:
     values: Mapping[str, Any]
     """By dotted name of the setting."""
     name: str
-    """Of the run folders, before the seed."""
+    """Of the run folders, before seed and fold."""
 
 
 def list_grid(variations: Sequence[Variation]) -> list[Trial]:

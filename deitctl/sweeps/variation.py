@@ -18,6 +18,7 @@ from deitctl.settings import (
     find_setting,
     require_range,
 )
+from deitctl.sizes import format_size
 
 MODE = "distill.mode"
 RANGE = re.compile(r"(?P<low>[^.:]*\.?[^.:]+)\.\.(?P<high>[^:]+)(?P<log>:log)?")
@@ -28,6 +29,8 @@ FIXED = {
     "image_folder": "A sweep has one data set",
     "value_range": "A sweep has one data set",
     "seed": "Use --seeds N, which trains every trial with the same seeds",
+    "fold": "Use --folds K, which trains every trial on the same K folds",
+    "folds": "Use --folds K, which trains every trial on the same K folds",
 } | dict.fromkeys(MACHINE_SETTINGS, "It does not change what a run learns")
 """Settings that a sweep does not vary, and why."""
 SPECIAL = {
@@ -166,6 +169,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         text = f"{value:.6g}"
         return text if math.isfinite(value) else str(value)
+    if isinstance(value, tuple) and list(map(type, value)) == [int, int]:
+        return format_size(value)
     if isinstance(value, tuple | list):
         return "-".join(map(format_value, value))
     return (Path(str(value)).name or str(value)) if value != "" else "empty"

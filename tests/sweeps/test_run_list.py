@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from deitctl.cli.list_runs import runs
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError
 from deitctl.lock import is_locked
@@ -106,6 +107,64 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group(make_run: Make, tmp_path
     assert groups is not None
     (pair,) = [group for group in groups if len(group.runs) == 2]
     assert (pair.seeds, pair.score, pair.metric) == ([0, 1], Spread.of([70.0, 74.0]), "top1")
+
+
+def test_copies_and_unfinished_runs_are_no_sample(make_run: Make, tmp_path: Path) -> None:
+    for age, (name, score) in enumerate({"new": 70.0, "old": 10.0, "oldest": 20.0}.items()):
+        root = make_run(name, score)
+        for file in root.iterdir():
+            os.utime(file, (0, 1e9 - age))
+    make_run("other", 74.0, seed=1)
+    make_run("part", log=EPOCH.format(1, 80.0))
+    (group,) = list_runs([tmp_path / "runs"], group=True).groups or ()
+    assert (group.score, group.seeds) == (Spread.of([70.0, 74.0]), [0, 1])
+    assert (group.num_copies, group.num_unfinished, len(group.runs)) == (2, 1, 5)
+
+
+def test_folds_are_one_group(make_run: Make, tmp_path: Path) -> None:
+    for fold in (1, 2, 3):
+        make_run(f"fold{fold}", 70.0 + fold, folds=3, fold=fold)
+    (group,) = list_runs([tmp_path / "runs"], group=True).groups or ()
+    assert (group.score, group.folds) == (Spread.of([71.0, 72.0, 73.0]), [1, 2, 3])
+
+
+def test_a_run_that_patience_ended_has_the_epochs_that_it_did(
+    make_run: Make, write_result: Callable[..., None]
+) -> None:
+    root = make_run("a")
+    write_result(root, 70.0, epochs=1, stopped="patience")
+    info = read_run(root)
+    assert (info.epochs_done, info.epochs, info.stopped) == (1, 2, "patience")
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(80, {"time"}), (160, {"time", "changed"})])
+def test_columns_that_fit_are_printed(
+    columns: int,
+    shown: set[str],
+    make_run: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    folder = str(tmp_path / "runs")
+    make_run("lr=0.0001_wd=0.05_seed=0", 70.0)
+    runs([folder], output_format="table")
+    listed = capsys.readouterr().out
+    assert "1 run in" in listed
+    assert {word for word in ("time", "changed") if word in listed} == shown
+    runs([folder], group=True, output_format="table")
+    grouped = capsys.readouterr().out
+    assert "1 group of runs that differ in the seed alone: data digits, model deit_tiny" in grouped
+    assert "teacher" not in grouped
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fl").mkdir()
+    runs([str(tmp_path / "fl")], output_format="table")
+    assert (
+        capsys.readouterr().out.replace("\n", " ").strip() == f"There are no runs in {tmp_path}/fl."
+    )
 
 
 def test_two_runs_are_compared_by_settings_and_metrics(make_run: Make) -> None:

@@ -37,6 +37,14 @@ def test_a_run_is_begun_and_continued_by_one_command(waiting) -> None:
     ]
 
 
+def test_settings_without_an_option_are_set(waiting) -> None:
+    changed = replace(waiting, loss_spike_factor=0.0, grad_checkpointing=True)
+    words = spell_command(changed)[5:]
+    assert words == ["--grad-checkpointing", "--set", "loss_spike_factor=0.0"]
+    write_waiting(changed)
+    assert spell_command(waiting)[5:] == ["--no-grad-checkpoint", "--set", "loss_spike_factor=3.0"]
+
+
 def test_the_process_of_a_run_ends_when_the_sweep_does() -> None:
     """As of a sweep that is killed: the pipe that it held ends."""
     code = (

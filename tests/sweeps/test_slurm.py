@@ -57,6 +57,32 @@ def test_its_syntax_is_right_and_it_has_a_task_for_each_run(script: Path, tmp_pa
     assert max(directives) < first  # Slurm reads none behind the first command
 
 
+def test_it_has_the_runs_that_are_not_finished_and_replaces_no_edited_file(
+    script: Path, tmp_path: Path, make_sweep, write_result, reporter
+) -> None:
+    def write(num_seeds: int = 2):
+        sweep = make_sweep("smoothing=0.2,0.3", num_seeds=num_seeds, reporter=reporter)
+        sweep.write_slurm(script, command="deitctl sweep", num_jobs=1)
+        return sweep.summarize()
+
+    write_result(tmp_path / "out" / "smoothing=0.2_seed=1", 90.0)
+    result = write()
+    assert "--array=0-2\n" in script.read_text()
+    assert "smoothing=0.2_seed=1" not in script.read_text()
+    assert (result.sbatch, result.start_command) == (script, f"sbatch {script}")
+    mine = script.read_text().replace("--mem=32G", "--mem=64G")
+    script.write_text(mine)
+    with pytest.raises(ConfigError, match=r"has been edited.*submitted as it is"):
+        write(num_seeds=3)
+    assert script.read_text() == mine
+    assert not (tmp_path / "out" / "smoothing=0.2_seed=2").exists()
+    for root in (tmp_path / "out").glob("smoothing*"):
+        write_result(root, 90.0)
+    script.unlink()
+    assert write().start_command is None
+    assert "All 4 runs are finished: no file is written." in reporter.notes
+
+
 def test_each_task_trains_its_run_and_leaves_a_finished_one(
     script: Path, tmp_path: Path, write_result
 ) -> None:

@@ -28,6 +28,15 @@ def test_a_paired_difference_is_that_of_scipys_paired_t_test() -> None:
     )
 
 
+def test_two_differences_or_equal_ones_have_no_interval() -> None:
+    zero = {0: 0.0, 1: 0.0, 2: 0.0}
+    two = PairedDifference.of({0: 1.0, 1: 3.0}, zero)
+    assert two == PairedDifference(2.0, 1.0, None, 2)
+    alike = PairedDifference.of({0: 5.56, 1: 75.56, 2: 55.56}, {0: 0.0, 1: 70.0, 2: 50.0})
+    assert alike is not None
+    assert (alike.interval, alike.n) == (None, 3)
+
+
 def test_only_seeds_that_both_have_are_paired() -> None:
     paired = PairedDifference.of({0: 5.0, 2: 9.0}, {0: 4.0, 1: 100.0})
     assert paired == PairedDifference(1.0, None, None, 1)

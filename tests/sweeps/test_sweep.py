@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from PIL import Image
 import deitctl
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError
+from deitctl.events import SilentReporter
 from deitctl.records import to_object
 from deitctl.sweeps.result import RunOutcome, SweepResult, summarize_trials
 from deitctl.sweeps.spread import Spread
@@ -71,7 +73,7 @@ def test_runs_of_other_settings_are_refused_unless_nothing_of_them_is_trained(
     assert (
         Run.open(make_sweep(LR, settings=longer).output / "lr=0.001_seed=0")[1].recipe.epochs == 3
     )
-    with pytest.raises(ConfigError, match=r"recipe\.epochs is 3, not 2.*another --output"):
+    with pytest.raises(ConfigError, match=r"epochs is 3, not 2.*another --output"):
         make_sweep(LR)
 
 
@@ -116,11 +118,72 @@ def test_a_sweep_without_a_teacher_refuses_settings_of_one(make_sweep: Make) -> 
         make_sweep(LR, settings={"distill.mode": "none", "distill.tau": 3})
 
 
-def test_folds_are_trials_or_refused(make_sweep: Make) -> None:
-    sweep = make_sweep("fold=1,2", settings={"folds": 2}, num_seeds=1)
-    assert [(run.config.folds, run.config.fold) for run in sweep.runs] == [(2, 1), (2, 2)]
-    with pytest.raises(ConfigError, match="--vary fold=1,2"):
-        make_sweep(LR, settings={"folds": 2})
+def test_every_trial_is_trained_on_the_same_folds_and_differences_are_fold_by_fold(
+    make_sweep: Make, train: Train
+) -> None:
+    def by_fold(config: TrainConfig) -> float:
+        assert (config.folds, config.seed) == (3, 0)
+        return 10.0 * config.fold + (config.fold if config.recipe.optim.lr > 2e-3 else 0)
+
+    sweep = make_sweep(LR, settings={"folds": 3}, num_seeds=1)
+    started = train(sweep, by_fold)
+    assert started[:2] == ["lr=0.001_seed=0_fold=1", "lr=0.003_seed=0_fold=1"]
+    result = sweep.summarize()
+    first, second = result.trials
+    assert first.score == Spread.of([10.0, 20.0, 30.0])
+    assert second.difference is not None
+    assert (second.difference.mean, second.difference.n) == (2.0, 3)
+    assert second.difference.interval is not None
+    assert (result.num_folds, result.num_runs, result.num_images) == (3, 6, 1442)
+    assert [run.fold for run in result.runs] == [1, 1, 2, 2, 3, 3]
+
+
+def test_folds_are_not_varied_and_multiply_seeds(make_sweep: Make) -> None:
+    sweep = make_sweep(LR, settings={"folds": 2}, num_seeds=2)
+    first = [(run.seed, run.fold) for run in sweep.runs if run.trial is sweep.trials[0]]
+    assert first == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    one = make_sweep(LR, settings={"folds": 2, "fold": 2}, num_seeds=1)
+    assert (one.runs[0].root.name, one.runs[0].config.fold) == ("lr=0.001_seed=0", 2)
+    with pytest.raises(ConfigError, match="fold cannot be varied. Use --folds K"):
+        make_sweep("fold=1,2", settings={"folds": 2})
+
+
+def test_a_run_that_waits_takes_another_setting_of_the_machine(make_sweep: Make) -> None:
+    make_sweep(LR).write_waiting()
+    sweep = make_sweep(LR, settings={"loss_spike_factor": 0.0})
+    sweep.write_waiting()
+    assert {Run.open(run.root)[1].loss_spike_factor for run in sweep.runs} == {0.0}
+
+
+def test_trials_of_the_same_mean_are_tied(make_sweep: Make, train: Train) -> None:
+    sweep = make_sweep("optim.lr=1e-3,3e-3,9e-3", num_seeds=3)
+    # in another order of the seeds, so that sums are rounded otherwise
+    rates = {1e-3: (0.1, 0.2, 0.3), 3e-3: (0.3, 0.2, 0.1), 9e-3: (0.0, 0.1, 0.2)}
+    train(sweep, lambda config: rates[config.recipe.optim.lr][config.seed])
+    result = sweep.summarize()
+    assert (result.best, result.tied) == ("lr=0.001", ["lr=0.003"])
+
+
+def test_what_is_finished_or_failed_does_not_count_as_speed(make_sweep: Make, train: Train) -> None:
+    class Count(SilentReporter):
+        skipped, advanced = 0, 0
+
+        @contextmanager
+        def task(self, label: str, total: int | None, unit: str = "") -> Iterator[Count]:
+            self.total = total
+            yield self
+
+        def skip(self, amount: int) -> None:
+            self.skipped += amount
+
+        def advance(self, amount: int = 1, **fields: object) -> None:
+            self.advanced += amount
+
+    train(make_sweep(LR, num_seeds=1), score)
+    again = Count()
+    # the processes log no epoch, so that none is trained as far as the sweep can see
+    train(make_sweep(LR, reporter=again), score, fails={"lr=0.003_seed=1": 1})
+    assert (again.total, again.skipped, again.advanced) == (8, 8, 0)
 
 
 def test_a_student_named_with_a_token_has_none_without_distillation(make_sweep: Make) -> None:

@@ -92,7 +92,7 @@ def test_an_unfinished_run_that_differs_is_reported(wanted: TrainConfig, reporte
     begun(replace(wanted, model="deit_small"), "runs/b")  # somebody else's business
     assert find_unfinished(wanted, reporter) is None
     assert reporter.notes == [
-        "runs/a is unfinished, but of another configuration: recipe.epochs is 7, not 1."
+        "runs/a is unfinished, but of another configuration: epochs is 7, not 1."
     ]
 
 
@@ -109,7 +109,7 @@ def test_another_configuration_in_the_folder_that_is_named_is_refused(
     begun(longer(wanted), "mine")
     with pytest.raises(
         ConfigError,
-        match=r"mine holds a run of another configuration: recipe\.epochs is 7, not 1\.",
+        match=r"mine holds a run of another configuration: epochs is 7, not 1\.",
     ):
         find_unfinished(replace(wanted, output_dir="mine"), reporter)
 
@@ -143,7 +143,7 @@ def test_settings_that_are_given_again_must_be_the_runs_own(wanted: TrainConfig)
     with pytest.raises(ConfigError) as error:
         require_same(root, wanted, changes)
     assert "seed is 0, not 5" in error.value.message
-    assert "recipe.epochs is 1, not 2" in error.value.message
+    assert "epochs is 1, not 2" in error.value.message
     assert "lr is" not in error.value.message
     assert f"deitctl train --config {root / 'run.toml'}" in error.value.hint
     with pytest.raises(ConfigError, match="no setting 'epochz'"):
