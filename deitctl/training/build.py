@@ -189,7 +189,8 @@ def set_task(student: LoadedModel, train: ImageDataset) -> LoadedModel:
     """Let the model predict what its training images have: one label, or several.
 
     A head of the other kind is fitted anew: its logits are of another scale, although its rows are
-    those of the classes. Temperatures and thresholds are those of the weights that it starts from.
+    those of the classes. Temperatures and thresholds are left out: they are those of the weights that
+    it starts from.
     """
     task = MULTILABEL if train.is_multilabel else CLASSIFICATION
     is_other = bool(student.weights) and student.model_config.task != task
