@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deitctl.checks.image_info import JoinedImages
 from deitctl.checks.issues import Issue, Remedy, report
+from deitctl.data.dataset import MIN_SEVERAL
 from deitctl.data.near_duplicates import (
     MAX_DISTANCE,
     find_first,
@@ -81,9 +82,18 @@ def _report_groups(
     kind: str, groups: DuplicateGroups, images: JoinedImages, at: Index, sign: str
 ) -> Iterator[Issue]:
     for relation, (some, others) in asdict(groups).items():
-        pairs = _DuplicatePairs(f"{kind}_{relation}", at[some], at[others], images)
+        code = f"{kind}_{relation}"
+        if code == "duplicate_across_classes" and _may_have_several(images, len(some)):
+            code = "images_of_several_classes"
+        pairs = _DuplicatePairs(code, at[some], at[others], images)
         examples = (f"{image}{sign}{other}" for image, other in pairs)
         yield from report(pairs.code, len(some), examples, remedies=pairs.make_remedies)
+
+
+def _may_have_several(images: JoinedImages, num_copies: int) -> bool:
+    """Whether so many images of one label each are there under another, too, that these may be no mistakes."""
+    are_of_one = not any(dataset.is_multilabel for dataset in images.datasets)
+    return are_of_one and num_copies >= MIN_SEVERAL * sum(images.counts)
 
 
 @dataclass(frozen=True)

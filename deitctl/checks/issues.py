@@ -199,6 +199,11 @@ ISSUES = {
     "duplicate_across_classes": IssueType(
         ERROR, "The same image under different labels.", "Keep the right one."
     ),
+    "images_of_several_classes": IssueType(
+        ERROR,
+        "Images under different labels, so many that each may have several.",
+        "If so, pass --task multilabel, to `train` too; else keep the right one.",
+    ),
     "duplicate_in_class": IssueType(
         WARNING, "The same image more than once in a class.", "Delete all but one."
     ),

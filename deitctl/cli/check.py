@@ -95,7 +95,8 @@ def check(
 
 
 def _print(result: CheckResult) -> None:
-    title = f"{result.num_errors} errors found" if result.num_errors else "no errors found"
+    count = result.num_errors
+    title = f"{count} error{'s' * (count != 1)} found" if count else "no errors found"
     if not result.issues:
         title = "no issues found"
     print_table(

@@ -222,7 +222,11 @@ def _report(
     reporter.note(" ".join(sentences))
     if joined == "exact":
         reporter.warn(
-            f"So many images of {name} resemble another that only equal ones were kept together. If "
-            "they are frames of a video or shots of one scene, name what they are of with --group-by: "
-            "else accuracies are too high."
+            f"So many images of {name} resemble another that only equal ones were kept together"
+            + (
+                ": accuracies may be too high."
+                if group_by
+                else ". If they are frames of a video or shots of one scene, name what they are of with "
+                "--group-by: else accuracies are too high."
+            )
         )

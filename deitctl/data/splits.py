@@ -225,7 +225,7 @@ def relabel(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
             f"Class {missing[0]!r} is in the validation set but not in the training set"
             + (f" (and {len(missing) - 1} more)." if len(missing) > 1 else "."),
             _find_spelling(missing[0], class_names)
-            or "Give both the same class folders, or remove the extra ones from the validation set.",
+            or "Add images of it to the training set, or remove those of the validation set.",
         )
     return Subset(dataset, np.arange(len(labels)), labels, class_names)
 

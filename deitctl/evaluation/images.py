@@ -28,7 +28,7 @@ from deitctl.errors import ConfigError, DataError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
 from deitctl.inference.onnx_classifier import SUFFIX, load_onnx_classifier
-from deitctl.models.checkpoint_io import CONFIG, load_model_config
+from deitctl.models.checkpoint_io import CONFIG, load_model_config, suggest_run
 
 EXPORT = "export"
 """Folder of a run that `deitctl export` writes to."""
@@ -125,6 +125,8 @@ def choose_images(
     """
     runs = {model: run for model in models if (run := find_run(model)) is not None}
     owner = read_run_data(expand_home(data)) if data else next(iter(runs.values()), None)
+    if owner is None and data and (runs := suggest_run(expand_home(data))):
+        raise DataError(f"{data} is neither a run nor data.", runs)
     if owner is not None:
         require_data(owner)
         data = owner.ref

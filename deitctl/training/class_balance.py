@@ -121,9 +121,13 @@ def summarize_class_weights(weights: ClassWeights, counts: ClassCounts) -> str:
     low, high = weights.lowest_class, weights.highest_class
     return (
         f"Class weights ({method.get(weights.method, 'negatives / positives')}), of {weights.of}: "
-        f"{weights.lowest:.3g} ({low}, {number_of[low]:,.0f} images) to "
-        f"{weights.highest:.3g} ({high}, {number_of[high]:,.0f} images)."
+        f"{weights.lowest:.3g} ({low}, {_name_count(number_of[low])}) to "
+        f"{weights.highest:.3g} ({high}, {_name_count(number_of[high])})."
     )
+
+
+def _name_count(count: float) -> str:
+    return f"{count:,.0f} image{'s' * (round(count) != 1)}"
 
 
 def compute_log_prior(counts: ClassCounts) -> Tensor:

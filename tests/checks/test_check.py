@@ -193,6 +193,20 @@ def test_one_image_under_two_labels_is_an_error(valid):
     assert counts(result) == {"duplicate_across_classes": 1}
 
 
+def test_copies_in_several_class_folders_may_be_all_labels_of_an_image(valid):
+    for number in range(
+        4
+    ):  # of 84; their names differ, so that training takes them for other images
+        dog = valid / "train" / "dog" / f"{number}.png"
+        shutil.copy(dog, valid / "train" / "cat" / f"copy{number}.png")
+    assert counts(check(str(valid))) == {"duplicate_across_classes": 4}
+    shutil.copy(valid / "train/dog/9.png", valid / "train/cat/copy9.png")
+    result = check(str(valid))
+    assert counts(result) == {"images_of_several_classes": 5}
+    assert "--task multilabel" in result.issues[0].fix
+    assert check(str(valid), task="multilabel").num_errors == 0
+
+
 def test_odd_images_are_counted(valid):
     cat = valid / "train" / "cat"
     texture(500, (400, 60)).save(cat / "long.png")

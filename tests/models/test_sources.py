@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from deitctl.errors import ModelError, WeightsNotFound
+from deitctl.errors import DataError, ModelError, WeightsNotFound
+from deitctl.evaluation.images import choose_images
 from deitctl.models.checkpoint_io import save_tensors
 from deitctl.models.factory import load_model
 from deitctl.models.sources import get_repo_id, get_stem, is_weights_file, resolve_folder
@@ -124,6 +125,17 @@ def test_a_folder_without_a_config_names_what_is_in_it(tmp_path, reporter):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="It holds LoRA adapters"):
         load_model(str(tmp_path), reporter=reporter)
+
+
+def test_a_folder_of_runs_is_refused_with_the_first_of_them(tmp_path, reporter):
+    for fold in (1, 2, 3):
+        (tmp_path / f"k/fold{fold}").mkdir(parents=True)
+        (tmp_path / f"k/fold{fold}/run.toml").touch()
+    with pytest.raises(ModelError, match="It has 3 runs: name one, .*/k/fold1"):
+        load_model(str(tmp_path / "k"), reporter=reporter)
+    (tmp_path / "k/folds.toml").touch()
+    with pytest.raises(DataError, match="It has 3 runs of folds: name one, .*/k/fold1"):
+        choose_images(str(tmp_path / "k"), ["deit_tiny"], reporter=reporter)
 
 
 def test_a_folder_by_its_bare_name_says_what_is_in_it(tmp_path, monkeypatch, reporter):

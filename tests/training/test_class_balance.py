@@ -66,7 +66,7 @@ def test_a_class_without_images_counts_as_one_of_one_image():
 def test_weights_are_told_in_one_line_with_the_classes_at_both_ends():
     weights = describe_class_weights(recipe(), UNEVEN, loss="ce")
     assert summarize_class_weights(weights, UNEVEN) == (
-        "Class weights (inverse frequency), of images: 0.407 (cat, 50 images) to 20.3 (eel, 1 images)."
+        "Class weights (inverse frequency), of images: 0.407 (cat, 50 images) to 20.3 (eel, 1 image)."
     )
     assert describe_class_weights(recipe("none"), UNEVEN, loss="ce") is None
 
