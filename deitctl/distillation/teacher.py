@@ -32,6 +32,7 @@ from deitctl.distillation.callable_teacher import (
     refuse_other_classes,
     refuse_other_task,
 )
+from deitctl.distillation.teacher_size import stretch_crops
 from deitctl.errors import ModelError, TeacherError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path
@@ -331,7 +332,8 @@ def _choose_training(
     assert distill is not None
     if model_config is None:
         recipe = get_finetune_recipe("scratch", built_in=built_in)
-        return "scratch", replace(recipe, img_size=distill.teacher_img_size or recipe.img_size)
+        size = distill.teacher_img_size or recipe.img_size
+        return "scratch", stretch_crops(replace(recipe, img_size=size))
     match = match_classes(model_config, train.class_names)
     is_same_task = model_config.is_multilabel == train.is_multilabel
     if match is not None and is_same_task and distill.finetune_teacher in ("auto", "none"):
@@ -342,6 +344,7 @@ def _choose_training(
         pretrained=not list_weight_files(distill.teacher, distill.teacher_weights),
         img_size=distill.teacher_img_size or model_config.preprocessing.img_size,
     )
+    recipe = stretch_crops(recipe)
     is_deit = catalog.find(model_config.architecture) is not None
     num_images = len(train.labels)
     return finetuned, fit_to_data(recipe, num_images=num_images, has_new_head=True, is_deit=is_deit)

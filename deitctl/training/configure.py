@@ -16,6 +16,7 @@ from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.samplers import fit_batch_size
+from deitctl.distillation.teacher_size import fit_teacher_size
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -53,6 +54,7 @@ from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import check_freezing
 from deitctl.training.input_shape import (
     find_in_chans,
+    find_size,
     fit_color,
     fit_crop_ratio,
     require_input_shape,
@@ -115,6 +117,8 @@ def build_config(
     config = override(override(config, rest), overrides or {})
     config = fit_crop_ratio(settle_task(config, train), named, reporter)
     config = fit_color(config, own, reporter)
+    size = find_size(config, reporter)
+    config = fit_teacher_size(config, size, named, built_in=built_in, reporter=reporter)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
     size = fit_batch_size(len(train.labels), config.recipe.batch_size)
     optim = config.recipe.optim

@@ -71,7 +71,7 @@ def fit_crop_ratio(
         named: settings of the user, who may have chosen ratios.
         reporter: gets what was chosen.
     """
-    height, width = height_width(_find_size(config, reporter))
+    height, width = height_width(find_size(config, reporter))
     augment = config.recipe.augment
     is_named = any(name.endswith("augment.crop_ratio") for name in named)
     if height == width or is_named or augment.crop_scale == (1.0, 1.0):
@@ -97,8 +97,8 @@ def refit_crop_ratio(
         reporter: gets what was chosen.
     """
     (old_height, old_width), size = (
-        height_width(_find_size(before, reporter)),
-        _find_size(now, reporter),
+        height_width(find_size(before, reporter)),
+        find_size(now, reporter),
     )
     height, width = height_width(size)
     scale = (width / height if height else 1.0) / (old_width / old_height if old_height else 1.0)
@@ -154,9 +154,12 @@ def find_in_chans(model: str, named: Mapping[str, Any], reporter: Reporter) -> i
     return own if has_bands(own) else 0
 
 
-def _find_size(config: TrainConfig, reporter: Reporter) -> ImageSize:
+def find_size(config: TrainConfig, reporter: Reporter) -> ImageSize:
     """Return the input size of a run, 0 for a model's own that is square."""
     if config.recipe.img_size:
         return config.recipe.img_size
     folder = resolve_folder(config.model, reporter, download_weights=False)
+    if folder is None and has_weights(config.model):  # a lone file, which may state it
+        arch = find_architecture(config.model, reporter)
+        return arch.img_size if arch and isinstance(arch.img_size, tuple) else 0
     return load_model_config(folder).preprocessing.img_size if folder else 0

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import TrainConfig
+from deitctl.data.open import BUILT_IN
+from deitctl.distillation.teacher_size import fit_teacher_size
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import MODEL_ARGS, from_dict, override, read_toml
 from deitctl.training.configure import add_tags, check, name_command, refuse_settings
-from deitctl.training.input_shape import fit_color, refit_crop_ratio, require_input_shape
+from deitctl.training.input_shape import (
+    find_size,
+    fit_color,
+    refit_crop_ratio,
+    require_input_shape,
+)
 from deitctl.training.optimizer_choice import replace_rates, warn_of_rising_rate
 from deitctl.training.schedule import compute_peak_lr
 
@@ -75,4 +82,6 @@ def _fit_shape(
     if same == (now.model, recipe.img_size, recipe.in_chans, now.model_args):
         return now
     require_input_shape(now.model, {**shape, **own}, reporter)
-    return fit_color(refit_crop_ratio(before, now, named, reporter), named, reporter)
+    now = fit_color(refit_crop_ratio(before, now, named, reporter), named, reporter)
+    size, built_in = find_size(now, reporter), now.data == BUILT_IN
+    return fit_teacher_size(now, size, named, built_in=built_in, reporter=reporter)
