@@ -125,8 +125,8 @@ def choose_images(
     """
     runs = {model: run for model in models if (run := find_run(model)) is not None}
     owner = read_run_data(expand_home(data)) if data else next(iter(runs.values()), None)
-    if owner is None and data and (runs := suggest_run(expand_home(data))):
-        raise DataError(f"{data} is neither a run nor data.", runs)
+    if owner is None and data and (way_on := suggest_run(expand_home(data))):
+        raise DataError(f"{data} is neither a run nor data.", way_on)
     if owner is not None:
         require_data(owner)
         data = owner.ref
