@@ -123,7 +123,7 @@ def _list_interval(interval: Interval | None, metric: str) -> list[tuple[str, st
 
 def _list_label_metrics(result: MultilabelResult) -> list[tuple[str, str]]:
     own, fitted = result.thresholds_from == "model", result.fitted
-    at = "the model's thresholds" if own else "fitted thresholds"
+    at = "the model's thresholds" if own else "cross-fitted thresholds"
     rows = [
         ("mAP, %", _format(result.map)),
         *_list_interval(result.map_interval, "mAP"),
@@ -137,7 +137,11 @@ def _list_label_metrics(result: MultilabelResult) -> list[tuple[str, str]]:
         ("all labels right, %", f"{result.exact_match:.2f}"),
     ]
     if own:
-        rows.append(("macro F1 at thresholds fitted here, %", f"{fitted.macro_f1:.2f}"))
+        rows += [
+            ("macro F1 at cross-fitted thresholds, %", f"{fitted.macro_f1:.2f}"),
+            ("  micro F1 at these, %", f"{fitted.micro_f1:.2f}"),
+            ("  mean F1 of images at these, %", f"{fitted.sample_f1:.2f}"),
+        ]
     rows += [
         ("loss", f"{result.loss:.4f}"),
         ("calibration error, mean of classes", f"{result.ece:.4f}"),

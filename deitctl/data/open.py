@@ -236,11 +236,11 @@ def _leave_unused_out(data: DatasetSplits, reporter: Reporter) -> DatasetSplits:
     part = data.train if data.unsplit is None else data.unsplit
     if part is None or not len(part.labels):
         return data
-    kept, unused = drop_unused(part)
+    part, unused = drop_unused(part)
     if not unused:
         return data
     reporter.note(f"{data.name}: no training image has {name_some(map(repr, unused))}, left out.")
-    return replace(data, train=kept) if data.unsplit is None else replace(data, unsplit=kept)
+    return replace(data, train=part) if data.unsplit is None else replace(data, unsplit=part)
 
 
 def _split_folds(data: DatasetSplits, source: Source, reporter: Reporter) -> FoldedData:

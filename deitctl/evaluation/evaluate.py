@@ -96,6 +96,7 @@ def evaluate_models(
     results = _run_pass(subjects, device, real, eval_options, reporter)
     evaluations = _name_results(results, models, protocols, images, eval_options.weights)
     if is_main_process():
+        _note_fitted_thresholds(evaluations, reporter)
         _write_outputs(evaluations, eval_options, reporter)
     return EvalResults(
         data=images.data,
@@ -197,6 +198,15 @@ def _compare(results: Sequence[Result]) -> list[Any]:
     if several:
         return list(compare_all(several))
     return list(compare_with_first([r for r in results if isinstance(r, EvalResult)]))
+
+
+def _note_fitted_thresholds(evaluations: Sequence[Result], reporter: Reporter) -> None:
+    for result in evaluations:
+        if isinstance(result, MultilabelResult) and result.has_seen_images:
+            reporter.note(
+                f"The thresholds of {result.model} were fitted to these images: F1 at them is too high, "
+                "cross-fitted F1 is that of new images."
+            )
 
 
 def _write_outputs(evaluations: Sequence[Result], options: EvalOptions, reporter: Reporter) -> None:

@@ -203,11 +203,11 @@ def fit_pooled_threshold(labels: Labels, probs: Scores) -> float:
     As `fit_thresholds` finds that of a class; only probabilities of labels need be tried.
     """
     ranked = probs.astype(np.float32).ravel()
-    values, num_hits = np.unique(ranked[labels.ravel()], return_counts=True)
+    values, counts = np.unique(ranked[labels.ravel()], return_counts=True)
     if not len(values):
         return DEFAULT_THRESHOLD
     ranked.sort()
-    hits = num_hits[::-1].cumsum()[::-1]
+    hits = counts[::-1].cumsum()[::-1]
     lower = np.searchsorted(ranked, values)
     f1 = 2 * hits / (len(ranked) - lower + hits[0])
     best = len(f1) - 1 - int(f1[::-1].argmax())
@@ -224,8 +224,8 @@ def fit_thresholds_by_class(labels: Labels, probs: Scores) -> NDArray[np.float64
 
 
 def _fit_pooled_where_needed(labels: Labels, probs: Scores) -> float:
-    needed = not labels.any(axis=0).all()
-    return fit_pooled_threshold(labels, probs) if needed else DEFAULT_THRESHOLD
+    lacks_some = not labels.any(axis=0).all()
+    return fit_pooled_threshold(labels, probs) if lacks_some else DEFAULT_THRESHOLD
 
 
 def cross_fit_predictions(labels: Labels, probs: Scores) -> Labels:
@@ -234,14 +234,14 @@ def cross_fit_predictions(labels: Labels, probs: Scores) -> Labels:
     """
     # Drawn, so that the order of the data (often by class) does not decide what a fold holds.
     fold = np.random.default_rng(0).permutation(len(labels)) % FOLDS
-    others = [fold != n for n in range(min(FOLDS, len(labels)))]
-    pooled = [_fit_pooled_where_needed(labels[kept], probs[kept]) for kept in others]
+    fitted = [fold != n for n in range(min(FOLDS, len(labels)))]
+    pooled = [_fit_pooled_where_needed(labels[is_fitted], probs[is_fitted]) for is_fitted in fitted]
     preds = np.zeros(labels.shape, np.bool_)
     for k in split_classes(*labels.shape):
         ranking = rank(labels[:, k], probs[:, k])
-        for kept, threshold in zip(others, pooled, strict=True):
-            thresholds = fit_thresholds(ranking, threshold, kept)
-            preds[~kept, k] = choose_labels(probs[~kept, k], thresholds)
+        for is_fitted, threshold in zip(fitted, pooled, strict=True):
+            thresholds = fit_thresholds(ranking, threshold, is_fitted)
+            preds[~is_fitted, k] = choose_labels(probs[~is_fitted, k], thresholds)
     return preds
 
 

@@ -107,12 +107,12 @@ def drop_unknown_classes(configs: Sequence[ModelConfig], dataset: ImageDataset) 
     if not dataset.is_multilabel or all(match_classes(config, names) for config in configs):
         return dataset
     counts = count_images(dataset).tolist()
-    known = tuple(
+    used = tuple(
         name
         for name, count in zip(names, counts, strict=True)
         if count or all(match_classes(config, [name]) for config in configs)
     )
-    return dataset if known == names else renumber(dataset, known)
+    return dataset if used == names else renumber(dataset, used)
 
 
 def build_subjects(

@@ -106,6 +106,8 @@ def _list_metrics(result: MultilabelResult) -> Sequence[tuple[str, str]]:
     at = (
         "the model's thresholds" if result.thresholds_from == "model" else "cross-fitted thresholds"
     )
+    if result.has_seen_images:
+        at += ", which were fitted to these images"
 
     def show(value: float | None, interval: Interval | None = None) -> str:
         if value is None:
@@ -119,10 +121,9 @@ def _list_metrics(result: MultilabelResult) -> Sequence[tuple[str, str]]:
         ("micro F1, %", show(result.micro_f1, result.micro_f1_interval)),
         ("mean F1 of images, %", show(result.sample_f1, result.sample_f1_interval)),
         ("F1 at", at),
-        (
-            "macro F1 at thresholds fitted to these images, cross-fitted, %",
-            show(result.fitted.macro_f1),
-        ),
+        ("macro F1 at cross-fitted thresholds, %", show(result.fitted.macro_f1)),
+        ("micro F1 at these, %", show(result.fitted.micro_f1)),
+        ("mean F1 of images at these, %", show(result.fitted.sample_f1)),
         ("loss", f"{result.loss:.4f}"),
         ("calibration error, mean of classes", f"{result.ece:.4f}"),
         ("labels an image", f"{result.labels_per_image:.2f}"),

@@ -17,6 +17,7 @@ from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_accumulator import MultilabelAccumulator
 from deitctl.evaluation.multilabel_bootstrap import bootstrap_multilabel
 from deitctl.evaluation.multilabel_result import MultilabelResult
+from deitctl.evaluation.thresholds import scale_thresholds
 from deitctl.evaluation.validate import validate
 from deitctl.models.model_config import HEADS, Preprocessing
 from deitctl.models.vit import HeadLogits
@@ -205,3 +206,16 @@ def test_blocks_of_classes_change_nothing(monkeypatch):
         whole.ece,
     )
     assert (blocks.preds == whole.preds).all()
+
+
+def test_thresholds_that_were_fitted_to_the_images_are_known():
+    labels, cls, _ = draw()
+    fitted = accumulate(labels, cls)
+    assert not fitted.has_seen_images  # cross-fitted
+    own = tuple(fitted.fitted.thresholds.values())
+    assert accumulate(labels, cls, thresholds=own).has_seen_images
+    warm = tuple(scale_thresholds(own, 0.5))  # as a temperature that is stored changes them
+    assert accumulate(labels, cls, thresholds=warm, temperature=2.0).has_seen_images
+    assert not accumulate(labels, cls, thresholds=(0.5,) * 4).has_seen_images
+    other = accumulate(labels[:30], cls[:30], thresholds=own)
+    assert not other.has_seen_images
