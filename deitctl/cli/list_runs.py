@@ -87,9 +87,9 @@ def _print_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
         width = sum(max(len(row[n]) for row in [{n: n}, *rows]) + 3 for n in names) + 1
         if name in names and width > shutil.get_terminal_size().columns:
             names.remove(name)
-    told = ", ".join(f"{name} {rows[0][name]}" for name in shared if rows[0][name])
+    in_title = ", ".join(f"{name} {rows[0][name]}" for name in shared if rows[0][name])
     print_table(
-        title + (f": {told}" if told else ""),
+        title + (f": {in_title}" if in_title else ""),
         names,
         [[row[name] for name in names] for row in rows],
         names.index("score") if "score" in names else len(names),

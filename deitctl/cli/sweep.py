@@ -225,7 +225,7 @@ def _print_trials(result: SweepResult) -> None:
     if len(result.trials) > 1:
         _explain_differences(result)
     for run in result.runs:
-        if run.status == "failed":  # why, a warning has said
+        if run.status == "failed":  # a warning has the reason
             log = result.output / "logs" / f"{run.run.name}.log"
             print_line(f"{run.run.name} failed: its messages are in {log}")
         elif run.status != "finished":
@@ -237,12 +237,14 @@ def _print_trials(result: SweepResult) -> None:
 
 
 def _explain_differences(result: SweepResult) -> None:
-    how = "fold by fold" if result.num_folds else "seed by seed"
-    print_line(f"Differences are from the first trial, {result.trials[0].name}, {how}.")
     paired = [trial.difference for trial in result.trials if trial.difference is not None]
+    if not paired:
+        return
+    pairing = "fold by fold" if result.num_folds else "seed by seed"
+    print_line(f"Differences are from the first trial, {result.trials[0].name}, {pairing}.")
     if any(difference.n < 3 for difference in paired):
-        what = "folds" if result.num_folds else "seeds"
-        print_line(f"An interval needs three {what} or more: --{what} 3; five tell smaller ones.")
+        repeats = "folds" if result.num_folds else "seeds"
+        print_line(f"An interval needs three {repeats} or more: --{repeats} 3.")
     elif any(difference.interval is None for difference in paired):
         print_line("Differences that are all alike have no interval: their spread is not known.")
 

@@ -109,7 +109,7 @@ def _spell_setting(setting: Setting, value: Any) -> list[str]:
     if setting.option.panel and isinstance(value, bool):
         if flag := on if value else off:
             return [flag]
-    elif setting.option.panel and value != "":  # which an option takes for nothing said
+    elif setting.option.panel and value != "":  # which as an option is no setting
         return [on, str(value)]
     return ["--set", f"{setting.name}={str(value).lower() if isinstance(value, bool) else value}"]
 
