@@ -23,7 +23,7 @@ from deitctl.models.checkpoint_io import (
 from deitctl.models.model_config import ModelConfig, Preprocessing, parse_preprocessing
 from deitctl.models.weights import download, require_hub, require_published
 from deitctl.paths import suggest_path
-from deitctl.sizes import ImageSize, format_size, make_size
+from deitctl.sizes import ImageSize, format_size, height_width, make_size
 
 
 def is_timm_model(name: str) -> bool:
@@ -131,6 +131,31 @@ def create_model(
             raise ModelError(
                 f"timm cannot build {name}: {' '.join(str(error).split())[:160]}."
             ) from error
+
+
+def require_filled(model: nn.Module, name: str, img_size: ImageSize) -> None:
+    """Refuse an input that the patches of timm's ViT do not fill, which its forward pass would.
+
+    Args:
+        model: as `create_model` builds it.
+        name: timm's.
+        img_size: of the input in pixels, 0 for the model's own.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not img_size or not isinstance(model, VisionTransformer):
+        return
+    patches: Any = model.patch_embed
+    sides = [
+        (side, patch)
+        for side, patch in zip(height_width(img_size), patches.patch_size, strict=True)
+    ]
+    if patches.strict_img_size and any(side % patch for side, patch in sides):
+        nearest = make_size(*(max(1, round(side / patch)) * patch for side, patch in sides))
+        raise ModelError(
+            f"{name} has patches of {patches.patch_size[0]} pixels, which do not fill {format_size(img_size)}.",
+            f"Use --img-size {format_size(nearest)}.",
+        )
 
 
 def read_model_config(model: nn.Module, name: str, num_classes: int) -> ModelConfig:

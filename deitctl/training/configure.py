@@ -25,6 +25,7 @@ from deitctl.models.build import has_class_rows
 from deitctl.models.factory import find_architecture
 from deitctl.models.sources import has_weights, is_model_folder, list_weight_files, name_weights
 from deitctl.recipes import (
+    CUT_HEAD_INIT,
     DIGITS,
     DIGITS_STUDENT,
     DIGITS_TEACHER,
@@ -53,6 +54,7 @@ from deitctl.training.checkpointer import parse_interval
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import check_freezing
 from deitctl.training.input_shape import (
+    cuts_blocks,
     find_in_chans,
     find_size,
     fit_color,
@@ -198,6 +200,17 @@ def _fit_recipe(
         is_deit=find_architecture(config.model, reporter) is not None,
         fixed=fixed,
     )
+    if (
+        is_new
+        and recipe.head_init == "ridge"
+        and "head_init" not in fixed
+        and cuts_blocks(config, reporter)
+    ):
+        recipe = replace(recipe, head_init=CUT_HEAD_INIT)
+        reporter.note(
+            "The new head starts from random weights: of the weights' first blocks alone, a head that is "
+            "fitted to the features makes the loss rise at once (--set head_init=ridge fits it)."
+        )
     recipe = _choose_rates(recipe, fixed, reporter)
     size = fit_batch_size(len(train.labels), recipe.batch_size)
     reporter.note(

@@ -10,7 +10,7 @@ import torch
 
 from deitctl.config import MAX_CHANS, Recipe, TrainConfig
 from deitctl.data.band_image import has_bands
-from deitctl.errors import ConfigError
+from deitctl.errors import ConfigError, ModelError
 from deitctl.events import Reporter
 from deitctl.models import timm_models
 from deitctl.models.checkpoint_io import load_model_config
@@ -55,7 +55,13 @@ def require_input_shape(model: str, named: Mapping[str, Any], reporter: Reporter
             resize_architecture(own, size)
     elif resolve_folder(model, reporter, download_weights=False) is None:
         with torch.device("meta"):  # nothing is allocated: the constructor says what it refuses
-            timm_models.create_model(model, num_classes=2, img_size=size, model_args=model_args)
+            timm_models.require_filled(
+                timm_models.create_model(
+                    model, num_classes=2, img_size=size, model_args=model_args
+                ),
+                model,
+                size,
+            )
 
 
 def fit_crop_ratio(
@@ -152,6 +158,21 @@ def find_in_chans(model: str, named: Mapping[str, Any], reporter: Reporter) -> i
         return in_chans
     own = load_model_config(folder).preprocessing.in_chans
     return own if has_bands(own) else 0
+
+
+def cuts_blocks(config: TrainConfig, reporter: Reporter) -> bool:
+    """Return whether a run keeps the first blocks alone of the weights that it starts from."""
+    depth = config.model_args.get("depth")
+    starts = config.recipe.pretrained or config.weights or has_weights(config.model)
+    if depth is None or not starts:
+        return False
+    try:
+        arch = find_architecture(config.weights or config.model, reporter)
+    except (
+        ModelError
+    ):  # a lone file of a shape of its own, whose blocks are known when it is loaded
+        return False
+    return arch is not None and depth < arch.depth
 
 
 def find_size(config: TrainConfig, reporter: Reporter) -> ImageSize:

@@ -10,7 +10,7 @@ from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError, ModelError
 from deitctl.recipes import DIGITS, FINETUNE
 from deitctl.training.configure import build_config
-from deitctl.training.input_shape import fit_crop_ratio
+from deitctl.training.input_shape import cuts_blocks, fit_crop_ratio
 
 WIDE = TrainConfig(model="deit_tiny", data="d", recipe=replace(FINETUNE, img_size=(64, 128)))
 
@@ -31,11 +31,23 @@ WIDE = TrainConfig(model="deit_tiny", data="d", recipe=replace(FINETUNE, img_siz
             ModelError,
             "timm cannot build vit_tiny_patch16_224",
         ),
+        (
+            {"model": "vit_tiny_patch16_224", "recipe.img_size": "30x64"},
+            ModelError,
+            "vit_tiny_patch16_224 has patches of 16 pixels, which do not fill 30x64",
+        ),
     ],
 )
 def test_a_shape_is_refused_before_data_is_opened(settings, error, message, reporter):
     with pytest.raises(error, match=message):
         build_config({"data": "/nonexistent", **settings}, reporter=reporter)
+
+
+def test_first_blocks_alone_are_known_before_the_weights_are_loaded(reporter):
+    config = TrainConfig(model="deit_tiny", data="d", recipe=FINETUNE, model_args={"depth": 3})
+    assert cuts_blocks(config, reporter)
+    assert not cuts_blocks(replace(config, model_args={"depth": 12}), reporter)
+    assert not cuts_blocks(replace(config, recipe=replace(FINETUNE, pretrained=False)), reporter)
 
 
 def test_crops_of_a_wide_input_are_as_wide(reporter):
