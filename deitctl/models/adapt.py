@@ -116,7 +116,7 @@ def resample_positions(
     if positions.is_meta:
         resampled[name] = torch.empty_like(target, device="meta")
     else:
-        from timm.layers import resample_abs_pos_embed
+        from timm.layers.pos_embed import resample_abs_pos_embed
 
         resampled[name] = resample_abs_pos_embed(
             positions, list(grid), list(old), num_prefix_tokens

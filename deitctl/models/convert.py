@@ -87,8 +87,8 @@ def infer_architecture(
     num_prefix_tokens = 0 if layer_scale else 1 + distilled
     num_patches = num_positions - num_prefix_tokens
     stated = candidates[0] if candidates[0] in own else None
-    sizes = [img_size, *([stated.img_size] if stated else [])]
-    fitting = [size for size in sizes if size and count_patches(size, patch) == num_patches]
+    stated_sizes = [img_size, *([stated.img_size] if stated else [])]
+    fitting = [size for size in stated_sizes if size and count_patches(size, patch) == num_patches]
     _require_consistent_shapes(shapes, dim, num_prefix_tokens, where, bool(fitting))
     if stated is None:
         side = math.isqrt(num_patches) * patch
