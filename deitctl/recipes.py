@@ -98,7 +98,7 @@ FINETUNE = Recipe(  # one's own images, from published weights; own values, see 
 NEW_HEAD_LR, OLD_HEAD_LR = 4e-4, 1e-4
 """Peak learning rates where the head is fitted to other classes than the weights', and where it is theirs."""
 CUT_HEAD_INIT: Literal["ridge", "random"] = "random"
-"""Of a new head where the weights' first blocks alone are kept: features in the middle of a network are told apart by
+"""Of a new head where the weights' first blocks alone are kept: features in the middle of a network are separated by
 large weights alone. Ten epochs of flowers-mini at 64 pixels, seed 0: first-epoch loss 1.66 instead of 2.97 with 3 of
 deit_tiny's blocks, 1.66 instead of 3.11 with 6; of the last one 0.98 instead of 1.06, and 0.74 instead of 0.73."""
 OTHERS_LAYER_DECAY = 0.9  # of models that are no DeiT

@@ -20,7 +20,7 @@ from deitctl.inference.onnx_classifier import _to_timm_config
 from deitctl.models.model_config import from_timm_config
 from deitctl.report.contents import Curves
 from deitctl.report.drawings import draw_run
-from deitctl.report.html import _build_curves, _dump_json
+from deitctl.report.html import _dump_json, build_curves
 from deitctl.training.run_dir import Run
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.trend import judge_trend
@@ -47,7 +47,7 @@ def run_log(data: bytes) -> None:
         if epochs:
             judge_trend(epochs, 67)
             curves = Curves(run="x", steps=steps, epochs=epochs, teacher_top1=run.teacher_top1())
-            _dump_json(_build_curves(curves))
+            _dump_json(build_curves(curves))
             if zlib.crc32(data) % DRAWN == 0:
                 draw_run(curves)
         run.cut_log(log.rfind(b"\n", 0, len(log) // 2) + 1)

@@ -41,7 +41,7 @@ model = deitctl.load(run)
 best = model.predict("cat.jpg").predictions[0].score
 steps: int = deitctl.plan("photos/").num_steps
 folds = deitctl.train("photos/", folds=5, group_by="patient")
-mean: float = folds.metrics["top1"].mean
+mean: float | None = folds.metrics["top1"].mean
 second: float = deitctl.distill("photos/", teacher="regnety_160", folds=5, fold=2).best.score
 reveal_type(deitctl.train)
 """

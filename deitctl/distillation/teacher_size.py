@@ -1,4 +1,4 @@
-"""Input size of a teacher: of its student's aspect ratio, so that both see the same picture of a view."""
+"""Input size of a teacher: of its student's aspect ratio, so that both see the same content of a view."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def fit_teacher_size(
     if not student_size and not has_weights(distill.teacher) and not distill.teacher_weights:
         return config  # both are square, and no model is looked at
     try:
-        found = _find_own_size(distill, built_in, reporter)
+        own_input = _find_own_size(distill, built_in, reporter)
     except ModelError:  # loading the teacher raises it again, if it comes to that
-        found = None
-    if found is None:
+        own_input = None
+    if own_input is None:
         return config
-    own, step = distill.teacher_img_size or found[0], found[1]
+    own, step = distill.teacher_img_size or own_input[0], own_input[1]
     own_height, own_width = height_width(own)
     if own_height * width == own_width * height:
         return config

@@ -41,6 +41,12 @@ EXTRAS = {
     "transformers": ("transformers",),
     "parquet": ("pyarrow",),
     "heif": ("pillow_heif",),
+    "mlflow": ("mlflow",),
+    "sweep": ("optuna",),
+    "tensorboard": ("tensorboard",),
+    "tiff": ("tifffile", "imagecodecs"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
 MIB = 2**20
 SHARED_MEMORY = "/dev/shm"

@@ -38,7 +38,7 @@ from deitctl.records import to_object
 from deitctl.settings import list_learning, override, write_toml
 from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_class_weights
-from deitctl.training.configure import check, name_command
+from deitctl.training.configure import check, name_command, settle_task
 from deitctl.training.disk_space import warn_of_full_disks
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.extensions import (
@@ -178,6 +178,7 @@ def open_run(
             f"An augmentation of the caller's gets a Pillow image of RGB, and these have {train.bands} bands.",
             "Leave it out.",
         )
+    config = settle_task(config, train)
     train = train.with_augmentation(extensions.augmentation)
     require_same_images(config.data, train, val, world)
     if world.is_main:

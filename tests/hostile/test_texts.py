@@ -209,7 +209,7 @@ def test_labels_beyond_the_number_of_classes_are_missing_targets(cache):
 def record(body: list[int]) -> bytes:
     """A soft record with a fitting checksum."""
     row = np.array([body], dtype=np.uint16)
-    return np.concatenate([targets._compute_checksums(row)[:, None], row], axis=1).tobytes()
+    return np.concatenate([SOFT._compute_checksums(row)[:, None], row], axis=1).tobytes()
 
 
 def test_crafted_soft_records_are_missing_targets(cache):
