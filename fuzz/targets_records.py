@@ -120,7 +120,7 @@ def export_metadata(data: bytes) -> None:
             config = from_timm_config(_to_timm_config(read_values, 5, "x"), "x")
             ours = metadata.describe_model(config, "cls")
             verify._require_same_model(ours, read_values, path, "x")
-        golden = read_golden(read_values, verify._read_img_size(read_values, path))
+        golden = read_golden(read_values, verify._read_input(read_values, path)[0])
         assert golden.pixels.nbytes < 1 << 26
         with suppress(DeitctlError):
             golden.check(golden.logits)

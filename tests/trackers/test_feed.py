@@ -73,12 +73,14 @@ def track(
     stop: Exception | None = None,
 ) -> None:
     """Hand over a log of which an earlier session wrote `before` records; `stop` ends the training."""
-    with open_feed([name], run, Warnings()) as feed:
+    reporter = Warnings()
+    with open_feed([name], run, reporter) as feed:
         feed.replay(log[:before])
         for record in log[before:]:
             feed.log(record)
         if stop is not None:
             raise stop
+    assert not reporter.messages
 
 
 def read_csv(run: TrackedRun) -> dict[str, list[int]]:
