@@ -84,7 +84,10 @@ def find_unfinished(
         except ConfigError:
             continue
         batch_size = existing.recipe.batch_size if any_batch else config.recipe.batch_size
-        requested = replace(config, recipe=replace(config.recipe, batch_size=batch_size))
+        # `auto` is what the data has, as the run was opened.
+        task = existing.task if config.task == TrainConfig.task else config.task
+        recipe = replace(config.recipe, batch_size=batch_size)
+        requested = replace(config, recipe=recipe, task=task)
         changed = list_differences(add_tags(existing), requested)
         finished = run.result() is not None
         if changed and output:
