@@ -117,7 +117,7 @@ def _list_even_metrics(result: EvalResult) -> list[tuple[str, str]]:
 
 
 def _list_interval(interval: Interval | None, metric: str) -> list[tuple[str, str]]:
-    # Named, because a row is found by its name.
+    # Named, because a row is looked up by its name.
     return [] if interval is None else [(f"  95 % of {metric}", interval.format(".2f"))]
 
 
@@ -168,16 +168,17 @@ def _format(value: float | None) -> str:
 
 
 def _print_comparisons(results: EvalResults) -> None:
-    if not results.comparisons:
-        return
-    if hasattr(results.comparisons[0], "map_difference"):
-        _print_label_comparisons(results)
-    else:
-        _print_top1_comparisons(results)
+    from deitctl.evaluation.bootstrap import PairedComparison
+
+    top1 = [c for c in results.comparisons if isinstance(c, PairedComparison)]
+    labels = [c for c in results.comparisons if not isinstance(c, PairedComparison)]
+    if top1:
+        _print_top1_comparisons(top1)
+    if labels:
+        _print_label_comparisons(labels)
 
 
-def _print_label_comparisons(results: EvalResults) -> None:
-    comparisons: Sequence[MultilabelComparison] = results.comparisons  # type: ignore[assignment]
+def _print_label_comparisons(comparisons: Sequence[MultilabelComparison]) -> None:
     first = comparisons[0].a
     print_table(
         f"{first} minus another model on the same images, points of mAP",
@@ -196,8 +197,7 @@ def _print_label_comparisons(results: EvalResults) -> None:
     )
 
 
-def _print_top1_comparisons(results: EvalResults) -> None:
-    comparisons: Sequence[PairedComparison] = results.comparisons  # type: ignore[assignment]
+def _print_top1_comparisons(comparisons: Sequence[PairedComparison]) -> None:
     first = comparisons[0]
     among = " among the data's classes" if first.among_classes else ""
     print_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -308,13 +309,13 @@ def _read_by_tifffile(
     Raises:
         DataError: it is not installed, or the file is damaged.
     """
-    try:
-        import imagecodecs  # noqa: F401  # bounds what a compressed tile becomes
-        import tifffile
-    except ImportError as error:
+    # imagecodecs bounds what a compressed tile becomes.
+    if any(find_spec(package) is None for package in ("tifffile", "imagecodecs")):
         raise DataError(
             f"{name} is a TIFF of bands that Pillow does not read.", f"{INSTALL_TIFF} reads it."
-        ) from error
+        )
+    import tifffile
+
     with named_errors(data, name), tifffile.TiffFile(io.BytesIO(data)) as file:
         values = []
         for place in places:

@@ -30,7 +30,7 @@ class EvalSubject:
     model_config: ModelConfig
     dataset: ImageDataset
     match: ClassMatch
-    """How the data's classes were found among the model's."""
+    """How the data's classes match the model's."""
     class_titles: Sequence[str]
     """Names of the data's classes for people, the same for all models of an evaluation."""
 

@@ -43,16 +43,17 @@ def freeze_backbone(model: nn.Module) -> None:
 def enable_grad_checkpointing(model: nn.Module) -> None:
     """Let the blocks of a model compute their activations again in the backward pass, instead of
     storing them; raise `ConfigError` if timm's model cannot."""
+    refusal = ConfigError(
+        "timm has no activation checkpointing for this model.",
+        "Leave --grad-checkpointing out; a smaller --micro-batch-size needs less memory too.",
+    )
     switch: Any = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise refusal
     try:
-        if switch is None:
-            raise AssertionError
         switch(True)
-    except (AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            "timm has no activation checkpointing for this model.",
-            "Leave --grad-checkpointing out; a smaller --micro-batch-size needs less memory too.",
-        ) from error
+    except (AssertionError, NotImplementedError) as error:  # by which timm's models say so
+        raise refusal from error
 
 
 def get_layer_ids(model: nn.Module) -> dict[str, int]:

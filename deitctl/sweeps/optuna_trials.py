@@ -6,6 +6,7 @@ The study is built again for every suggestion, from what the run folders hold: n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from deitctl.errors import ConfigError
@@ -19,10 +20,8 @@ Scored = tuple[Mapping[str, Any], float]
 
 def require_optuna() -> None:
     """Raise `ConfigError` if Optuna is not installed."""
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--optuna needs Optuna.", "pip install 'deitctl[sweep]'") from error
+    if find_spec("optuna") is None:
+        raise ConfigError("--optuna needs Optuna.", "pip install 'deitctl[sweep]'")
 
 
 def suggest_trial(

@@ -1,4 +1,4 @@
-"""The weights of a run's best epoch: kept, scored again, and found again after a kill.
+"""The weights of a run's best epoch: saved, scored again, and read again after a kill.
 
 They are written as soon as an epoch has been better, and the checkpoint later. After a kill they may
 be of an epoch that the checkpoint has not seen; its epochs are then trained again, to the same weights.

@@ -381,7 +381,7 @@ def _find_group(
 def _refuse_columns(
     path: Path, names: Sequence[str], missing: str, bits: dict[int, list[str]]
 ) -> NoReturn:
-    """Raise `DataError` for a table in which a column is not found, with the columns of 0 and 1 that are."""
+    """Raise `DataError` for a table that lacks a column, with the columns of 0 and 1 that are."""
     has_pixels = sum(bool(PIXEL.fullmatch(reduce_name(name))) for name in names) >= MIN_PIXELS
     if has_pixels or len(bits) < 2:
         what = (

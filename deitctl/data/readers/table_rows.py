@@ -54,7 +54,7 @@ class TableRows:
     group_names: Sequence[str] | None = None
     """Of each image, [N]; None without a column of groups."""
     notes: tuple[str, ...] = ()
-    """How several labels an image were found."""
+    """By what an image is read as one of several labels."""
 
     def take_groups(self, rows: NDArray[np.int64]) -> Sequence[str] | None:
         """Return the groups of some images."""
