@@ -34,6 +34,8 @@ SelectChoice = Literal["auto", "top1", "balanced", "f1", "map", "loss"]
 """The metric that the best weights are selected by; auto: top-1, of several labels an image mAP."""
 TaskChoice = Literal["auto", "classification", "multilabel"]
 """One label an image, or several; auto, before the data is opened: as the data has them."""
+ModeChoice = Literal["hard", "soft", "features", "features+hard", "features+soft"]
+"""What a student learns from its teacher: labels, features, or both."""
 TEACHER_DEFAULT = "regnety_002 on digits; regnety_160 where --teacher-weights is given"
 RECIPE = "the recipe's"
 
@@ -418,6 +420,42 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """How a student learns its teacher's features, in a mode that has them."""
+
+    loss: Annotated[
+        Literal["vkd", "cosine", "mse"],
+        Option(
+            "vkd (orthogonal projection onto standardized features, arXiv 2403.06213), cosine or mse.",
+            TEACHER,
+            flag="--feature-loss",
+        ),
+    ] = "vkd"
+    weight: Annotated[
+        float,
+        Option(
+            "Weight of the features' loss, beside that of the labels.",
+            TEACHER,
+            "1.0, 0.5 beside a teacher's labels",
+            flag="--feature-weight",
+            ge=0,
+        ),
+    ] = 1.0
+    pool: Annotated[
+        Literal["auto", "cls", "avg"],
+        Option(
+            "Teacher's features: its class token, the average of its patches, or auto: what its head reads.",
+            TEACHER,
+            flag="--feature-pool",
+        ),
+    ] = "auto"
+    student_pool: Annotated[
+        Literal["auto", "cls", "avg"],
+        Option("The same of the student; auto: the average, without patches what its head reads."),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """A teacher, and how a student learns from it."""
 
@@ -426,8 +464,12 @@ class DistillConfig:
         str, Option("Weights file of a teacher named by architecture.", TEACHER)
     ] = ""
     mode: Annotated[
-        Literal["hard", "soft"],
-        Option("hard (DeiT Eq. 3), soft (Eq. 2), or none: without a teacher.", TEACHER, "hard"),
+        ModeChoice,
+        Option(
+            "hard (DeiT Eq. 3), soft (Eq. 2), features, features+hard, features+soft, or none: without a teacher.",
+            TEACHER,
+            "hard",
+        ),
     ]
     alpha: Annotated[
         float,
@@ -515,6 +557,20 @@ class DistillConfig:
             "Continue with a teacher that scores near chance.", TEACHER, flag="--allow-weak-teacher"
         ),
     ] = False
+    features: FeatureConfig = FeatureConfig()
+
+    @property
+    def label_mode(self) -> Literal["hard", "soft", ""]:
+        """Which of the teacher's labels are learned, by the distillation head if there is one; empty:
+        none are."""
+        if self.mode.endswith("hard"):
+            return "hard"
+        return "soft" if self.mode.endswith("soft") else ""
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the student learns the teacher's features."""
+        return self.mode.startswith("features")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -573,6 +629,15 @@ class TrainConfig:
             EVERYDAY,
         ),
     ] = 0
+    fraction: Annotated[
+        float,
+        Option(
+            "Share of the training images that is used, of every class alike; a smaller one is part of a larger.",
+            EVERYDAY,
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
     group_by: Annotated[
         str,
         Option(

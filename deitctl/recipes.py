@@ -238,15 +238,21 @@ DIGITS_STUDENT = "deit_tiny"
 
 
 class DistillDefaults(NamedTuple):
-    """Weight of the teacher's term and temperature."""
+    """Weight of the teacher's labels, temperature, and weight of its features."""
 
     alpha: float
     tau: float
+    feature_weight: float = 1.0
 
 
 DISTILL_DEFAULTS = {
     "hard": DistillDefaults(alpha=0.5, tau=1.0),  # DeiT Eq. 3: one half each; no temperature
     "soft": DistillDefaults(alpha=0.1, tau=3.0),  # DeiT §5.2: lambda = 0.1, tau = 3.0
+    # VkD's released code weighs labels, teacher's labels and features alike, at temperature 1
+    # (main_distributed.py, --alpha 1 --gamma 1). With 1 - alpha and alpha of one half, so is 0.5.
+    "features": DistillDefaults(alpha=0.0, tau=1.0),
+    "features+hard": DistillDefaults(alpha=0.5, tau=1.0, feature_weight=0.5),
+    "features+soft": DistillDefaults(alpha=0.5, tau=1.0, feature_weight=0.5),
 }
 DISTILL_REDUCTION: Literal["batchmean", "mean"] = "batchmean"  # DeiT Eq. 2
 DISTILL_TOPK = 100

@@ -19,7 +19,7 @@ import typer
 
 from deitctl.api import FUNCTIONS
 from deitctl.cli import completion
-from deitctl.config import EVERYDAY, MACHINE, MODEL_HELP, OPTIMIZATION, RESUMING
+from deitctl.config import EVERYDAY, MACHINE, MODEL_HELP, OPTIMIZATION, RESUMING, ModeChoice
 from deitctl.errors import ConfigError, UsageError
 from deitctl.settings import (
     convert,
@@ -104,7 +104,7 @@ def _require(flag: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 DEVICES = ("auto", "cpu", "mps", "cuda", "cuda:N")
-CHOICES = {"precision": completion.PRECISIONS, "mode": ("hard", "soft", "none")}
+CHOICES = {"precision": completion.PRECISIONS, "mode": (*get_args(ModeChoice), "none")}
 """Of settings that do not declare them: `none` is no mode of a `DistillConfig`."""
 COMPLETIONS = {
     "model": completion.complete_model,

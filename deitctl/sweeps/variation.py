@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deitctl.config import MACHINE_SETTINGS, Option
+from deitctl.config import MACHINE_SETTINGS, ModeChoice, Option
 from deitctl.errors import ConfigError
 from deitctl.settings import (
     Setting,
@@ -35,7 +35,7 @@ FIXED = {
 """Settings that a sweep does not vary, and why."""
 SPECIAL = {
     "recipe": Setting("recipe", str, Option("Name or TOML file of a recipe."), ""),
-    MODE: Setting(MODE, Literal["none", "soft", "hard"], Option("Distillation, or none."), "hard"),
+    MODE: Setting(MODE, Literal["none", ModeChoice], Option("Distillation, or none."), "hard"),
 }
 """What is varied as if it were one setting with these values."""
 SPELLINGS = {"student": "model", "teacher": "distill.teacher"}

@@ -51,6 +51,8 @@ class StudentBatch(NamedTuple):
     """The teacher's of the same images, [B,K]; None without a teacher."""
     drop_path_mask: Tensor | None
     """See `VisionTransformer.sample_drop_path`; None where nothing is dropped."""
+    teacher_features: tuple[Tensor, ...] = ()
+    """Of the same images, [B,D] in fp32 of each teacher that gives them."""
 
 
 class Objective(Protocol):

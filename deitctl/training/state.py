@@ -165,6 +165,8 @@ class TrainState:
     progress: Progress
     loss_sums: dict[str, Tensor] = field(default_factory=dict)
     """Losses summed over the images of the current epoch, on the device."""
+    projector: nn.Module | None = None
+    """Maps the student's features to its teachers'; trained and saved here, and no part of the model."""
     frozen: tuple[str, ...] = ()
     """Parameters that are frozen now and may be thawed; from the settings, so nothing to save."""
 
