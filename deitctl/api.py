@@ -22,7 +22,7 @@ from deitctl.sizes import ImageSize
 if TYPE_CHECKING:
     from torch.utils.data import Dataset as TorchDataset
 
-    from deitctl.config import SelectChoice, TaskChoice, TrainConfig
+    from deitctl.config import ModeChoice, SelectChoice, TaskChoice, TrainConfig
     from deitctl.data.dataset import ImageDataset
     from deitctl.data.folds import FoldedData
     from deitctl.data.own_augmentation import Augmentation
@@ -49,7 +49,7 @@ Data = Union[str, Path, "TorchDataset[Any]", tuple["TorchDataset[Any]", "TorchDa
 F = TypeVar("F", bound=Callable[..., Any])
 FUNCTIONS = ("objective", "augmentation", "callbacks")
 """Keywords of training that are functions of the caller's, see `Extensions`."""
-OF_NAMED_DATA = ("task", "group_by", "folds", "fold", "image_folder", "value_range")
+OF_NAMED_DATA = ("task", "fraction", "group_by", "folds", "fold", "image_folder", "value_range")
 """Settings that say how data is read which the settings name."""
 NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
 """Keywords of training that say what to do, and nothing about a run."""
@@ -85,6 +85,7 @@ def train(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    fraction: float | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -177,6 +178,7 @@ def distill(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    fraction: float | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -187,7 +189,10 @@ def distill(
     teacher_classes: PathLike | None = None,
     teacher_img_size: ImageSize | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
-    mode: Literal["hard", "soft", "none"] | None = None,
+    mode: ModeChoice | Literal["none"] | None = None,
+    feature_loss: Literal["vkd", "cosine", "mse"] | None = None,
+    feature_weight: float | None = None,
+    feature_pool: Literal["auto", "cls", "avg"] | None = None,
     alpha: float | None = None,
     tau: float | None = None,
     reduction: Literal["batchmean", "mean"] | None = None,
@@ -317,6 +322,7 @@ def cache_teacher(
     seed: int | None = None,
     task: TaskChoice | None = None,
     split_seed: int | None = None,
+    fraction: float | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -326,7 +332,8 @@ def cache_teacher(
     teacher_classes: PathLike | None = None,
     teacher_img_size: ImageSize | None = None,
     finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
-    mode: Literal["hard", "soft"] | None = None,
+    mode: ModeChoice | None = None,
+    feature_pool: Literal["auto", "cls", "avg"] | None = None,
     tau: float | None = None,
     views: int | None = None,
     view_seed: int | None = None,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset, Labels, Subset
+from deitctl.data.fraction import take_fraction
 from deitctl.data.group_names import MAX_NAMED, name_groups
 from deitctl.data.groups import join_duplicates, number_groups
 from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
@@ -36,14 +37,19 @@ class FoldedData:
     num_folds: int
     group_names: Sequence[str] | None
     """Of each image, [N]; None: images have no groups with names."""
+    fraction: float = 1.0
+    """Share of the training images of each fold that is used, see `take_fraction`."""
+    seed: int = 0
+    """Of that choice."""
 
-    def split(self, fold: int) -> tuple[Subset, Subset]:
+    def split(self, fold: int) -> tuple[ImageDataset, Subset]:
         """Return the training and validation images of the run of a fold, from 1."""
         is_held = self.fold_of == fold
         train, val = np.flatnonzero(~is_held), np.flatnonzero(is_held)
         labels, names = self.images.labels, self.images.class_names
+        others = Subset(self.images, train, labels[train], names)
         return (
-            Subset(self.images, train, labels[train], names),
+            take_fraction(others, self.fraction, self.seed),
             Subset(self.images, val, labels[val], names, holds_out=True),
         )
 

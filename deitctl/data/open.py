@@ -19,6 +19,7 @@ from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import FileDataset, ImageDataset, describe_labels, join
 from deitctl.data.file_types import reading_arrays
 from deitctl.data.folds import FoldedData, split_folds
+from deitctl.data.fraction import take_fraction
 from deitctl.data.group_names import compare_groups
 from deitctl.data.held_out import hold_out_fifth
 from deitctl.data.layout import match_split, name_some
@@ -121,6 +122,8 @@ class Source:
     """Parts that the images are split into, each held out by a run of its own; 0: a fifth is held out."""
     fold: int = 0
     """Which of these parts is held out, from 1."""
+    fraction: float = 1.0
+    """Share of the training images that is used, see `take_fraction`."""
     in_chans: int = 0
     """Channels of the model; images are read as RGB for 1, 3 and 0, else by their bands."""
 
@@ -136,6 +139,7 @@ class Source:
             config.split_seed,
             config.folds,
             config.fold,
+            config.fraction,
             config.recipe.in_chans,
         )
 
@@ -163,6 +167,7 @@ def open_for_training(
     unsplit = _find_unsplit(parts)
     if run is not None and run.rows is not None and run.rows.is_held_out:
         unsplit = parts.get("", parts.get("train"))  # whatever was put beside it since
+    goes_on = unsplit is not None and run is not None
     if unsplit is not None and run is not None:
         train, val = _continue_split(data.name, unsplit, run, reporter)
     elif source.folds and parts.keys() & {"", "train"}:
@@ -189,6 +194,13 @@ def open_for_training(
             f"`deitctl check {data.name}` lists what is there.",
         )
     _require_classes(data.name, source, train, val)
+    if not goes_on and source.fraction != 1:  # a run that goes on lists the images that it uses
+        count = len(train.labels)
+        train = take_fraction(train, source.fraction, source.split_seed)
+        reporter.note(
+            f"{data.name}: {len(train.labels):,} of {count:,} training images are used, fraction "
+            f"{source.fraction:g} of every class."
+        )
     return train, val
 
 
@@ -199,7 +211,12 @@ def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
         open_for_training(replace(source, folds=0), reporter=reporter)  # says what is missing
     folded = _split_folds(data, source, reporter)
     _require_classes(data.name, source, *folded.split(1))
-    return folded
+    if source.fraction != 1:
+        reporter.note(
+            f"{data.name}: of the training images of each fold, fraction {source.fraction:g} of every "
+            "class is used."
+        )
+    return replace(folded, fraction=source.fraction, seed=source.split_seed)
 
 
 def _require_classes(name: str, source: Source, train: ImageDataset, val: ImageDataset) -> None:
@@ -298,7 +315,7 @@ def _continue_split(
                 f"{name} {change.format(run.folder)}: {paths[0]} and {len(paths) - 1} more.",
                 "Put them back, or start a new run.",
             )
-    if split.num_new:
+    if split.num_new and not run.uses_part:
         reporter.note(
             f"Images of {name} that are new since {run.folder} began are left out: {split.num_new}."
         )
@@ -389,7 +406,7 @@ def _note_held_out(name: str, split: AppliedSplit, run: RunData, reporter: Repor
         f"Scoring the {len(split.val.labels):,} of {num_images:,} images of {name} that "
         f"{run.folder} held out."
     ]
-    if split.num_new:
+    if split.num_new and not run.uses_part:
         sentences.append(f"Left out because they are new since: {split.num_new:,}.")
     if split.missing:
         sentences.append(f"Gone since: {len(split.missing):,}.")

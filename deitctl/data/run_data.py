@@ -74,6 +74,8 @@ class RunData:
     """That the paths of a table are below; empty: where the table leads."""
     task: str = "classification"
     """Whether its images have one label or several, a name of `TASKS`; an older run has one."""
+    uses_part: bool = False
+    """Whether it uses a share of its training images: the others are not listed."""
     is_fold: bool = False
     """Whether it holds out a fold of the training images, whatever other images the data has."""
 
@@ -97,6 +99,7 @@ def read_run_data(folder: Path) -> RunData | None:
         _read_rows(folder / SPLIT_FILE),
         str(config.get("image_folder", "")),
         task=str(config.get("task", "classification")),
+        uses_part=config.get("fraction", 1) != 1,
         is_fold=bool(config.get("fold", 0)),
     )
 

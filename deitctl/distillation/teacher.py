@@ -64,6 +64,7 @@ SOURCE_SETTINGS = (
     "task",
     "group_by",
     "split_seed",
+    "fraction",
     "folds",
     "fold",
 )

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import MAX_FOLDS, DistillConfig, Recipe, TaskChoice, TrainConfig
+from deitctl.config import MAX_FOLDS, DistillConfig, FeatureConfig, Recipe, TaskChoice, TrainConfig
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.group_by import check_group_by
@@ -161,8 +161,7 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         ConfigError: a value that does not fit.
     """
     named = add_file_settings(named)
-    names = ("split_seed", "folds", "fold", "recipe.in_chans")
-    numbers = [convert(named.get(name, 0), int, name) for name in names]
+    numbers = [convert(named.get(name, 0), int, name) for name in ("split_seed", "folds", "fold")]
     source = Source(
         data,
         str(named.get("image_folder", "")),
@@ -170,6 +169,8 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         convert(named.get("task", TrainConfig.task), TaskChoice, "task"),
         str(named.get("group_by", "")),
         *numbers,
+        convert(named.get("fraction", TrainConfig.fraction), float, "fraction"),
+        convert(named.get("recipe.in_chans", 0), int, "recipe.in_chans"),
     )
     check_split(source.group_by, source.folds, source.fold)
     return source
@@ -366,12 +367,14 @@ def build_distill_config(
         alpha=DISTILL_DEFAULTS[mode].alpha,
         tau=DISTILL_DEFAULTS[mode].tau,
         reduction=DISTILL_REDUCTION,
-        dist_token=True,
+        # a token of which nothing is asked would be one for nothing
+        dist_token=mode != "features",
         # With ImageNet's weights where there is a network, the first command would take minutes more.
         finetune_teacher="scratch" if built_in and not (teacher or weights) else "auto",
         teacher_input=teacher_input,
         views=views if teacher_input == "unmixed" else 0,
         logits_topk=DISTILL_TOPK,
+        features=FeatureConfig(weight=DISTILL_DEFAULTS[mode].feature_weight),
     )
 
 

@@ -363,13 +363,13 @@ def _score_fold(
     record: Mapping[str, Any],
     scores: Mapping[str, float],
 ) -> FoldScore:
-    num_held = int((folded.fold_of == fold).sum())
+    train, val = folded.split(fold)
     teacher = record["teacher"]
     return FoldScore(
         fold=fold,
         run=root / f"fold{fold}",
-        num_train_images=len(folded.fold_of) - num_held,
-        num_val_images=num_held,
+        num_train_images=len(train.labels),
+        num_val_images=len(val.labels),
         best_epoch=int(record["best"]["epoch"]),
         scores=scores,
         teacher_top1=None if teacher is None else teacher.get("top1"),

@@ -261,8 +261,10 @@ def plan_training(
 
 
 def _plan_folds(folded: FoldedData) -> list[FoldPlan]:
-    sizes = [int((folded.fold_of == fold).sum()) for fold in range(1, folded.num_folds + 1)]
-    return [FoldPlan(n, sum(sizes) - size, size) for n, size in enumerate(sizes, start=1)]
+    splits = {fold: folded.split(fold) for fold in range(1, folded.num_folds + 1)}
+    return [
+        FoldPlan(fold, len(train.labels), len(val.labels)) for fold, (train, val) in splits.items()
+    ]
 
 
 def _count_memory(state: TrainState, recipe: Recipe) -> int:
