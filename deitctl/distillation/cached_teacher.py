@@ -108,7 +108,8 @@ class CachedTeacher:
     def compute(self, pixels: Tensor) -> Records:
         """Compute the target records of views, uint8 [B,3,T,T]; raise if logits are not finite."""
         with torch.no_grad(), self.device.autocast():
-            logits = self.load_network().forward_views(self.device.to_device(pixels))
+            logits = self.load_network().forward_views(self.device.to_device(pixels)).logits
+        assert logits is not None
         if not logits.isfinite().all():
             raise TeacherError(
                 "The teacher's logits are not finite.", "Check its weights; or --precision fp32."

@@ -20,6 +20,7 @@ from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.callable_teacher import CallableTeacher
+from deitctl.distillation.finetune import TrainRun
 from deitctl.distillation.preflight import (
     RECORD,
     Preflight,
@@ -29,6 +30,7 @@ from deitctl.distillation.preflight import (
     summarize_preflight,
     write_preflight,
 )
+from deitctl.distillation.resolve import ResolvedTeacher, plan_finetuning, resolve_teacher
 from deitctl.distillation.target_cache import (
     STAMP,
     TARGETS_VERSIONS,
@@ -38,19 +40,14 @@ from deitctl.distillation.target_cache import (
     require_cache_folder,
 )
 from deitctl.distillation.targets import TargetCodec
-from deitctl.distillation.teacher import (
+from deitctl.distillation.teacher import Teacher, freeze_teacher
+from deitctl.distillation.teacher_bands import require_teacher_bands
+from deitctl.distillation.teacher_weights import (
     WITHOUT_WEIGHTS,
-    ResolvedTeacher,
-    Teacher,
-    TrainRun,
-    freeze_teacher,
     hash_json,
     identify_teacher,
     is_present,
-    plan_finetuning,
-    resolve_teacher,
 )
-from deitctl.distillation.teacher_bands import require_teacher_bands
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ModelError, TeacherError
 from deitctl.events import Reporter

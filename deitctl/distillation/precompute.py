@@ -16,9 +16,9 @@ from deitctl.data.loader import build_view_loader
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
+from deitctl.distillation.finetune import TrainRun
 from deitctl.distillation.preflight import Preflight
 from deitctl.distillation.target_cache import TargetCache
-from deitctl.distillation.teacher import TrainRun
 from deitctl.distributed import SINGLE_PROCESS, World, process_group
 from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter

@@ -1,4 +1,5 @@
-"""The check of a teacher before it teaches: its validation accuracy, recorded as `teacher.json`."""
+"""The check of a teacher before it teaches: its validation accuracy, and how often its decision is the label on
+training views; recorded as `teacher.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from deitctl import rng
 from deitctl.config import DistillConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.device import Device
-from deitctl.distillation.teacher import ResolvedTeacher
+from deitctl.distillation.resolve import ResolvedTeacher
+from deitctl.distillation.view_sample import ECHO
 from deitctl.distributed import World
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.evaluation.eval_model import EvalModel
@@ -81,6 +83,14 @@ class Preflight:
     """Hash of its parameters and buffers."""
     val_fingerprint: str
     """Hash of the validation images."""
+    label_agreement: float | None = None
+    """Percent of sampled training views on which its decision is the image's label, of several labels all
+    of them and no other; null where it was not measured, as the two below."""
+    num_views_sampled: int | None = None
+    """Sampled training views, each of another image."""
+    mean_entropy: float | None = None
+    """Mean entropy of its probabilities on them at temperature 1, nats, of several labels the mean over the
+    classes; null also where they were read from a cache of hard labels."""
     val_predictions: tuple[int, ...] = hidden()
     """Predicted class of each validation image, -1 for one that could not be read; of several labels
     none."""
@@ -259,6 +269,30 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     return (
         f"Teacher {preflight.name}: {score} on {preflight.num_images} validation images, "
         f"{finetuning}{detail}, at {size} pixels with its own preprocessing."
+        f"{_describe_agreement(preflight)}"
+    )
+
+
+def _describe_agreement(preflight: Preflight) -> str:
+    """Return a sentence after others; empty where nothing was measured."""
+    if preflight.label_agreement is None:
+        return ""
+    entropy = "" if preflight.mean_entropy is None else f" (entropy {preflight.mean_entropy:.2f} nats)"
+    return (
+        f" Its decision is the label on {preflight.label_agreement:.1f} % of "
+        f"{preflight.num_views_sampled} training views{entropy}."
+    )
+
+
+def warn_about_echo(distill: DistillConfig, preflight: Preflight, reporter: Reporter) -> None:
+    """Warn of a teacher whose hard labels are taught, and repeat the true labels on training views."""
+    agreement = preflight.label_agreement
+    if distill.label_mode != "hard" or agreement is None or agreement <= ECHO:
+        return
+    reporter.warn(
+        f"Its hard labels repeat the true labels: the decision of {preflight.name} is the label on "
+        f"{agreement:.1f} % of training views, so a student learns little from it that the labels do not say. "
+        "--mode soft, stronger crops, or a teacher that was not trained on these images says more."
     )
 
 
@@ -276,7 +310,10 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
     except (OSError, ValueError, AttributeError, ConfigError):
         return None
     rows, is_multilabel = preflight.class_rows, preflight.is_multilabel
-    scores = (preflight.top1, preflight.top5, preflight.mean_recall, preflight.map)
+    scores = (
+        *(preflight.top1, preflight.top5, preflight.mean_recall, preflight.map),
+        preflight.label_agreement,
+    )
     predictions = preflight.val_label_bits if is_multilabel else preflight.val_predictions
     is_valid = (
         all(0 <= v <= 100 for v in scores if v is not None)
@@ -285,6 +322,9 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
         and (preflight.map is None) == (preflight.map_chance is None)
         and (rows is None or len(rows) == num_classes)
         and len(predictions) == num_val_images
+        and (preflight.label_agreement is None) == (preflight.num_views_sampled is None)
+        and (preflight.num_views_sampled or 1) > 0
+        and (preflight.mean_entropy is None or preflight.mean_entropy >= 0)
         and all(-1 <= prediction < num_classes for prediction in preflight.val_predictions)
         and all(_are_bits(bits, num_classes) for bits in preflight.val_label_bits)
     )

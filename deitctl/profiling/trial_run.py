@@ -177,7 +177,8 @@ class TrialRun(TrainSetup):
         assert context.distill is not None
         images = normalize(device.to_device(batch.images), context.preprocessing)
         with device.autocast():
-            logits = context.teacher(images)
+            logits = context.teacher(images).logits
+            assert logits is not None
             mode, tau = context.distill.mode, context.distill.tau
             return teacher_targets(logits, mode, tau, context.teacher.is_multilabel)
 

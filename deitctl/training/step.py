@@ -299,7 +299,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
         if kd_targets is not None:
             kd_targets = mix_targets(kd_targets, groups, partners)
         elif context.teacher is not None and context.distill is not None:
-            logits = context.teacher(images)
+            logits = context.teacher(images).logits
+            assert logits is not None
             kd_targets = teacher_targets(
                 logits, context.distill.mode, context.distill.tau, context.teacher.is_multilabel
             )

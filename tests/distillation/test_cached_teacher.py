@@ -111,7 +111,7 @@ def expected(teacher, dataset, codec, view: int, index: int) -> torch.Tensor:
     pixels = torch.from_numpy(train_transform(dataset.read(index), AUGMENT, SIZE, 7, view, index))[
         None
     ]
-    logits = Teacher.forward_views(teacher, pixels)
+    logits = Teacher.forward_views(teacher, pixels).logits
     return teacher_targets(logits, codec.mode, 3.0, codec.is_multilabel)
 
 
@@ -396,7 +396,7 @@ def test_soft_targets_have_the_configured_temperature(teacher, some):
     )
     batch = next(load_batches(some, flat))
     assert float(flat(batch).max()) < float(sharp(batch).max())
-    logits = teacher.forward_views(batch.teacher_images)
+    logits = teacher.forward_views(batch.teacher_images).logits
     torch.testing.assert_close(sharp(batch), (logits / 0.5).softmax(1), atol=2e-3, rtol=0)
 
 
@@ -439,5 +439,7 @@ def test_two_processes_fill_one_cache(digit_datasets, teacher, tmp_path, reporte
         views = np.stack(
             [train_transform(dataset.read(i), AUGMENT, SIZE, 7, view, i) for i in range(30)]
         )
-        computed = teacher_targets(teacher.forward_views(torch.from_numpy(views)), "soft", 3.0)
+        computed = teacher_targets(
+            teacher.forward_views(torch.from_numpy(views)).logits, "soft", 3.0
+        )
         torch.testing.assert_close(targets, codec.decode(codec.encode(computed)), atol=2e-3, rtol=0)

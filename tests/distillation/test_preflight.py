@@ -20,7 +20,7 @@ from deitctl.distillation import distillation_teacher as module
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.precompute import CacheTeacherResult, cache_teacher
 from deitctl.distillation.preflight import Preflight, compute_mean_recall, require_above_chance
-from deitctl.distillation.teacher import identify_teacher
+from deitctl.distillation.teacher_weights import identify_teacher
 from deitctl.errors import TeacherError
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.result import EvalResult
@@ -116,8 +116,8 @@ def test_logits_of_a_teacher_of_more_classes_are_selected(distilled: Make, littl
     assert (checked.preflight.class_match, checked.preflight.class_rows) == ("subset", (3, 7))
     assert set(checked.preflight.val_predictions) <= {0, 1}
     pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    logits = open_teacher(distilled("run"), little).get_network().forward_views(pixels)
-    assert torch.equal(checked.get_network().forward_views(pixels), logits[:, [3, 7]])
+    logits = open_teacher(distilled("run"), little).get_network().forward_views(pixels).logits
+    assert torch.equal(checked.get_network().forward_views(pixels).logits, logits[:, [3, 7]])
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import Source
-from deitctl.distillation import teacher as module
-from deitctl.distillation.teacher import ResolvedTeacher, Teacher, resolve_teacher
+from deitctl.distillation import finetune as module
+from deitctl.distillation import teacher_weights
+from deitctl.distillation.resolve import ResolvedTeacher, resolve_teacher
+from deitctl.distillation.teacher import Teacher
 from deitctl.errors import TeacherError
 from deitctl.events import SilentReporter
 from deitctl.home import cache_root
@@ -93,7 +95,9 @@ def test_images_arrive_in_the_teachers_size(noise):
 def test_forward_views_equals_forward_of_normalized_pixels(rows, noise):
     pixels = (noise(2, 3, 4, 4) * 60 + 128).clamp(0, 255).to(torch.uint8)
     teacher = echo(rows=rows)
-    torch.testing.assert_close(teacher.forward_views(pixels), teacher(normalize(pixels, SEEN)))
+    torch.testing.assert_close(
+        teacher.forward_views(pixels).logits, teacher(normalize(pixels, SEEN)).logits
+    )
     teacher.forward_views(pixels)
     assert torch.equal(teacher.model.seen, normalize(pixels, OWN))
 
@@ -108,17 +112,19 @@ def test_forward_views_does_not_resize():
 
 def test_rows_select_and_order_the_logits(noise):
     images = noise(2, 3, 4, 4)
-    whole = echo()(images)
-    assert torch.equal(echo(rows=(2, 0))(images), whole[:, [2, 0]])
-    assert torch.equal(echo(rows=(1, 2, 0))(images), whole[:, [1, 2, 0]])
+    whole = echo()(images).logits
+    assert torch.equal(echo(rows=(2, 0))(images).logits, whole[:, [2, 0]])
+    assert torch.equal(echo(rows=(1, 2, 0))(images).logits, whole[:, [1, 2, 0]])
     assert echo().rows is None
 
 
 def test_no_gradient_reaches_the_teacher_or_passes_through_it(noise):
     images = noise(1, 3, 4, 4).requires_grad_()
     teacher = echo()
-    assert not teacher(images).requires_grad
-    assert not teacher.forward_views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).requires_grad
+    assert not teacher(images).logits.requires_grad
+    assert not teacher.forward_views(
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    ).logits.requires_grad
     assert all(not p.requires_grad for p in teacher.parameters())
 
 
@@ -146,9 +152,11 @@ def test_a_teacher_with_two_heads_uses_its_configs_head_rule(head, how, deit, no
         cls, dist = model(images)
     expected = {"avg": (cls + dist) / 2, "dist": dist, "cls": cls}[how]
     teacher = Teacher(model, model_config, tuple(range(5)), pre)
-    assert torch.equal(teacher(images), expected)
+    assert torch.equal(teacher(images).logits, expected)
     pixels = (noise(2, 3, 32, 32, seed=1) * 60 + 128).clamp(0, 255).to(torch.uint8)
-    torch.testing.assert_close(teacher.forward_views(pixels), teacher(normalize(pixels, pre)))
+    torch.testing.assert_close(
+        teacher.forward_views(pixels).logits, teacher(normalize(pixels, pre)).logits
+    )
 
 
 def test_a_teacher_with_one_head_ignores_its_configs_head_rule(deit, noise):
@@ -156,7 +164,9 @@ def test_a_teacher_with_one_head_ignores_its_configs_head_rule(deit, noise):
     model_config = ModelConfig(
         architecture="deit_tiny_patch16_224", num_classes=5, preprocessing=pre, head="auto"
     )
-    assert Teacher(deit(), model_config, tuple(range(5)), pre)(noise(1, 3, 32, 32)).shape == (1, 5)
+    assert Teacher(deit(), model_config, tuple(range(5)), pre)(
+        noise(1, 3, 32, 32)
+    ).logits.shape == (1, 5)
 
 
 def test_rows_travel_with_the_module_but_not_with_its_weights():
@@ -288,8 +298,8 @@ def test_a_teacher_from_scratch_needs_no_weights_and_warns_of_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("looks for weights")
 
-    monkeypatch.setattr(module, "load_model", refuse)
-    monkeypatch.setattr(module, "fetch_model_files", refuse)
+    monkeypatch.setattr(teacher_weights, "load_model", refuse)
+    monkeypatch.setattr(teacher_weights, "fetch_model_files", refuse)
     config = distilled("run", teacher="regnety_002", finetune_teacher="scratch")
     assert plan_teacher(config, little[0], reporter) == fallback  # the same run: trained once
     assert reporter.warnings == []  # type: ignore[attr-defined]

@@ -236,7 +236,8 @@ def test_a_teacher_that_is_not_here_is_refused_without_the_digits(
 def test_names_for_a_bare_teacher_save_its_fine_tuning_and_key_its_cache(
     distilled: Make, little: Pair, tmp_path: Path, reporter
 ) -> None:
-    from deitctl.distillation.teacher import identify_teacher, plan_finetuning, resolve_teacher
+    from deitctl.distillation.resolve import plan_finetuning, resolve_teacher
+    from deitctl.distillation.teacher_weights import identify_teacher
 
     write_deit(tmp_path / "bare.safetensors")
     bare = distilled("run", model_args={}, teacher=str(tmp_path / "bare.safetensors"))

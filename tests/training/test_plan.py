@@ -11,7 +11,7 @@ import pytest
 
 from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data.dataset import ImageDataset, select
-from deitctl.distillation.teacher import plan_finetuning
+from deitctl.distillation.resolve import plan_finetuning
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.models import timm_models, weights
 from deitctl.training import plan
