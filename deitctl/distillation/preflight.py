@@ -4,7 +4,7 @@ training views; recorded as `teacher.json`."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from deitctl.config import DistillConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.device import Device
 from deitctl.distillation.resolve import ResolvedTeacher
-from deitctl.distillation.view_sample import ECHO
+from deitctl.distillation.view_sample import ECHO, ViewLogits, measure_label_agreement
 from deitctl.distributed import World
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.evaluation.eval_model import EvalModel
@@ -277,10 +277,28 @@ def _describe_agreement(preflight: Preflight) -> str:
     """Return a sentence after others; empty where nothing was measured."""
     if preflight.label_agreement is None:
         return ""
-    entropy = "" if preflight.mean_entropy is None else f" (entropy {preflight.mean_entropy:.2f} nats)"
+    entropy = (
+        "" if preflight.mean_entropy is None else f" (entropy {preflight.mean_entropy:.2f} nats)"
+    )
     return (
         f" Its decision is the label on {preflight.label_agreement:.1f} % of "
         f"{preflight.num_views_sampled} training views{entropy}."
+    )
+
+
+def record_views(
+    preflight: Preflight, views: ViewLogits, has_probabilities: bool, train: ImageDataset
+) -> Preflight:
+    """Return a record with what a teacher says about sampled views of the training images."""
+    agreement = measure_label_agreement(views.decisions, train, views.keys)
+    if agreement is None:  # no image could be read
+        return preflight
+    return replace(
+        preflight,
+        label_agreement=agreement,
+        num_views_sampled=len(views.keys),
+        # the last digits depend on how many processes there are
+        mean_entropy=round(views.mean_entropy, 4) if has_probabilities else None,
     )
 
 
