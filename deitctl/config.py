@@ -91,6 +91,12 @@ class AugmentConfig:
     crop_ratio: Annotated[
         tuple[float, float], Option("Aspect ratios of the crop, as torchvision has them.", gt=0)
     ] = (3 / 4, 4 / 3)
+    crop_mode: Annotated[
+        Literal["rrc", "src"],
+        Option(
+            "rrc: random resized crop; src: the image resized to the input, then DeiT-III's simple random crop."
+        ),
+    ] = "rrc"
     hflip: Annotated[float, Option("Probability of a left-right flip.", ge=0, le=1)]
     affine: Annotated[
         tuple[float, float, float],
@@ -99,6 +105,12 @@ class AugmentConfig:
         ),
     ] = (0.0, 0.0, 0.0)
     rand_augment: Annotated[str, Option("timm's RandAugment string; empty: none.")] = ""
+    three_augment: Annotated[
+        bool,
+        Option(
+            "DeiT-III's 3-Augment: every image is turned gray, solarized or blurred; color jitter follows."
+        ),
+    ] = False
     color_jitter: Annotated[
         float,
         Option(
@@ -314,9 +326,16 @@ class Recipe:
     drop_path_rate: Annotated[
         float, Option("Stochastic depth of the last block; linear from 0 at the first.", ge=0, lt=1)
     ]
+    dpr_constant: Annotated[
+        bool, Option("Stochastic depth of every block alike, as DeiT-III has it; of DeiTs.")
+    ] = False
     ema_decay: Annotated[
         float, Option("Decay of the moving average of the weights; 0: none.", ge=0, lt=1)
     ]
+    pos_embed: Annotated[
+        Literal["learn", "sincos2d"],
+        Option("Position embeddings: learned, or fixed sines and cosines of rows and columns."),
+    ] = "learn"
     in_chans: Annotated[
         int,
         Option(
@@ -551,6 +570,15 @@ class DistillConfig:
     teacher_cache: Annotated[
         str, Option("Folder of teacher targets, or off.", TEACHER, "named by its content")
     ] = ""
+    unlabelled: Annotated[
+        str,
+        Option(
+            "Further training images, without labels, that the teacher labels: folder, tar, pack or list; rest: those "
+            "that --fraction leaves out.",
+            EVERYDAY,
+            "",
+        ),
+    ] = ""
     allow_weak_teacher: Annotated[
         bool,
         Option(
@@ -743,3 +771,6 @@ MACHINE_SETTINGS = (
     "output_dir",
 )
 """Settings that may change when a run is resumed: where and how it runs, not what it learns."""
+
+PLACES = ("data", "image_folder", "distill.unlabelled")
+"""Settings that say where a run's images lie, which may be moved before it is resumed."""

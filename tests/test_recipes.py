@@ -89,7 +89,7 @@ def test_paper_384_drops_no_branches():
 
 def test_distillation_is_the_papers():
     assert DISTILL_DEFAULTS["hard"].alpha == 0.5  # Eq. 3
-    assert DISTILL_DEFAULTS["soft"] == (0.1, 3.0)  # §5.2
+    assert DISTILL_DEFAULTS["soft"][:2] == (0.1, 3.0)  # §5.2
     assert DISTILL_REDUCTION == "batchmean"  # Eq. 2
 
 

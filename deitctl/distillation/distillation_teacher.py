@@ -17,6 +17,7 @@ from deitctl.data.open import BUILT_IN
 from deitctl.data.own_functions import identify_function
 from deitctl.data.samplers import count_views
 from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.callable_teacher import CallableTeacher
@@ -26,8 +27,10 @@ from deitctl.distillation.preflight import (
     Preflight,
     check_teacher,
     read_preflight,
+    record_views,
     require_above_chance,
     summarize_preflight,
+    warn_about_echo,
     write_preflight,
 )
 from deitctl.distillation.resolve import ResolvedTeacher, plan_finetuning, resolve_teacher
@@ -48,6 +51,7 @@ from deitctl.distillation.teacher_weights import (
     identify_teacher,
     is_present,
 )
+from deitctl.distillation.view_sample import ViewLogits, draw_images, read_views, run_on_views
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ModelError, TeacherError
 from deitctl.events import Reporter
@@ -55,14 +59,15 @@ from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.tasks import MULTILABEL
 from deitctl.paths import refuse_links
-from deitctl.recipes import FULL_FINETUNE_IMAGES, get_finetune_recipe
+from deitctl.recipes import (
+    FULL_FINETUNE_IMAGES,
+    get_finetune_recipe,
+    stamp_recipe,
+    stamp_views,
+)
 from deitctl.records import to_json
-from deitctl.settings import to_dict
 
 NO_CACHE = "off"
-# The augmentation of one view. The rest (mixing, erasing, the student's affine map) happens to
-# batches, after the teacher has labeled the views.
-VIEW_SETTINGS = ("crop_scale", "crop_ratio", "hflip", "affine", "rand_augment", "color_jitter")
 
 
 class DistillationTeacher:
@@ -100,6 +105,8 @@ class DistillationTeacher:
         self.train_run, self.own = train_run, own
         self.reporter, self.world = reporter, world
         self._network: Teacher | None = None
+        self.num_sampled = 0
+        """Targets that the check on training views has cached."""
         d = self.distill
         self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk, train.is_multilabel)
         self.cache: TargetCache | None = None
@@ -115,6 +122,18 @@ class DistillationTeacher:
     def train_fingerprint(self) -> str:
         """Hash of the training images."""
         return fingerprint_dataset(self.train, self.reporter)
+
+    @cached_property
+    def labeled(self) -> ImageDataset:
+        """The training images that have labels, on which a teacher is trained."""
+        return select_labeled(self.train)
+
+    @cached_property
+    def labeled_fingerprint(self) -> str:
+        """Hash of these."""
+        if self.labeled is self.train:
+            return self.train_fingerprint
+        return fingerprint_dataset(self.labeled, self.reporter)
 
     @cached_property
     def val_fingerprint(self) -> str:
@@ -136,10 +155,13 @@ class DistillationTeacher:
         # The check is collective: all processes take part, or none.
         if all(world.all_gather_object(is_checked)) and preflight is not None:
             require_above_chance(d, preflight, val)
+            if preflight.label_agreement is None:  # of an earlier version
+                preflight = self._measure_views(preflight)
             reporter.note(summarize_preflight(preflight, "checked earlier"))
             self.preflight = preflight
         else:
             self.preflight = self._check()
+        warn_about_echo(d, self.preflight, reporter)
         return self
 
     def plan(self) -> tuple[str, Recipe | None]:
@@ -163,7 +185,7 @@ class DistillationTeacher:
         try:
             if self.own is not None:
                 return "no", None
-            return plan_finetuning(self.config, self.train, self.reporter)
+            return plan_finetuning(self.config, self.labeled, self.reporter)
         except (TeacherError, ModelError):
             if is_checked and is_complete and preflight is not None:  # it is not loaded at all
                 return preflight.finetuned, None
@@ -205,11 +227,11 @@ class DistillationTeacher:
             "finetune_teacher": d.finetune_teacher,
             "finetune_recipes": None
             if d.finetune_teacher == "none"
-            else hash_json([[to_dict(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES]),
+            else hash_json([[stamp_recipe(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES]),
             "train_images": self.train_fingerprint,
             "num_classes": len(self.train.class_names),
             "view_seed": d.view_seed,
-            "view_augmentation": {name: getattr(augment, name) for name in VIEW_SETTINGS},
+            "view_augmentation": stamp_views(augment),
             "mode": d.mode,
         }
         soft = {"tau": d.tau, "logits_topk": self.codec.num_kept}
@@ -269,11 +291,57 @@ class DistillationTeacher:
             reporter=self.reporter,
             world=self.world,
         )
-        self.reporter.note(summarize_preflight(preflight, str(resolved.match)))
         require_above_chance(self.distill, preflight, self.val)
+        preflight = self._measure_views(preflight)
+        self.reporter.note(summarize_preflight(preflight, str(resolved.match)))
         if self.cache is not None and self.world.is_main:
             self._keep_preflight(self.cache.root / RECORD, preflight)
         return preflight
+
+    def _measure_views(self, preflight: Preflight) -> Preflight:
+        """Return a record with how often the decision is the label on training views; collective.
+
+        A network that is not loaded is left so where the cache has the views' targets.
+        """
+        if not self.distill.label_mode:
+            return preflight
+        images = draw_images(self.train, self.distill.view_seed)
+        keys = [(0, index) for index in images.tolist()]
+        cached = None
+        if self.cache is not None and not self.is_loaded:
+            cached = read_views(self.cache, keys, self.distill.tau)
+        if all(self.world.all_gather_object(cached is not None)) and cached is not None:
+            return record_views(preflight, *cached, self.train)
+        if not self.is_loaded:
+            self._load(self.train_run)
+        views = run_on_views(
+            self.get_network(),
+            self.train,
+            self.config,
+            keys,
+            mixed=None if self.uses_views else self.student_preprocessing,
+            device=self.device,
+            reporter=self.reporter,
+            world=self.world,
+        )
+        self._keep_decisions(views)
+        return record_views(preflight, views, True, self.train)
+
+    def _keep_decisions(self, views: ViewLogits) -> None:
+        """Cache the hard labels of sampled views, so that they are not computed again.
+
+        Not soft ones: their last digits depend on the batch, and a student of cached targets equals one of
+        computed targets.
+        """
+        if self.cache is None or self.codec.mode != "hard":
+            return
+        own = slice(self.world.rank, None, self.world.size)
+        keys, records = views.keys[own], self.codec.encode(views.decisions[own])
+        missing = [
+            n for n, (view, image) in enumerate(keys) if not self.cache.has_target(view, image)
+        ]
+        self.cache.write([keys[n] for n in missing], records[missing])
+        self.num_sampled = sum(self.world.all_gather_object(len(missing)))
 
     def _keep_preflight(self, path: Path, preflight: Preflight) -> None:
         if path.parent.exists() and not can_write(path.parent):
@@ -287,8 +355,8 @@ class DistillationTeacher:
         """Load and freeze the network; return it with the fingerprint of its weights."""
         resolved = resolve_teacher(
             self.config,
-            self.train,
-            self.train_fingerprint,
+            self.labeled,
+            self.labeled_fingerprint,
             train_run,
             self.reporter,
             own=self.own,

@@ -22,8 +22,7 @@ from deitctl.models import catalog
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.sources import list_weight_files
 from deitctl.paths import DiskError, refuse_links
-from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe
-from deitctl.settings import to_dict
+from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe, stamp_recipe
 
 TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
 """Trains into the config's output folder, or resumes or finds the run; returns its result record."""
@@ -62,7 +61,7 @@ def configure_training(
     content = model if from_scratch else identify_teacher(distill, reporter)
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed. What names the images is left out: they are in the fingerprint, as they are read.
-    name = hash_json([to_dict(recipe), content, fingerprint])
+    name = hash_json([stamp_recipe(recipe), content, fingerprint])
     root = choose_cache_path(f"teachers/{Path(model).name}-{finetuned}-{name}", reporter)
     refuse_links(root.parent, [root.name])  # a cache may be a stranger's
     return TrainConfig(

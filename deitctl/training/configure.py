@@ -8,7 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import MAX_FOLDS, DistillConfig, FeatureConfig, Recipe, TaskChoice, TrainConfig
+from deitctl.config import (
+    MAX_FOLDS,
+    DistillConfig,
+    FeatureConfig,
+    OptimConfig,
+    Recipe,
+    TaskChoice,
+    TrainConfig,
+)
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.group_by import check_group_by
@@ -16,6 +24,7 @@ from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.samplers import fit_batch_size
+from deitctl.data.unlabeled import REST
 from deitctl.distillation.teacher_size import fit_teacher_size
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
@@ -29,20 +38,23 @@ from deitctl.recipes import (
     DIGITS,
     DIGITS_STUDENT,
     DIGITS_TEACHER,
-    DIGITS_VIEWS,
     DISTILL_DEFAULTS,
     DISTILL_REDUCTION,
     DISTILL_TOPK,
     DISTILL_VIEWS,
     FINETUNE,
-    MIXED_RECIPES,
     PAPER,
+    RECIPES,
     SMALL,
+    find_table,
     fit_to_data,
+    fit_to_size,
     get_recipe,
     read_file_settings,
 )
+from deitctl.recipes.table import RecipeTable
 from deitctl.settings import (
+    MODEL_ARGS,
     check_ranges,
     convert,
     dotted_name,
@@ -104,24 +116,38 @@ def build_config(
     built_in = data == BUILT_IN
     own = {**settings, **(overrides or {})}
     named = add_file_settings(own)
+    table = find_table(str(own["recipe"])) if own.get("recipe") else None
     require_input_shape(model or DEFAULT_TRAIN_MODEL, named, reporter)
     if in_chans := find_in_chans(model, named, reporter):
         settings["recipe.in_chans"] = named["recipe.in_chans"] = in_chans
     train, val = datasets or open_for_training(name_source(data, named), reporter=reporter)
+    model_args: dict[str, Any] = {}
+    if table is not None:
+        model_args = choose_model_args(table, model, reporter)
     if not model:
-        on_digits = built_in and not settings.get("distill.teacher")
-        model = DIGITS_STUDENT if on_digits else DEFAULT_TRAIN_MODEL
+        on_digits = built_in and not settings.get("distill.teacher") and not model_args
+        model = DIGITS_STUDENT if on_digits else table.model if table else DEFAULT_TRAIN_MODEL
     weights = settings.pop("weights", "")
     recipe = _choose_recipe(settings, model, weights, train, built_in)
+    if table is not None and table.sizes:
+        recipe = _fit_to_size(recipe, table, model, own, reporter)
+    opt = RECIPES[table.name].optim.opt if table else OptimConfig.opt
     distill = build_distill_config(settings, built_in, recipe) if distilled else None
-    config = TrainConfig(model=model, data=data, recipe=recipe, weights=weights, distill=distill)
+    config = TrainConfig(
+        model=model,
+        data=data,
+        recipe=recipe,
+        weights=weights,
+        model_args=model_args,
+        distill=distill,
+    )
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
     config = fit_crop_ratio(settle_task(config, train), named, reporter)
     config = fit_color(config, own, reporter)
     size = find_size(config, reporter)
     config = fit_teacher_size(config, size, named, built_in=built_in, reporter=reporter)
-    config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, reporter))
+    config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, opt, reporter))
     size = fit_batch_size(len(train.labels), config.recipe.batch_size)
     optim = config.recipe.optim
     warn_of_rising_rate(optim, compute_peak_lr(optim, size), reporter)
@@ -170,6 +196,7 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         str(named.get("group_by", "")),
         *numbers,
         convert(named.get("fraction", TrainConfig.fraction), float, "fraction"),
+        str(named.get("distill.unlabelled", "")),
         convert(named.get("recipe.in_chans", 0), int, "recipe.in_chans"),
     )
     check_split(source.group_by, source.folds, source.fold)
@@ -177,15 +204,19 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
 
 
 def _fit_recipe(
-    config: TrainConfig, train: ImageDataset, named: Mapping[str, Any], reporter: Reporter
+    config: TrainConfig,
+    train: ImageDataset,
+    named: Mapping[str, Any],
+    opt: str,
+    reporter: Reporter,
 ) -> TrainConfig:
     """Choose what the recipe leaves to the data and to the optimizer, except the settings that the
-    user has `named`."""
+    user has `named`; `opt` is the optimizer that the recipe's rates are for."""
     fixed = {dotted_name(name).removeprefix("recipe.") for name in named if name != "recipe"}
     if source := named.get("recipe"):
         fixed.update(read_file_settings(str(source)))
     if not config.recipe.fits_data:
-        return replace(config, recipe=_choose_rates(config.recipe, fixed, reporter))
+        return replace(config, recipe=_choose_rates(config.recipe, opt, fixed, reporter))
     is_new = not has_class_rows(
         config.model,
         config.weights,
@@ -212,7 +243,7 @@ def _fit_recipe(
             "The new head starts from random weights: of the weights' first blocks alone, a head that is "
             "fitted to the features makes the loss rise at once (--set head_init=ridge fits it)."
         )
-    recipe = _choose_rates(recipe, fixed, reporter)
+    recipe = _choose_rates(recipe, opt, fixed, reporter)
     size = fit_batch_size(len(train.labels), recipe.batch_size)
     reporter.note(
         f"Recipe {recipe.name}, for {len(train.labels):,} training images and "
@@ -222,9 +253,9 @@ def _fit_recipe(
     return replace(config, recipe=recipe)
 
 
-def _choose_rates(recipe: Recipe, fixed: Collection[str], reporter: Reporter) -> Recipe:
-    """Give an optimizer that is not AdamW the rates that go with the recipe's, which are AdamW's."""
-    optim, reason = choose_rates(recipe.optim, fixed)
+def _choose_rates(recipe: Recipe, opt: str, fixed: Collection[str], reporter: Reporter) -> Recipe:
+    """Give an optimizer other than `opt`, the recipe's, the rates that go with it."""
+    optim, reason = choose_rates(recipe.optim, fixed, recipe_opt=opt)
     if reason:
         reporter.note(reason)
     return replace(recipe, optim=optim)
@@ -285,6 +316,7 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
             "data": value in ("", BUILT_IN) or str(value).startswith(PREFIX),
             "image_folder": not value,
             "distill.teacher_cache": value in ("", "off"),
+            "distill.unlabelled": value in ("", REST),
             "classes": not value,
             "distill.teacher_classes": not value,
         }
@@ -328,6 +360,43 @@ def _choose_recipe(
     return replace(recipe, pretrained=pretrained and not starts_from)
 
 
+def choose_model_args(table: RecipeTable, model: str, reporter: Reporter) -> dict[str, Any]:
+    """Return the shape that a recipe has for its own model, and for others of timm's of that family.
+
+    Args:
+        table: the recipe's.
+        model: that the user named; empty: the recipe's own.
+        reporter: is warned where the model is another, which keeps its shape.
+    """
+    model_args = {name: value for name, (value, _) in table.model_args.items()}
+    if not model_args or not model or (model.startswith("vit_") and not has_weights(model)):
+        return model_args
+    reporter.warn(
+        f"Recipe {table.name} is for {table.model} with "
+        f"{', '.join(f'model.{name}={value}' for name, value in model_args.items())}; "
+        f"{model} keeps its own shape."
+    )
+    return {}
+
+
+def _fit_to_size(
+    recipe: Recipe, table: RecipeTable, model: str, named: Mapping[str, Any], reporter: Reporter
+) -> Recipe:
+    """Give a recipe what its table has for a DeiT of this width; another model has the recipe's own."""
+    arch = find_architecture(model, reporter)
+    if arch is None:
+        return recipe
+    args = {k: v for k, v in named.items() if k == f"{MODEL_ARGS}embed_dim"}
+    width = convert(args.popitem()[1], int, "model.embed_dim") if args else arch.embed_dim
+    source = str(named.get("recipe", ""))
+    fitted = fit_to_size(recipe, table, width, read_file_settings(source))
+    size = table.find_size(width)
+    if size is not None:
+        values = ", ".join(f"{name} {value}" for name, (value, _) in size.settings.items())
+        reporter.note(f"Recipe {recipe.name} for tokens of width {width} ({size.size}): {values}.")
+    return fitted
+
+
 def build_distill_config(
     settings: Mapping[str, Any], built_in: bool, recipe: Recipe
 ) -> DistillConfig:
@@ -341,7 +410,9 @@ def build_distill_config(
     Raises:
         ConfigError: no teacher, weights for one that has its own, or no such mode.
     """
-    mode = settings.get("distill.mode", "hard")
+    table = find_table(str(settings.get("recipe") or recipe.name))
+    own = {} if table is None else {name: value for name, (value, _) in table.distill.items()}
+    mode = settings.get("distill.mode", own.get("mode", "hard"))
     if mode not in DISTILL_DEFAULTS:
         raise ConfigError(
             f"There is no distillation mode {mode!r}.",
@@ -358,17 +429,20 @@ def build_distill_config(
             f"{teacher} has weights of its own.",
             "Leave --teacher-weights out, or name an architecture as --teacher.",
         )
-    mixed = recipe.name in MIXED_RECIPES and "distill.views" not in settings
-    teacher_input = settings.get("distill.teacher_input", "mixed" if mixed else "unmixed")
-    views = DIGITS_VIEWS if recipe.name == DIGITS.name else DISTILL_VIEWS
+    if mode != own.get("mode", mode):  # weight and temperature are those of the recipe's mode
+        own = {name: value for name, value in own.items() if name not in ("alpha", "tau")}
+    # A mixed image is never seen twice: views that the user names are of unmixed ones.
+    by_recipe = "unmixed" if "distill.views" in settings else own.get("teacher_input", "unmixed")
+    teacher_input = settings.get("distill.teacher_input", by_recipe)
+    views = own.get("views", DISTILL_VIEWS)
     return DistillConfig(
         teacher=teacher or (DIGITS_TEACHER if built_in else DEFAULT_TEACHER),
         mode=mode,
-        alpha=DISTILL_DEFAULTS[mode].alpha,
-        tau=DISTILL_DEFAULTS[mode].tau,
+        alpha=own.get("alpha", DISTILL_DEFAULTS[mode].alpha),
+        tau=own.get("tau", DISTILL_DEFAULTS[mode].tau),
         reduction=DISTILL_REDUCTION,
         # a token of which nothing is asked would be one for nothing
-        dist_token=mode != "features",
+        dist_token=own.get("dist_token", mode != "features"),
         # With ImageNet's weights where there is a network, the first command would take minutes more.
         finetune_teacher="scratch" if built_in and not (teacher or weights) else "auto",
         teacher_input=teacher_input,

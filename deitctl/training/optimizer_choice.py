@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from timm.optim._optim_factory import OptimInfo
 
 ADAMW = "adamw"
+TITLES = {ADAMW: "AdamW", "lamb": "LAMB"}
 SHOWN = "adamw, lamb, muon, nadamuon, sgd, lion"
 FOREIGN = {"apex.": ("NVIDIA Apex", "fused"), "bitsandbytes.": ("bitsandbytes", "bnb")}
 """Packages by the beginning of their classes' names, with the prefix of timm's names for them."""
@@ -163,30 +164,41 @@ def _parse(texts: Iterable[str]) -> dict[str, Any]:
     return arguments
 
 
-def choose_rates(config: OptimConfig, fixed: Collection[str]) -> tuple[OptimConfig, str]:
+def choose_rates(
+    config: OptimConfig, fixed: Collection[str], recipe_opt: str = ADAMW
+) -> tuple[OptimConfig, str]:
     """Return settings with the learning rate and weight decay of their optimizer, where they were a
-    recipe's for AdamW.
+    recipe's for another.
 
     Args:
         config: the settings.
         fixed: names, from the recipe on, of those that the user has chosen: they stay.
+        recipe_opt: the optimizer that the recipe's values are for.
 
     Returns:
         The settings, and what was changed and why, as a sentence; empty if nothing was.
 
     Raises:
-        ConfigError: the rate is AdamW's, and what it is for this optimizer is not known.
+        ConfigError: the rate is another optimizer's, and what it is for this one is not known.
     """
-    defaults = OPTIMIZER_DEFAULTS.get(config.opt.lower())
+    if config.opt.lower() == recipe_opt:
+        return config, ""
+    if config.eps and "optim.eps" not in fixed:  # the recipe's, of its own optimizer
+        config = replace(config, eps=0.0)
+    defaults, theirs = OPTIMIZER_DEFAULTS.get(config.opt.lower()), OPTIMIZER_DEFAULTS[recipe_opt]
+    title = TITLES.get(recipe_opt, recipe_opt)
     if defaults is None:
         find_optimizer(config.opt)
         if "optim.lr" not in fixed:
             raise ConfigError(
-                f"The recipe's learning rate, {config.lr:g}, is for AdamW, and {config.opt} needs another.",
+                f"The recipe's learning rate, {config.lr:g}, is for {title}, and {config.opt} needs another.",
                 "Pass --lr, and --set optim.weight_decay if its decay is a part of the gradient.",
             )
         return config, ""
-    factors = {"optim.lr": defaults.lr_factor, "optim.weight_decay": defaults.decay_factor}
+    factors = {
+        "optim.lr": defaults.lr_factor / theirs.lr_factor,
+        "optim.weight_decay": defaults.decay_factor / theirs.decay_factor,
+    }
     changes = {name: f for name, f in factors.items() if name not in fixed and f != 1}
     if not changes:
         return config, ""
@@ -200,10 +212,10 @@ def choose_rates(config: OptimConfig, fixed: Collection[str]) -> tuple[OptimConf
     decay = config.weight_decay * changes.get("optim.weight_decay", 1)
     titles = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
     parts = [
-        f"{titles[name]} {factor:g} times the recipe's for AdamW"
+        f"{titles[name]} {factor:.3g} times the recipe's for {title}"
         for name, factor in changes.items()
     ]
-    reason = f"{config.opt}: {' and '.join(parts)} ({defaults.source}); --lr sets another rate."
+    reason = f"{config.opt}: {' and '.join(parts)} ({defaults.source or theirs.source}); --lr sets another rate."
     return replace(config, lr=config.lr * scale, weight_decay=decay, **ends), reason
 
 
