@@ -49,7 +49,16 @@ Data = Union[str, Path, "TorchDataset[Any]", tuple["TorchDataset[Any]", "TorchDa
 F = TypeVar("F", bound=Callable[..., Any])
 FUNCTIONS = ("objective", "augmentation", "callbacks")
 """Keywords of training that are functions of the caller's, see `Extensions`."""
-OF_NAMED_DATA = ("task", "fraction", "group_by", "folds", "fold", "image_folder", "value_range")
+OF_NAMED_DATA = (
+    "task",
+    "fraction",
+    "distill.unlabelled",
+    "group_by",
+    "folds",
+    "fold",
+    "image_folder",
+    "value_range",
+)
 """Settings that say how data is read which the settings name."""
 NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
 """Keywords of training that say what to do, and nothing about a run."""
@@ -202,6 +211,7 @@ def distill(
     view_seed: int | None = None,
     logits_topk: int | None = None,
     teacher_cache: PathLike | None = None,
+    unlabelled: PathLike | None = None,
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,
@@ -339,6 +349,7 @@ def cache_teacher(
     view_seed: int | None = None,
     logits_topk: int | None = None,
     teacher_cache: PathLike | None = None,
+    unlabelled: PathLike | None = None,
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
     weights: PathLike | None = None,

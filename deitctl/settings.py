@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from deitctl.config import MACHINE_SETTINGS, Option, TrainConfig
+from deitctl.config import MACHINE_SETTINGS, PLACES, Option, TrainConfig
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.paths import read_text, suggest_path
 from deitctl.sizes import ImageSize, parse_size
@@ -175,12 +175,11 @@ def spell_value(name: str, value: Any) -> str:
 def list_learning(config: TrainConfig) -> dict[str, Any]:
     """Return by name the settings that decide what a run learns, of values that JSON has.
 
-    Not the place of the data, which may be moved.
+    Not the places of the data, which may be moved.
     """
     settings = _leave_machine_out(config)
-    del settings["data"], settings["image_folder"]
     settings.setdefault("distill", None)  # so that a run without a teacher is known to have none
-    return flatten(settings)
+    return {name: value for name, value in flatten(settings).items() if name not in PLACES}
 
 
 def _leave_machine_out(config: TrainConfig) -> dict[str, Any]:

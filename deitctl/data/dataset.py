@@ -25,8 +25,9 @@ from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
 from deitctl.names import canonicalize_name, find_names
 
-Labels = NDArray[np.int64] | NDArray[np.bool_]
-"""Of one label an image: index into the class names, int64 [N]; of several: multi-hot, bool [N,K]."""
+Labels = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.int8]
+"""Of one label an image: index into the class names, int64 [N], -1 for an image without a label; of
+several: multi-hot, bool [N,K], or int8 [N,K] with rows of -1 where images without labels are among them."""
 MIN_SEVERAL = 0.05
 """Of images that must be in several classes for the data to have several labels an image; fewer may
 be mistakes."""
@@ -286,6 +287,10 @@ class JoinedDataset(ImageDataset):
     def augmentation(self) -> Augmentation | None:  # type: ignore[override]
         return self.datasets[0].augmentation
 
+    @property
+    def is_in_memory(self) -> bool:
+        return all(part.is_in_memory for part in self.datasets)
+
     def with_augmentation(self, augmentation: Augmentation | None) -> JoinedDataset:
         return replace(
             self, datasets=tuple(part.with_augmentation(augmentation) for part in self.datasets)
@@ -380,11 +385,14 @@ def find_folder(dataset: ImageDataset) -> str | None:
 
 
 def count_images(dataset: ImageDataset) -> NDArray[np.int64]:
-    """Count the images of each class, [K]; one of several labels counts in each of its classes."""
+    """Count the images of each class, [K]; one of several labels counts in each of its classes, one
+    without a label in none."""
+    labels = dataset.labels
     if dataset.is_multilabel:
-        counts: NDArray[np.int64] = dataset.labels.sum(axis=0, dtype=np.int64)
+        is_of_class = labels if labels.dtype == np.bool_ else labels > 0
+        counts: NDArray[np.int64] = is_of_class.sum(axis=0, dtype=np.int64)
         return counts
-    return np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    return np.bincount(labels[labels >= 0], minlength=len(dataset.class_names))
 
 
 def find_used_classes(dataset: ImageDataset) -> set[str]:
@@ -393,11 +401,14 @@ def find_used_classes(dataset: ImageDataset) -> set[str]:
 
 
 def list_labels(dataset: ImageDataset) -> list[tuple[int, ...]]:
-    """Return the labels of each image, in rising order: one, or of several labels none, one or more."""
+    """Return the labels of each image, in rising order: one, or of several labels none, one or more.
+
+    One that has no label has none here.
+    """
     if not dataset.is_multilabel:
-        return [(label,) for label in dataset.labels.tolist()]
+        return [(label,) if label >= 0 else () for label in dataset.labels.tolist()]
     labels: list[list[int]] = [[] for _ in range(len(dataset.labels))]
-    for index, label in np.argwhere(dataset.labels).tolist():
+    for index, label in np.argwhere(dataset.labels > 0).tolist():
         labels[index].append(label)
     return list(map(tuple, labels))
 
@@ -411,7 +422,7 @@ def name_labels(dataset: ImageDataset) -> list[tuple[str, ...]]:
 def name_label(dataset: ImageDataset, index: int) -> tuple[str, ...]:
     """Return the classes of an image by name, in the order of the class names."""
     label = dataset.labels[index]
-    labels = np.flatnonzero(label) if dataset.is_multilabel else [label]
+    labels = np.flatnonzero(label > 0) if dataset.is_multilabel else [label][: label >= 0]
     return tuple(dataset.class_names[n] for n in labels)
 
 
@@ -432,14 +443,19 @@ def number_labels(dataset: ImageDataset, class_names: Sequence[str]) -> Labels:
         missing class is left out.
     """
     places = find_names(dataset.class_names, class_names)
-    mapping = np.array([-1 if place is None else place for place in places], dtype=np.int64)
+    # The last entry is that of images without a label, -1.
+    mapping = np.array([-1 if place is None else place for place in (*places, None)], np.int64)
     if not dataset.is_multilabel:
         return mapping[dataset.labels]
     labels = np.zeros((len(dataset.labels), len(class_names)), np.bool_)
-    for column, place in enumerate(mapping.tolist()):
+    for column, place in enumerate(mapping[:-1].tolist()):
         if place >= 0:
-            labels[:, place] |= dataset.labels[:, column].astype(np.bool_, copy=False)
-    return labels
+            labels[:, place] |= dataset.labels[:, column] > 0
+    if dataset.labels.dtype != np.int8:
+        return labels
+    signed = labels.astype(np.int8)
+    signed[(dataset.labels < 0).any(axis=1)] = -1
+    return signed
 
 
 def renumber(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:

@@ -18,6 +18,7 @@ from deitctl.data.bands import BANDS_VERSION
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import DEEP_VERSION, is_deep
 from deitctl.data.splits import list_relative_paths
+from deitctl.data.unlabeled import find_labeled
 from deitctl.data.value_range import NO_RANGE, write_range
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
@@ -75,9 +76,11 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
 
 
 def _encode_labels(dataset: ImageDataset) -> bytes:
-    if dataset.is_multilabel:
-        return b"multilabel" + np.packbits(dataset.labels, axis=1).tobytes()
-    return np.asarray(dataset.labels, dtype="<i8").tobytes()
+    labels = dataset.labels
+    if not dataset.is_multilabel:
+        return np.asarray(labels, dtype="<i8").tobytes()
+    encoded = b"multilabel" + np.packbits(labels > 0, axis=1).tobytes()
+    return encoded + (b"" if labels.dtype == np.bool_ else find_labeled(labels).tobytes())
 
 
 def fingerprint_split(train: ImageDataset, val: ImageDataset) -> str:

@@ -18,6 +18,7 @@ from deitctl.data.group_names import MAX_NAMED, name_groups
 from deitctl.data.groups import join_duplicates, number_groups
 from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
 from deitctl.data.splits import hash_paths, list_members, list_relative_paths
+from deitctl.data.unlabeled import add_unlabeled, take_rest
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -41,6 +42,10 @@ class FoldedData:
     """Share of the training images of each fold that is used, see `take_fraction`."""
     seed: int = 0
     """Of that choice."""
+    unlabeled: ImageDataset | None = None
+    """Training images of every fold that have no labels."""
+    uses_rest: bool = False
+    """Whether the training images that the fraction leaves out are used without labels."""
 
     def split(self, fold: int) -> tuple[ImageDataset, Subset]:
         """Return the training and validation images of the run of a fold, from 1."""
@@ -48,8 +53,10 @@ class FoldedData:
         train, val = np.flatnonzero(~is_held), np.flatnonzero(is_held)
         labels, names = self.images.labels, self.images.class_names
         others = Subset(self.images, train, labels[train], names)
+        labeled = take_fraction(others, self.fraction, self.seed)
+        unlabeled = take_rest(others, labeled) if self.uses_rest else self.unlabeled
         return (
-            take_fraction(others, self.fraction, self.seed),
+            labeled if unlabeled is None else add_unlabeled(labeled, unlabeled),
             Subset(self.images, val, labels[val], names, holds_out=True),
         )
 

@@ -30,8 +30,8 @@ from deitctl.sizes import ImageSize
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
 
-Label = int | NDArray[np.bool_]
-"""Of an image: its class, or of several labels which classes it has, bool [K]."""
+Label = int | NDArray[np.bool_] | NDArray[np.int8]
+"""Of an image: its class, or of several labels which classes it has, bool [K]; -1 where it has no label."""
 AHEAD = 4
 """Training batches that a loader prepares before they are needed."""
 
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 [B,C,H,W]."""
     labels: Tensor
-    """int64 [B], or of several labels an image bool [B,K]."""
+    """int64 [B], or of several labels an image bool [B,K]; -1, or int8 rows of it, where there is none."""
     keys: list[SampleKey]
     slots: list[int]
     """Place of each image in the batch as sampled, where unreadable images have places too."""
@@ -248,9 +248,10 @@ def _get_label(dataset: ImageDataset, index: int) -> Label:
 def _stack_labels(
     samples: Sequence[Sample] | Sequence[EvalSample], is_good: Sequence[bool]
 ) -> Tensor:
-    """Return the labels of some samples, int64 [B] or bool [B,K]; K is known where none of them is good."""
+    """Return the labels of some samples, see `Batch.labels`; K is known where none of them is good."""
     labels = np.array([sample.label for sample in samples])
-    dtype = np.bool_ if labels.ndim > 1 else np.int64
+    of_several = np.int8 if labels.dtype == np.int8 else np.bool_
+    dtype = of_several if labels.ndim > 1 else np.int64
     return torch.from_numpy(labels[np.array(is_good, np.bool_)].astype(dtype))
 
 

@@ -33,11 +33,19 @@ from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table, name_rivals, open_table
 from deitctl.data.readers.tar import TarDataset, open_tar
 from deitctl.data.readers.torch_dataset import PREFIX
+from deitctl.data.readers.unlabeled import open_unlabeled
 from deitctl.data.run_data import SPLIT_FILE, RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, apply_split, match_run
 from deitctl.data.several_labels import drop_unused, require_same_kind, settle_labels
 from deitctl.data.splits import ALL, relabel
 from deitctl.data.spot_check import require_images
+from deitctl.data.unlabeled import (
+    REST,
+    add_unlabeled,
+    leave_duplicates_out,
+    require_other_data,
+    take_rest,
+)
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -124,6 +132,8 @@ class Source:
     """Which of these parts is held out, from 1."""
     fraction: float = 1.0
     """Share of the training images that is used, see `take_fraction`."""
+    unlabelled: str = ""
+    """Training images without labels, see `open_unlabeled`; `rest`: those that the fraction leaves out."""
     in_chans: int = 0
     """Channels of the model; images are read as RGB for 1, 3 and 0, else by their bands."""
 
@@ -140,6 +150,7 @@ class Source:
             config.folds,
             config.fold,
             config.fraction,
+            config.distill.unlabelled if config.distill else "",
             config.recipe.in_chans,
         )
 
@@ -194,14 +205,42 @@ def open_for_training(
             f"`deitctl check {data.name}` lists what is there.",
         )
     _require_classes(data.name, source, train, val)
+    all_train = train
     if not goes_on and source.fraction != 1:  # a run that goes on lists the images that it uses
-        count = len(train.labels)
         train = take_fraction(train, source.fraction, source.split_seed)
         reporter.note(
-            f"{data.name}: {len(train.labels):,} of {count:,} training images are used, fraction "
-            f"{source.fraction:g} of every class."
+            f"{data.name}: {len(train.labels):,} of {len(all_train.labels):,} training images "
+            f"{'have labels' if source.unlabelled == REST else 'are used'}, fraction {source.fraction:g} of "
+            f"every class{'; the teacher alone labels the others' if source.unlabelled == REST else ''}."
         )
+    if source.unlabelled == REST and goes_on and unsplit is not None:
+        return add_unlabeled(train, take_rest(unsplit, train, val)), val
+    if source.unlabelled == REST:
+        return add_unlabeled(train, take_rest(all_train, train)), val
+    if source.unlabelled:
+        train = add_unlabeled(train, _open_unlabeled(source, data.name, train, val, reporter))
     return train, val
+
+
+def _open_unlabeled(
+    source: Source, name: str, train: ImageDataset, val: ImageDataset, reporter: Reporter
+) -> ImageDataset:
+    """Return the images without labels of a source, none of which is a validation image."""
+    ref = source.unlabelled
+    require_other_data(ref, name)
+
+    def open_labeled(ref: str) -> ImageDataset:
+        data = open_dataset(ref, reporter, in_chans=source.in_chans)
+        return join(list(data.list_parts().values()))
+
+    images = open_unlabeled(ref, open_labeled, reporter)
+    images = leave_duplicates_out(images, val, ref, reporter)
+    require_images(images, "unlabelled", ref, reporter)
+    reporter.note(
+        f"{len(train.labels):,} training images of {name} have labels, {len(images.labels):,} of {ref} have "
+        "none: the teacher alone labels these."
+    )
+    return images
 
 
 def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
@@ -216,7 +255,13 @@ def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
             f"{data.name}: of the training images of each fold, fraction {source.fraction:g} of every "
             "class is used."
         )
-    return replace(folded, fraction=source.fraction, seed=source.split_seed)
+    folded = replace(folded, fraction=source.fraction, seed=source.split_seed)
+    if source.unlabelled == REST:
+        return replace(folded, uses_rest=True)
+    if not source.unlabelled:
+        return folded
+    images = folded.images  # each is validated on
+    return replace(folded, unlabeled=_open_unlabeled(source, folded.name, images, images, reporter))
 
 
 def _require_classes(name: str, source: Source, train: ImageDataset, val: ImageDataset) -> None:

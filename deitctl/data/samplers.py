@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deitctl import rng
 from deitctl.data.dataset import Labels
+from deitctl.data.unlabeled import find_labeled
 
 REPEAT_BLOCK = 8  # images whose repeats are shuffled together
 MAX_SHUFFLED = 1024
@@ -54,6 +55,9 @@ class EpochOrder:
 
     Balanced: the images are those of `BalancedDraws`. One that is drawn often can be its own
     neighbor, as another view.
+
+    Some without labels: every batch has about the same share of them, and neighbors, which mixing
+    pairs, both have labels or both have none, where images come once (`spread_labeled`).
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class EpochOrder:
         epoch: int,
         repeats: int = 1,
         balanced: BalancedDraws | None = None,
+        is_labeled: NDArray[np.bool_] | None = None,
     ) -> None:
         self.count, self.seed, self.epoch, self.repeats = count, seed, epoch, repeats
         num_drawn = -(-count // repeats)
         draw = rng.generator(seed, "order", epoch)
         if balanced is None:
-            order, self._times = draw.permutation(count)[:num_drawn], None
+            order, self._times = draw.permutation(count), None
+            order = (order if is_labeled is None else spread_labeled(order, is_labeled))[:num_drawn]
         else:
             order, times = balanced.draw(seed, epoch, num_drawn)
             shuffle = draw.permutation(num_drawn)
@@ -116,6 +122,28 @@ class EpochOrder:
         return [SampleKey(self.epoch, *key) for key in zip(indices, times, strict=True)]
 
 
+def spread_labeled(order: NDArray[np.int64], is_labeled: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return an order in which pairs of images with labels are spread evenly among pairs without.
+
+    The loss of the labels is weighted by a constant of the run. In a random order a batch of 64 with a tenth of
+    labels would have 2 to 12 of them, and that loss a weight from a third to twice its mean.
+
+    Args:
+        order: images in a random order, [N].
+        is_labeled: of each image, [N].
+    """
+    parts = [order[mask] for mask in (is_labeled[order], ~is_labeled[order])]
+    keys = []
+    for part in parts:
+        pairs, num_pairs = np.arange(len(part)) // 2, len(part) // 2
+        # One without a neighbor of its kind comes last, so that it moves no pair to odd places.
+        keys.append(np.where(pairs < num_pairs, (pairs + 0.5) / max(1, num_pairs), 1.0))
+    merged: NDArray[np.int64] = np.concatenate(parts)[
+        np.argsort(np.concatenate(keys), kind="stable")
+    ]
+    return merged
+
+
 class BalancedDraws:
     """Which images an epoch of balanced sampling has: every class equally often.
 
@@ -123,25 +151,35 @@ class BalancedDraws:
     images from shuffles of them, one after the other over all epochs. So every image of a class comes
     equally often, but for one, and how often each came before an epoch is a function of seed and
     epoch. An image of several labels is drawn by each of them; those without one are a class too.
+    Images whose labels are not known (-1) take as many turns as they are classes of the others' mean
+    size, so that each comes about once.
     """
 
     def __init__(self, labels: Labels) -> None:
-        """Find the images of each class, by labels int64 [N] or bool [N,K]."""
+        """Find the images of each class, by labels as `ImageDataset` has them."""
         self.count = len(labels)
+        labeled = np.flatnonzero(find_labeled(labels))
         if labels.ndim == 1:
-            members = np.split(
-                np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1]
-            )
+            counts = np.bincount(labels[labeled])
+            by_class = labeled[np.argsort(labels[labeled], kind="stable")]
+            members = np.split(by_class, np.cumsum(counts)[:-1])
         else:
-            members = [np.flatnonzero(column) for column in labels.T]
-            members.append(np.flatnonzero(~labels.any(axis=1)))
+            members = [np.flatnonzero(column > 0) for column in labels.T]
+            members.append(labeled[~labels[labeled].any(axis=1)])
         self.members = [(label, images) for label, images in enumerate(members) if len(images)]
+        self.num_classes = len(self.members)
+        unlabeled = np.setdiff1d(np.arange(self.count), labeled)
+        if len(unlabeled):
+            turns = max(1, round(self.num_classes * len(unlabeled) / max(1, len(labeled))))
+            turns = min(turns, len(unlabeled))
+            self.members += [(len(members) + turn, unlabeled[turn::turns]) for turn in range(turns)]
 
     def describe(self, class_names: Sequence[str], repeats: int) -> str:
         """Return what an epoch is, in a sentence; `repeats` as in `EpochOrder`."""
         names = (*class_names, "no class")
+        classes = self.members[: self.num_classes]
         rare, frequent = (
-            choose(self.members, key=lambda member: len(member[1])) for choose in (min, max)
+            choose(classes, key=lambda member: len(member[1])) for choose in (min, max)
         )
         per_class = self.count / len(self.members)
         rates = [
@@ -149,9 +187,11 @@ class BalancedDraws:
             for label, images in (rare, frequent)
         ]
         views = "as another view each time" if repeats == 1 else f"{repeats} views at a time"
+        others = len(self.members) > self.num_classes
         return (
             f"Balanced sampling: an epoch is {self.count:,} draws, {per_class:.4g} by each of "
-            f"{len(self.members)} classes, so that an image comes {rates[0]} to {rates[1]} in it, {views}."
+            f"{self.num_classes} classes, so that an image comes {rates[0]} to {rates[1]} in it, {views}"
+            f"{'; one without a label comes about once' if others else ''}."
         )
 
     def draw(
@@ -215,7 +255,7 @@ def count_views(labels: Labels, *, seed: int, epochs: int, repeats: int, is_bala
     """Return the views that a training shows of the image that comes most often, where none come again.
 
     Args:
-        labels: of the training images, int64 [N] or bool [N,K].
+        labels: of the training images.
         seed: of the order.
         epochs: of the training.
         repeats: views of an image in an epoch of 1/repeats of the images.
@@ -287,8 +327,10 @@ class TrainBatches:
         repeats: int = 1,
         first_step: int = 0,
         balanced: BalancedDraws | None = None,
+        is_labeled: NDArray[np.bool_] | None = None,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.is_labeled = is_labeled
         self.epochs, self.repeats, self.first_step = epochs, repeats, first_step
         self.balanced = balanced
         self.steps_per_epoch = steps_per_epoch(count, batch_size)
@@ -307,6 +349,7 @@ class TrainBatches:
                 epoch=epoch,
                 repeats=self.repeats,
                 balanced=self.balanced,
+                is_labeled=self.is_labeled,
             )
             for batch in range(start_batch, self.steps_per_epoch):
                 yield order[self._start(batch) : self._start(batch + 1)]

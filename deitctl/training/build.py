@@ -16,6 +16,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, ViewPlan, build_train_loader
 from deitctl.data.samplers import BalancedDraws, TrainBatches, fit_batch_size, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE
 from deitctl.device import Device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
@@ -66,6 +67,11 @@ class TrainSetup:
     """Whether the model has a new head that is to be fitted before the first step."""
 
     @property
+    def num_unlabeled(self) -> int:
+        """Training images without labels."""
+        return count_unlabeled(self.train)
+
+    @property
     def view_plan(self) -> ViewPlan:
         """Which views the loader renders, and which of them for the teacher too."""
         recipe, cached_teacher = self.config.recipe, self.context.cached_teacher
@@ -108,6 +114,7 @@ class TrainSetup:
             repeats=recipe.augment.repeated_aug,
             first_step=self.state.progress.step,
             balanced=BalancedDraws(self.train.labels) if recipe.sampling == "balanced" else None,
+            is_labeled=find_labeled(self.train.labels) if self.num_unlabeled else None,
         )
         return build_train_loader(
             self.train,
@@ -215,7 +222,7 @@ def _normalize_bands(
     )
     if channels is None and is_of_weights:
         return student
-    stats = channels or measure_channels(train, config.seed, reporter)
+    stats = channels or measure_channels(select_labeled(train), config.seed, reporter)
     return replace(student, model_config=set_channels(student.model_config, stats))
 
 
@@ -310,6 +317,7 @@ def build_training(
         config.distill,
         cached_teacher=teacher.build_cached_teacher() if teacher and teacher.uses_views else None,
         teacher=teacher.get_network() if teacher and not teacher.uses_views else None,
+        has_unlabeled=count_unlabeled(train) > 0,
         world=world,
         stop_on_bad_image=config.on_bad_image == "stop",
         preferred_micro_batch_size=device.preferred_micro_batch_size(

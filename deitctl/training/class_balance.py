@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deitctl.config import Recipe
 from deitctl.data.dataset import ImageDataset, count_images
+from deitctl.data.unlabeled import count_unlabeled
 
 CLASS_WEIGHTS = "class_weights.json"
 """In a run's folder, where classes are weighted."""
@@ -25,16 +26,20 @@ class ClassCounts:
     counts: Tensor
     """Images of each class, float64 [K]; of several labels an image, each counts."""
     num_images: int
-    """N."""
+    """N, those with labels."""
     is_multilabel: bool
     """Whether an image may have several labels, or none."""
     class_names: tuple[str, ...]
+    num_unlabeled: int = 0
+    """Images beside these N that have no labels."""
 
     @classmethod
     def of(cls, dataset: ImageDataset) -> ClassCounts:
         """Count the images of a dataset."""
         counts = torch.from_numpy(count_images(dataset)).double()
-        return cls(counts, len(dataset.labels), dataset.is_multilabel, dataset.class_names)
+        unlabeled = count_unlabeled(dataset)
+        num_images = len(dataset.labels) - unlabeled
+        return cls(counts, num_images, dataset.is_multilabel, dataset.class_names, unlabeled)
 
     @property
     def filled(self) -> Tensor:

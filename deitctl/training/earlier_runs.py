@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import MACHINE_SETTINGS, MAX_COUNT, TrainConfig
+from deitctl.config import MACHINE_SETTINGS, MAX_COUNT, PLACES, TrainConfig
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter
 from deitctl.settings import list_differences, override
@@ -25,7 +25,7 @@ def require_same(root: Path, config: TrainConfig, settings: Mapping[str, Any]) -
     """
     fixed = {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS}
     if Run(root).saved_position() is not None:
-        for place in ("data", "image_folder"):
+        for place in PLACES:
             fixed.pop(place, None)
     requested = override(config, fixed)
     if changed := list_differences(add_tags(config), add_tags(requested)):

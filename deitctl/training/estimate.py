@@ -161,8 +161,9 @@ def describe_training(setup: TrainSetup, expected_seconds: float | None) -> str:
     epochs, steps = context.recipe.epochs, context.steps_per_epoch
     more = len(names) - MAX_NAMED
     classes = ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    unlabeled = f" ({setup.num_unlabeled:,} without labels)" if setup.num_unlabeled else ""
     text = (
-        f"Training {setup.config.model} on {len(setup.train.labels):,} images of {len(names):,} "
+        f"Training {setup.config.model} on {len(setup.train.labels):,} images{unlabeled} of {len(names):,} "
         f"classes ({classes}), validating on {len(setup.val.labels):,}: "
         f"{'at most ' if setup.config.patience else ''}{epochs:,} "
         f"{'epoch' if epochs == 1 else 'epochs'} of {steps:,} steps of {context.recipe.batch_size:,} "
@@ -189,7 +190,11 @@ def count_work(setup: TrainSetup) -> Work:
     images_left = steps_left / context.steps_per_epoch * num_images
     trained = images_left - (1 - pixels) * early_left * num_images
     validations = epochs_left * (1 if setup.state.ema is None else 2) + 1  # of the saved weights
-    fitted = min(num_images, MAX_IMAGES) if setup.fits_head and not progress.step else 0
+    fitted = (
+        min(num_images - setup.num_unlabeled, MAX_IMAGES)
+        if setup.fits_head and not progress.step
+        else 0
+    )
     taught = 0
     if (teacher := setup.teacher) is not None:
         cache = teacher.cache

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deitctl.config import MACHINE_SETTINGS, TrainConfig
+from deitctl.config import MACHINE_SETTINGS, PLACES, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.open import Source, open_for_training
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
+from deitctl.data.unlabeled import select_labeled
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
@@ -55,6 +56,7 @@ from deitctl.training.own_images import require_same_images, warn_of_trained_ima
 from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint, restore_spelling
 from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
+from deitctl.training.session import describe_session, write_session
 from deitctl.training.tracking import track
 from deitctl.training.trainer import Trainer
 
@@ -121,7 +123,7 @@ def resume(
     # The data may have been moved.
     if "data" in changes:  # whose images lie where it says, not where those of the former were
         changes = {"image_folder": ""} | changes
-    may_change = (*MACHINE_SETTINGS, "data", "image_folder")
+    may_change = (*MACHINE_SETTINGS, *PLACES)
     config = override(config, {k: v for k, v in changes.items() if k in may_change})
     check(config)
     config = replace(config, output_dir=str(root))
@@ -142,9 +144,7 @@ def resume(
             if config.recipe != before and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
                 run.extend(config, _launch())
-            places: dict[str, Any] = {
-                k: changes[k] for k in ("data", "image_folder") if k in changes
-            }
+            places: dict[str, Any] = {k: changes[k] for k in PLACES if k in changes}
             if any(places.values()) and world.is_main:  # seen to be the run's
                 moved = override(Run.open(root)[1], places)
                 write_bytes(run.config_file, write_toml(moved).encode())
@@ -170,6 +170,8 @@ def open_run(
             f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
         )
     train, val = _open_data(config, datasets, reporter, resume=resume)
+    if config.distill is None:  # a teacher that is trained first, for example
+        train = select_labeled(train)
     if resume:
         train, val = restore_spelling(Path(config.output_dir), train, val)
         require_same_extensions(Path(config.output_dir), extensions, reporter)
@@ -225,7 +227,7 @@ def open_run(
             # A run without a checkpoint begins again, with the data as it is now.
             goes_on = resume and run.saved_position() is not None
             if world.is_main and not (goes_on and (run.root / SPLIT_FILE).exists()):
-                write_split(run.root, train, val)
+                write_split(run.root, select_labeled(train), val)
             if world.is_main and not resume:
                 run.cut_log(0)  # of a run that was killed before its first checkpoint
                 write_bytes(run.launch_id_file, _launch().encode())
@@ -234,6 +236,8 @@ def open_run(
             )
             if resume:
                 load_checkpoint(trainer)
+            if world.is_main:
+                write_session(run.root, describe_session(trainer))
             with track(trainer, extensions):
                 yield trainer
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:

@@ -18,12 +18,18 @@ def make_targets(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels as numbers of each class in fp32, [B,K].
 
     Args:
-        labels: of one label an image int64 [B], which become one-hot; of several bool [B,K].
+        labels: of one label an image int64 [B], which become one-hot; of several bool [B,K]. A row of
+            -1, for an image without a label, becomes zeros.
         num_classes: K.
     """
     if labels.ndim == 2:
-        return labels.float()
-    return F.one_hot(labels, num_classes).float()
+        return labels.float().clamp(min=0)
+    return F.one_hot(labels.clamp(min=0), num_classes).float() * (labels >= 0).unsqueeze(1)
+
+
+def find_labeled(labels: Tensor) -> Tensor:
+    """Return which of a batch's images have labels as 0 or 1 in fp32, [B]; arguments as `make_targets`."""
+    return (labels >= 0 if labels.ndim == 1 else (labels >= 0).all(dim=1)).float()
 
 
 def smooth_labels(labels: Tensor, smoothing: float | Tensor) -> Tensor:

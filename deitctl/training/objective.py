@@ -53,6 +53,9 @@ class StudentBatch(NamedTuple):
     """See `VisionTransformer.sample_drop_path`; None where nothing is dropped."""
     teacher_features: tuple[Tensor, ...] = ()
     """Of the same images, [B,D] in fp32 of each teacher that gives them."""
+    labeled: Tensor | None = None
+    """Share of each image that has labels, [B]: 0 of an image without, whose row of `targets` is 0, and
+    between where two images are mixed; None where all have labels."""
 
 
 class Objective(Protocol):
@@ -63,9 +66,12 @@ class Objective(Protocol):
 
 class TaskLoss(Protocol):
     """Returns the mean loss over images of logits [B,K] with labels, or hard labels of a teacher,
-    [B,K]; `smooth` says whether label smoothing applies to them."""
+    [B,K]; `smooth` says whether label smoothing applies to them, `labeled` [B] how much of each image
+    has labels, None: all of it. An image counts as much as that share."""
 
-    def __call__(self, logits: Tensor, labels: Tensor, *, smooth: bool) -> Tensor: ...
+    def __call__(
+        self, logits: Tensor, labels: Tensor, *, smooth: bool, labeled: Tensor | None = None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,10 @@ class CrossEntropy:
     """tau times the log prior of each class, [K], which is added to the logits in training, so that
     they predict as if all classes were equally frequent (Menon et al. 2021, arXiv 2007.07314, Eq. 10)."""
 
-    def __call__(self, logits: Tensor, labels: Tensor, *, smooth: bool) -> Tensor:
+    def __call__(
+        self, logits: Tensor, labels: Tensor, *, smooth: bool, labeled: Tensor | None = None
+    ) -> Tensor:
+        # A row of labels has the sum `labeled`, and of zeros no loss.
         # Before smoothing: else the share of a label that is moved to a rare class would count as
         # much as an image of it.
         weighted = labels if self.class_weights is None else labels * self.class_weights
@@ -102,11 +111,21 @@ class BinaryLoss:
     pos_weights: Tensor | None = None
     """Of the positive term of each class, [K]."""
 
-    def __call__(self, logits: Tensor, labels: Tensor, *, smooth: bool) -> Tensor:
-        targets = labels
+    def __call__(
+        self, logits: Tensor, labels: Tensor, *, smooth: bool, labeled: Tensor | None = None
+    ) -> Tensor:
+        targets, class_weights = labels, self.class_weights
+        if labeled is not None:
+            # Zeros say here that an image has none of the classes. So the labels are those of the
+            # share of an image that has any, and the image counts as much as that.
+            rows = labeled[:, None]
+            targets = torch.where(
+                rows > 0, labels / rows.clamp(min=torch.finfo(rows.dtype).tiny), 0
+            )
+            class_weights = rows if class_weights is None else rows * class_weights
         if smooth:
             smooth_targets = smooth_binary_labels if self.is_multilabel else smooth_labels
-            targets = smooth_targets(labels, self.smoothing)
+            targets = smooth_targets(targets, self.smoothing)
         if self.asl is not None:
             return asymmetric_loss(
                 logits,
@@ -114,13 +133,13 @@ class BinaryLoss:
                 gamma_neg=self.asl.gamma_neg,
                 gamma_pos=self.asl.gamma_pos,
                 clip=self.asl.clip,
-                class_weights=self.class_weights,
+                class_weights=class_weights,
                 pos_weights=self.pos_weights,
             )
         return binary_cross_entropy(
             logits,
             targets,
-            class_weights=self.class_weights,
+            class_weights=class_weights,
             pos_weights=self.pos_weights,
             target_thresh=None if self.bce.target_thresh < 0 else self.bce.target_thresh,
             sum_classes=self.bce.sum_classes,
@@ -159,12 +178,18 @@ class Distillation:
     is_multilabel: bool = False
     adjustment: Tensor | None = None
     """See `CrossEntropy`: the teacher's labels are as frequent as the true ones."""
+    label_scale: float = 1.0
+    """All training images over those with labels: the task's loss, which is 0 of the others, is so the
+    mean over images with labels, as an expectation. A constant of the run, unlike their number in a
+    batch, so that micro-batches and processes add up to the same."""
 
     def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
         if batch.teacher_targets is None:
             raise ValueError("distillation needs teacher targets")
         cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
-        task_loss = self.task_loss(cls, batch.targets, smooth=True)
+        task_loss = self.label_scale * self.task_loss(
+            cls, batch.targets, smooth=True, labeled=batch.labeled
+        )
         kd_loss = self.compute_kd_loss(cls if dist is None else dist, batch.teacher_targets)
         loss = (1 - self.config.alpha) * task_loss + self.config.alpha * kd_loss
         return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss}
@@ -268,7 +293,8 @@ def build_objective(
     task_loss = _build_task_loss(recipe, counts, loss, adjustment, device)
     if config.distill is None:
         return Supervised(task_loss)
-    return Distillation(config.distill, task_loss, counts.is_multilabel, adjustment)
+    label_scale = 1 + counts.num_unlabeled / max(1, counts.num_images)
+    return Distillation(config.distill, task_loss, counts.is_multilabel, adjustment, label_scale)
 
 
 def _build_task_loss(

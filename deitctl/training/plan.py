@@ -12,6 +12,7 @@ from deitctl.data.dataset import ImageDataset, find_folder
 from deitctl.data.folds import FoldedData
 from deitctl.data.open import Source, open_for_training
 from deitctl.data.samplers import fit_batch_size, steps_per_epoch
+from deitctl.data.unlabeled import count_unlabeled
 from deitctl.device import choose_device
 from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
@@ -112,6 +113,8 @@ class TrainPlan:
     """The same of the validation images."""
     num_train_images: int
     """Training images."""
+    num_unlabeled_images: int
+    """Those of them that have no labels, of which the teacher alone speaks."""
     num_val_images: int
     """Validation images."""
     recipe: str
@@ -234,6 +237,7 @@ def plan_training(
         train_folder=find_folder(train),
         val_folder=find_folder(val),
         num_train_images=num_images,
+        num_unlabeled_images=counts.num_unlabeled,
         num_val_images=len(val.labels),
         recipe=recipe.name,
         initial_weights=student.weights or "random",
@@ -324,7 +328,7 @@ def _plan_teacher(
         tau=distill.tau if distill.mode == "soft" else None,
         finetuned=finetuned,
         finetune_epochs=finetune_epochs,
-        finetune_images=finetune_epochs * num_images,
+        finetune_images=finetune_epochs * (num_images - count_unlabeled(train)),
         effective_weight=weight,
         input=distill.teacher_input,
         num_views=num_views if cached else 0,

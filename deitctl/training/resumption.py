@@ -14,6 +14,7 @@ from deitctl.data.dataset import name_labels
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths, relabel
 from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.data.unlabeled import select_labeled
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.models.checkpoint_io import load_model_config
 from deitctl.names import canonicalize_name
@@ -165,11 +166,17 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
     run_data = read_run_data(run.root)
     rows = None if run_data is None else run_data.rows
     if num_train != num_before or began.data_fingerprint not in ("", now):
+        labeled = select_labeled(setup.train)
         change = (
             f"{num_train} training images, before {num_before}"
             if rows is None
-            else _describe_change(rows, setup.train, setup.val)
+            else describe_change(rows, labeled, setup.val)
         )
+        if labeled is not setup.train and rows is not None and _has_rows(rows, labeled, setup.val):
+            change = (
+                f"of its {num_train - len(labeled.labels):,} images without labels, before "
+                f"{num_before - len(labeled.labels):,}, some are others"
+            )
         raise DataError(
             f"{trainer.config.data} is not the data that {run.root} began with: {change}.",
             "Put it back, or start a new run on it.",
@@ -178,7 +185,16 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
         _warn_of_contents(trainer, rows)
 
 
-def _describe_change(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> str:
+def _has_rows(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> bool:
+    """Return whether images, in order and with their labels, are those of a run's rows."""
+    paths = [*list_relative_paths(train), *list_relative_paths(val)]
+    return list(rows.paths) == paths and list(rows.labels) == [
+        *name_labels(train),
+        *name_labels(val),
+    ]
+
+
+def describe_change(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> str:
     """Say in which images data differs from a run's rows."""
     began = set(zip(rows.paths, rows.labels, rows.splits, strict=True))
     now = {
@@ -191,9 +207,9 @@ def _describe_change(rows: SplitRows, train: ImageDataset, val: ImageDataset) ->
         classes = sorted(_list_classes(these) - _list_classes(those))
         images = sorted(row[0] for row in these - those)
         if classes:
-            parts.append(f"classes that are {verb}: {_name_first(classes)}")
+            parts.append(f"classes that are {verb}: {name_first(classes)}")
         if images:
-            parts.append(f"images that are {verb} or have another label: {_name_first(images)}")
+            parts.append(f"images that are {verb} or have another label: {name_first(images)}")
     return "; ".join(parts) or f"its classes or images are in another order than in {SPLIT_FILE}"
 
 
@@ -201,7 +217,8 @@ def _list_classes(rows: Iterable[tuple[str, tuple[str, ...], str]]) -> set[str]:
     return set(chain.from_iterable(names for _, names, _ in rows))
 
 
-def _name_first(names: Sequence[str]) -> str:
+def name_first(names: Sequence[str]) -> str:
+    """Return the first `MAX_NAMED` names in words, and how many more there are."""
     rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + rest
 
@@ -210,12 +227,12 @@ def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
     setup, began = trainer.setup, iter(rows.num_bytes)
     changed = [
         dataset.name(index)
-        for dataset in (setup.train, setup.val)
+        for dataset in (select_labeled(setup.train), setup.val)
         for index, size in zip(range(len(dataset.labels)), began, strict=False)
         if dataset.num_bytes(index) != size
     ]
     if changed:
         trainer.reporter.warn(
             f"{len(changed)} images have other contents than when {trainer.run.root} began, and are taken as they "
-            f"are now: {_name_first(changed)}."
+            f"are now: {name_first(changed)}."
         )

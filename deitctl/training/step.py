@@ -29,7 +29,7 @@ from deitctl.models.model_config import Preprocessing
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import make_size
 from deitctl.training.freezing import is_batch_norm
-from deitctl.training.losses import make_targets
+from deitctl.training.losses import find_labeled, make_targets
 from deitctl.training.objective import Objective, StudentBatch, Supervised, find_task_loss
 from deitctl.training.optim import set_learning_rate
 from deitctl.training.optimizer_state import seeded
@@ -62,6 +62,8 @@ class TrainContext:
     """Gives targets of views, to be mixed as the images are (`--teacher-input unmixed`)."""
     teacher: Teacher | None = None
     """Gives targets of the mixed images themselves, as in the paper (`--teacher-input mixed`)."""
+    has_unlabeled: bool = False
+    """Whether some training images have no labels."""
     world: World = SINGLE_PROCESS
     stop_on_bad_image: bool = False
     preferred_micro_batch_size: int = 0
@@ -274,7 +276,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     if context.uses_student_affine:
         images = student_affine(images, batch.keys, recipe.augment, context.seed)
     images = random_erase(images, batch.keys, recipe.augment.random_erase_prob, context.seed)
-    targets = make_targets(device.to_device(batch.labels), context.num_classes)
+    labels = device.to_device(batch.labels)
+    targets = make_targets(labels, context.num_classes)
 
     first = context.world.shard(recipe.batch_size).start
     slots = [first + slot for slot in batch.slots]  # of the global batch
@@ -282,6 +285,9 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     groups = sample_mixup(recipe.augment, size, context.seed, step, slots)
     partners = device.to_device(pair_indices(slots))
     images, targets = mix_images(images, groups, partners), mix_targets(targets, groups, partners)
+    labeled = None
+    if context.has_unlabeled:
+        labeled = mix_targets(find_labeled(labels)[:, None], groups, partners)[:, 0]
     mask = None
     # Without train mode (a frozen backbone) nothing is dropped. timm's models draw their own, in
     # the scope below.
@@ -305,7 +311,9 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
                 logits, context.distill.mode, context.distill.tau, context.teacher.is_multilabel
             )
         images = to_model_channels(images, context.preprocessing.in_chans)
-        return context.objective(state.model, StudentBatch(images, targets, kd_targets, mask))
+        return context.objective(
+            state.model, StudentBatch(images, targets, kd_targets, mask, labeled=labeled)
+        )
 
 
 def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_norm: Tensor) -> None:

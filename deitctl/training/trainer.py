@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
 from deitctl.data.loader import Batch
 from deitctl.data.samplers import batch_start
+from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_result import Result
@@ -77,6 +78,8 @@ class Trainer:
         """When the run would have begun if all its sessions had followed each other."""
         self.is_between_steps = True
         """Whether the state is that after a whole step, or an epoch that is logged: it may be saved."""
+        self.on_step_boundary: Callable[[], None] = lambda: None
+        """Called after every step, and after every epoch, when the state is what a checkpoint would have."""
         self.has_batch_stats = any(
             "running_" in name for name, _ in self.state.model.named_buffers()
         )
@@ -120,6 +123,7 @@ class Trainer:
                 record = self.log_epoch(losses, metrics, images_per_second)
                 if self.call_callbacks(record) and progress.epoch < recipe.epochs:
                     progress.stopped = progress.stopped or CALLBACK
+                self.on_step_boundary()
                 self.checkpointer.maybe_save(self.state, verified=True)
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
@@ -149,6 +153,7 @@ class Trainer:
                 stats = self.train_step(batch)
                 task.advance(stats.num_images, **self.log_step(stats))
                 self.handle_signals(stats)
+                self.on_step_boundary()
                 self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
         return (num_images - num_done) / (time.monotonic() - start_time)
 
@@ -179,7 +184,7 @@ class Trainer:
             score = fit_new_heads(
                 state.model,
                 setup.model_config,
-                setup.train,
+                select_labeled(setup.train),
                 task_loss=find_task_loss(
                     self.context.objective, is_multilabel=setup.train.is_multilabel
                 ),
