@@ -94,9 +94,12 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Scale each channel of a residual branch by a learned weight (CaiT; DeiT-III §3)."""
+    """Scale each channel of a residual branch by a learned weight (CaiT; DeiT-III §3).
 
-    def __init__(self, dim: int, init_value: float = 1e-6) -> None:
+    It begins at 1e-4, as in deit/models_v2.py; timm's deit3 models, which are made for weights, have 1e-6.
+    """
+
+    def __init__(self, dim: int, init_value: float = 1e-4) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init_value))
 
@@ -164,10 +167,11 @@ class VisionTransformer(nn.Module):
         num_classes: int,
         img_size: ImageSize,
         drop_path_rate: float = 0.0,
+        dpr_constant: bool = False,
     ) -> None:
         super().__init__()
         self.arch, self.num_classes, self.img_size = arch, num_classes, img_size
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate, self.dpr_constant = drop_path_rate, dpr_constant
         self.grad_checkpointing = False
         self.num_prefix_tokens = 2 if arch.distilled else 1
         height, width = height_width(img_size)
@@ -208,10 +212,20 @@ class VisionTransformer(nn.Module):
             images: normalized, [B,C,H,W].
             drop_path_mask: from `sample_drop_path`, [L,2,B]; None outside training.
         """
+        return self.forward_head(self.forward_blocks(images, drop_path_mask, prefix_only=True))
+
+    def forward_blocks(
+        self, images: Tensor, drop_path_mask: Tensor | None = None, *, prefix_only: bool = False
+    ) -> Tensor:
+        """Return the tokens that leave the last block, not normed: [B,N,D], or of the prefix [B,P,D].
+
+        Arguments as `forward`; the heads read the prefix tokens only, so for them the last block computes
+        no patch token.
+        """
         x = self.embed(images)
         for i, block in enumerate(self.blocks):
-            # The heads read the prefix tokens only, so the last block computes no patch token.
-            num_queries = self.num_prefix_tokens if i == len(self.blocks) - 1 else None
+            is_last = i == len(self.blocks) - 1
+            num_queries = self.num_prefix_tokens if prefix_only and is_last else None
             mask = None if drop_path_mask is None else drop_path_mask[i]
             if self.grad_checkpointing and self.training and torch.is_grad_enabled():
                 # Nothing is drawn in a block, so there is no generator to set back.
@@ -220,7 +234,7 @@ class VisionTransformer(nn.Module):
                 )
             else:
                 x = block(x, mask, num_queries)
-        return self.forward_head(x)
+        return x
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether blocks compute their activations again in the backward pass, which then
@@ -249,7 +263,10 @@ class VisionTransformer(nn.Module):
         """Return the logits of the heads for prefix tokens [B,P,D] that leave the last block."""
         # The prefix tokens alone: LayerNorm works token by token, so this is what norming all would
         # give.
-        x = self.norm(x)
+        return self.classify(self.norm(x))
+
+    def classify(self, x: Tensor) -> HeadLogits:
+        """Return the logits of the heads for normed tokens, [B,N,D] or of the prefix [B,P,D]."""
         dist = None if self.head_dist is None else self.head_dist(x[:, 1])
         return HeadLogits(self.head(x[:, 0]), dist)
 
@@ -257,11 +274,13 @@ class VisionTransformer(nn.Module):
         """Draw stochastic depth: [L,2,B], 0 for a dropped branch, else 1 / survival rate.
 
         The drop rate grows linearly from 0 at the first block to `drop_path_rate` at the last
-        (Huang et al. 2016, Eq. 4). Returns None without stochastic depth.
+        (Huang et al. 2016, Eq. 4), or is the same for all (deit/models_v2.py, `dpr_constant`).
+        Returns None without stochastic depth.
         """
         if not self.drop_path_rate:
             return None
-        survival = 1 - torch.linspace(0, self.drop_path_rate, self.arch.depth)[:, None, None]
+        first = self.drop_path_rate if self.dpr_constant else 0
+        survival = 1 - torch.linspace(first, self.drop_path_rate, self.arch.depth)[:, None, None]
         # Drawn at once and outside the blocks: a function of the step's generator, whatever the
         # micro-batches and the processes. timm drops per sample too (drop_path in "row" mode).
         draws = torch.rand(self.arch.depth, 2, batch_size, generator=generator)
