@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from deitctl.models.model_config import Preprocessing
     from deitctl.packing.pack import pack, verify_pack
     from deitctl.profiling.environment import collect_env
+    from deitctl.profiling.recipe_info import describe_recipe, list_recipes
     from deitctl.sweeps.run_list import compare_runs, list_runs
+    from deitctl.training.reproduce import reproduce
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,7 @@ _MODULES = {
     "collect_env": "deitctl.profiling.environment",
     "compare_runs": "deitctl.sweeps.run_list",
     "DeitctlError": "deitctl.errors",
+    "describe_recipe": "deitctl.profiling.recipe_info",
     "distill": "deitctl.api",
     "EvalResult": "deitctl.evaluation.result",
     "evaluate": "deitctl.api",
@@ -59,6 +62,7 @@ _MODULES = {
     "explain": "deitctl.explanation.explain",
     "export": "deitctl.exporters.export",
     "forward_heads": "deitctl.models.heads",
+    "list_recipes": "deitctl.profiling.recipe_info",
     "list_runs": "deitctl.sweeps.run_list",
     "load": "deitctl.inference.classifier",
     "MultilabelResult": "deitctl.evaluation.multilabel_result",
@@ -69,6 +73,7 @@ _MODULES = {
     "push": "deitctl.hub.push",
     "replay": "deitctl.api",
     "Reporter": "deitctl.events",
+    "reproduce": "deitctl.training.reproduce",
     "SilentReporter": "deitctl.events",
     "sweep": "deitctl.api",
     "train": "deitctl.api",
@@ -90,12 +95,14 @@ __all__ = [
     "check",
     "collect_env",
     "compare_runs",
+    "describe_recipe",
     "distill",
     "evaluate",
     "evaluate_models",
     "explain",
     "export",
     "forward_heads",
+    "list_recipes",
     "list_runs",
     "load",
     "pack",
@@ -103,6 +110,7 @@ __all__ = [
     "predict",
     "push",
     "replay",
+    "reproduce",
     "sweep",
     "train",
     "verify",

@@ -23,12 +23,14 @@ from deitctl.models.model_config import ValueRange
 from deitctl.packing.pack import PackResult, PackVerification
 from deitctl.profiling.bench_result import BenchResult
 from deitctl.profiling.environment import Environment
+from deitctl.profiling.recipe_info import RecipeDetails, RecipeList
 from deitctl.records import SCHEMA_VERSION, describe_fields
 from deitctl.sweeps.result import SweepResult
 from deitctl.sweeps.run_list import RunComparison, RunList
 from deitctl.training.folds import FoldsResult
 from deitctl.training.plan import TrainPlan
 from deitctl.training.replay import Replay
+from deitctl.training.reproduce import Reproduction
 from deitctl.training.result import TrainResult
 
 PAGE = Path(__file__).with_name("json.md")
@@ -37,6 +39,7 @@ RESULTS: dict[str, type] = {
     "train --folds, distill --folds; OUTPUT/folds.json": FoldsResult,
     "train --dry-run, distill --dry-run": TrainPlan,
     "train --replay": Replay,
+    "reproduce": Reproduction,
     "cache-teacher": CacheTeacherResult,
     "cache-teacher --verify": VerifyCacheResult,
     "sweep; sweep.json": SweepResult,
@@ -57,6 +60,8 @@ RESULTS: dict[str, type] = {
     "verify": VerifyResult,
     "push": PushResult,
     "models": ModelList,
+    "recipes": RecipeList,
+    "recipes NAME": RecipeDetails,
     "doctor": Environment,
 }
 """What prints or writes a result, and its class."""

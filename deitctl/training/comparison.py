@@ -1,0 +1,143 @@
+"""Compares a training with the record of another, value by value and to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deitctl.records import to_json
+from deitctl.settings import flatten
+
+PLACE = ("kind", "step", "epoch")
+TIMES = ("seconds", "images_per_second")
+"""What no two runs have in common."""
+OF_RESULT = (*TIMES, "run", "schema_version", "teacher.folder")
+"""The same of a result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parting:
+    """A value in which two trainings differ."""
+
+    where: str
+    """`step`, `epoch`, `weights` or `result`."""
+    epoch: int
+    """Epoch, from 1, that the value is of."""
+    step: int | None
+    """Step, from 0, that it is of; null for what is not of a step."""
+    name: str
+    """Metric, or tensor with the weights that it is of."""
+    recorded: float | str | None
+    """In the run; null where JSON has no number for it, and for a tensor of more values than one."""
+    reproduced: float | str | None
+    """In its repetition; null likewise."""
+    difference: float | None
+    """Size of the difference, of a tensor the largest; null where it is no number."""
+    num_different: int
+    """Values that differ: of a metric 1."""
+    num_values: int
+    """Values that there are."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        if self.step is not None:
+            return f"step {self.step} (epoch {self.epoch})"
+        what = {"epoch": "metrics", "weights": "weights", "result": "result"}[self.where]
+        return f"the {what} of epoch {self.epoch}"
+
+
+def compare_records(
+    recorded: Mapping[str, Any], reproduced: Mapping[str, Any]
+) -> Iterator[Parting]:
+    """Yield the values in which two records of metrics.jsonl differ; those that only one has, as of another
+    version, are not compared."""
+    was, now = flatten(dict(recorded)), flatten(to_json(dict(reproduced)))
+    where = str(now["kind"])
+    for name in now:
+        if name in was and name not in (*PLACE, *TIMES) and not _is_same(was[name], now[name]):
+            step = now.get("step") if where == "step" else None
+            yield _part(where, int(now["epoch"]), step, name, was[name], now[name])
+
+
+def compare_results(recorded: Mapping[str, Any], reproduced: Any, epoch: int) -> Iterator[Parting]:
+    """Yield the values in which two results of runs differ, as `compare_records`."""
+    was, now = flatten(dict(recorded)), flatten(to_json(reproduced))
+    for name in now:
+        if name in was and name not in OF_RESULT and not _is_same(was[name], now[name]):
+            yield _part("result", epoch, None, name, was[name], now[name])
+
+
+def compare_tensors(
+    recorded: Mapping[str, Tensor], reproduced: Mapping[str, Tensor], *, what: str, epoch: int
+) -> Iterator[Parting]:
+    """Yield the tensors in which two sets of weights differ, in the order of the model.
+
+    Args:
+        recorded: of the run, on the CPU.
+        reproduced: of its repetition, on any device.
+        what: the weights in words.
+        epoch: that they are of, counted from 1.
+    """
+    for name in dict.fromkeys((*reproduced, *recorded)):
+        label = f"{what}: {name}"
+        if name not in recorded or name not in reproduced:
+            here, there = (
+                "present" if name in side else "missing" for side in (recorded, reproduced)
+            )
+            yield _part("weights", epoch, None, label, here, there)
+            continue
+        was, now = recorded[name], reproduced[name].detach().cpu()
+        if was.shape != now.shape or was.dtype != now.dtype:
+            yield _part("weights", epoch, None, label, _describe(was), _describe(now))
+        elif num_different := _count_different(was, now):
+            gap = (was.double() - now.double()).abs().max()
+            is_single = was.numel() == 1
+            yield Parting(
+                where="weights",
+                epoch=epoch,
+                step=None,
+                name=label,
+                recorded=float(was) if is_single else None,
+                reproduced=float(now) if is_single else None,
+                difference=float(gap),
+                num_different=num_different,
+                num_values=was.numel(),
+            )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    # 1 == True, and 0.0 == -0.0
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _part(where: str, epoch: int, step: int | None, name: str, was: Any, now: Any) -> Parting:
+    both = (was, now)
+    are_numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in both)
+    was, now = (v if v is None or isinstance(v, int | float) else str(v) for v in both)
+    return Parting(
+        where=where,
+        epoch=epoch,
+        step=step,
+        name=name,
+        recorded=was,
+        reproduced=now,
+        difference=abs(was - now) if are_numbers else None,
+        num_different=1,
+        num_values=1,
+    )
+
+
+def _count_different(one: Tensor, other: Tensor) -> int:
+    """Return how many values of two tensors of one shape and type have other bits."""
+    size = one.element_size()
+    bits = [t.contiguous().reshape(-1).view(torch.uint8).reshape(-1, size) for t in (one, other)]
+    return 0 if torch.equal(*bits) else int((bits[0] != bits[1]).any(1).sum())
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,150 @@
+"""What differs before a run is trained again: versions, machine, data, initial weights, teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deitctl.config import TrainConfig
+from deitctl.cores import count_cores
+from deitctl.data.dataset import ImageDataset, name_labels
+from deitctl.data.fingerprint import fingerprint_model, fingerprint_split
+from deitctl.data.open import Source, open_for_training
+from deitctl.data.run_data import SplitRows, read_run_data
+from deitctl.data.splits import list_relative_paths
+from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.device import Device
+from deitctl.events import Reporter, track
+from deitctl.threads import DaemonThreads
+from deitctl.training.recorded_run import RecordedRun
+from deitctl.training.resumption import describe_change, name_first, restore_spelling
+from deitctl.training.session import MACHINE_FIELDS, describe_machine
+from deitctl.training.trainer import Trainer
+
+Datasets = tuple[ImageDataset, ImageDataset]
+TITLES = {
+    "num_threads": "threads",
+    "num_processes": "processes",
+    "cpu_capability": "CPU instructions",
+    "device_name": "processor",
+    "blas": "BLAS library",
+    "jpeg_decoder": "JPEG decoder",
+    "views_version": "version of the training views",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Something that differs from the run before the first step."""
+
+    name: str
+    """What: a key of sessions.jsonl, `data`, `views_version`, `initial_weights` or `teacher`."""
+    recorded: str
+    """In the run."""
+    now: str
+    """Here."""
+    is_change: bool
+    """Whether the runs must part by it: data, weights and teacher; versions and threads may give the same bits."""
+    message: str
+    """In a sentence, without its full stop."""
+
+
+def open_data(recorded: RecordedRun, config: TrainConfig, reporter: Reporter) -> Datasets:
+    """Open the images of a run as a new run would."""
+    train, val = open_for_training(Source.of(config), reporter=reporter)
+    return restore_spelling(recorded.root, train, val)
+
+
+def find_differences(
+    recorded: RecordedRun, device: Device, train: ImageDataset
+) -> list[Difference]:
+    """Return in which versions and properties of the machine the run's sessions differ from this process."""
+    now = describe_machine(device, 1, is_in_memory=train.is_in_memory)
+    differences = []
+    for name in MACHINE_FIELDS:
+        values = list(dict.fromkeys(getattr(s, name) for s in recorded.sessions))
+        others = [str(value) for value in values if value != now[name]]
+        if others:
+            differences.append(_describe(name, " and ".join(map(str, values)), str(now[name])))
+    began = recorded.checkpoint.get("views_version", VIEWS_VERSION)
+    if began != VIEWS_VERSION:
+        differences.append(_describe("views_version", str(began), str(VIEWS_VERSION)))
+    return differences
+
+
+def _describe(name: str, recorded: str, now: str) -> Difference:
+    title = TITLES.get(name, name)
+    message = f"{title}: {recorded} in the run, {now} here"
+    if name == "num_threads":
+        message += f" (as in the run: OMP_NUM_THREADS={recorded.partition(' ')[0]})"
+    return Difference(name=name, recorded=recorded, now=now, is_change=False, message=message)
+
+
+def find_data_changes(
+    recorded: RecordedRun, datasets: Datasets, reporter: Reporter
+) -> list[Difference]:
+    """Return how the images differ from those that the run began with: names, labels, split, contents."""
+    train, val = datasets
+    run_data = read_run_data(recorded.root)
+    rows = None if run_data is None else run_data.rows
+    now, began = fingerprint_split(train, val), str(recorded.checkpoint.get("data_fingerprint", ""))
+    if rows is None:
+        change = "other images, labels or split" if began not in ("", now) else ""
+    elif not _are_same_rows(rows, train, val):
+        change = describe_change(rows, train, val)
+    else:
+        changed = list(_list_changed(rows, datasets, reporter))
+        change = f"images with other contents: {name_first(changed)}" if changed else ""
+    if not change:
+        return []
+    message = f"{recorded.config.data} is not the data that it began with: {change}"
+    return [Difference(name="data", recorded=began, now=now, is_change=True, message=message)]
+
+
+def _are_same_rows(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> bool:
+    paths = [*list_relative_paths(train), *list_relative_paths(val)]
+    labels = [*name_labels(train), *name_labels(val)]
+    splits = ["train"] * len(train.labels) + ["val"] * len(val.labels)
+    return (list(rows.paths), list(rows.labels), list(rows.splits)) == (paths, labels, splits)
+
+
+def _list_changed(rows: SplitRows, datasets: Datasets, reporter: Reporter) -> Iterator[str]:
+    """Yield the names of images that have another size than a run's rows say, or another digest."""
+    has_digests, position = any(rows.digests), 0
+    label = "compare the images with the run's"
+    with DaemonThreads(count_cores()) as threads:
+        for dataset in datasets:
+            count = len(dataset.labels)
+            read = threads.map(dataset.digest, range(count)) if has_digests else iter([0] * count)
+            for index, digest in enumerate(track(read, reporter, label, count)):
+                is_same = dataset.num_bytes(index) == rows.num_bytes[position]
+                if not is_same or digest != rows.digests[position]:
+                    yield dataset.name(index)
+                position += 1
+
+
+def find_weight_changes(recorded: RecordedRun, trainer: Trainer) -> list[Difference]:
+    """Return how the initial weights, or the teacher, differ from the run's; before the first step."""
+    began = next((s.initial_weights for s in recorded.sessions if s.initial_weights), "")
+    now, differences = fingerprint_model(trainer.state.model), []
+    if began not in ("", now):
+        source = recorded.config.weights or recorded.config.model
+        message = f"the initial weights of {source} are others than the run began with"
+        differences.append(_describe_change("initial_weights", began, now, message))
+    teacher, earlier = trainer.setup.teacher, recorded.teacher
+    if teacher is None or not earlier:
+        return differences
+    preflight = teacher.preflight
+    began = str(earlier.get("weights_fingerprint", ""))
+    if began != preflight.weights_fingerprint:
+        message = f"the teacher {preflight.name} has other weights than in the run"
+        if preflight.finetuned != "no":
+            message += ": it was fine-tuned again"
+        differences.append(
+            _describe_change("teacher", began, preflight.weights_fingerprint, message)
+        )
+    return differences
+
+
+def _describe_change(name: str, recorded: str, now: str, message: str) -> Difference:
+    return Difference(name=name, recorded=recorded, now=now, is_change=True, message=message)
