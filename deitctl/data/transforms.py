@@ -20,6 +20,7 @@ from deitctl.data.eval_transform import Pixels, to_chw
 from deitctl.data.lazy_jpeg import Box, LazyJpeg
 from deitctl.data.own_augmentation import Augmentation, apply_augmentation
 from deitctl.data.rand_augment import parse_rand_augment
+from deitctl.data.three_augment import cover, pad_and_crop, three_augment
 from deitctl.sizes import ImageSize, height_width
 
 NARROW = 8
@@ -65,14 +66,20 @@ def render_view(
     """
     # timm draws from global generators, so its views depend on the workers and cannot be resumed.
     draw = rng.generator(seed, "view", view, index)
-    augmented = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
+    if config.crop_mode == "src":
+        hw, whole = height_width(img_size), (0, 0, *image.size)
+        augmented = pad_and_crop(resized_crop(image, whole, cover(image.size, hw)), hw, draw)
+    else:
+        augmented = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
     if draw.random() < config.hflip:
         augmented = augmented.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if any(config.affine):
         augmented = random_affine(augmented, config.affine, draw)
+    if config.three_augment:
+        augmented = three_augment(augmented, draw)
     if config.rand_augment:
         augmented = parse_rand_augment(config.rand_augment)(augmented, draw)
-    # timm ignores color jitter where RandAugment is on, and so does DeiT.
+    # timm ignores color jitter where RandAugment is on, and so does DeiT; DeiT-III jitters last.
     elif config.color_jitter:
         augmented = color_jitter(augmented, config.color_jitter, draw)
     if augmentation is not None:

@@ -53,6 +53,7 @@ def build_model(
     model_args: Mapping[str, Any] | None = None,
     in_chans: int = 0,
     start_classes: Sequence[str] = (),
+    dpr_constant: bool = False,
     download: bool = True,
     reporter: Reporter,
 ) -> LoadedModel:
@@ -71,6 +72,7 @@ def build_model(
         in_chans: channels of its images; 0: the model's own, 3 of one named by architecture.
         start_classes: names of the weights' classes, in the order of their logits; empty for those
             that come with the weights, if any do.
+        dpr_constant: a DeiT drops branches of every block at `drop_path_rate`.
         download: False: weights that would be downloaded are left random; their shapes are matched.
         reporter: shows downloads, and is warned where plain weights stand for distilled ones.
 
@@ -93,7 +95,9 @@ def build_model(
         if pretrained and source is None:
             source = _open_published(arch, bool(distilled), download, reporter)
         arch = reshape(arch, model_args)
-        loaded = _build_deit(arch, source, start_classes, class_names, img_size, drop_path_rate)
+        loaded = _build_deit(
+            arch, source, start_classes, class_names, img_size, drop_path_rate, dpr_constant
+        )
     else:
         loaded = _build_timm(
             ref,
@@ -245,6 +249,7 @@ def _build_deit(
     class_names: Sequence[str],
     img_size: ImageSize,
     drop_path_rate: float,
+    dpr_constant: bool,
 ) -> LoadedModel:
     size = img_size or arch.img_size
 
@@ -254,6 +259,7 @@ def _build_deit(
             num_classes=len(class_names),
             img_size=size,
             drop_path_rate=drop_path_rate,
+            dpr_constant=dpr_constant,
         )
 
     model, model_config = build(), arch.to_model_config()

@@ -17,9 +17,10 @@ RATE = f"{PLAIN} lr, of a ViT-S/16 from scratch; the paper's BiT ResNets have 0.
 
 PLAIN_90 = RecipeTable(
     name="plain-90",
-    purpose="a plain ViT on ImageNet-1k in 90 epochs",
+    purpose="ImageNet-1k: a plain ViT",
     paper=f"Better plain ViT baselines for ImageNet-1k, {BETTER}; {PLAIN}",
     model="vit_small_patch16_224",
+    step_flops=27_328_555_008,
     model_args={
         "global_pool": ("avg", f"{PLAIN} pool_type='gap'"),
         "class_token": (False, f"{PLAIN} pool_type='gap'"),
@@ -58,7 +59,7 @@ PLAIN_90 = RecipeTable(
     },
     published=(
         PublishedResult(
-            model="vit_small_patch16_224 (GAP)",
+            model="vit_small_patch16_224",
             data="ImageNet-1k",
             top1=76.5,
             source=f"{PLAIN}; {BETTER}",
@@ -68,7 +69,7 @@ PLAIN_90 = RecipeTable(
 
 PATIENT = RecipeTable(
     name="patient",
-    purpose="function matching with a teacher: mixed images, no labels, many epochs",
+    purpose="a teacher's function alone",
     paper=f"Knowledge distillation: A good teacher is patient and consistent, {PATIENT_PAPER}; {DISTILL}",
     model="deit_small",
     settings={
@@ -105,10 +106,10 @@ PATIENT = RecipeTable(
     },
     published=(
         PublishedResult(
-            model="resnetv2_50x1_bit of BiT ResNet-152x2",
+            model="resnetv2_50x1_bit",
             data="ImageNet-1k",
             top1=82.8,
-            source="big_vision/configs/proj/distill/README.md; none is published of a DeiT",
+            source="big_vision/configs/proj/distill/README.md, teacher BiT R152x2; of a DeiT none",
         ),
     ),
 )

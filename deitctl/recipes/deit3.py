@@ -13,9 +13,9 @@ from deitctl.recipes.paper import MAIN, OWN_AFFINE, PAPER
 from deitctl.recipes.table import PublishedResult, RecipeTable, Settings, SizeSettings
 
 README = "deit/README_revenge.md"
-TRAIN = f"{README}, commands of ImageNet-1k"
-TUNE = f"{README}, finetuning at 224"
-TUNE_384 = f"{README}, finetuning at 384"
+TRAIN = f"{README}, training:"
+TUNE = f"{README}, at 224:"
+TUNE_384 = f"{README}, at 384:"
 WIDTHS = {"Ti": 192, "S": 384, "M": 512, "B": 768, "L": 1024, "H": 1280}
 """Largest width of each size (deit/models_v2.py)."""
 
@@ -27,7 +27,7 @@ def _by_size(source: str, **sizes: dict[str, Any]) -> tuple[SizeSettings, ...]:
             size=size,
             max_width=WIDTHS[size],
             settings={
-                name: value if isinstance(value, tuple) else (value, f"{source} ({size})")
+                name: value if isinstance(value, tuple) else (value, f"{source} command of {size}")
                 for name, value in settings.items()
             },
         )
@@ -51,10 +51,10 @@ def _publish(pixels: int, **top1: float) -> tuple[PublishedResult, ...]:
 LIKE_S = "own: as S, for there is no command for Ti"
 BETWEEN = "own: between S and B, for there is no command for M"
 SETTINGS: Settings = {
-    "pretrained": (False, TRAIN),
+    "pretrained": (False, f"{TRAIN} no --finetune"),
     "img_size": (224, f"{TRAIN} --input-size (S)"),
     "epochs": (800, f"{TRAIN} --epochs"),
-    "batch_size": (2048, f"{TRAIN}: 8 GPUs x 256"),
+    "batch_size": (2048, f"{TRAIN} 8 GPUs x 256"),
     "loss": ("bce", f"{TRAIN} --bce-loss"),
     "bce.target_thresh": (0.0, "deit/engine.py: targets.gt(0.0)"),
     "bce.sum_classes": (False, "torch's BCEWithLogitsLoss, as in deit/main.py: a mean"),
@@ -62,7 +62,7 @@ SETTINGS: Settings = {
     "drop_path_rate": (0.05, f"{TRAIN} --drop-path (S)"),
     "dpr_constant": (True, "deit/models_v2.py: the rate of every block"),
     "ema_decay": (0.99996, f"{MAIN} --model-ema-decay"),
-    "augment.crop_mode": ("rrc", f"{TRAIN}: without --src, which is for ImageNet-21k"),
+    "augment.crop_mode": ("rrc", f"{TRAIN} without --src, which is for ImageNet-21k"),
     "augment.crop_scale": ((0.08, 1.0), "deit/augment.py"),
     "augment.hflip": (0.5, "deit/augment.py: torchvision's RandomHorizontalFlip"),
     "augment.three_augment": (True, f"{TRAIN} --ThreeAugment"),
@@ -90,7 +90,7 @@ LR, DPR, GROUP = "optim.lr", "drop_path_rate", "augment.mixup_group_size"
 
 DEIT3 = RecipeTable(
     name="deit3",
-    purpose="ImageNet-1k from scratch, the DeiT-III paper's way",
+    purpose="ImageNet-1k: DeiT-III",
     paper="DeiT-III, arXiv 2204.07118; README_revenge.md of facebookresearch/deit",
     model="deit3_small",
     settings=SETTINGS,
@@ -105,16 +105,39 @@ DEIT3 = RecipeTable(
         },
         B={"img_size": 192, DPR: 0.2, LR: 3e-3},
         L={"img_size": 192, DPR: 0.45, LR: 3e-3, GROUP: 64},
-        H={"img_size": 160, DPR: 0.6, LR: 3e-3, GROUP: 64},
+        H={
+            "img_size": (
+                154,
+                f"{TRAIN} --input-size 160 (H), of which its 11 patches of 14 see 154",
+            ),
+            DPR: 0.6,
+            LR: 3e-3,
+            GROUP: 64,
+        },
     ),
     # As the released code has it for DeiT.
     distill=PAPER.distill,
-    published=_publish(224, small=81.4, medium=83.0),
+    published=(
+        *_publish(224, small=81.4, medium=83.0),
+        *(
+            PublishedResult(
+                model=f"deit3_{name}, {pixels} pixels",
+                data="ImageNet-1k",
+                top1=top1,
+                source=f"{README}, log of epoch 800",
+            )
+            for name, pixels, top1 in (
+                ("base", 192, 82.8),
+                ("large", 192, 84.0),
+                ("huge", 160, 83.5),
+            )
+        ),
+    ),
 )
 
 DEIT3_FINETUNE = RecipeTable(
     name="deit3-finetune",
-    purpose="the last 20 epochs of deit3, at 224 pixels (B, L, H)",
+    purpose="20 more epochs at 224",
     paper="DeiT-III, arXiv 2204.07118; README_revenge.md of facebookresearch/deit",
     model="deit3_base",
     settings={
@@ -122,8 +145,8 @@ DEIT3_FINETUNE = RecipeTable(
         "pretrained": (True, f"{TUNE} --finetune"),
         "img_size": (224, f"{TUNE} --input-size"),
         "epochs": (20, f"{TUNE} --epochs"),
-        "batch_size": (512, f"{TUNE}: 8 GPUs x 64"),
-        "loss": ("ce", f"{TUNE}: without --bce-loss"),
+        "batch_size": (512, f"{TUNE} 8 GPUs x 64"),
+        "loss": ("ce", f"{TUNE} without --bce-loss"),
         "smoothing": (0.1, f"{TUNE} --smoothing"),
         "drop_path_rate": (0.2, f"{TUNE} --drop-path (B)"),
         "dpr_constant": (True, "deit/models_v2.py: the rate of every block"),
@@ -142,7 +165,7 @@ DEIT3_FINETUNE = RecipeTable(
     },
     sizes=_by_size(
         TUNE,
-        S={DPR: (0.05, f"{TRAIN} (S), which is not fine-tuned at 224")},
+        S={DPR: (0.05, f"{TRAIN} command of S, which is not fine-tuned at 224")},
         M={DPR: (0.1, BETWEEN)},
         B={DPR: 0.2},
         L={DPR: 0.45},
@@ -155,7 +178,7 @@ DEIT3_FINETUNE = RecipeTable(
 DEIT3_384 = replace(
     DEIT3_FINETUNE,
     name="deit3-384",
-    purpose="20 epochs at 384 pixels, from weights of deit3",
+    purpose="20 more epochs at 384",
     model="deit3_small_384",
     settings={
         **DEIT3_FINETUNE.settings,

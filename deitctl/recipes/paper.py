@@ -13,7 +13,7 @@ OWN_AFFINE = "own: moves repeated views (--views); the paper has none"
 
 PAPER = RecipeTable(
     name="paper",
-    purpose="ImageNet-1k from scratch, the DeiT paper's way",
+    purpose="ImageNet-1k: DeiT",
     paper="DeiT, arXiv 2012.12877, Table 9",
     settings={
         "pretrained": (False, "DeiT §6: trained on ImageNet-1k alone"),
@@ -70,7 +70,7 @@ PAPER = RecipeTable(
 PAPER_384 = replace(
     PAPER,
     name="paper-384",
-    purpose="ImageNet-1k at 384 pixels, from weights trained at 224",
+    purpose="30 more epochs at 384",
     paper=README,
     model="deit_base_384",
     settings={
@@ -114,7 +114,7 @@ def make_fast(table: RecipeTable) -> RecipeTable:
     return replace(
         table,
         name=f"{table.name}-fast",
-        purpose=f"{table.purpose}; smaller images first",
+        purpose=f"{table.name}, smaller images first",
         settings={**table.settings, **FAST_RESIZE},
         published=(),
     )

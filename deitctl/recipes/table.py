@@ -74,6 +74,10 @@ class RecipeTable:
     """Shape of that model, by timm's names."""
     num_images: int = IMAGENET_IMAGES
     """Training images that its cost is computed for."""
+    num_classes: int = 1000
+    """Classes that its cost is computed for."""
+    step_flops: int = 0
+    """Operations of an image, forward and backward, where the model is no DeiT: as torch counts them."""
     published: tuple[PublishedResult, ...] = ()
 
     def build(self) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -26,6 +26,7 @@ from deitctl.events import Reporter
 from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import load_model_config
 from deitctl.models.factory import LoadedModel
+from deitctl.models.features import choose_student_pool, count_features
 from deitctl.models.introspect import (
     compute_early_size,
     compute_max_activation_bytes,
@@ -34,16 +35,19 @@ from deitctl.models.introspect import (
     pin_img_size,
 )
 from deitctl.models.model_config import ModelConfig
+from deitctl.models.positions import fix_positions
 from deitctl.models.sources import has_weights, resolve_folder
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.feature_loss import FeatureTerm
 from deitctl.training.freezing import freeze, get_layers
 from deitctl.training.normalization import ChannelStats, measure_channels, set_channels
 from deitctl.training.objective import Objective, build_objective
-from deitctl.training.optim import build_optimizer
+from deitctl.training.optim import add_trained, build_optimizer
+from deitctl.training.projector import build_projector
 from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import TrainContext
@@ -162,9 +166,12 @@ def build_student(
             model_args=config.model_args,
             in_chans=recipe.in_chans,
             start_classes=read_start_classes(config),
+            dpr_constant=recipe.dpr_constant,
             download=download,
             reporter=reporter,
         )
+    if recipe.pos_embed == "sincos2d":
+        fix_positions(student.model, fill=not student.weights)
     student = set_task(student, train)
     student = replace(student, model_config=_keep_value_range(student.model_config, train))
     if train.bands:
@@ -303,9 +310,22 @@ def build_training(
         micro_batch_size=round_up_to_pairs(config.micro_batch_size),
         views_version=VIEWS_VERSION,
     )
-    state = TrainState(model, optimizer, device.grad_scaler(), ema, progress, frozen=frozen)
     if teacher is not None:
         teacher.load()
+    term = None
+    if teacher is not None and teacher.num_features and objective is None:
+        term = build_feature_term(config, student, teacher.num_features, device)
+        world.broadcast_module_(term.projector)
+        add_trained(optimizer, term.projector, recipe.optim)
+    state = TrainState(
+        model,
+        optimizer,
+        device.grad_scaler(),
+        ema,
+        progress,
+        projector=None if term is None else term.projector,
+        frozen=frozen,
+    )
     context = TrainContext(
         recipe,
         model_config.preprocessing,
@@ -313,7 +333,7 @@ def build_training(
         steps,
         config.seed,
         device,
-        objective or build_objective(config, ClassCounts.of(train), device.torch_device),
+        objective or build_objective(config, ClassCounts.of(train), device.torch_device, term),
         config.distill,
         cached_teacher=teacher.build_cached_teacher() if teacher and teacher.uses_views else None,
         teacher=teacher.get_network() if teacher and not teacher.uses_views else None,
@@ -335,6 +355,25 @@ def build_training(
     return TrainSetup(
         config, model_config, train, val, teacher, context, state, early_size, workers, fits_head
     )
+
+
+def build_feature_term(
+    config: TrainConfig, student: LoadedModel, num_teachers: Sequence[int], device: Device
+) -> FeatureTerm:
+    """Build the loss of teachers' features and its projections, on the device.
+
+    Args:
+        config: the run, in a mode with features.
+        student: the model that is trained, on the device.
+        num_teachers: number of features of each teacher.
+        device: of the run.
+    """
+    assert config.distill is not None
+    features = config.distill.features
+    pool = choose_student_pool(student.model, features.student_pool)
+    num_student = count_features(student.model, student.model_config.preprocessing, pool)
+    projector = build_projector(features.loss, num_student, num_teachers, config.seed)
+    return FeatureTerm(features.loss, features.weight, pool, projector.to(device.torch_device))
 
 
 def warn_about_sizes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -187,17 +187,22 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         ConfigError: a value that does not fit.
     """
     named = add_file_settings(named)
-    numbers = [convert(named.get(name, 0), int, name) for name in ("split_seed", "folds", "fold")]
+    split_seed, folds, fold, in_chans = (
+        convert(named.get(name, 0), int, name)
+        for name in ("split_seed", "folds", "fold", "recipe.in_chans")
+    )
     source = Source(
         data,
         str(named.get("image_folder", "")),
         str(named.get("value_range", TrainConfig.value_range)),
         convert(named.get("task", TrainConfig.task), TaskChoice, "task"),
         str(named.get("group_by", "")),
-        *numbers,
+        split_seed,
+        folds,
+        fold,
         convert(named.get("fraction", TrainConfig.fraction), float, "fraction"),
         str(named.get("distill.unlabelled", "")),
-        convert(named.get("recipe.in_chans", 0), int, "recipe.in_chans"),
+        in_chans,
     )
     check_split(source.group_by, source.folds, source.fold)
     return source
@@ -392,7 +397,8 @@ def _fit_to_size(
     fitted = fit_to_size(recipe, table, width, read_file_settings(source))
     size = table.find_size(width)
     if size is not None:
-        values = ", ".join(f"{name} {value}" for name, (value, _) in size.settings.items())
+        chosen = {n: v for n, (v, _) in size.settings.items() if f"recipe.{n}" not in named}
+        values = ", ".join(f"{name} {value}" for name, value in chosen.items())
         reporter.note(f"Recipe {recipe.name} for tokens of width {width} ({size.size}): {values}.")
     return fitted
 
@@ -457,6 +463,8 @@ def check(config: TrainConfig) -> None:
     check_ranges(config)
     choose_metric(config.select, config.task)  # or it raises
     distill = config.distill
+    if distill is not None:
+        check_features(distill, config.recipe)
     if (
         distill is not None
         and distill.teacher_input == "mixed"
@@ -481,6 +489,12 @@ def check(config: TrainConfig) -> None:
             "has none.",
             "Leave it out, or --finetune-teacher scratch.",
         )
+    augment = config.recipe.augment
+    if augment.three_augment and augment.rand_augment:
+        raise ConfigError(
+            "augment.three_augment and augment.rand_augment do not go together: one replaces the other.",
+            "Use --set augment.rand_augment= or --set augment.three_augment=false.",
+        )
     starts = (0, *config.recipe.restart_epochs, config.recipe.epochs)
     if any(end <= start for start, end in pairwise(starts)):
         raise ConfigError(
@@ -503,3 +517,36 @@ def check(config: TrainConfig) -> None:
     parse_trackers(config.log)
     if config.recipe.augment.rand_augment:
         parse_rand_augment(config.recipe.augment.rand_augment)  # or it raises
+
+
+def check_features(distill: DistillConfig, recipe: Recipe) -> None:
+    """Refuse settings of features where none are learned, and what would learn nothing of them; raise
+    `ConfigError`."""
+    features, default = distill.features, FeatureConfig()
+    if not distill.uses_features:
+        changed = [f.name for f in fields(default) if getattr(features, f.name) != f.default]
+        if changed:
+            raise ConfigError(
+                f"features.{changed[0]} is a setting of modes with features, and the mode is {distill.mode}.",
+                "Leave it out, or use --mode features, features+hard or features+soft.",
+            )
+        return
+    if not distill.label_mode and distill.dist_token:
+        raise ConfigError(
+            "A distillation token learns a teacher's labels, and mode features has none.",
+            "Leave it out, or use --mode features+hard or features+soft.",
+        )
+    if not distill.label_mode and distill.alpha:
+        raise ConfigError(
+            f"alpha = {distill.alpha:g} weighs a teacher's labels, and mode features has none.",
+            "Leave it out; --feature-weight weighs the features.",
+        )
+    if not features.weight:
+        raise ConfigError(
+            "features.weight = 0 learns no features.", "Use --mode hard or soft, or another weight."
+        )
+    if recipe.freeze == "backbone" and not recipe.thaw_epoch:
+        raise ConfigError(
+            "Features are learned by the backbone, and freeze=backbone trains the classifier alone.",
+            "Leave one of them out.",
+        )

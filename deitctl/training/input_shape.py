@@ -133,20 +133,21 @@ def fit_color(config: TrainConfig, named: Mapping[str, Any], reporter: Reporter)
         ConfigError: the user named an operation on colors.
     """
     augment, in_chans = config.recipe.augment, config.recipe.in_chans
-    if not has_bands(in_chans) or not (augment.rand_augment or augment.color_jitter):
+    fields = ("rand_augment", "color_jitter", "three_augment")
+    if not has_bands(in_chans) or not any(getattr(augment, field) for field in fields):
         return config
-    for field in ("rand_augment", "color_jitter"):
+    for field in fields:
         value = next((v for n, v in named.items() if n.endswith(f"augment.{field}")), None)
-        if value not in (None, "", 0, 0.0, "0", "0.0"):
+        if value not in (None, "", 0, 0.0, "0", "0.0", False, "false"):
             raise ConfigError(
                 f"augment.{field} changes colors, which images of {in_chans} bands have not.",
                 "Leave it out; crops, flips, augment.affine, erasing and mixing act on every band.",
             )
     reporter.note(
-        f"Images of {in_chans} bands have no colors: RandAugment and color jitter of the recipe are left "
-        "out."
+        f"Images of {in_chans} bands have no colors: RandAugment, 3-Augment and color jitter of the recipe "
+        "are left out."
     )
-    augment = replace(augment, rand_augment="", color_jitter=0.0)
+    augment = replace(augment, rand_augment="", color_jitter=0.0, three_augment=False)
     return replace(config, recipe=replace(config.recipe, augment=augment))
 
 

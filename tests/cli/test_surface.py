@@ -38,6 +38,7 @@ COMMANDS = (
     "pack",
     "explain",
     "models",
+    "recipes",
     "doctor",
 )
 

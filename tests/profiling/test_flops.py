@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from deitctl.models.catalog import Architecture
+from deitctl.models.flops import compute_deit_flops
 from deitctl.models.introspect import freeze_backbone
-from deitctl.profiling.flops import compute_deit_flops, compute_flops, count_flops
+from deitctl.profiling.flops import compute_flops, count_flops
 
 SMALL = Architecture(
     alias="x",
