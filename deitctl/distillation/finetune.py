@@ -103,7 +103,8 @@ def choose_training(
 ) -> tuple[str, Recipe | None]:
     """Return how a teacher is trained on the data first, and the recipe: `no` and None if it is not.
 
-    `model_config` is the teacher's, None for one that is trained from scratch.
+    A teacher of which features alone are learned needs no classes. `model_config` is the teacher's, None
+    for one that is trained from scratch.
     """
     distill, built_in = config.distill, config.data == BUILT_IN
     assert distill is not None
@@ -111,9 +112,8 @@ def choose_training(
         recipe = get_finetune_recipe("scratch", built_in=built_in)
         size = distill.teacher_img_size or recipe.img_size
         return "scratch", stretch_crops(replace(recipe, img_size=size))
-    match = match_classes(model_config, train.class_names)
-    is_same_task = model_config.is_multilabel == train.is_multilabel
-    if match is not None and is_same_task and distill.finetune_teacher in ("auto", "none"):
+    is_usable = not distill.label_mode or has_classes(model_config, train)
+    if is_usable and distill.finetune_teacher in ("auto", "none"):
         return "no", None
     finetuned = _choose_finetuning(distill, model_config, train, reporter)
     recipe = replace(
@@ -127,11 +127,19 @@ def choose_training(
     return finetuned, fit_to_data(recipe, num_images=num_images, has_new_head=True, is_deit=is_deit)
 
 
+def has_classes(model_config: ModelConfig, train: ImageDataset) -> bool:
+    """Return whether a teacher labels the data as it is: it has all classes, and the same task."""
+    match = match_classes(model_config, train.class_names) if model_config.num_classes else None
+    return match is not None and model_config.is_multilabel == train.is_multilabel
+
+
 def _choose_finetuning(
     distill: DistillConfig, model_config: ModelConfig, train: ImageDataset, reporter: Reporter
 ) -> str:
     """Return `head` or `full`; raise `TeacherError` if fine-tuning is forbidden."""
     num_classes = len(train.class_names)
+    if not model_config.num_classes:
+        return _choose_new_head(distill, reporter)
     lack = f"lacks some of the data's {num_classes} classes"
     if match_classes(model_config, train.class_names) is not None:
         counts = ("one label an image", "several labels")
@@ -151,6 +159,25 @@ def _choose_finetuning(
         "fine-tuned on the data first."
     )
     return part
+
+
+def _choose_new_head(distill: DistillConfig, reporter: Reporter) -> str:
+    """Return `head` or `full` for a teacher without a classifier; raise `TeacherError` if it must not get one."""
+    if distill.finetune_teacher == "none":
+        raise TeacherError(
+            f"{distill.teacher} has no classifier, so it gives no labels.",
+            "Learn its features (--mode features), or let a classifier be fitted to them "
+            "(--finetune-teacher head).",
+        )
+    if distill.finetune_teacher != "auto":
+        return distill.finetune_teacher
+    # However many images there are: such networks are made for a head on their features, and fine-tuning
+    # all of one costs more than the student.
+    reporter.note(
+        f"{distill.teacher} has no classifier: one is fitted to its features first "
+        "(--finetune-teacher head)."
+    )
+    return "head"
 
 
 def _train_exclusively(

@@ -42,6 +42,8 @@ from deitctl.sizes import format_size
 
 RECORD = "teacher.json"
 BATCH_SIZE = 32
+NO_CLASSES = "none"
+"""Match of a teacher that lacks classes of the data, or has no classifier: its features alone are learned."""
 CHANCE_IMAGES, CHANCE_DRAWS = 2_000, 10
 """Images and shuffles of them by which the mAP of chance is estimated."""
 
@@ -53,7 +55,8 @@ class Preflight:
     name: str
     """Published weights of the teacher by timm's name, or its folder, or its name if it has others."""
     top1: float | None
-    """Top-1 accuracy, percent; null where images have several labels, as the two below."""
+    """Top-1 accuracy, percent; null where images have several labels, or where the teacher's features alone
+    are learned and it lacks the data's classes, as the two below."""
     top5: float | None
     """Top-5 accuracy, percent; null also if the data has no more than five classes."""
     mean_recall: float | None
@@ -68,7 +71,8 @@ class Preflight:
     num_images: int
     """Validation images that could be read."""
     class_match: str
-    """How the data's classes match the teacher's: `same`, `permuted`, `subset` or `numbers`."""
+    """How the data's classes match the teacher's: `same`, `permuted`, `subset` or `numbers`; `none` of a
+    teacher that lacks some, whose features alone are learned."""
     class_rows: tuple[int, ...] | None
     """For each class of the data, its logit of the teacher; null if the classes are the same."""
     finetuned: str
@@ -101,7 +105,12 @@ class Preflight:
     @property
     def is_multilabel(self) -> bool:
         """Whether images have several labels."""
-        return self.top1 is None
+        return self.top1 is None and self.has_classes
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it has the data's classes, and so predictions."""
+        return self.class_match != NO_CLASSES
 
     def list_predictions(self, num_classes: int) -> Tensor:
         """Return the predicted class of each validation image, [N]; of several labels [N,K], 1 for a
@@ -125,6 +134,23 @@ def check_teacher(
 ) -> Preflight:
     """Score a teacher, which is on `device`, on the validation images in its own preprocessing."""
     model_config, match = resolved.loaded.model_config, resolved.match
+    if match is None:
+        return Preflight(
+            name=resolved.name,
+            top1=None,
+            top5=None,
+            mean_recall=None,
+            num_images=0,
+            class_match=NO_CLASSES,
+            class_rows=None,
+            finetuned=resolved.finetuned,
+            folder=resolved.folder,
+            preprocessing=model_config.preprocessing,
+            head="cls",
+            weights_fingerprint=weights_fingerprint,
+            val_fingerprint=val_fingerprint,
+            val_predictions=(),
+        )
     head = choose_head("auto", model_config.head, resolved.loaded.model)
     eval_model = EvalModel(
         model=resolved.loaded.model,
@@ -235,7 +261,7 @@ def require_above_chance(distill: DistillConfig, preflight: Preflight, val: Imag
     chance is that of its own scores on other images. It must exceed chance by as much again or by a
     tenth, and by two standard errors. Where no validation image has a label, nothing can be judged.
     """
-    if preflight.is_multilabel and preflight.map is None:
+    if not preflight.has_classes or (preflight.is_multilabel and preflight.map is None):
         return
     if preflight.is_multilabel:
         score, chance = (preflight.map or 0) / 100, (preflight.map_chance or 0) / 100
@@ -258,6 +284,12 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     finetuning = {"no": "", "scratch": "trained from scratch, "}.get(
         preflight.finetuned, f"fine-tuned ({preflight.finetuned}), "
     )
+    size = format_size(preflight.preprocessing.img_size)
+    if not preflight.has_classes:
+        return (
+            f"Teacher {preflight.name}: its features alone are learned, at {size} pixels with its own "
+            "preprocessing."
+        )
     if preflight.map is not None:
         score = f"mAP {preflight.map:.2f} % (chance {preflight.map_chance:.1f} %)"
     elif preflight.is_multilabel:
@@ -265,7 +297,6 @@ def summarize_preflight(preflight: Preflight, detail: str) -> str:
     else:
         top5 = "" if preflight.top5 is None else f", top-5 {preflight.top5:.2f} %"
         score = f"top-1 {preflight.top1:.2f} %{top5}"
-    size = format_size(preflight.preprocessing.img_size)
     return (
         f"Teacher {preflight.name}: {score} on {preflight.num_images} validation images, "
         f"{finetuning}{detail}, at {size} pixels with its own preprocessing."
@@ -335,11 +366,11 @@ def read_preflight(path: Path, num_classes: int, num_val_images: int) -> Preflig
     predictions = preflight.val_label_bits if is_multilabel else preflight.val_predictions
     is_valid = (
         all(0 <= v <= 100 for v in scores if v is not None)
-        and is_multilabel == (preflight.mean_recall is None)
+        and (is_multilabel or not preflight.has_classes) == (preflight.mean_recall is None)
         and (is_multilabel or preflight.map is None)
         and (preflight.map is None) == (preflight.map_chance is None)
         and (rows is None or len(rows) == num_classes)
-        and len(predictions) == num_val_images
+        and len(predictions) == (num_val_images if preflight.has_classes else 0)
         and (preflight.label_agreement is None) == (preflight.num_views_sampled is None)
         and (preflight.num_views_sampled or 1) > 0
         and (preflight.mean_entropy is None or preflight.mean_entropy >= 0)

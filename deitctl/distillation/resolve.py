@@ -19,6 +19,7 @@ from deitctl.distillation.finetune import (
     TrainRun,
     choose_training,
     configure_training,
+    has_classes,
     train_teacher,
 )
 from deitctl.distillation.teacher_weights import load_published_teacher
@@ -30,12 +31,13 @@ from deitctl.names import find_names
 
 @dataclass(frozen=True)
 class ResolvedTeacher:
-    """A classifier that has all of the data's classes, and as many labels an image."""
+    """A network: of labels a classifier that has all of the data's classes, and as many labels an image."""
 
     name: str
     """As the configuration names it, without the tag of published weights if it has others."""
     loaded: LoadedModel
-    match: ClassMatch
+    match: ClassMatch | None
+    """None: it has not all of the data's classes, and its features alone are learned."""
     finetuned: str
     """`no`, or how it was fine-tuned: `head`, `full`, or `scratch` if it had no weights."""
     folder: str
@@ -74,8 +76,9 @@ def resolve_teacher(
     model_config = loaded.model_config if loaded else None
     finetuned, recipe = choose_training(config, model_config, train, reporter)
     if loaded is not None and recipe is None:
-        match = match_classes(loaded.model_config, train.class_names)
-        assert match is not None
+        match = None
+        if has_classes(loaded.model_config, train):
+            match = match_classes(loaded.model_config, train.class_names)
         return ResolvedTeacher(distill.teacher, loaded, match, "no", "")
     assert recipe is not None
     run = configure_training(config, finetuned, recipe, fingerprint, reporter)

@@ -17,6 +17,7 @@ from deitctl.data.batch_transforms import normalize, renormalize, to_model_chann
 from deitctl.device import Device
 from deitctl.distillation.callable_teacher import CallableNetwork
 from deitctl.models.factory import LoadedModel
+from deitctl.models.features import forward_heads_and_features
 from deitctl.models.fuse import fuse_conv_bn
 from deitctl.models.heads import forward_heads, fuse_heads
 from deitctl.models.model_config import ModelConfig, Preprocessing
@@ -101,8 +102,6 @@ class Teacher(nn.Module):
 
     def _forward_normalized(self, images: Tensor) -> TeacherOutput:
         if self.feature_pool:
-            from deitctl.models.features import forward_heads_and_features
-
             heads, features = forward_heads_and_features(self.model, images, pool=self.feature_pool)
         else:
             heads, features = forward_heads(self.model, images), None

@@ -14,6 +14,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import LENGTH, fingerprint_files
 from deitctl.errors import ModelError, TeacherError, WeightsNotFound
 from deitctl.events import Reporter
+from deitctl.models.backbone import lacks_classifier, load_backbone
 from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.sources import (
     fetch_model_files,
@@ -69,10 +70,13 @@ def load_published_teacher(
     *,
     download: bool = True,
 ) -> LoadedModel | None:
-    """Load the teacher with its weights; None if it is to be trained from scratch."""
+    """Load the teacher with its weights, without a classifier if they have none; None if it is to be
+    trained from scratch."""
     if distill.finetune_teacher == "scratch":
         return None
     try:
+        if lacks_classifier(distill.teacher, distill.teacher_weights, reporter):
+            return _load_headless(distill, reporter, download=download)
         loaded = load_model(
             distill.teacher,
             weights=distill.teacher_weights,
@@ -94,6 +98,21 @@ def load_published_teacher(
             raise _no_weights(error, train) from error
         reporter.warn(f"{error.message} It is trained from scratch on 'digits' first.")
         return None
+
+
+def _load_headless(distill: DistillConfig, reporter: Reporter, *, download: bool) -> LoadedModel:
+    if distill.teacher_classes:
+        raise TeacherError(
+            f"{distill.teacher_weights or distill.teacher} has no classifier, whose classes could have names.",
+            "Leave --teacher-classes out.",
+        )
+    return load_backbone(
+        distill.teacher,
+        weights=distill.teacher_weights,
+        img_size=distill.teacher_img_size,
+        download=download,
+        reporter=reporter,
+    )
 
 
 def _no_weights(error: WeightsNotFound, train: ImageDataset) -> TeacherError:

@@ -152,7 +152,13 @@ def _is_same_deit(a: Architecture | None, b: Architecture) -> bool:
 
 
 def _load_folder(ref: str, folder: Path, img_size: ImageSize, reporter: Reporter) -> LoadedModel:
-    model_config, outline = load_model_config(folder), fetch_outline(ref, folder)
+    model_config = load_model_config(folder)
+    if not model_config.num_classes:
+        raise ModelError(
+            f"{ref} has no classifier head.",
+            f"Fine-tune it first: deitctl train DATA --model {ref}",
+        )
+    outline = fetch_outline(ref, folder)
     if sentence := describe_guess(folder, model_config.preprocessing):
         reporter.warn(sentence)
     path = choose_weights_file(ref, folder)

@@ -70,6 +70,12 @@ def read_preprocessing(name: str) -> Preprocessing:
     return parse_preprocessing(cfg.to_dict() if cfg else {})
 
 
+def is_published_headless(name: str) -> bool:
+    """Return whether a timm model's published weights have no classifier."""
+    cfg = _get_pretrained_cfg(name) if is_timm_model(name) else None
+    return cfg is not None and not cfg.num_classes
+
+
 def get_native_size(name: str) -> ImageSize:
     """Return the input size in pixels of a model's published weights, 224 if there are none."""
     cfg = _get_pretrained_cfg(name)
