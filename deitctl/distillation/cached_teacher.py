@@ -21,9 +21,9 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, build_view_loader
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.device import Device
-from deitctl.distillation.target_cache import TargetCache
-from deitctl.distillation.targets import Records, TargetCodec, teacher_targets
-from deitctl.distillation.teacher import Teacher
+from deitctl.distillation.joint_targets import Cache, JointCodec
+from deitctl.distillation.targets import Records, TeacherTargets, teacher_targets
+from deitctl.distillation.teacher import Teacher, TeacherOutput
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataChanged, DataError, ReadError, TeacherError
 from deitctl.events import Reporter
@@ -43,11 +43,11 @@ class Filling(NamedTuple):
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """Returns the teacher targets [B,K] of a batch's views, and caches what it computes."""
+    """Returns the teacher targets of a batch's views, and caches what it computes."""
 
-    codec: TargetCodec
+    codec: JointCodec
     tau: float
-    cache: TargetCache | None
+    cache: Cache | None
     """None: every target is computed every time."""
     load_network: Callable[[], Teacher]
     """Called when a target is missing, so perhaps never."""
@@ -66,8 +66,8 @@ class CachedTeacher:
         """
         return self.cache.has_target if self.cache is not None else None
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the targets [B,K] of a batch's views; those that are computed are cached."""
+    def __call__(self, batch: Batch) -> TeacherTargets:
+        """Return the targets of a batch's views; those that are computed are cached."""
         # Cached or not, a target passes through its stored form, so that both train the same.
         if self.cache is None:
             return self.codec.decode(self.compute(batch.teacher_images))
@@ -80,7 +80,8 @@ class CachedTeacher:
             self._read_again(keys, sorted({*np.flatnonzero(~cached).tolist()} - {*rows}), records)
             if rows:
                 images = batch.teacher_images[[n for n, _ in rendered]]
-                records[rows] = self.compute(_pad_batch(images, rows, len(cached)))[rows]
+                computed = self.compute(_pad_batch(images, rows, len(cached)))[rows]
+                records[rows] = self.codec.complete(records[rows], computed)
                 self.cache.write([keys[row] for row in rows], records[rows])
         return self.codec.decode(records)
 
@@ -106,17 +107,10 @@ class CachedTeacher:
             )
 
     def compute(self, pixels: Tensor) -> Records:
-        """Compute the target records of views, uint8 [B,3,T,T]; raise if logits are not finite."""
+        """Compute the target records of views, uint8 [B,3,T,T]; raise if outputs are not finite."""
         with torch.no_grad(), self.device.autocast():
-            logits = self.load_network().forward_views(self.device.to_device(pixels)).logits
-        assert logits is not None
-        if not logits.isfinite().all():
-            raise TeacherError(
-                "The teacher's logits are not finite.", "Check its weights; or --precision fp32."
-            )
-        codec = self.codec
-        targets = teacher_targets(logits.float(), codec.mode, self.tau, codec.is_multilabel)
-        return codec.encode(targets)
+            output = self.load_network().forward_views(self.device.to_device(pixels))
+        return self.codec.encode(convert_output(output, self.codec, self.tau))
 
     def fill(
         self,
@@ -168,12 +162,41 @@ class CachedTeacher:
                         unread.add(key.index)
                 if batch.keys:
                     images = _pad_batch(batch.images, range(len(batch.keys)), batch_size)
-                    records = self.compute(images)[: len(batch.keys)]
-                    cache.write([(key.epoch, key.index) for key in batch.keys], records)
+                    computed = self.compute(images)[: len(batch.keys)]
+                    keys = [(key.epoch, key.index) for key in batch.keys]
+                    records, _ = cache.read(keys)
+                    cache.write(keys, self.codec.complete(records, computed))
                 num_computed += len(batch.keys)
                 task.advance(world.size * (len(batch.keys) + len(batch.unreadable)))
         parts = world.all_gather_object((num_computed, unread))
         return Filling(sum(n for n, _ in parts), frozenset().union(*(s for _, s in parts)))
+
+
+def convert_output(output: TeacherOutput, codec: JointCodec, tau: float) -> TeacherTargets:
+    """Return what a student learns of a teacher's output, not rounded yet.
+
+    Args:
+        output: of B images.
+        codec: of what is learned.
+        tau: temperature of soft labels.
+
+    Raises:
+        TeacherError: logits that are not finite.
+    """
+    labels: Tensor | None = None
+    features: tuple[Tensor, ...] = ()
+    if codec.labels is not None:
+        assert output.logits is not None
+        if not output.logits.isfinite().all():
+            raise TeacherError(
+                "The teacher's logits are not finite.", "Check its weights; or --precision fp32."
+            )
+        mode, is_multilabel = codec.labels.mode, codec.labels.is_multilabel
+        labels = teacher_targets(output.logits.float(), mode, tau, is_multilabel)
+    if codec.features is not None:
+        assert output.features is not None
+        features = (output.features.float(),)
+    return TeacherTargets(labels, features)
 
 
 def _is_damaged(dataset: ImageDataset, index: int) -> bool:
@@ -188,7 +211,7 @@ def _is_damaged(dataset: ImageDataset, index: int) -> bool:
 
 
 def _iter_missing(
-    cache: TargetCache, num_views: int, batch_size: int, world: World
+    cache: Cache, num_views: int, batch_size: int, world: World
 ) -> Iterator[list[SampleKey]]:
     """Yield batches of (view, image) keys without a target, a share of them in each process.
 

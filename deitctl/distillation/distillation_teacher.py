@@ -21,7 +21,9 @@ from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.callable_teacher import CallableTeacher
+from deitctl.distillation.features import FEATURES_VERSION, MAX_FEATURES, FeatureCodec
 from deitctl.distillation.finetune import TrainRun
+from deitctl.distillation.joint_targets import Cache, JointCodec, join_caches
 from deitctl.distillation.preflight import (
     RECORD,
     Preflight,
@@ -68,6 +70,8 @@ from deitctl.recipes import (
 from deitctl.records import to_json
 
 NO_CACHE = "off"
+FEATURES = "features"
+"""Kind of targets, and their folder below a named cache."""
 
 
 class DistillationTeacher:
@@ -105,11 +109,20 @@ class DistillationTeacher:
         self.train_run, self.own = train_run, own
         self.reporter, self.world = reporter, world
         self._network: Teacher | None = None
+        self._resolved: tuple[ResolvedTeacher, str] | None = None
+        """Of the network that is loaded, with the fingerprint of its weights."""
         self.num_sampled = 0
         """Targets that the check on training views has cached."""
         d = self.distill
-        self.codec = TargetCodec(d.mode, len(train.class_names), d.logits_topk, train.is_multilabel)
-        self.cache: TargetCache | None = None
+        self.label_codec = (
+            TargetCodec(d.label_mode, len(train.class_names), d.logits_topk, train.is_multilabel)
+            if d.label_mode
+            else None
+        )
+        self.feature_codec: FeatureCodec | None = None
+        """Of a mode with features, once their number is known."""
+        self.label_cache: TargetCache | None = None
+        self.feature_cache: TargetCache | None = None
         self.total_views = d.views or count_views(
             train.labels,
             seed=config.seed,
@@ -148,8 +161,8 @@ class DistillationTeacher:
             TeacherError: a teacher that is not available or near chance, or a stale cache.
         """
         d, val, reporter, world = self.distill, self.val, self.reporter, self.world
-        require_teacher_bands(d, self.train, is_own=self.own is not None)
-        self.cache = self._open_cache()
+        self._require_usable()
+        self._open_caches()
         preflight = self._read_preflight()
         is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
         # The check is collective: all processes take part, or none.
@@ -169,13 +182,14 @@ class DistillationTeacher:
         None if it is not. Raise what `prepare` would before it computes; nothing is written or
         downloaded.
         """
-        require_teacher_bands(self.distill, self.train, is_own=self.own is not None)
+        self._require_usable()
         is_complete = False
-        if (root := self._find_named_cache()) is not None:
-            if not (root / STAMP).exists():
-                require_cache_folder(root)
+        if (named := self._find_named_cache()) is not None:
+            roots = self._list_roots(named)
+            if missing := [root for root in roots if not (root / STAMP).exists()]:
+                require_cache_folder(missing[0])
             elif is_present(self.distill):  # what has to be downloaded cannot be compared
-                self.cache = self._open_cache()
+                self._open_caches()
                 assert self.cache is not None
                 is_complete = self.cache.count_missing(self.total_views) == 0
         preflight = self._read_preflight()
@@ -192,14 +206,27 @@ class DistillationTeacher:
             raise
 
     @property
+    def cache(self) -> Cache | None:
+        """The cache of what is learned; None where nothing is cached."""
+        return join_caches(self.label_cache, self.feature_cache)
+
+    @property
     def uses_views(self) -> bool:
         """Whether the teacher labels views before they are mixed, which can be cached."""
         return self.distill.teacher_input == "unmixed"
 
     @property
-    def val_predictions(self) -> Tensor:
-        """The teacher's predictions of the validation images, see `Preflight.list_predictions`."""
+    def val_predictions(self) -> Tensor | None:
+        """The teacher's predictions of the validation images, see `Preflight.list_predictions`; None of a
+        teacher that lacks the data's classes."""
+        if not self.preflight.has_classes:
+            return None
         return self.preflight.list_predictions(len(self.train.class_names))
+
+    @property
+    def num_features(self) -> tuple[int, ...]:
+        """Numbers of an image's features of each teacher that gives them."""
+        return () if self.feature_codec is None else (self.feature_codec.num_features,)
 
     @property
     def is_loaded(self) -> bool:
@@ -207,78 +234,150 @@ class DistillationTeacher:
         return self._network is not None
 
     def build_stamp(self) -> dict[str, Any]:
-        """Return all that the targets of views depend on; a cache is named and verified by it."""
+        """Return all that the labels of views depend on; a cache is named and verified by it."""
+        d = self.distill
+        stamp = self._stamp_views() | {
+            "targets_version": TARGETS_VERSIONS[d.label_mode],
+            "num_classes": len(self.train.class_names),
+            "mode": d.label_mode,
+        }
+        if d.label_mode == "soft" and self.label_codec is not None:
+            stamp |= {"tau": d.tau, "logits_topk": self.label_codec.num_kept}
+        return stamp | ({"task": MULTILABEL} if self.train.is_multilabel else {})
+
+    def build_feature_stamp(self) -> dict[str, Any]:
+        """Return all that the features of views depend on; as `build_stamp`."""
+        pool = self.distill.features.pool
+        return self._stamp_views() | {"features_version": FEATURES_VERSION, "feature_pool": pool}
+
+    def _stamp_views(self) -> dict[str, Any]:
+        """Return what every target of views depends on."""
         # Left out: the device, so that targets computed on a GPU serve a CPU; the number of views,
         # each of which is a file of its own; and the student's input size, because views are
         # rendered anew at the teacher's.
-        d, augment = self.distill, self.config.recipe.augment
-        built_in, from_scratch = self.config.data == BUILT_IN, d.finetune_teacher == "scratch"
-        parts: tuple[str, ...] = () if from_scratch else ("head", "full")
-        if from_scratch or built_in:
-            parts += ("scratch",)
-        recipes = (get_finetune_recipe(part, built_in=built_in) for part in parts)
+        d = self.distill
         stamp = {
             "views_version": VIEWS_VERSION,
-            "targets_version": TARGETS_VERSIONS[d.mode],
             "teacher": self.own.identify() if self.own else identify_teacher(d, self.reporter),
             "precision": self.device.precision,
             "batch_norm_fused": True,
             "teacher_img_size": d.teacher_img_size or None,
             "finetune_teacher": d.finetune_teacher,
-            "finetune_recipes": None
-            if d.finetune_teacher == "none"
-            else hash_json([[stamp_recipe(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES]),
+            "finetune_recipes": self._stamp_finetuning(),
             "train_images": self.train_fingerprint,
-            "num_classes": len(self.train.class_names),
             "view_seed": d.view_seed,
-            "view_augmentation": stamp_views(augment),
-            "mode": d.mode,
+            "view_augmentation": stamp_views(self.config.recipe.augment),
         }
-        soft = {"tau": d.tau, "logits_topk": self.codec.num_kept}
-        task = {"task": MULTILABEL} if self.train.is_multilabel else {}
         if self.train.augmentation is not None:
-            task["own_augmentation"] = identify_function(self.train.augmentation)
-        return stamp | (soft if d.mode == "soft" else {}) | task
+            stamp["own_augmentation"] = identify_function(self.train.augmentation)
+        return stamp
+
+    def _stamp_finetuning(self) -> str | None:
+        """Return what a teacher that is trained on the data first is trained by; None if it never is."""
+        d, built_in = self.distill, self.config.data == BUILT_IN
+        # Features alone are those of the weights as they are, whatever classes they have.
+        if d.finetune_teacher == "none" or (not d.label_mode and d.finetune_teacher == "auto"):
+            return None
+        from_scratch = d.finetune_teacher == "scratch"
+        parts: tuple[str, ...] = () if from_scratch else ("head", "full")
+        if from_scratch or built_in:
+            parts += ("scratch",)
+        recipes = (get_finetune_recipe(part, built_in=built_in) for part in parts)
+        return hash_json([[stamp_recipe(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES])
 
     def _find_named_cache(self) -> Path | None:
         """Return the folder of targets that the user named, which need not exist."""
         is_named = self.uses_views and self.distill.teacher_cache not in ("", NO_CACHE)
         return expand_home(self.distill.teacher_cache) if is_named else None
 
-    def _open_cache(self) -> TargetCache | None:
-        d = self.distill
-        if not self.uses_views or d.teacher_cache == NO_CACHE:
-            return None
-        stamp = self.build_stamp()
-        # `:` and `<` of a function's name are not for every file system
-        teacher = re.sub(r"[^\w.@+-]+", "-", Path(d.teacher).name)
-        name = f"{teacher}-{d.mode}-{hash_json(to_json(stamp))}"
-        root = self._find_named_cache()
-        if root is None:
+    @property
+    def _is_cached(self) -> bool:
+        return self.uses_views and self.distill.teacher_cache != NO_CACHE
+
+    def _list_roots(self, named: Path) -> list[Path]:
+        """Return the folders of what is learned in a folder that the user named."""
+        labels = [named] if self.distill.label_mode else []
+        return labels + ([named / FEATURES] if self.distill.uses_features else [])
+
+    def _choose_root(self, kind: str, stamp: dict[str, Any]) -> Path:
+        """Return the folder of labels or features, by the user's name or its own; the stamp of a teacher that
+        is not here becomes that of the folder."""
+        d, named = self.distill, self._find_named_cache()
+        if named is None:
+            # `:` and `<` of a function's name are not for every file system
+            teacher = re.sub(r"[^\w.@+-]+", "-", Path(d.teacher).name)
+            name = f"{teacher}-{kind}-{hash_json(to_json(stamp))}"
             root = choose_cache_path(f"teacher_targets/{name}", self.reporter)
             # A cache may be a stranger's; its folder of all targets may be moved by a link.
             refuse_links(root.parent, [name])
-        else:
-            if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
-                # A complete cache serves machines that do not have the teacher.
-                stamp["teacher"] = read_stamp(root).get("teacher")
-                self.reporter.warn(
-                    f"The weights of {d.teacher} are not available: "
-                    f"its targets in {root} are used unverified."
-                )
-        return open_cache(root, stamp, self.codec, len(self.train.labels))
+            return root
+        root = named / FEATURES if kind == FEATURES else named
+        if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
+            # A complete cache serves machines that do not have the teacher.
+            stamp["teacher"] = read_stamp(root).get("teacher")
+            self.reporter.warn(
+                f"The weights of {d.teacher} are not available: "
+                f"its targets in {root} are used unverified."
+            )
+        return root
+
+    def _open_labels(self) -> TargetCache | None:
+        if not self._is_cached or self.label_codec is None:
+            return None
+        stamp = self.build_stamp()
+        root = self._choose_root(self.distill.label_mode, stamp)
+        return open_cache(root, stamp, self.label_codec, len(self.train.labels))
+
+    def _open_features(self) -> None:
+        """Open the cache of features, of which the network alone knows how many there are; collective."""
+        stamp = self.build_feature_stamp() if self._is_cached else {}
+        root = self._choose_root(FEATURES, stamp) if self._is_cached else None
+        num_features = self._read_num_features(root)
+        if not all(self.world.all_gather_object(num_features > 0)):
+            if self._network is None:
+                self._load(self.train_run)
+            num_features = self.get_network().num_features
+        self.feature_codec = FeatureCodec(num_features)
+        if root is not None:
+            stamp["num_features"] = num_features
+            self.feature_cache = open_cache(root, stamp, self.feature_codec, len(self.train.labels))
+
+    def _require_usable(self) -> None:
+        """Raise for a teacher that cannot see the images, or has not what is to be learned."""
+        require_teacher_bands(self.distill, self.train, is_own=self.own is not None)
+        if self.own is not None and self.distill.uses_features:
+            raise TeacherError(
+                f"{self.own.name} returns logits and no features.",
+                "Use mode hard or soft, or a teacher by name.",
+            )
+
+    def _open_caches(self) -> None:
+        """Open the caches of what is learned; collective."""
+        if self.distill.label_mode:
+            self.label_cache = self._open_labels()
+        if self.distill.uses_features:
+            self._open_features()
+
+    @staticmethod
+    def _read_num_features(root: Path | None) -> int:
+        """Return the number of features that a cache has; 0 where there is none."""
+        if root is None or not (root / STAMP).exists():
+            return 0
+        number = read_stamp(root).get("num_features")
+        return number if type(number) is int and 0 < number <= MAX_FEATURES else 0
 
     def _read_preflight(self) -> Preflight | None:
         if self.cache is None:
             return None
         path = self.cache.root / RECORD
         preflight = read_preflight(path, len(self.train.class_names), len(self.val.labels))
-        is_other = preflight is not None and preflight.is_multilabel != self.val.is_multilabel
-        return None if is_other else preflight
+        if preflight is None or not preflight.has_classes:
+            return preflight
+        return preflight if preflight.is_multilabel == self.val.is_multilabel else None
 
     def _check(self) -> Preflight:
         """Score the teacher on the validation images; collective."""
-        resolved, weights_fingerprint = self._load(self.train_run)
+        resolved, weights_fingerprint = self._resolved or self._load(self.train_run)
         preflight = check_teacher(
             resolved,
             self.val,
@@ -293,7 +392,7 @@ class DistillationTeacher:
         )
         require_above_chance(self.distill, preflight, self.val)
         preflight = self._measure_views(preflight)
-        self.reporter.note(summarize_preflight(preflight, str(resolved.match)))
+        self.reporter.note(summarize_preflight(preflight, str(resolved.match or "")))
         if self.cache is not None and self.world.is_main:
             self._keep_preflight(self.cache.root / RECORD, preflight)
         return preflight
@@ -308,8 +407,8 @@ class DistillationTeacher:
         images = draw_images(self.train, self.distill.view_seed)
         keys = [(0, index) for index in images.tolist()]
         cached = None
-        if self.cache is not None and not self.is_loaded:
-            cached = read_views(self.cache, keys, self.distill.tau)
+        if self.label_cache is not None and not self.is_loaded:
+            cached = read_views(self.label_cache, self.label_codec, keys, self.distill.tau)
         if all(self.world.all_gather_object(cached is not None)) and cached is not None:
             return record_views(preflight, *cached, self.train)
         if not self.is_loaded:
@@ -333,14 +432,13 @@ class DistillationTeacher:
         Not soft ones: their last digits depend on the batch, and a student of cached targets equals one of
         computed targets.
         """
-        if self.cache is None or self.codec.mode != "hard":
+        cache, codec = self.label_cache, self.label_codec
+        if cache is None or codec is None or codec.mode != "hard":
             return
         own = slice(self.world.rank, None, self.world.size)
-        keys, records = views.keys[own], self.codec.encode(views.decisions[own])
-        missing = [
-            n for n, (view, image) in enumerate(keys) if not self.cache.has_target(view, image)
-        ]
-        self.cache.write([keys[n] for n in missing], records[missing])
+        keys, records = views.keys[own], codec.encode(views.decisions[own])
+        missing = [n for n, (view, image) in enumerate(keys) if not cache.has_target(view, image)]
+        cache.write([keys[n] for n in missing], records[missing])
         self.num_sampled = sum(self.world.all_gather_object(len(missing)))
 
     def _keep_preflight(self, path: Path, preflight: Preflight) -> None:
@@ -374,10 +472,16 @@ class DistillationTeacher:
                 f"{earlier.weights_fingerprint}, {self.distill.teacher} has {weights}.",
                 "Delete that folder, or name another --teacher-cache.",
             )
+        wants_labels, pool = bool(self.distill.label_mode), self.distill.features.pool
         self._network = freeze_teacher(
-            resolved.loaded, resolved.match.rows, self.student_preprocessing, self.device
+            resolved.loaded,
+            resolved.match.rows if resolved.match is not None and wants_labels else None,
+            self.student_preprocessing,
+            self.device,
+            pool if self.distill.uses_features else "",
         )
-        return resolved, weights
+        self._resolved = resolved, weights
+        return self._resolved
 
     def load(self) -> None:
         """Load the network in all processes if any of them needs it; collective.
@@ -406,12 +510,12 @@ class DistillationTeacher:
 
     def release(self) -> None:
         """Remove the network from memory; `get_network` loads it again."""
-        self._network = None
+        self._network = self._resolved = None
 
     def build_cached_teacher(self) -> CachedTeacher:
         """Return the source of targets of views."""
         return CachedTeacher(
-            self.codec,
+            JointCodec(self.label_codec, self.feature_codec),
             self.distill.tau,
             self.cache,
             self.get_network,

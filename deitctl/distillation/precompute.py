@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deitctl.config import TrainConfig
@@ -17,8 +18,9 @@ from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
 from deitctl.distillation.finetune import TrainRun
+from deitctl.distillation.joint_targets import Cache
 from deitctl.distillation.preflight import Preflight
-from deitctl.distillation.target_cache import TargetCache
+from deitctl.distillation.targets import TeacherTargets
 from deitctl.distributed import SINGLE_PROCESS, World, process_group
 from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
@@ -28,6 +30,11 @@ from deitctl.models.model_config import Preprocessing
 # classes are level, and a probability of a soft label by this much.
 MAX_DIFFERENT = 0.02
 MAX_DIFFERENCE = 0.02
+MAX_FEATURE_DIFFERENCE = 0.1
+"""Length of a difference of features relative to theirs around their mean; another teacher's are above 1, bf16 moves
+them by some hundredths."""
+SMALLEST_SPREAD = 1e-6
+"""Of features that are all alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +70,13 @@ class VerifyCacheResult:
     num_verified: int
     """Targets that were computed again."""
     num_different: int
-    """Targets whose likeliest class differs; of several labels, whose classes of 0.5 or more do."""
-    max_abs_diff: float
-    """Largest difference of a probability."""
+    """Targets whose likeliest class differs; of several labels, whose classes of 0.5 or more do; of features,
+    whose difference is longer than a tenth of what the view's have around their mean."""
+    max_abs_diff: float | None
+    """Largest difference of a probability; null where features alone are cached."""
+    max_feature_diff: float | None
+    """Largest length of the difference of a view's features, relative to theirs around their mean; null where
+    labels alone are cached."""
 
 
 def cache_teacher(
@@ -108,9 +119,9 @@ def cache_teacher(
         recipe=config.recipe.name,
         num_views=num_views,
         num_images=len(train.labels),
-        num_computed=filling.num_computed,
+        num_computed=filling.num_computed + teacher.num_sampled,
         unreadable=tuple(train.name(i) for i in sorted(without_targets)),
-        bytes=2 * cache.codec.width * len(train.labels) * num_views,
+        bytes=cache.record_bytes * len(train.labels) * num_views,
         seconds=time.monotonic() - start,
     )
 
@@ -149,42 +160,75 @@ def verify_teacher_cache(
         reporter=reporter,
     )
     cached_teacher = teacher.build_cached_teacher()
-    num_different, max_abs_diff, num_verified = 0, 0.0, 0
+    codec, comparison, num_verified = cached_teacher.codec, _Comparison(), 0
     with reporter.task("verify teacher targets", len(keys)) as task:
         for batch in batches:
             if not batch.keys:
                 continue
             records, _ = cache.read([(key.epoch, key.index) for key in batch.keys])
-            cached = cache.codec.decode(records)
-            computed = cache.codec.decode(cached_teacher.compute(batch.images))
-            num_different += _count_different(cached, computed, cache.codec.is_multilabel)
-            max_abs_diff = max(max_abs_diff, float((cached - computed).abs().max()))
+            computed = cached_teacher.compute(batch.images)
+            comparison.add(codec.decode(records), codec.decode(computed), teacher.train)
             num_verified += len(batch.keys)
             task.advance(len(batch.keys))
-    if num_different > MAX_DIFFERENT * num_verified or (
-        cache.codec.mode == "soft" and max_abs_diff > MAX_DIFFERENCE
+    is_soft = codec.labels is not None and codec.labels.mode == "soft"
+    if comparison.num_different > MAX_DIFFERENT * num_verified or (
+        is_soft and (comparison.max_abs_diff or 0) > MAX_DIFFERENCE
     ):
         raise TeacherError(
-            f"The targets in {cache.root} are not those of the teacher: {num_different} of "
-            f"{num_verified} predictions differ, a probability by up to {max_abs_diff:.3f}.",
+            f"The targets in {cache.root} are not those of the teacher: {comparison.num_different} of "
+            f"{num_verified} {comparison.describe()}.",
             "Delete that folder, and run this again without --verify.",
         )
     return VerifyCacheResult(
         cache=cache.root,
         num_verified=num_verified,
-        num_different=num_different,
-        max_abs_diff=max_abs_diff,
+        num_different=comparison.num_different,
+        max_abs_diff=comparison.max_abs_diff,
+        max_feature_diff=comparison.max_feature_diff,
     )
 
 
-def _count_different(cached: Tensor, computed: Tensor, is_multilabel: bool) -> int:
-    """Return how many of two targets [B,K] say another class."""
+@dataclass
+class _Comparison:
+    """Differences of cached targets and those computed again, so far."""
+
+    num_different: int = 0
+    max_abs_diff: float | None = None
+    max_feature_diff: float | None = None
+
+    def add(self, cached: TeacherTargets, computed: TeacherTargets, train: ImageDataset) -> None:
+        """Compare the targets of a batch."""
+        is_different = torch.zeros(1, dtype=torch.bool)
+        if cached.labels is not None and computed.labels is not None:
+            largest = float((cached.labels - computed.labels).abs().max())
+            self.max_abs_diff = max(self.max_abs_diff or 0.0, largest)
+            is_different = _differ(cached.labels, computed.labels, train.is_multilabel)
+        for ours, theirs in zip(cached.features, computed.features, strict=True):
+            spread = (theirs - theirs.mean(1, keepdim=True)).norm(dim=1).clamp(min=SMALLEST_SPREAD)
+            lengths = (ours - theirs).norm(dim=1) / spread
+            self.max_feature_diff = max(self.max_feature_diff or 0.0, float(lengths.max()))
+            is_different = is_different | (lengths > MAX_FEATURE_DIFFERENCE)
+        self.num_different += int(is_different.sum())
+
+    def describe(self) -> str:
+        """Return what differs by how much, the end of a sentence."""
+        parts = []
+        if self.max_abs_diff is not None:
+            parts.append(f"a probability by up to {self.max_abs_diff:.3f}")
+        if self.max_feature_diff is not None:
+            parts.append(f"features by up to {self.max_feature_diff:.3f} of their spread")
+        what = "predictions" if self.max_feature_diff is None else "targets"
+        return f"{what} differ, {' and '.join(parts)}"
+
+
+def _differ(cached: Tensor, computed: Tensor, is_multilabel: bool) -> Tensor:
+    """Return which of two targets [B,K] say another class, [B]."""
     if is_multilabel:
-        return int(((cached >= 0.5) != (computed >= 0.5)).any(1).sum())
-    return int((cached.argmax(1) != computed.argmax(1)).sum())
+        return ((cached >= 0.5) != (computed >= 0.5)).any(1)
+    return cached.argmax(1) != computed.argmax(1)
 
 
-def _sample_cached(cache: TargetCache, num_views: int, count: int) -> list[SampleKey]:
+def _sample_cached(cache: Cache, num_views: int, count: int) -> list[SampleKey]:
     """Draw about `count` cached (view, image) keys, equally many per view."""
     draw = np.random.default_rng()  # unseeded: each verification covers other images
     per_view = -(-count // num_views)
@@ -203,7 +247,7 @@ def _open_teacher(
     train_run: TrainRun,
     reporter: Reporter,
     world: World,
-) -> tuple[DistillationTeacher, TargetCache]:
+) -> tuple[DistillationTeacher, Cache]:
     distill = config.distill
     if distill is None or distill.teacher_input != "unmixed" or distill.teacher_cache == NO_CACHE:
         raise ConfigError(

@@ -19,14 +19,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.open_file import read_at, write_at
 from deitctl.data.reading import OUTAGES, read_patiently
-from deitctl.distillation.targets import Records, TargetCodec
+from deitctl.distillation.targets import Records
 from deitctl.errors import TeacherError
 from deitctl.paths import open_no_follow, read_json, require_creatable, write_json
 from deitctl.records import to_json, to_object
@@ -43,6 +43,17 @@ BLOCK = 2**18
 """Bytes of a view that are read at a time."""
 
 
+class RecordCodec(Protocol):
+    """The form of records, [B,W]."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a record, W."""
+
+    def is_valid(self, records: Records) -> NDArray[np.bool_]:
+        """Return for each record [B,W] whether it holds a target."""
+
+
 class ViewFile:
     """The open file of a view."""
 
@@ -56,7 +67,7 @@ class ViewFile:
 class TargetCache:
     """The teacher targets of a data set, by view and image."""
 
-    def __init__(self, root: Path, codec: TargetCodec, num_images: int) -> None:
+    def __init__(self, root: Path, codec: RecordCodec, num_images: int) -> None:
         """Use the folder `root`, which `open_cache` has created or verified."""
         self.root, self.codec, self.num_images = root, codec, num_images
         self.record_bytes = 2 * codec.width
@@ -231,7 +242,7 @@ def _reserve(file: int, size: int) -> None:
 
 
 def open_cache(
-    root: Path, stamp: Mapping[str, Any], codec: TargetCodec, num_images: int
+    root: Path, stamp: Mapping[str, Any], codec: RecordCodec, num_images: int
 ) -> TargetCache:
     """Open the cache in a folder, or create one.
 
@@ -270,7 +281,7 @@ def require_cache_folder(root: Path) -> None:
             f"{root} cannot be read: {error}.", "Name another --teacher-cache."
         ) from error
     # STAMP itself: another process may have created it meanwhile
-    if any(not name.startswith(".") and name != STAMP for name in names):
+    if any(not name.startswith(".") and name not in (STAMP, "features") for name in names):
         raise TeacherError(
             f"{root} holds other files and no teacher targets.", "Name another --teacher-cache."
         )

@@ -6,6 +6,7 @@ Letters: B images, K classes, W 16-bit numbers per record.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ Records = NDArray[np.uint16]
 MAX_CLASSES = 65_000  # a hard record has the class + 1 in 16 bits
 FLOAT16_INFINITY = 0x7C00  # first bit pattern that is not a finite number from 0 on
 FLOAT16_ONE = 0x3C00
+
+
+class TeacherTargets(NamedTuple):
+    """What a student learns of B images from its teachers."""
+
+    labels: Tensor | None
+    """[B,K]; None where their features alone are learned."""
+    features: tuple[Tensor, ...] = ()
+    """[B,D] in fp32 of each teacher whose features are learned."""
 
 
 def teacher_targets(logits: Tensor, mode: str, tau: float, is_multilabel: bool = False) -> Tensor:
@@ -118,15 +128,15 @@ class TargetCodec:
         body = np.ascontiguousarray(records[:, 1:])
         if self.mode == "hard":
             return torch.from_numpy(_unpack_bits(body)[:, : self.num_classes]).float()
-        targets = _read_halves(body) if self.keeps_all else self._decode_likeliest(body)
+        targets = read_halves(body) if self.keeps_all else self._decode_likeliest(body)
         return targets if self.is_multilabel else targets / targets.sum(dim=1, keepdim=True)
 
     def _decode_likeliest(self, body: Records) -> Tensor:
         count = self.num_kept
         indices = torch.from_numpy(body[:, :count].astype(np.int64))
-        probabilities = _read_halves(body[:, count : 2 * count])
+        probabilities = read_halves(body[:, count : 2 * count])
         if self.is_multilabel:
-            rest = _read_halves(body[:, 2 * count :])
+            rest = read_halves(body[:, 2 * count :])
         else:
             rest = (1 - probabilities.sum(dim=1, keepdim=True)).clamp(min=0)
             rest = rest / (self.num_classes - count)
@@ -154,16 +164,24 @@ class TargetCodec:
         return np.asarray(valid & (body < limit).all(axis=1))
 
     def _compute_checksums(self, body: Records) -> Records:
-        """Return a checksum in 1..65521 for each row: never 0 (empty) or 65535 (unreadable)."""
-        # 65521 is the largest 16-bit prime (as in Adler-32); no weight is 0 modulo it, so every
-        # number counts.
-        weights = np.arange(body.shape[1], dtype=np.uint64) % 65520 + 1
-        if (
-            self.mode == "hard"
-        ):  # so that no flipped bit in each of two numbers makes another record
-            weights = weights * 40503 % 65521
-        sums = (body.astype(np.uint64) * weights).sum(axis=1)
-        return np.asarray(sums % 65521 + 1, dtype=np.uint16)
+        # of few numbers, so that no flipped bit in each of two makes another record
+        return sum_numbers(body, is_scattered=self.mode == "hard")
+
+
+def sum_numbers(body: Records, *, is_scattered: bool = False) -> Records:
+    """Return a checksum in 1..65521 for each row of 16-bit numbers: never 0 (empty) or 65535 (unreadable).
+
+    Args:
+        body: [B,W].
+        is_scattered: whether neighbors have weights that are far apart.
+    """
+    # 65521 is the largest 16-bit prime (as in Adler-32); no weight is 0 modulo it, so every number
+    # counts.
+    weights = np.arange(body.shape[1], dtype=np.uint64) % 65520 + 1
+    if is_scattered:
+        weights = weights * 40503 % 65521
+    sums = (body.astype(np.uint64) * weights).sum(axis=1)
+    return np.asarray(sums % 65521 + 1, dtype=np.uint16)
 
 
 def _pack_bits(labels: NDArray[np.bool_]) -> Records:
@@ -178,7 +196,7 @@ def _unpack_bits(numbers: Records) -> NDArray[np.uint8]:
     return np.unpackbits(data, axis=1, bitorder="little")
 
 
-def _read_halves(numbers: Records) -> Tensor:
+def read_halves(numbers: Records) -> Tensor:
     """Return float16 numbers [B,W] in fp32."""
     return torch.from_numpy(np.ascontiguousarray(numbers).view(np.float16).astype(np.float32))
 

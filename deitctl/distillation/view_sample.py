@@ -25,7 +25,7 @@ from deitctl.data.samplers import SampleKey
 from deitctl.data.unlabeled import find_labeled
 from deitctl.device import Device
 from deitctl.distillation.target_cache import DAMAGED, TargetCache
-from deitctl.distillation.targets import teacher_targets
+from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import TeacherError
@@ -80,7 +80,7 @@ def draw_images(
 
 
 def read_views(
-    cache: TargetCache, keys: Sequence[tuple[int, int]], tau: float
+    cache: TargetCache, codec: TargetCodec, keys: Sequence[tuple[int, int]], tau: float
 ) -> tuple[ViewLogits, bool] | None:
     """Return what a cache holds of views, and whether these are probabilities; None where it lacks some.
 
@@ -92,7 +92,7 @@ def read_views(
     if not (is_valid | is_damaged).all() or is_damaged.all():
         return None
     read = [key for key, is_good in zip(keys, is_valid, strict=True) if is_good]
-    codec, targets = cache.codec, cache.codec.decode(records[is_valid]).double()
+    targets = codec.decode(records[is_valid]).double()
     if codec.mode == "hard":
         logits = targets - 0.5
     elif codec.is_multilabel:

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.errors import ModelError
+from deitctl.events import Reporter
+from deitctl.models import timm_models
+from deitctl.models.checkpoint_io import load_model_config
+from deitctl.models.factory import find_architecture
 from deitctl.models.model_config import Preprocessing
+from deitctl.models.sources import resolve_folder
 from deitctl.models.vit import HeadLogits, VisionTransformer
 
 POOLS = ("auto", "cls", "avg")
@@ -93,3 +98,23 @@ def count_features(model: nn.Module, preprocessing: Preprocessing, pool: str) ->
     finally:
         model.train(was_training)
     return features.shape[1]
+
+
+def outline_num_features(ref: str, pool: str, reporter: Reporter) -> int:
+    """Return D of a model that is named, without its weights; arguments and errors as `find_architecture`.
+
+    By timm's names for it: a head that widens a map has `head_hidden_size`, which most models lack.
+    """
+    arch = find_architecture(ref, reporter)
+    if arch is not None:
+        return arch.embed_dim
+    folder = resolve_folder(ref, reporter, download_weights=False)
+    model_config = None if folder is None else load_model_config(folder)
+    with torch.device("meta"):
+        model = timm_models.create_model(
+            ref if model_config is None else model_config.architecture,
+            num_classes=None,
+            model_args={} if model_config is None else model_config.model_args,
+        )
+    widened = getattr(model, "head_hidden_size", None) if pool == "auto" else None
+    return int(widened or model.num_features)  # type: ignore[arg-type]

@@ -16,7 +16,9 @@ from deitctl.data.open import BUILT_IN
 from deitctl.data.samplers import EpochOrder, SampleKey
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher
-from deitctl.distillation.targets import TargetCodec, teacher_targets
+from deitctl.distillation.features import FeatureCodec
+from deitctl.distillation.joint_targets import JointCodec
+from deitctl.distillation.targets import TargetCodec, TeacherTargets
 from deitctl.distillation.teacher import Teacher, freeze_teacher
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
@@ -27,15 +29,23 @@ from deitctl.models.sources import list_weight_files
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.recipes import DIGITS_CONVNET
 from deitctl.sizes import ImageSize
-from deitctl.training.build import TrainSetup, build_student, build_training
+from deitctl.training.build import (
+    TrainSetup,
+    build_feature_term,
+    build_student,
+    build_training,
+)
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.freezing import set_train_mode
 from deitctl.training.objective import build_objective
+from deitctl.training.optim import add_trained
 from deitctl.training.step import (
     TrainContext,
     compute_losses,
     forward_backward,
     optimizer_step,
+    place_targets,
+    teach,
 )
 from deitctl.training.trainer import LOG_EVERY
 
@@ -168,19 +178,16 @@ class TrialRun(TrainSetup):
         self.state.ema.update(self.state.model, step, total_steps=total_steps)
 
     @torch.no_grad()
-    def compute_teacher_targets(self, batch: Batch) -> Tensor:
-        """Return the teacher's targets [B,K] for a batch, as a step computes them."""
+    def compute_teacher_targets(self, batch: Batch) -> TeacherTargets:
+        """Return the teacher's targets for a batch, as a step computes them."""
         context, device = self.context, self.context.device
         if context.cached_teacher is not None:
-            return device.to_device(context.cached_teacher(batch))
+            return place_targets(context.cached_teacher(batch), device)
         assert context.teacher is not None
         assert context.distill is not None
         images = normalize(device.to_device(batch.images), context.preprocessing)
         with device.autocast():
-            logits = context.teacher(images).logits
-            assert logits is not None
-            mode, tau = context.distill.mode, context.distill.tau
-            return teacher_targets(logits, mode, tau, context.teacher.is_multilabel)
+            return teach(context.teacher, images, context.distill)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> None:
@@ -215,7 +222,12 @@ def build_trial(
     context, teacher = setup.context, None
     if distill is not None:
         teacher = build_random_teacher(config, train, context.preprocessing, device)
-        objective = build_objective(config, ClassCounts.of(train), device.torch_device)
+        term = None
+        if distill.uses_features:
+            term = build_feature_term(config, student, (teacher.num_features,), device)
+            add_trained(setup.state.optimizer, term.projector, context.recipe.optim)
+            setup = replace(setup, state=replace(setup.state, projector=term.projector))
+        objective = build_objective(config, ClassCounts.of(train), device.torch_device, term)
         context = replace(context, distill=distill, objective=objective)
         if distill.teacher_input == "mixed":
             context = replace(context, teacher=teacher)
@@ -230,8 +242,12 @@ def build_trial(
 def _build_uncached(teacher: Teacher, config: TrainConfig, context: TrainContext) -> CachedTeacher:
     distill, device = config.distill, context.device
     assert distill is not None
-    topk = distill.logits_topk if distill.mode == "soft" else 0
-    codec = TargetCodec(distill.mode, context.num_classes, topk, teacher.is_multilabel)
+    topk = distill.logits_topk if distill.label_mode == "soft" else 0
+    labels = TargetCodec(distill.label_mode, context.num_classes, topk, teacher.is_multilabel)
+    codec = JointCodec(
+        labels if distill.label_mode else None,
+        FeatureCodec(teacher.num_features) if distill.uses_features else None,
+    )
     repeats = config.recipe.augment.repeated_aug
     return CachedTeacher(codec, distill.tau, None, lambda: teacher, device, distill.views, repeats)
 

@@ -46,6 +46,8 @@ def count_run_bytes(state: TrainState, recipe: Recipe) -> int:
     """Return the bytes of a run folder at its peak: weights and checkpoint, each twice."""
     weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
     _, moments = count_trained(state, recipe)
+    projector = {} if state.projector is None else state.projector.state_dict()
+    moments += sum(t.numel() * t.element_size() for t in projector.values())
     checkpoint = weights * (2 if recipe.ema_decay else 1) + moments
     return int(2 * (weights + checkpoint))
 
@@ -85,7 +87,7 @@ def warn_of_full_disks(root: Path, setup: TrainSetup, reporter: Reporter) -> Non
         root,
         max(0, missing),
         cache.root if cache else None,
-        targets * cache.codec.width * 2 if cache else 0,  # two bytes for each number of a target
+        targets * cache.record_bytes if cache else 0,
     ):
         if not disk.is_enough:
             reporter.warn(disk.message)

@@ -66,11 +66,11 @@ def freeze_blocks(model: nn.Module, num_blocks: int) -> None:
 
 def count_trained(state: TrainState, recipe: Recipe) -> tuple[int, int]:
     """Return the bytes of all parameters that the run trains, sooner or later, and of the optimizer's state."""
-    parameters = dict(state.model.named_parameters())
+    parameters = dict(state.named_parameters())
     later = [parameters[name] for name in state.frozen] if recipe.thaw_epoch else []
     trained = [*(p for p in parameters.values() if p.requires_grad), *later]
     weights = sum(p.numel() * p.element_size() for p in trained)
-    return weights, count_state_bytes(state.model, state.optimizer, later)
+    return weights, count_state_bytes(state, state.optimizer, later)
 
 
 def begin_epoch(state: TrainState, recipe: Recipe, epoch: int) -> bool:

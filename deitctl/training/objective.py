@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deitctl.config import AslConfig, BceConfig, DistillConfig, Recipe, TrainConfig
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
+from deitctl.models.features import forward_heads_and_features
 from deitctl.models.heads import forward_heads
 from deitctl.training.class_balance import (
     ClassCounts,
@@ -25,6 +26,7 @@ from deitctl.training.class_balance import (
     describe_class_weights,
     summarize_class_weights,
 )
+from deitctl.training.feature_loss import FeatureTerm
 from deitctl.training.losses import (
     asymmetric_loss,
     binary_cross_entropy,
@@ -48,7 +50,7 @@ class StudentBatch(NamedTuple):
     """The labels, mixed as the images are and not smoothed, [B,K]: of one label an image its weights
     of the classes, of several 0..1 for each class."""
     teacher_targets: Tensor | None
-    """The teacher's of the same images, [B,K]; None without a teacher."""
+    """The teacher's of the same images, [B,K]; None without a teacher whose labels are learned."""
     drop_path_mask: Tensor | None
     """See `VisionTransformer.sample_drop_path`; None where nothing is dropped."""
     teacher_features: tuple[Tensor, ...] = ()
@@ -165,12 +167,13 @@ class Supervised:
 @dataclass(frozen=True)
 class Distillation:
     """True labels for the class head, teacher targets for the distillation head, or without a token
-    for the same head.
+    for the same head, and features for the backbone.
 
     (1 - alpha) * task_loss + alpha * kd_loss: DeiT §3, Eq. 3 with `hard` and alpha = 1/2, Eq. 2
     with `soft` and alpha = lambda. A teacher's hard labels are learned by the task's loss, as true
     labels are, but not smoothed; its soft labels by the divergence of a softmax, or of a sigmoid a
-    class, which class weights leave as it is.
+    class, which class weights leave as it is. The loss of features is added, with a weight of its own;
+    alone, it joins the whole of the true labels' (VkD's released code, engine.py).
     """
 
     config: DistillConfig
@@ -182,22 +185,36 @@ class Distillation:
     """All training images over those with labels: the task's loss, which is 0 of the others, is so the
     mean over images with labels, as an expectation. A constant of the run, unlike their number in a
     batch, so that micro-batches and processes add up to the same."""
+    features: FeatureTerm | None = None
+    """Of a mode with features."""
 
     def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
-        if batch.teacher_targets is None:
+        if self.config.label_mode and batch.teacher_targets is None:
             raise ValueError("distillation needs teacher targets")
-        cls, dist = forward_heads(student, batch.images, batch.drop_path_mask)
+        images, mask = batch.images, batch.drop_path_mask
+        if self.features is None:
+            cls, dist = forward_heads(student, images, mask)
+        else:
+            (cls, dist), features = forward_heads_and_features(
+                student, images, mask, pool=self.features.pool
+            )
         task_loss = self.label_scale * self.task_loss(
             cls, batch.targets, smooth=True, labeled=batch.labeled
         )
-        kd_loss = self.compute_kd_loss(cls if dist is None else dist, batch.teacher_targets)
-        loss = (1 - self.config.alpha) * task_loss + self.config.alpha * kd_loss
-        return {"loss": loss, "task_loss": task_loss, "kd_loss": kd_loss}
+        losses = {"loss": task_loss, "task_loss": task_loss}
+        if batch.teacher_targets is not None and self.config.label_mode:
+            kd_loss = self.compute_kd_loss(cls if dist is None else dist, batch.teacher_targets)
+            losses["loss"] = (1 - self.config.alpha) * task_loss + self.config.alpha * kd_loss
+            losses["kd_loss"] = kd_loss
+        if self.features is not None:
+            losses["feature_loss"] = self.features(features, batch.teacher_features)
+            losses["loss"] = losses["loss"] + self.features.weight * losses["feature_loss"]
+        return losses
 
     def compute_kd_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of logits [B,K] with a teacher's targets [B,K]."""
         config = self.config
-        if config.mode == "hard":
+        if config.label_mode == "hard":
             # A row is one hard label, or two of them weighted as two images are mixed (DeiT Eq. 3,
             # second term); of several labels one bit a class.
             return self.task_loss(logits, targets, smooth=False)
@@ -273,7 +290,10 @@ def adjust_logits(logits: Tensor, adjustment: Tensor | None) -> Tensor:
 
 
 def build_objective(
-    config: TrainConfig, counts: ClassCounts, device: torch.device | None = None
+    config: TrainConfig,
+    counts: ClassCounts,
+    device: torch.device | None = None,
+    features: FeatureTerm | None = None,
 ) -> Objective:
     """Return what a run minimizes.
 
@@ -281,6 +301,7 @@ def build_objective(
         config: of the run.
         counts: of its training images.
         device: of the logits; None: the CPU.
+        features: the loss of a teacher's features, of a mode that has them.
 
     Raises:
         ConfigError: as `check_loss`.
@@ -294,7 +315,9 @@ def build_objective(
     if config.distill is None:
         return Supervised(task_loss)
     label_scale = 1 + counts.num_unlabeled / max(1, counts.num_images)
-    return Distillation(config.distill, task_loss, counts.is_multilabel, adjustment, label_scale)
+    return Distillation(
+        config.distill, task_loss, counts.is_multilabel, adjustment, label_scale, features
+    )
 
 
 def _build_task_loss(
@@ -402,7 +425,7 @@ def report_loss(config: TrainConfig, counts: ClassCounts, reporter: Reporter) ->
     weights = describe_class_weights(recipe, counts, loss=loss)
     if weights is not None:
         reporter.note(summarize_class_weights(weights, counts))
-        if config.distill is not None and config.distill.mode == "soft":
+        if config.distill is not None and config.distill.label_mode == "soft":
             reporter.note("The teacher's soft labels are not weighted by class.")
     remedies = [
         name

@@ -11,8 +11,9 @@ from torch import nn
 from deitctl.config import OptimConfig
 from deitctl.training.optimizer_choice import create_optimizer
 
-# As timm's `VisionTransformer.no_weight_decay` has it; the released code's decays `dist_token`.
-NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed")
+# As timm's `VisionTransformer.no_weight_decay` has it; the released code's decays `dist_token`. And what an
+# orthogonal projection is made of, which is as orthogonal however long it is.
+NO_DECAY_TOKENS = ("cls_token", "dist_token", "pos_embed", "reflections")
 
 
 def build_optimizer(

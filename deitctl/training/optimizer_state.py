@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ PROBE_STEPS = 2
 """Some optimizers begin with their second step."""
 NON_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "grad_sum_sq")
 """Means and sums of squares, and a norm."""
+
+
+class Named(Protocol):
+    """What is trained, of parameters that have names: a model, or a `TrainState`."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters with their names."""
 
 
 class Place(NamedTuple):
@@ -95,9 +102,9 @@ def seeded(optimizer: torch.optim.Optimizer, *seed: int | str) -> Iterator[None]
         yield
 
 
-def list_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Form:
+def list_states(trained: Named, optimizer: torch.optim.Optimizer) -> Form:
     """Return the present state."""
-    names, form = _name_parameters(model), Form()
+    names, form = _name_parameters(trained), Form()
     for parameter, state in optimizer.state.items():
         form.add(names[parameter], parameter, state)
     for group in optimizer.param_groups:
@@ -106,8 +113,8 @@ def list_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Form:
     return form
 
 
-def _name_parameters(model: nn.Module) -> dict[Tensor, str]:
-    return {parameter: name for name, parameter in model.named_parameters()}
+def _name_parameters(trained: Named) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in trained.named_parameters()}
 
 
 def get_tensor(optimizer: torch.optim.Optimizer, place: Place) -> Tensor:
@@ -117,16 +124,16 @@ def get_tensor(optimizer: torch.optim.Optimizer, place: Place) -> Tensor:
 
 
 def expect_states(
-    model: nn.Module, optimizer: torch.optim.Optimizer, without: Collection[str]
+    trained: Named, optimizer: torch.optim.Optimizer, without: Collection[str]
 ) -> Form:
     """Return the state that an optimizer has after its first steps.
 
     Args:
-        model: the model.
+        trained: the model, or the state that holds it.
         optimizer: of its trained parameters.
         without: names of those that have no state, because they had no gradient yet.
     """
-    names, form = _name_parameters(model), Form()
+    names, form = _name_parameters(trained), Form()
     for group in optimizer.param_groups:
         seen: dict[Any, dict[str, Any]] = {}
         for parameter in group["params"]:
@@ -143,11 +150,11 @@ def expect_states(
 
 
 def count_state_bytes(
-    model: nn.Module, optimizer: torch.optim.Optimizer, later: Iterable[nn.Parameter] = ()
+    trained: Named, optimizer: torch.optim.Optimizer, later: Iterable[nn.Parameter] = ()
 ) -> int:
     """Return the bytes of the state that an optimizer will have, also of parameters that it gets `later`."""
-    form = expect_states(model, optimizer, ())
-    names, group = _name_parameters(model), optimizer.param_groups[0]
+    form = expect_states(trained, optimizer, ())
+    names, group = _name_parameters(trained), optimizer.param_groups[0]
     for parameter in later:
         form.add(names[parameter], parameter, _probe(optimizer, group, parameter)[0])
     return sum(p.shape.numel() * p.dtype.itemsize for p in form.tensors.values())
@@ -189,12 +196,12 @@ class SavedOptimizer:
     without: Collection[str]
     """As in `expect_states`."""
 
-    def require_fit(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Form:
+    def require_fit(self, trained: Named, optimizer: torch.optim.Optimizer, step: int) -> Form:
         """Return the form that it has; raise `ModelError` unless `step` steps of the optimizer leave it.
 
         Before anything is changed: native code takes a tensor of another shape for the memory behind it.
         """
-        form = expect_states(model, optimizer, set(self.without))
+        form = expect_states(trained, optimizer, set(self.without))
         kinds = {name: (place.shape, place.dtype) for name, place in form.tensors.items()}
         require_tensors(self.path, self.tensors, kinds)
         for name, tensor in self.tensors.items():

@@ -16,10 +16,12 @@ from deitctl.data.unlabeled import count_unlabeled
 from deitctl.device import choose_device
 from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
+from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import choose_cache_path
 from deitctl.models import timm_models
+from deitctl.models.features import outline_num_features
 from deitctl.models.introspect import compute_early_size
 from deitctl.sizes import ImageSize
 from deitctl.training.build import (
@@ -48,7 +50,7 @@ class TeacherPlan:
     name: str
     """Published weights of the teacher by timm's name, or its folder, or its name where it has a file."""
     mode: str
-    """`hard` or `soft`."""
+    """`hard`, `soft`, `features`, `features+hard` or `features+soft`."""
     tau: float | None
     """Temperature of soft distillation; null for hard, which has none."""
     finetuned: str
@@ -58,7 +60,14 @@ class TeacherPlan:
     finetune_images: int
     """Images of all its epochs; 0 for none."""
     effective_weight: float
-    """Factor of the teacher's loss, the temperature's square and the reduction included."""
+    """Factor of the loss of the teacher's labels, the temperature's square and the reduction included; 0
+    where its features alone are learned."""
+    feature_loss: str | None
+    """Loss of the teacher's features, null where they are not learned, as the two below."""
+    feature_weight: float | None
+    """Factor of that loss."""
+    num_features: int | None
+    """Numbers of an image's features."""
     input: str
     """`mixed` or `unmixed` images."""
     num_views: int
@@ -216,7 +225,7 @@ def plan_training(
             reporter=reporter or silent,
             own=own_teacher,
         )
-        teacher = _plan_teacher(distill, recipe, train, run_teacher.plan())
+        teacher = _plan_teacher(distill, recipe, train, run_teacher.plan(), silent)
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
     disks = _plan_disks(config, count_run_bytes(setup.state, recipe), teacher, reporter)
@@ -310,30 +319,41 @@ def _plan_teacher(
     recipe: Recipe,
     train: ImageDataset,
     finetuning: tuple[str, Recipe | None],
+    reporter: Reporter,
 ) -> TeacherPlan:
     num_classes, num_images = len(train.class_names), len(train.labels)
     num_seen = num_images * recipe.epochs
     num_views = distill.views or recipe.epochs * recipe.augment.repeated_aug
     finetuned, finetune_recipe = finetuning
     finetune_epochs = finetune_recipe.epochs if finetune_recipe else 0
-    weight = distill.alpha * distill.tau**2 if distill.mode == "soft" else distill.alpha
-    if distill.mode == "soft" and distill.reduction == "mean":
+    is_soft = distill.label_mode == "soft"
+    weight = distill.alpha * (distill.tau**2 if is_soft else 1)
+    if is_soft and distill.reduction == "mean":
         weight /= num_classes
     cached = distill.teacher_input == "unmixed"
-    codec = TargetCodec(distill.mode, num_classes, distill.logits_topk, train.is_multilabel)
+    topk, mode = distill.logits_topk, distill.label_mode
+    width, num_features = 0, None
+    if mode:
+        width = TargetCodec(mode, num_classes, topk, train.is_multilabel).width
+    if distill.uses_features:
+        num_features = outline_num_features(distill.teacher, distill.features.pool, reporter)
+        width += FeatureCodec(num_features).width
     reuses = cached and distill.teacher_cache != "off"
     return TeacherPlan(
         name=distill.teacher,
         mode=distill.mode,
-        tau=distill.tau if distill.mode == "soft" else None,
+        tau=distill.tau if is_soft else None,
         finetuned=finetuned,
         finetune_epochs=finetune_epochs,
         finetune_images=finetune_epochs * (num_images - count_unlabeled(train)),
         effective_weight=weight,
+        feature_loss=distill.features.loss if distill.uses_features else None,
+        feature_weight=distill.features.weight if distill.uses_features else None,
+        num_features=num_features,
         input=distill.teacher_input,
         num_views=num_views if cached else 0,
         num_computed=min(num_images * num_views, num_seen) if reuses else num_seen,
         num_computed_without_cache=num_seen,
         # two bytes for each number of a target
-        cache_mib=round(2 * codec.width * num_images * num_views / 2**20, 2) if cached else None,
+        cache_mib=round(2 * width * num_images * num_views / 2**20, 2) if cached else None,
     )

@@ -138,7 +138,7 @@ def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporte
             break  # before the optimizer's step, so that the gradients are those of these weights
         optimizer_step(context, state, lr, stats.grad_norm)
         progress.step += 1
-    grads = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
+    grads = {n: p.grad for n, p in state.named_parameters() if p.grad is not None}
     return Replay(
         kind=str(record["kind"]),
         step=progress.step,

@@ -34,7 +34,8 @@ RECORD = "state.json"
 RECORD_CHECKSUM = "crc32"
 """Key in state.json of its own checksum."""
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
-FILES = (MODEL, EMA, OPTIMIZER, RECORD)
+PROJECTOR = "projector.safetensors"
+FILES = (MODEL, EMA, PROJECTOR, OPTIMIZER, RECORD)
 """Names of a state's files."""
 MAX_RECORD_BYTES = 1 << 30
 """Of state.json, which names every image that could not be read."""

@@ -1,8 +1,8 @@
 """What a resumed run needs to end as if it had never stopped, and its files, which are swapped in
 as one folder.
 
-Saved: weights, their EMA, the optimizer's moments, the loss scale, step and epoch, the epoch's
-losses, the best score. Not saved: random state or loader position, because every draw is a function
+Saved: weights, their EMA, the projector of features, the optimizer's moments, the loss scale, step and
+epoch, the epoch's losses, the best score. Not saved: random state or loader position, because every draw is a function
 of the seed and the step.
 """
 
@@ -24,11 +24,12 @@ from deitctl.models.checkpoint_io import save_tensors
 from deitctl.paths import DiskError, refuse_links, sync_folder, write_json
 from deitctl.records import SCHEMA_VERSION
 from deitctl.training.ema import ExponentialMovingAverage
-from deitctl.training.optimizer_state import SavedOptimizer, get_tensor, list_states
+from deitctl.training.optimizer_state import Named, SavedOptimizer, get_tensor, list_states
 from deitctl.training.saved_state import (
     EMA,
     MODEL,
     OPTIMIZER,
+    PROJECTOR,
     RECORD,
     RECORD_CHECKSUM,
     checksum_record,
@@ -170,6 +171,12 @@ class TrainState:
     frozen: tuple[str, ...] = ()
     """Parameters that are frozen now and may be thawed; from the settings, so nothing to save."""
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the model, as it names them, and of the projector."""
+        yield from self.model.named_parameters()
+        if self.projector is not None:
+            yield from self.projector.named_parameters(prefix="projector")
+
     def weights(self, kind: str) -> dict[str, Tensor]:
         """Return the weights of the `model`, or their `ema` if there is one."""
         return (
@@ -188,7 +195,7 @@ class TrainState:
 
     def snapshot(self) -> Snapshot:
         """Copy the state, between two steps."""
-        states = list_states(self.model, self.optimizer)
+        states = list_states(self, self.optimizer)
         tensors = {name: get_tensor(self.optimizer, p) for name, p in states.tensors.items()}
         files = {
             MODEL: _copy_to_cpu(self.model.state_dict()),
@@ -196,10 +203,12 @@ class TrainState:
         }
         if self.ema is not None:
             files[EMA] = _copy_to_cpu(self.ema.values)
+        if self.projector is not None:
+            files[PROJECTOR] = _copy_to_cpu(self.projector.state_dict())
         record = asdict(self.progress) | {
             "loss_sums": {name: float(value) for name, value in self.loss_sums.items()},
             "scaler": self.scaler.state_dict(),
-            "without_moments": _list_without_moments(self.model, self.optimizer),
+            "without_moments": _list_without_moments(self, self.optimizer),
             "optimizer": {
                 "numbers": {name: count.value for name, count in states.numbers.items()},
                 "groups": {name: count.value for name, count in states.groups.items()},
@@ -245,9 +254,12 @@ class TrainState:
         require(loaded)
         model = self._read(folder, MODEL, checksums, self.model.state_dict())
         ema = {} if self.ema is None else self._read(folder, EMA, checksums, self.ema.values)
+        projector: Mapping[str, Tensor] = {}
+        if self.projector is not None:
+            projector = self._read(folder, PROJECTOR, checksums, self.projector.state_dict())
         moments = read_file(folder, OPTIMIZER, checksums)
         if without is None:
-            without = _find_without_moments(self.model, moments)
+            without = _find_without_moments(self, moments)
         saved = SavedOptimizer(
             folder / OPTIMIZER,
             moments,
@@ -255,13 +267,15 @@ class TrainState:
             numbers.get("groups", {}),
             set(map(str, without)),
         )
-        form = saved.require_fit(self.model, self.optimizer, loaded.step)
+        form = saved.require_fit(self, self.optimizer, loaded.step)
 
         for entry in fields(Progress):  # in place: the monitor and the trainer hold this object
             setattr(self.progress, entry.name, getattr(loaded, entry.name))
         if scale:  # empty if the run was in a precision without a loss scale
             self.scaler.load_state_dict(scale)
         self.model.load_state_dict(model)
+        if self.projector is not None:
+            self.projector.load_state_dict(projector)
         for name, value in ema.items():
             self.ema.values[name].copy_(value)  # type: ignore[union-attr]
         saved.load(self.optimizer, form)
@@ -284,12 +298,12 @@ def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
-def _list_without_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def _list_without_moments(trained: Named, optimizer: torch.optim.Optimizer) -> list[str]:
     """Return the names of parameters that have no moments: frozen, or without a gradient so far."""
-    return [name for name, p in model.named_parameters() if p not in optimizer.state]
+    return [name for name, p in trained.named_parameters() if p not in optimizer.state]
 
 
-def _find_without_moments(model: nn.Module, moments: Mapping[str, Tensor]) -> list[str]:
+def _find_without_moments(trained: Named, moments: Mapping[str, Tensor]) -> list[str]:
     """Return the same of a file that an older deitctl wrote, which listed none."""
     owners = {name.rpartition(".")[0] for name in moments}
-    return [name for name, _ in model.named_parameters() if name not in owners]
+    return [name for name, _ in trained.named_parameters() if name not in owners]

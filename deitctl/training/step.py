@@ -6,20 +6,21 @@ Letters: B images, K classes, H and W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deitctl import rng
 from deitctl.config import DistillConfig, OptimConfig, Recipe
 from deitctl.data.batch_transforms import normalize, random_erase, student_affine, to_model_channels
 from deitctl.data.loader import Batch
-from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
+from deitctl.data.mixup import MixGroup, mix_images, mix_targets, pair_indices, sample_mixup
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.cached_teacher import CachedTeacher
-from deitctl.distillation.targets import teacher_targets
+from deitctl.distillation.targets import TeacherTargets, teacher_targets
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, Patience, World
 from deitctl.errors import DataError, DeitctlError
@@ -169,10 +170,10 @@ def forward_backward(
         if not num_images:
             raise DataError(f"No image of the batch can be read; the first: {reason}")
     if world.size > 1:
-        all_reduce_gradients(context, state.model, losses, counts)
+        all_reduce_gradients(context, state, losses, counts)
     if state.scaler.is_enabled():
         state.scaler.unscale_(state.optimizer)
-    grads = [p.grad for p in state.model.parameters() if p.grad is not None]
+    grads = [p.grad for _, p in state.named_parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(grads)
     return StepStats(losses, grad_norm, num_images, unreadable, max(signums), any(saves))
 
@@ -222,13 +223,13 @@ def _halve_micro_batch(context: TrainContext, state: TrainState, reporter: Repor
 
 
 def all_reduce_gradients(
-    context: TrainContext, model: nn.Module, losses: dict[str, Tensor], counts: tuple[int, ...]
+    context: TrainContext, state: TrainState, losses: dict[str, Tensor], counts: tuple[int, ...]
 ) -> None:
     """Sum gradients and losses over the processes, and average the statistics of batch norms.
 
     Args:
         context: of the run.
-        model: whose gradients.
+        state: whose gradients.
         losses: of this process; replaced by those of the global batch.
         counts: readable images of each process.
     """
@@ -236,7 +237,7 @@ def all_reduce_gradients(
     # runs out in one process then cannot leave the others waiting inside a collective,
     # micro-batches need no special case, and heads that a loss leaves out need no search for unused
     # parameters.
-    world, named = context.world, list(model.named_parameters())
+    world, named = context.world, list(state.named_parameters())
     if 0 in counts:  # a process without an image has no gradients, and must still join the sum
         with_grad = [n for n, p in named if p.grad is not None]
         trained = {name for names in world.all_gather_object(with_grad) for name in names}
@@ -255,7 +256,7 @@ def all_reduce_gradients(
         torch._foreach_mul_(grads, correction)
         values *= correction
     losses.update(zip(order, values, strict=True))
-    batch_norms = [m for m in model.modules() if is_batch_norm(m) and m.training]
+    batch_norms = [m for m in state.model.modules() if is_batch_norm(m) and m.training]
     if stats := [b for m in batch_norms for b in m.buffers() if b.is_floating_point()]:
         world.all_reduce_(stats)
         torch._foreach_div_(stats, world.size)
@@ -269,9 +270,9 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     timm's models draw by themselves (dropout, stochastic depth) depends on the micro-batch too.
     """
     recipe, device, step = context.recipe, context.device, state.progress.step
-    kd_targets = None
+    taught = None
     if context.cached_teacher is not None:
-        kd_targets = device.to_device(context.cached_teacher(batch))
+        taught = place_targets(context.cached_teacher(batch), device)
     images = normalize(device.to_device(batch.images), context.preprocessing)
     if context.uses_student_affine:
         images = student_affine(images, batch.keys, recipe.augment, context.seed)
@@ -302,24 +303,50 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     # slot 1 where the image of slot 0 is unreadable.
     scope = (context.seed, "step", step, *(() if slots[0] < 2 else (slots[0],)))
     with rng.scope(*scope), device.autocast():
-        if kd_targets is not None:
-            kd_targets = mix_targets(kd_targets, groups, partners)
+        if taught is not None:
+            taught = _mix(taught, groups, partners)
         elif context.teacher is not None and context.distill is not None:
-            logits = context.teacher(images).logits
-            assert logits is not None
-            kd_targets = teacher_targets(
-                logits, context.distill.mode, context.distill.tau, context.teacher.is_multilabel
-            )
+            taught = teach(context.teacher, images, context.distill)
+        else:
+            taught = TeacherTargets(None)
         images = to_model_channels(images, context.preprocessing.in_chans)
         return context.objective(
-            state.model, StudentBatch(images, targets, kd_targets, mask, labeled=labeled)
+            state.model,
+            StudentBatch(images, targets, taught.labels, mask, taught.features, labeled),
         )
+
+
+def teach(teacher: Teacher, images: Tensor, distill: DistillConfig) -> TeacherTargets:
+    """Return what a student learns of mixed images [B,C,H,W] from its teacher, as they are computed."""
+    logits, features = teacher(images)
+    labels = None
+    if distill.label_mode:
+        assert logits is not None
+        labels = teacher_targets(logits, distill.label_mode, distill.tau, teacher.is_multilabel)
+    return TeacherTargets(labels, () if features is None else (features.float(),))
+
+
+def place_targets(targets: TeacherTargets, device: Device) -> TeacherTargets:
+    """Return targets on a device."""
+    labels = None if targets.labels is None else device.to_device(targets.labels)
+    return TeacherTargets(labels, tuple(device.to_device(f) for f in targets.features))
+
+
+def _mix(targets: TeacherTargets, groups: Sequence[MixGroup], partners: Tensor) -> TeacherTargets:
+    """Mix targets in the proportion in which their images are mixed.
+
+    Features too: that is no feature of the mixed image, which VkD's released code computes, as
+    `--teacher-input mixed` does, and nothing could be cached.
+    """
+    labels = targets.labels
+    labels = None if labels is None else mix_targets(labels, groups, partners)
+    return TeacherTargets(labels, tuple(mix_targets(f, groups, partners) for f in targets.features))
 
 
 def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_norm: Tensor) -> None:
     """Clip the gradients, whose norm is `grad_norm`, and update weights and EMA."""
     set_learning_rate(state.optimizer, lr)
-    clip_gradients(state.model, context.recipe.optim, grad_norm)
+    clip_gradients(state, context.recipe.optim, grad_norm)
     with seeded(state.optimizer, context.seed, "optimizer", state.progress.step):
         state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -328,21 +355,21 @@ def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_nor
         state.ema.update(state.model, step, total_steps=context.schedule_steps(step))
 
 
-def clip_gradients(model: nn.Module, config: OptimConfig, grad_norm: Tensor) -> None:
+def clip_gradients(state: TrainState, config: OptimConfig, grad_norm: Tensor) -> None:
     """Make gradients smaller that are larger than `clip_grad`, by `clip_mode`, as timm's
     `dispatch_clip_grad`; `grad_norm` is the norm of all."""
     limit = config.clip_grad
     if not limit:
         return
+    named = list(state.named_parameters())
     if config.clip_mode == "norm":
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, grad_norm)
+        torch.nn.utils.clip_grads_with_norm_([p for _, p in named], limit, grad_norm)
     elif config.clip_mode == "value":
-        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+        torch.nn.utils.clip_grad_value_([p for _, p in named], limit)
     else:
         from timm.utils import adaptive_clip_grad  # type: ignore[attr-defined]
 
         # As in the paper (arXiv 2102.06171 §4.1), not the classifier.
-        heads = tuple(f"{name}." for name in describe_layers(model)["classifier"])
-        named = model.named_parameters()
+        heads = tuple(f"{name}." for name in describe_layers(state.model)["classifier"])
         clipped = [p for name, p in named if not name.startswith(heads)]
         adaptive_clip_grad(clipped, limit)  # type: ignore[no-untyped-call]
