@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,19 @@ from torch import Tensor
 from deitctl.records import to_json
 from deitctl.settings import flatten
 
+if TYPE_CHECKING:
+    from deitctl.training.recorded_run import RecordedRun
+    from deitctl.training.trainer import Trainer
+
 PLACE = ("kind", "step", "epoch")
 TIMES = ("seconds", "images_per_second")
 """What no two runs have in common."""
 OF_RESULT = (*TIMES, "run", "schema_version", "teacher.folder")
 """The same of a result."""
+
+
+class EnoughCompared(BaseException):
+    """A repetition has gone far enough. No `Exception`: it is no failure, and nothing may recover from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,100 @@ class Parting:
             return f"step {self.step} (epoch {self.epoch})"
         what = {"epoch": "metrics", "weights": "weights", "result": "result"}[self.where]
         return f"the {what} of epoch {self.epoch}"
+
+
+class Comparison:
+    """Compares a training with a run while it goes on."""
+
+    def __init__(
+        self,
+        recorded: RecordedRun,
+        *,
+        to_end: bool = False,
+        last_step: int | None = None,
+        last_epoch: int | None = None,
+    ) -> None:
+        """Begin a comparison.
+
+        Args:
+            recorded: the run.
+            to_end: whether it goes on after the first parting.
+            last_step: steps after which it ends; None: no such end.
+            last_epoch: the same in epochs.
+        """
+        self.recorded, self.to_end = recorded, to_end
+        self.last_step, self.last_epoch = last_step, last_epoch
+        self.partings: list[Parting] = []
+        self.num_steps = self.num_epochs = self.num_tensors = 0
+        """Logged steps, epochs and tensors that were compared."""
+        self.has_result = False
+        self.is_whole = False
+        """Whether all that the run has was compared."""
+        self.equal_steps = 0
+        """Steps up to which all was equal."""
+
+    def attach(self, trainer: Trainer) -> None:
+        """Compare each record of a trainer when it is logged, and its weights when the run has them."""
+        self.trainer = trainer
+        trainer.run.on_record = self.compare_record
+        trainer.on_step_boundary = self.compare_state
+
+    def compare_record(self, record: Mapping[str, Any]) -> None:
+        """Compare a record of metrics.jsonl with the run's of the same step or epoch."""
+        is_step = record["kind"] == "step"
+        earlier = (
+            self.recorded.steps.get(record["step"])
+            if is_step
+            else self.recorded.epochs.get(record["epoch"])
+        )
+        if earlier is None:
+            return
+        self.num_steps, self.num_epochs = self.num_steps + is_step, self.num_epochs + (not is_step)
+        self._add(compare_records(earlier, record))
+        if not self.partings:
+            self.equal_steps = int(record["step"]) + is_step
+
+    def compare_state(self) -> None:
+        """Compare the weights that the run has of this moment.
+
+        Raises:
+            EnoughCompared: everything is, or the first parting was found.
+        """
+        progress = self.trainer.state.progress
+        epoch_end = progress.epoch * self.trainer.context.steps_per_epoch
+        for saved in self.recorded.weights:
+            step = epoch_end if saved.step is None else saved.step
+            is_wanted = self.to_end or not self.partings
+            if is_wanted and (saved.epoch, step) == (progress.epoch, progress.step):
+                tensors = self.trainer.state.weights(saved.kind)
+                self.num_tensors += len(tensors)
+                epoch = progress.epoch + (progress.step > epoch_end)
+                self._add(compare_tensors(saved.tensors, tensors, what=saved.what, epoch=epoch))
+        if self.is_over() or (self.partings and not self.to_end):
+            raise EnoughCompared
+
+    def is_over(self) -> bool:
+        """Return whether the training has come to the end of what is to be compared."""
+        progress, last, end = self.trainer.state.progress, self.recorded, self.last_epoch
+        if last.result is None:  # ends where its record does
+            self.is_whole = progress.step >= last.last_step and progress.epoch >= last.last_epoch
+        if self.last_step is not None and progress.step >= self.last_step:
+            return True
+        # The last epoch is followed by the evaluation that a finished run has.
+        is_last = progress.epoch >= self.trainer.context.recipe.epochs or progress.stopped
+        return self.is_whole or (end is not None and progress.epoch >= end and not is_last)
+
+    def compare_result(self, result: Any) -> None:
+        """Compare what the run ended with."""
+        if self.recorded.result is not None:
+            self.has_result = True
+            self._add(compare_results(self.recorded.result, result, result.epochs))
+        self.is_whole = True
+
+    def _add(self, partings: Iterable[Parting]) -> None:
+        """Keep partings, without `to_end` those of the first record alone."""
+        if self.to_end or not self.partings:
+            self.partings.extend(partings)
 
 
 def compare_records(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,7 @@ from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError, Interrupted, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import override
-from deitctl.training.comparison import (
-    Parting,
-    compare_records,
-    compare_results,
-    compare_tensors,
-)
+from deitctl.training.comparison import Comparison, EnoughCompared, Parting
 from deitctl.training.extensions import Extensions
 from deitctl.training.launch import open_run
 from deitctl.training.recorded_run import RecordedRun, read_recorded_run
@@ -32,8 +27,9 @@ from deitctl.training.reproduction_check import (
     find_differences,
     find_weight_changes,
     open_data,
+    report_differences,
+    require_unchanged,
 )
-from deitctl.training.trainer import Trainer
 
 PathLike = str | Path
 
@@ -69,92 +65,6 @@ class Reproduction:
     """First value in which they part; null if they are equal."""
     partings: list[Parting]
     """All values of the record that parts first; with `--to-end` those of all later ones too."""
-
-
-@dataclass
-class Comparison:
-    """Compares a training while it runs."""
-
-    recorded: RecordedRun
-    to_end: bool
-    last_step: int
-    """Steps after which it ends; 0: no such end."""
-    last_epoch: int
-    """Epochs after which it ends; 0: no such end."""
-    partings: list[Parting] = field(default_factory=list)
-    num_steps: int = 0
-    num_epochs: int = 0
-    num_tensors: int = 0
-    has_result: bool = False
-    equal_until: int = 0
-    """Steps done when the last record that was equal was logged."""
-
-    def attach(self, trainer: Trainer) -> None:
-        """Compare each record of a trainer when it is logged, and its weights when the run has them."""
-        self.trainer = trainer
-        trainer.run.on_record = self.compare_record
-        trainer.on_step_boundary = self.compare_state
-
-    def compare_record(self, record: Mapping[str, Any]) -> None:
-        """Compare a record of metrics.jsonl with the run's of the same step or epoch."""
-        is_step = record["kind"] == "step"
-        own = self.recorded.steps if is_step else self.recorded.epochs
-        earlier = own.get(record["step" if is_step else "epoch"])
-        if earlier is None:
-            return
-        self.num_steps, self.num_epochs = self.num_steps + is_step, self.num_epochs + (not is_step)
-        self.add(compare_records(earlier, record))
-        if not self.partings:
-            self.equal_until = int(record["step"]) + is_step
-
-    def compare_state(self) -> None:
-        """Compare the weights that the run has of this moment.
-
-        Raises:
-            _Ended: everything is compared, or enough.
-        """
-        state, progress = self.trainer.state, self.trainer.state.progress
-        epoch_end = progress.epoch * self.trainer.context.steps_per_epoch
-        for saved in self.recorded.weights:
-            at = epoch_end if saved.step is None else saved.step
-            if (saved.epoch, at) == (progress.epoch, progress.step) and (
-                self.partings == [] or self.to_end
-            ):
-                tensors = state.weights(saved.kind)
-                self.num_tensors += len(tensors)
-                epoch = progress.epoch + (progress.step > epoch_end)
-                self.add(compare_tensors(saved.tensors, tensors, what=saved.what, epoch=epoch))
-        if self.partings and not self.to_end:
-            raise _Ended
-        if self.is_over():
-            raise _Ended
-
-    def is_over(self) -> bool:
-        """Return whether the training has come to the end of what is compared."""
-        progress, recipe = self.trainer.state.progress, self.trainer.context.recipe
-        if self.last_step:
-            return progress.step >= self.last_step
-        if not self.last_epoch or self.last_epoch >= recipe.epochs:
-            # An unfinished run ends where its record does; a finished one with its evaluation.
-            last = self.recorded
-            is_past = progress.step >= last.last_step and progress.epoch >= last.last_epoch
-            return last.result is None and is_past
-        return progress.epoch >= self.last_epoch
-
-    def compare_result(self, result: Any) -> None:
-        """Compare what the run ended with."""
-        if self.recorded.result is not None:
-            self.has_result = True
-            self.add(compare_results(self.recorded.result, result, result.epochs))
-
-    def add(self, partings: Iterable[Parting]) -> None:
-        """Keep partings, without --to-end those of the first record alone."""
-        if self.to_end or not self.partings:
-            self.partings.extend(partings)
-
-
-class _Ended(BaseException):
-    """The repetition has gone far enough. No `Exception`: it is no failure, and nothing may recover from it."""
 
 
 class _EndAt:
@@ -202,49 +112,57 @@ def reproduce(
     reporter = reporter or SilentReporter()
     _require_limits(steps, epochs)
     recorded = read_recorded_run(Path(run))
-    asked = {"device": device, "precision": precision, "workers": workers}
-    config = _configure(recorded, {k: v for k, v in asked.items() if v is not None})
+    machine = {"device": device, "precision": precision, "workers": workers}
+    config = _configure(recorded, {k: v for k, v in machine.items() if v is not None})
     chosen = choose_device(config.device, config.precision)
     datasets = open_data(recorded, config, reporter)
     differences = find_differences(recorded, chosen, datasets[0])
     differences += find_data_changes(recorded, datasets, reporter)
-    _report(recorded, differences, reporter, allow_changes=allow_changes)
-    comparison = Comparison(recorded, to_end, steps or 0, epochs or 0)
-    extensions = Extensions(
-        callbacks=[_EndAt(recorded.last_epoch)] if recorded.ended_by_callback else ()
-    )
+    require_unchanged(recorded, differences, allow_changes=allow_changes)
+    report_differences(recorded, differences, reporter)
+    comparison = Comparison(recorded, to_end=to_end, last_step=steps, last_epoch=epochs)
     with _open_output(recorded, output, comparison) as folder:
         own = replace(config, output_dir=str(folder))
-        is_whole = False
-        try:
-            with open_run(
-                own, datasets, reporter, chosen, SINGLE_PROCESS, extensions, resume=False
-            ) as trainer:
-                late = find_weight_changes(recorded, trainer)
-                _report(recorded, late, reporter, allow_changes=allow_changes, is_late=True)
-                comparison.attach(trainer)
-                result = trainer.fit()
-                comparison.compare_result(result)
-                is_whole = True
-        except _Ended:
-            is_whole = comparison.recorded.result is None and not (steps or epochs)
-            is_whole = is_whole and (to_end or not comparison.partings)
+        with (
+            suppress(EnoughCompared),
+            open_run(
+                own, datasets, reporter, chosen, SINGLE_PROCESS, _end_as(recorded), resume=False
+            ) as trainer,
+        ):
+            changes = find_weight_changes(recorded, trainer)
+            require_unchanged(recorded, changes, allow_changes=allow_changes)
+            for change in changes:
+                reporter.warn(f"{change.message}.")
+            differences += changes
+            comparison.attach(trainer)
+            comparison.compare_result(trainer.fit())
+    return _summarize(comparison, differences, output)
+
+
+def _summarize(
+    comparison: Comparison, differences: list[Difference], output: PathLike | None
+) -> Reproduction:
     progress, partings = comparison.trainer.state.progress, comparison.partings
     return Reproduction(
-        run=recorded.root,
+        run=comparison.recorded.root,
         output=None if output is None else Path(output),
         is_equal=not partings,
-        is_whole=is_whole,
+        is_whole=comparison.is_whole,
         epochs=progress.epoch,
         steps=progress.step,
         num_steps_compared=comparison.num_steps,
         num_epochs_compared=comparison.num_epochs,
         num_tensors_compared=comparison.num_tensors,
         has_compared_result=comparison.has_result,
-        differences=differences + late,
+        differences=differences,
         first=partings[0] if partings else None,
         partings=partings,
     )
+
+
+def _end_as(recorded: RecordedRun) -> Extensions:
+    """Return a callback that ends the repetition where one has ended the run, if one has."""
+    return Extensions(callbacks=[_EndAt(recorded.last_epoch)] if recorded.ended_by_callback else ())
 
 
 def _require_limits(steps: int | None, epochs: int | None) -> None:
@@ -256,43 +174,15 @@ def _require_limits(steps: int | None, epochs: int | None) -> None:
         raise ConfigError("A run is reproduced by one process.", "Run it without torchrun.")
 
 
-def _configure(recorded: RecordedRun, asked: Mapping[str, Any]) -> TrainConfig:
+def _configure(recorded: RecordedRun, options: Mapping[str, Any]) -> TrainConfig:
     """Return the run's configuration on this machine: its precision, and what its memory allowed."""
     machine: dict[str, Any] = {"log": ""}
     if size := recorded.checkpoint.get("micro_batch_size"):
         machine["micro_batch_size"] = size
     # `auto` may mean another precision here.
-    if recorded.sessions and "device" not in asked:
+    if recorded.sessions and "device" not in options:
         machine["precision"] = recorded.sessions[0].precision
-    return override(recorded.config, machine | dict(asked))
-
-
-def _report(
-    recorded: RecordedRun,
-    differences: Sequence[Difference],
-    reporter: Reporter,
-    *,
-    allow_changes: bool,
-    is_late: bool = False,
-) -> None:
-    """Say what differs before the first step; raise `ConfigError` for what lets the runs part for certain."""
-    changes = [d for d in differences if d.is_change]
-    if changes and not allow_changes:
-        raise ConfigError(
-            f"{recorded.root} cannot be reproduced: {'; '.join(d.message for d in changes)}.",
-            "Put back what it was trained with, or see where they part: --allow-changes.",
-        )
-    for difference in differences:
-        reporter.warn(f"{difference.message}.")
-    if is_late:
-        return
-    if not recorded.sessions:
-        reporter.warn(
-            f"{recorded.root} does not say with which versions and threads it was trained: an earlier "
-            "version wrote it."
-        )
-    elif not differences:
-        reporter.note(f"Versions, machine and data are those of {recorded.root}.")
+    return override(recorded.config, machine | dict(options))
 
 
 @contextmanager
@@ -319,7 +209,7 @@ def _open_output(
         saved = (
             f"It has parted in {parted[0].place}."
             if parted
-            else f"Up to step {comparison.equal_until} it is equal."
+            else f"Up to step {comparison.equal_steps} it is equal."
         )
         command = f"deitctl reproduce {shlex.quote(str(recorded.root))}"
         raise Interrupted(stop.signum, command, saved) from stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deitctl.config import TrainConfig
@@ -14,6 +14,7 @@ from deitctl.data.run_data import SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.device import Device
+from deitctl.errors import ConfigError
 from deitctl.events import Reporter, track
 from deitctl.threads import DaemonThreads
 from deitctl.training.recorded_run import RecordedRun
@@ -148,3 +149,30 @@ def find_weight_changes(recorded: RecordedRun, trainer: Trainer) -> list[Differe
 
 def _describe_change(name: str, recorded: str, now: str, message: str) -> Difference:
     return Difference(name=name, recorded=recorded, now=now, is_change=True, message=message)
+
+
+def require_unchanged(
+    recorded: RecordedRun, differences: Sequence[Difference], *, allow_changes: bool
+) -> None:
+    """Raise `ConfigError` for differences by which the runs must part, unless they are allowed."""
+    changes = [difference.message for difference in differences if difference.is_change]
+    if changes and not allow_changes:
+        raise ConfigError(
+            f"{recorded.root} cannot be reproduced: {'; '.join(changes)}.",
+            "Put back what it was trained with, or see where they part: --allow-changes.",
+        )
+
+
+def report_differences(
+    recorded: RecordedRun, differences: Sequence[Difference], reporter: Reporter
+) -> None:
+    """Say in a line each what differs before the first step, or that nothing does."""
+    for difference in differences:
+        reporter.warn(f"{difference.message}.")
+    if not recorded.sessions:
+        reporter.warn(
+            f"{recorded.root} does not say with which versions and threads it was trained: an earlier "
+            "version wrote it."
+        )
+    elif not differences:
+        reporter.note(f"Versions, machine and data are those of {recorded.root}.")

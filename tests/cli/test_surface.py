@@ -33,6 +33,7 @@ COMMANDS = (
     "cache-teacher",
     "sweep",
     "runs",
+    "reproduce",
     "bench",
     "check",
     "pack",
