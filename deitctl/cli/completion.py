@@ -86,8 +86,8 @@ EXPORT_FORMATS = (
     "executorch",
     "aoti",
 )
-# The keys of sweeps.definition.PRESETS, likewise.
-PRESETS = ("deit-table3", "deit-table2")
+# The keys of sweeps.presets.PRESETS, likewise.
+PRESETS = ("deit-table3", "deit-table2", "deit-in-small")
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
 TASKS = ("auto", "classification", "multilabel")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")

@@ -72,7 +72,7 @@ def sweep(
         str,
         o.option(
             "--preset",
-            help="deit-table3: every variant of distillation; deit-table2: several teachers.",
+            help="deit-table3: every variant of distillation; deit-table2: teachers; deit-in-small: both on few digits.",
             default="",
             choices=completion.PRESETS,
         ),

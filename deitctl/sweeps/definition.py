@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deitctl.config import TrainConfig
-from deitctl.errors import ConfigError, did_you_mean
+from deitctl.errors import ConfigError
 from deitctl.paths import read_json, write_bytes
 from deitctl.settings import read_toml, to_dict
+from deitctl.sweeps.presets import TEACHER, Preset, find_preset, name_teachers
 from deitctl.sweeps.result import Method
-from deitctl.sweeps.trials import MAX_TRIALS, Trial, make_trials
+from deitctl.sweeps.trials import MAX_TRIALS, Trial, list_grid, make_trials
 from deitctl.sweeps.variation import MODE, Variation, parse_variations
 
 FILE = "sweep.toml"
-PRESETS: dict[str, tuple[str, ...]] = {
-    # DeiT Table 3: the plain model, distillation through the class head, distillation through the token
-    "deit-table3": ("distill.dist_token=false,true", "distill.mode=none,soft,hard"),
-    # DeiT Table 2: hard distillation through the token, which is the default, by teacher
-    "deit-table2": (),
-}
-"""Variations by the name of what they reproduce. The last three rows of Table 3 are the heads of its last trial."""
-MIN_TEACHERS = {"deit-table2": 2}
 MAX_RECORD = 64 * 2**20
 
 
@@ -39,6 +32,10 @@ class SweepDefinition:
     seed: int
     """The first of the runs' seeds, and that of draws."""
     preset: str = ""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Trials of a grid, where these are not all combinations."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of all runs by dotted name, where the caller sets no others."""
 
 
 def define_sweep(
@@ -65,23 +62,32 @@ def define_sweep(
     Raises:
         ConfigError: no such preset, nothing to vary, or methods that exclude each other.
     """
-    if preset and preset not in PRESETS:
-        raise ConfigError(
-            f"There is no preset {preset!r}.",
-            did_you_mean(preset, PRESETS) or f"There are: {', '.join(PRESETS)}.",
-        )
+    chosen = find_preset(preset) if preset else Preset(help="")
+    teachers = list(teachers or chosen.teachers)
     if random and optuna:
         raise ConfigError("--random and --optuna are two ways of choosing.", "Leave one out.")
     if max(random, optuna) > MAX_TRIALS:
         raise ConfigError(f"These are more than {MAX_TRIALS:,} trials.", "Draw fewer.")
-    if len(teachers) < MIN_TEACHERS.get(preset, 0):
+    if len(teachers) < chosen.min_teachers:
         raise ConfigError(
-            f"--preset {preset} compares teachers.", "Name several: --teacher A --teacher B"
+            f"--preset {preset} compares {chosen.min_teachers} teachers or more.",
+            "Name them: --teacher A --teacher B",
+        )
+    rows: list[dict[str, Any]] = []
+    if chosen.rows:
+        if random or optuna:
+            raise ConfigError(
+                f"--preset {preset} has trials of its own.", "Leave --random or --optuna out."
+            )
+        rows = _multiply(name_teachers(chosen.rows, teachers), variations, preset)
+        variations = _list_variations(rows)
+        return SweepDefinition(
+            variations, "grid", 0, num_seeds, seed, preset, rows, chosen.settings
         )
     own = {variation.name: variation for variation in variations}
-    merged = {v.name: own.get(v.name, v) for v in parse_variations(PRESETS.get(preset, ()))} | own
+    merged = {v.name: own.get(v.name, v) for v in parse_variations(chosen.variations)} | own
     if len(teachers) > 1:
-        (by_teacher,) = parse_variations({"distill.teacher": list(teachers)})
+        (by_teacher,) = parse_variations({TEACHER: teachers})
         if by_teacher.name in merged:
             raise ConfigError(
                 "The teacher is varied twice, by --vary and by several --teacher.",
@@ -97,6 +103,28 @@ def define_sweep(
         raise ConfigError("Nothing is varied.", "Example: --vary optim.lr=1e-5..1e-3:log")
     method: Method = "random" if random else "optuna" if optuna else "grid"
     return SweepDefinition(list(merged.values()), method, random or optuna, num_seeds, seed, preset)
+
+
+def _multiply(
+    rows: Sequence[Mapping[str, Any]], variations: Sequence[Variation], preset: str
+) -> list[dict[str, Any]]:
+    """Return each of a preset's rows with every combination of what the user varies."""
+    for variation in variations:
+        if any(variation.name in row for row in rows):
+            raise ConfigError(
+                f"--preset {preset} has {variation.short} in its trials.", "Vary something else."
+            )
+    grid = [trial.values for trial in list_grid(variations)]
+    return [{**row, **values} for row in rows for values in grid]
+
+
+def _list_variations(rows: Sequence[Mapping[str, Any]]) -> list[Variation]:
+    """Return the settings of trials, with the values that each of them takes."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [
+        Variation(name, tuple(dict.fromkeys(row[name] for row in rows if name in row)))
+        for name in names
+    ]
 
 
 def write_definition(output: Path, definition: SweepDefinition, config: TrainConfig) -> None:

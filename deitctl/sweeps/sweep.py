@@ -40,7 +40,7 @@ from deitctl.sweeps.run_process import RunProcess, write_waiting
 from deitctl.sweeps.run_queue import QueuedRun, RunQueue, StartRun
 from deitctl.sweeps.slurm import require_replaceable, write_sbatch
 from deitctl.sweeps.trial_configs import TrialConfigs, place_run
-from deitctl.sweeps.trials import Trial, draw_trials, list_grid
+from deitctl.sweeps.trials import Trial, draw_trials, list_grid, make_trials
 from deitctl.training.configure import add_tags
 from deitctl.training.run_dir import Run
 
@@ -110,7 +110,7 @@ class Sweep:
     def _list_known_trials(self) -> list[Trial]:
         d = self.definition
         if d.method == "grid":
-            return list_grid(d.variations)
+            return make_trials(d.variations, d.rows) if d.rows else list_grid(d.variations)
         if d.method == "random":
             trials = draw_trials(d.variations, d.num_trials, d.seed)
             if len(trials) < d.num_trials:

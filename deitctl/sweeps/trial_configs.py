@@ -42,7 +42,8 @@ class TrialConfigs:
         self._settings, self._overrides = dict(settings), dict(overrides)
         self._reporter = reporter
         self.has_teacher = has_teacher(settings, variations)
-        self._opens_again = bool({v.name for v in variations} & set(Source.__dataclass_fields__))
+        varied = {v.name.removeprefix("distill.") for v in variations}
+        self._opens_again = bool(varied & set(Source.__dataclass_fields__))
         self._datasets: tuple[ImageDataset, ImageDataset] | None = None
         self.num_images = 0
         """Validation images; of folds those of all together."""

@@ -283,7 +283,7 @@ def test_the_shell_completes_values_that_exist(line: str, value: str) -> None:
 
 def test_completed_values_are_those_that_there_are() -> None:
     from deitctl.exporters.formats import FORMATS
-    from deitctl.sweeps.definition import PRESETS
+    from deitctl.sweeps.presets import PRESETS
 
     assert set(completion.EXPORT_FORMATS) == set(FORMATS)
     assert set(completion.PRESETS) == set(PRESETS)
@@ -352,7 +352,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["sweep", "digits"], 1, "Nothing is varied. Name it, --vary"),
         (["sweep", "digits", "--vary", "optim.lr"], 2, "'optim.lr' is not key=values"),
         (["sweep", "digits", "--vary", "optim.lrr=1"], 2, "Did you mean 'optim.lr'"),
-        (["sweep", "digits", "--preset", "table3"], 2, "There are: deit-table3, deit-table2"),
+        (["sweep", "digits", "--preset", "table3"], 2, "There are: deit-table3, deit-table2, deit-in-small"),
         (["runs", "/nowhere"], 1, "There is no folder '/nowhere'"),
         (["runs", "/nowhere", "--compare"], 1, "Name two: deitctl runs A B"),
         (["bench", "/nowhere"], 1, "There is no dataset '/nowhere'"),

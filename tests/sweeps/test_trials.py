@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from deitctl.errors import ConfigError
-from deitctl.sweeps.definition import PRESETS
+from deitctl.sweeps.definition import SweepDefinition, define_sweep
 from deitctl.sweeps.optuna_trials import suggest_trial
-from deitctl.sweeps.trials import Trial, draw_trials, list_grid
+from deitctl.sweeps.presets import PRESETS
+from deitctl.sweeps.trials import Trial, draw_trials, list_grid, make_trials
 from deitctl.sweeps.variation import parse_variations
 
 
@@ -28,7 +31,9 @@ def test_a_grid_has_every_combination() -> None:
 
 def test_the_preset_of_table_3_has_its_rows_in_its_order() -> None:
     """DeiT Table 3: none, usual, hard, token soft, token hard."""
-    rows = [trial.values for trial in list_grid(parse_variations(PRESETS["deit-table3"]))]
+    rows = [
+        trial.values for trial in list_grid(parse_variations(PRESETS["deit-table3"].variations))
+    ]
     assert [(r["distill.mode"], r.get("distill.dist_token")) for r in rows] == [
         ("none", None),
         ("soft", False),
@@ -36,6 +41,33 @@ def test_the_preset_of_table_3_has_its_rows_in_its_order() -> None:
         ("soft", True),
         ("hard", True),
     ]
+
+
+def test_a_preset_of_rows_trains_these_alone_with_the_teachers_that_are_named() -> None:
+    def define(**changes: Any) -> SweepDefinition:
+        options: dict[str, Any] = {
+            "variations": [],
+            "preset": "deit-in-small",
+            "teachers": [],
+            "random": 0,
+            "optuna": 0,
+            "num_seeds": 3,
+            "seed": 0,
+        }
+        return define_sweep(**(options | changes))
+
+    own = define(teachers=["a", "b", "c"], variations=parse_variations(["epochs=1,2"]))
+    trials = make_trials(own.variations, own.rows)
+    assert len(trials) == 2 * len(PRESETS["deit-in-small"].rows)
+    assert trials[0].values == {"distill.mode": "none", "recipe.epochs": 1}
+    assert {t.values["distill.teacher"] for t in trials[2:]} == {"a", "b", "c"}
+    by_default = define()
+    assert by_default.settings["fraction"] == 0.1
+    assert by_default.rows[1]["distill.teacher"] == "resnet10t"
+    with pytest.raises(ConfigError, match="has distill.mode in its trials"):
+        define(variations=parse_variations(["distill.mode=hard"]))
+    with pytest.raises(ConfigError, match="compares 3 teachers"):
+        define(teachers=["a"])
 
 
 def test_a_trial_without_a_teacher_is_one_whatever_the_teachers_settings() -> None:
