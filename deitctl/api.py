@@ -426,7 +426,8 @@ def sweep(
         seeds: runs of each combination, with the seed and those after it.
         random: combinations to draw; 0: all of them.
         optuna: combinations that Optuna suggests by the results so far; 0: none.
-        preset: `deit-table3` or `deit-table2`, the paper's comparisons; empty: none.
+        preset: `deit-table3` or `deit-table2`, the paper's comparisons, or `deit-in-small`, both on a few digits;
+            empty: none.
         jobs: runs at once, each a process.
         teacher: one, or several to compare.
         output: folder of the runs; None: runs/sweep-DATA.
@@ -478,7 +479,8 @@ def sweep(
         seed=int(request.settings.get("seed", 0)),
     )
     folder = output or Path("runs") / f"{preset or 'sweep'}-{Path(data or 'digits').name}"
-    runs = Sweep(definition, request.settings, request.overrides, Path(folder), request.reporter)
+    chosen = {**definition.settings, **request.settings}
+    runs = Sweep(definition, chosen, request.overrides, Path(folder), request.reporter)
     if slurm and not dry_run:
         runs.write_slurm(Path(slurm), command=command or "deitctl sweep", num_jobs=jobs)
     elif not (dry_run or collect):
