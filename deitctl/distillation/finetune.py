@@ -12,6 +12,7 @@ from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import BUILT_IN
+from deitctl.data.unlabeled import select_labeled
 from deitctl.distillation.teacher_size import stretch_crops
 from deitctl.distillation.teacher_weights import hash_json, identify_teacher, strip_tag
 from deitctl.errors import TeacherError
@@ -22,7 +23,13 @@ from deitctl.models import catalog
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.sources import list_weight_files
 from deitctl.paths import DiskError, refuse_links
-from deitctl.recipes import FULL_FINETUNE_IMAGES, fit_to_data, get_finetune_recipe, stamp_recipe
+from deitctl.recipes import (
+    FULL_FINETUNE_IMAGES,
+    fit_to_data,
+    get_finetune_recipe,
+    give_steps,
+    stamp_recipe,
+)
 
 TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
 """Trains into the config's output folder, or resumes or finds the run; returns its result record."""
@@ -111,6 +118,7 @@ def choose_training(
     if model_config is None:
         recipe = get_finetune_recipe("scratch", built_in=built_in)
         size = distill.teacher_img_size or recipe.img_size
+        recipe = give_steps(recipe, len(select_labeled(train).labels))
         return "scratch", stretch_crops(replace(recipe, img_size=size))
     is_usable = not distill.label_mode or has_classes(model_config, train)
     if is_usable and distill.finetune_teacher in ("auto", "none"):

@@ -8,6 +8,7 @@ from deitctl.recipes.data_fit import (
     OTHERS_LAYER_DECAY,
     WARMUP_FRACTION,
     fit_to_data,
+    give_steps,
 )
 from deitctl.recipes.distillation import (
     DIGITS_STUDENT,
@@ -80,6 +81,7 @@ __all__ = [
     "get_finetune_recipe",
     "get_recipe",
     "get_table",
+    "give_steps",
     "read_file_settings",
     "stamp_recipe",
     "stamp_views",
