@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deitctl.data.own_augmentation import Augmentation
     from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
+    from deitctl.distillation.rank import TeacherRanking
     from deitctl.evaluation.multilabel_result import Result
     from deitctl.evaluation.results import EvalResults
     from deitctl.profiling.bench_result import BenchResult
@@ -400,6 +401,78 @@ def verify_teacher_cache(
     )
 
 
+def rank_teachers(
+    data: PathLike = "",
+    teachers: Sequence[PathLike] = (),
+    *,
+    recipe: PathLike | None = None,
+    img_size: ImageSize | None = None,
+    task: TaskChoice | None = None,
+    split_seed: int | None = None,
+    fraction: float | None = None,
+    group_by: str | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    image_folder: PathLike | None = None,
+    value_range: str | None = None,
+    teacher_img_size: ImageSize | None = None,
+    mode: Literal["hard", "soft", "features", "features+hard", "features+soft"] | None = None,
+    view_seed: int | None = None,
+    logits_topk: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    views: int = 2,
+    num_images: int = 256,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> TeacherRanking:
+    """Compare teachers before one is chosen: accuracy, what they say about training views, agreement and cost.
+
+    None is trained, so a teacher of other classes gives features alone; one that fails is a row with the reason.
+
+    Args:
+        data: as `distill`, and so are the keywords that are not here.
+        teachers: models, or `NAME=FILE` of an architecture and its weights.
+        img_size: of the student's input, whose ratio of height and width the teachers take.
+        views: of each sampled training image.
+        num_images: training images to sample, at most.
+
+    Raises:
+        ConfigError: no teacher is named.
+    """
+    named = {k: v for k, v in locals().items() if k not in ("teachers", "views", "num_images")}
+    from deitctl.checks.preflight import warn_about_classes
+    from deitctl.data.open import BUILT_IN, open_for_training
+    from deitctl.distillation.rank import rank_teachers as rank
+    from deitctl.profiling.flops import count_flops
+    from deitctl.training.configure import make_absolute, name_source
+
+    require_positive(views=views, num_images=num_images)
+    if not teachers:
+        raise ConfigError("No teacher is named.", "Name one or more: a model, or NAME=FILE.")
+    request = _collect({**named, "teacher_input": "unmixed"})
+    chosen = make_absolute(request.settings) | request.overrides
+    source = name_source(str(chosen.get("data") or BUILT_IN), chosen)
+    datasets = open_for_training(source, reporter=request.reporter)
+    warn_about_classes(source.ref, *datasets, request.reporter)
+
+    def configure(name: str, weights: str) -> TrainConfig:
+        teacher = {"teacher": name, "teacher_weights": weights, "finetune_teacher": "none"}
+        settings = {**named, **teacher, "teacher_input": "unmixed"}
+        return _configure(_collect(settings, distilled=True), datasets)[0]
+
+    return rank(
+        [str(teacher) for teacher in teachers],
+        datasets,
+        configure,
+        lambda model, size, chans: count_flops(model, size, chans).forward,
+        num_images=num_images,
+        num_views=views,
+        reporter=request.reporter,
+    )
+
+
 def sweep(
     data: PathLike = "",
     *,
@@ -659,6 +732,12 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
             settings[name] = convert(value, str, keyword) if name in texts else value
         else:
             overrides[keyword] = value
+    unlabelled = (settings | overrides).get("distill.unlabelled")
+    if unlabelled and not distilled and not arguments.get("resume"):
+        raise ConfigError(
+            f"--unlabelled {unlabelled} names images that a teacher labels, and there is none.",
+            "Leave it out, or name a teacher: deitctl distill --teacher NAME.",
+        )
     auto = str(settings.get("recipe.batch_size")).lower() == AUTO
     if auto:
         del settings["recipe.batch_size"]

@@ -171,6 +171,7 @@ def open_for_training(
         DataError: nothing is there, a split or a second class is missing, the classes do not match,
             or images of the continued run are gone.
     """
+    _require_rest(source)
     data = _open_to_train(source, reporter)
     parts = data.list_parts()
     train: ImageDataset
@@ -222,6 +223,14 @@ def open_for_training(
     return train, val
 
 
+def _require_rest(source: Source) -> None:
+    if source.unlabelled == REST and source.fraction == 1:
+        raise DataError(
+            f"--unlabelled {REST} is the training images that --fraction leaves out, and it leaves out none.",
+            "Add --fraction 0.1 for example, or name a folder.",
+        )
+
+
 def _open_unlabeled(
     source: Source, name: str, train: ImageDataset, val: ImageDataset, reporter: Reporter
 ) -> ImageDataset:
@@ -235,6 +244,8 @@ def _open_unlabeled(
 
     images = open_unlabeled(ref, open_labeled, reporter)
     images = leave_duplicates_out(images, val, ref, reporter)
+    if not len(images.labels):
+        raise DataError(f"All images of --unlabelled {ref} are validation images.", "Name others.")
     require_images(images, "unlabelled", ref, reporter)
     reporter.note(
         f"{len(train.labels):,} training images of {name} have labels, {len(images.labels):,} of {ref} have "
@@ -245,6 +256,7 @@ def _open_unlabeled(
 
 def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
     """Return the images of all folds of a source; raise `DataError` as `open_for_training`."""
+    _require_rest(source)
     data = _open_to_train(source, reporter)
     if not data.list_parts().keys() & {"", "train"}:
         open_for_training(replace(source, folds=0), reporter=reporter)  # says what is missing

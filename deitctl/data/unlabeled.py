@@ -26,7 +26,8 @@ MAX_COMPARED = 4 * 2**30
 
 def find_labeled(labels: Labels) -> NDArray[np.bool_]:
     """Return which images have labels, [N]; of several labels one without any may have that for its label."""
-    return labels >= 0 if labels.ndim == 1 else ~(labels < 0).any(axis=1)
+    is_labeled: NDArray[np.bool_] = labels >= 0
+    return is_labeled if labels.ndim == 1 else is_labeled.all(axis=1)  # type: ignore[return-value]
 
 
 def count_unlabeled(dataset: ImageDataset) -> int:
