@@ -7,18 +7,23 @@ from dataclasses import dataclass
 
 from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset, name_labels
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_model, fingerprint_split
 from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import SplitRows, read_run_data
-from deitctl.data.splits import list_relative_paths
 from deitctl.data.transforms import VIEWS_VERSION
+from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, track
 from deitctl.threads import DaemonThreads
 from deitctl.training.recorded_run import RecordedRun
-from deitctl.training.resumption import describe_change, name_first, restore_spelling
+from deitctl.training.resumption import (
+    describe_change,
+    has_rows,
+    name_first,
+    restore_spelling,
+)
 from deitctl.training.session import MACHINE_FIELDS, describe_machine
 from deitctl.training.trainer import Trainer
 
@@ -86,27 +91,23 @@ def find_data_changes(
 ) -> list[Difference]:
     """Return how the images differ from those that the run began with: names, labels, split, contents."""
     train, val = datasets
+    labeled = select_labeled(train)
     run_data = read_run_data(recorded.root)
     rows = None if run_data is None else run_data.rows
     now, began = fingerprint_split(train, val), str(recorded.checkpoint.get("data_fingerprint", ""))
-    if rows is None:
-        change = "other images, labels or split" if began not in ("", now) else ""
-    elif not _are_same_rows(rows, train, val):
-        change = describe_change(rows, train, val)
-    else:
-        changed = list(_list_changed(rows, datasets, reporter))
-        change = f"images with other contents: {name_first(changed)}" if changed else ""
+    change = ""
+    if rows is not None and not has_rows(rows, labeled, val):
+        change = describe_change(rows, labeled, val)
+    elif began not in ("", now):
+        are_unlabeled = rows is not None and labeled is not train
+        kind = "images without labels" if are_unlabeled else "images, labels or split"
+        change = f"it has other {kind}"
+    elif rows is not None and (changed := list(_list_changed(rows, (labeled, val), reporter))):
+        change = f"images with other contents: {name_first(changed)}"
     if not change:
         return []
     message = f"{recorded.config.data} is not the data that it began with: {change}"
     return [Difference(name="data", recorded=began, now=now, is_change=True, message=message)]
-
-
-def _are_same_rows(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> bool:
-    paths = [*list_relative_paths(train), *list_relative_paths(val)]
-    labels = [*name_labels(train), *name_labels(val)]
-    splits = ["train"] * len(train.labels) + ["val"] * len(val.labels)
-    return (list(rows.paths), list(rows.labels), list(rows.splits)) == (paths, labels, splits)
 
 
 def _list_changed(rows: SplitRows, datasets: Datasets, reporter: Reporter) -> Iterator[str]:

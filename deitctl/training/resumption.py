@@ -172,7 +172,7 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
             if rows is None
             else describe_change(rows, labeled, setup.val)
         )
-        if labeled is not setup.train and rows is not None and _has_rows(rows, labeled, setup.val):
+        if labeled is not setup.train and rows is not None and has_rows(rows, labeled, setup.val):
             change = (
                 f"of its {num_train - len(labeled.labels):,} images without labels, before "
                 f"{num_before - len(labeled.labels):,}, some are others"
@@ -185,7 +185,7 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
         _warn_of_contents(trainer, rows)
 
 
-def _has_rows(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> bool:
+def has_rows(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> bool:
     """Return whether images, in order and with their labels, are those of a run's rows."""
     paths = [*list_relative_paths(train), *list_relative_paths(val)]
     return list(rows.paths) == paths and list(rows.labels) == [

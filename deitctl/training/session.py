@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deitctl.training.trainer import Trainer
 
 FILE = "sessions.jsonl"
-PACKAGES = ("torch", "timm", "numpy", "pillow")
+PACKAGES = ("timm", "numpy", "pillow")
 MAX_BYTES = 1 << 26
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -88,6 +88,7 @@ def describe_machine(device: Device, num_processes: int, *, is_in_memory: bool) 
     return {
         "deitctl": deitctl.__version__,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),
         **{name: _find_version(name) for name in PACKAGES},
         "jpeg_decoder": "" if is_in_memory else load_jpeg_decoder().name,
         "device": str(device.torch_device),
