@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_overloads, overload
 
+from deitctl.config import TEACHER_SETTINGS
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import convert, dotted_name, list_options
@@ -22,7 +23,14 @@ from deitctl.sizes import ImageSize
 if TYPE_CHECKING:
     from torch.utils.data import Dataset as TorchDataset
 
-    from deitctl.config import ModeChoice, SelectChoice, TaskChoice, TrainConfig
+    from deitctl.config import (
+        FinetuneChoice,
+        ModeChoice,
+        RoleChoice,
+        SelectChoice,
+        TaskChoice,
+        TrainConfig,
+    )
     from deitctl.data.dataset import ImageDataset
     from deitctl.data.folds import FoldedData
     from deitctl.data.own_augmentation import Augmentation
@@ -178,7 +186,7 @@ def distill(
 def distill(
     data: Data = "",
     *,
-    teacher: PathLike | CallableTeacher | None = None,
+    teacher: PathLike | CallableTeacher | Sequence[PathLike | CallableTeacher] | None = None,
     student: PathLike | None = None,
     recipe: PathLike | None = None,
     epochs: int | None = None,
@@ -195,10 +203,11 @@ def distill(
     image_folder: PathLike | None = None,
     value_range: str | None = None,
     output: PathLike | None = None,
-    teacher_weights: PathLike | None = None,
-    teacher_classes: PathLike | None = None,
-    teacher_img_size: ImageSize | None = None,
-    finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
+    teacher_weights: PathLike | list[PathLike] | None = None,
+    teacher_role: RoleChoice | list[RoleChoice] | None = None,
+    teacher_classes: PathLike | list[PathLike] | None = None,
+    teacher_img_size: ImageSize | list[ImageSize] | None = None,
+    finetune_teacher: FinetuneChoice | list[FinetuneChoice] | None = None,
     mode: ModeChoice | Literal["none"] | None = None,
     feature_loss: Literal["vkd", "cosine", "mse"] | None = None,
     feature_weight: float | None = None,
@@ -211,7 +220,7 @@ def distill(
     views: int | None = None,
     view_seed: int | None = None,
     logits_topk: int | None = None,
-    teacher_cache: PathLike | None = None,
+    teacher_cache: PathLike | list[PathLike] | None = None,
     unlabelled: PathLike | None = None,
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
@@ -253,8 +262,8 @@ def distill(data: Data = "", **settings: Any) -> TrainResult | FoldsResult:
 
     Args:
         data: as `train`.
-        teacher: model, or function as a `CallableTeacher`, that gives the soft or hard targets; its other keywords
-            are those of `deitctl distill`.
+        teacher: model, or function as a `CallableTeacher`, that gives the targets; its other keywords are those of
+            `deitctl distill`. Several in a list: their labels are averaged; settings of each are lists too.
         student: a DeiT, which gets a distillation token, or any timm model.
         recipe: as `train`, and so are the others.
         reporter: as `train`.
@@ -326,7 +335,7 @@ def replay(
 def cache_teacher(
     data: PathLike = "",
     *,
-    teacher: PathLike | None = None,
+    teacher: PathLike | Sequence[PathLike] | None = None,
     student: PathLike | None = None,
     recipe: PathLike | None = None,
     epochs: int | None = None,
@@ -339,17 +348,18 @@ def cache_teacher(
     fold: int | None = None,
     image_folder: PathLike | None = None,
     value_range: str | None = None,
-    teacher_weights: PathLike | None = None,
-    teacher_classes: PathLike | None = None,
-    teacher_img_size: ImageSize | None = None,
-    finetune_teacher: Literal["auto", "head", "full", "scratch", "none"] | None = None,
+    teacher_weights: PathLike | list[PathLike] | None = None,
+    teacher_role: RoleChoice | list[RoleChoice] | None = None,
+    teacher_classes: PathLike | list[PathLike] | None = None,
+    teacher_img_size: ImageSize | list[ImageSize] | None = None,
+    finetune_teacher: FinetuneChoice | list[FinetuneChoice] | None = None,
     mode: ModeChoice | None = None,
     feature_pool: Literal["auto", "cls", "avg"] | None = None,
     tau: float | None = None,
     views: int | None = None,
     view_seed: int | None = None,
     logits_topk: int | None = None,
-    teacher_cache: PathLike | None = None,
+    teacher_cache: PathLike | list[PathLike] | None = None,
     unlabelled: PathLike | None = None,
     allow_weak_teacher: bool | None = None,
     pretrained: bool | None = None,
@@ -728,8 +738,11 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
         if keyword in NO_SETTINGS or value is None or value == "":
             continue
         if keyword in keywords:
-            name, value = keywords[keyword], str(value) if isinstance(value, Path) else value
-            settings[name] = convert(value, str, keyword) if name in texts else value
+            name = keywords[keyword]
+            if name in TEACHER_SETTINGS and isinstance(value, list):  # of several teachers
+                settings[name] = [_spell(part, name in texts, keyword) for part in value]
+            else:
+                settings[name] = _spell(value, name in texts, keyword)
         else:
             overrides[keyword] = value
     unlabelled = (settings | overrides).get("distill.unlabelled")
@@ -753,6 +766,12 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
         _more_epochs(arguments),
         str(arguments.get("config") or ""),
     )
+
+
+def _spell(value: Any, is_text: bool, keyword: str) -> Any:
+    """Return a setting's value as a configuration has it: a path as a text."""
+    value = str(value) if isinstance(value, Path) else value
+    return convert(value, str, keyword) if is_text else value
 
 
 def _take_objects(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Extensions]:
@@ -783,6 +802,16 @@ def _take_objects(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Ex
         data = None
     else:
         del rest["data"]
+    if isinstance(teacher, list | tuple):
+        own = [part for part in teacher if isinstance(part, CallableTeacher)]
+        if len(own) > 1:
+            raise ConfigError(
+                "Several teachers of the caller's are one function: let it average their logits.",
+                "Pass one CallableTeacher, beside teachers by name.",
+            )
+        if own:
+            functions["teacher"] = own[0]
+        rest["teacher"] = [p.name if isinstance(p, CallableTeacher) else p for p in teacher]
     if isinstance(teacher, CallableTeacher):
         functions["teacher"], rest["teacher"] = teacher, teacher.name
     return rest, data, Extensions(draw_figures=_draw_figures, **functions)

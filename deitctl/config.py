@@ -7,8 +7,8 @@ of the command line follow from it (`cli/options.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, cast
 
 from deitctl.sizes import ImageSize
 
@@ -36,6 +36,13 @@ TaskChoice = Literal["auto", "classification", "multilabel"]
 """One label an image, or several; auto, before the data is opened: as the data has them."""
 ModeChoice = Literal["hard", "soft", "features", "features+hard", "features+soft"]
 """What a student learns from its teacher: labels, features, or both."""
+FinetuneChoice = Literal["auto", "head", "full", "scratch", "none"]
+"""How a teacher is trained on the data first."""
+RoleChoice = Literal["auto", "labels", "features", "both"]
+"""What of a teacher a student learns, as far as the mode has it; auto: all of it."""
+AVERAGE_TAU = 3.0
+"""Temperature at which labels that are averaged over teachers are stored for hard labels, which do not depend on it:
+that of soft distillation (DeiT section 5.2), whose stored labels serve both."""
 TEACHER_DEFAULT = "regnety_002 on digits; regnety_160 where --teacher-weights is given"
 RECIPE = "the recipe's"
 
@@ -475,13 +482,38 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A teacher beside the first; its settings are those of the first in `DistillConfig`, by the same names."""
+
+    teacher: str
+    teacher_weights: str = ""
+    teacher_role: RoleChoice = "auto"
+    teacher_classes: str = ""
+    teacher_img_size: ImageSize = 0
+    finetune_teacher: FinetuneChoice = "auto"
+    teacher_cache: str = ""
+
+
+TEACHER_SETTINGS = tuple(f"distill.{field.name}" for field in fields(TeacherConfig))
+"""Settings of each teacher, of which several teachers have several values."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """A teacher, and how a student learns from it."""
+    """A teacher, or several, and how a student learns from them."""
 
     teacher: Annotated[str, Option(MODEL_HELP, EVERYDAY, TEACHER_DEFAULT)]
     teacher_weights: Annotated[
         str, Option("Weights file of a teacher named by architecture.", TEACHER)
     ] = ""
+    teacher_role: Annotated[
+        RoleChoice,
+        Option(
+            "What of a teacher is learned, of several: labels, features, both, or auto: features of those without a "
+            "classifier, labels of the others.",
+            TEACHER,
+        ),
+    ] = "auto"
     mode: Annotated[
         ModeChoice,
         Option(
@@ -514,7 +546,7 @@ class DistillConfig:
         Option("Distill into the class head, without a token.", TEACHER, flag="--no-dist-token"),
     ]
     finetune_teacher: Annotated[
-        Literal["auto", "head", "full", "scratch", "none"],
+        FinetuneChoice,
         Option(
             "Train the teacher first: its head, full (all of it) or from scratch; auto: if its classes differ; none.",
             TEACHER,
@@ -586,6 +618,7 @@ class DistillConfig:
         ),
     ] = False
     features: FeatureConfig = FeatureConfig()
+    more_teachers: tuple[TeacherConfig, ...] = ()
 
     @property
     def label_mode(self) -> Literal["hard", "soft", ""]:
@@ -599,6 +632,27 @@ class DistillConfig:
     def uses_features(self) -> bool:
         """Whether the student learns the teacher's features."""
         return self.mode.startswith("features")
+
+    def list_teachers(self) -> tuple[DistillConfig, ...]:
+        """Return a configuration of each teacher as if it were alone, in the mode of its role.
+
+        Labels that are averaged are soft ones, of which hard ones follow; so they have the cache that a
+        run of this teacher alone has in mode soft.
+        """
+        if not self.more_teachers:
+            return (self,)
+        alone = [replace(self, more_teachers=())]
+        alone += [replace(alone[0], **vars(teacher)) for teacher in self.more_teachers]
+        label_mode: str = self.label_mode
+        averages = label_mode and sum(a.teacher_role != "features" for a in alone) > 1
+        if averages:
+            label_mode = "soft"
+        tau = AVERAGE_TAU if averages and self.label_mode == "hard" else self.tau
+        modes = {"labels": label_mode, "features": "features" * self.uses_features}
+        modes["both"] = modes["auto"] = "+".join(filter(None, reversed(modes.values())))
+        return tuple(
+            replace(a, mode=cast(ModeChoice, modes[a.teacher_role]), tau=tau) for a in alone
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

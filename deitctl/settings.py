@@ -63,6 +63,8 @@ def _iterate_settings(kind: type, prefix: str) -> Iterator[Setting]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         group = next((t for t in (hint, *get_args(hint)) if dataclasses.is_dataclass(t)), None)
+        if get_origin(hint) is tuple:  # of several groups, which have no names
+            group = None
         option = next((a for a in get_args(hint) if isinstance(a, Option)), None)
         if option is not None:
             yield Setting(prefix + field.name, get_args(hint)[0], option, field.default)

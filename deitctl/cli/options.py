@@ -19,7 +19,15 @@ import typer
 
 from deitctl.api import FUNCTIONS
 from deitctl.cli import completion
-from deitctl.config import EVERYDAY, MACHINE, MODEL_HELP, OPTIMIZATION, RESUMING, ModeChoice
+from deitctl.config import (
+    EVERYDAY,
+    MACHINE,
+    MODEL_HELP,
+    OPTIMIZATION,
+    RESUMING,
+    TEACHER_SETTINGS,
+    ModeChoice,
+)
 from deitctl.errors import ConfigError, UsageError
 from deitctl.settings import (
     convert,
@@ -360,7 +368,12 @@ def take_options(
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            arguments = {k: v for k in shared if (v := values.pop(k)) not in (None, "")}
+            given = {k: values.pop(k) for k in shared}
+            # of the options that may be repeated, for several teachers
+            given = {
+                k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()
+            }
+            arguments = {k: v for k, v in given.items() if v not in (None, "", [])}
             for keyword in INVERTED & arguments.keys():
                 arguments[keyword] = not arguments[keyword]
             command(arguments, **values)
@@ -386,7 +399,8 @@ def spell_options(arguments: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words += [on if value != (keyword in INVERTED) else off]
         elif keyword != "data":
-            words += [on, format_size(value) if isinstance(value, tuple) else str(value)]
+            for part in value if isinstance(value, list) else [value]:
+                words += [on, format_size(part) if isinstance(part, tuple) else str(part)]
     return words
 
 
@@ -415,4 +429,6 @@ def _annotate(keyword: str) -> Any:
     default = setting.option.default or (str(fixed) if has_default else "")
     info = setting_option(keyword, default=default, panel=setting.option.panel)
     is_text = get_origin(kind) is Literal or kind == ImageSize  # which a parser reads
+    if setting.name in TEACHER_SETTINGS:  # once for each of several teachers
+        return Annotated[list[str] | None, info]
     return Annotated[(str if is_text else kind) | None, info]

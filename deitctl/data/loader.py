@@ -9,7 +9,7 @@ for the teacher.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -46,8 +46,8 @@ class Sample(NamedTuple):
     label: Label
     key: SampleKey
     error: str
-    teacher_pixels: Pixels | None = None
-    """The same view at the teacher's input size, if its targets are not cached."""
+    teacher_pixels: tuple[Pixels | None, ...] = ()
+    """The same view as each teacher's input, None where its targets are cached."""
 
 
 class Batch(NamedTuple):
@@ -62,10 +62,11 @@ class Batch(NamedTuple):
     """Place of each image in the batch as sampled, where unreadable images have places too."""
     unreadable: list[tuple[SampleKey, str]]
     """Key and reason."""
-    teacher_images: Tensor
-    """Views whose teacher targets are not cached, uint8 [M,3,T,T]; M is 0 without a teacher."""
-    teacher_rows: list[int]
-    """Row of each of them in the batch."""
+    teacher_images: list[Tensor]
+    """For each of the teachers' inputs (`ViewPlan.teacher_views`) the views whose targets are not cached,
+    uint8 [M,3,T,T]."""
+    teacher_rows: list[list[int]]
+    """Likewise the row of each of them in the batch."""
 
     @property
     def errors(self) -> list[tuple[int, str]]:
@@ -86,16 +87,52 @@ class Batch(NamedTuple):
             groups.setdefault(slot // size, []).append(row)
         for rows in groups.values():
             new_rows = {row: n for n, row in enumerate(rows)}
-            teacher = [n for n, row in enumerate(self.teacher_rows) if row in new_rows]
+            teacher = [
+                [n for n, row in enumerate(rows_of) if row in new_rows]
+                for rows_of in self.teacher_rows
+            ]
             yield Batch(
                 images=self.images[rows],
                 labels=self.labels[rows],
                 keys=[self.keys[r] for r in rows],
                 slots=[self.slots[r] for r in rows],
                 unreadable=[],
-                teacher_images=self.teacher_images[teacher],
-                teacher_rows=[new_rows[self.teacher_rows[n]] for n in teacher],
+                teacher_images=[
+                    images[chosen]
+                    for images, chosen in zip(self.teacher_images, teacher, strict=True)
+                ],
+                teacher_rows=[
+                    [new_rows[rows_of[n]] for n in chosen]
+                    for rows_of, chosen in zip(self.teacher_rows, teacher, strict=True)
+                ],
             )
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """The input of a teacher, for which a view is rendered once more."""
+
+    size: ImageSize
+    """In pixels."""
+    in_chans: int = 3
+    """Channels of it."""
+    is_cached: tuple[Callable[[int, int], bool], ...] | None = None
+    """Whether each teacher that sees it has its target of (view, image) cached; None: one of them caches
+    nothing."""
+
+    def has_targets(self, view: int, index: int) -> bool:
+        """Return whether it need not be rendered."""
+        return self.is_cached is not None and all(has(view, index) for has in self.is_cached)
+
+    def is_same_input(self, other: TeacherView) -> bool:
+        """Return whether the same pixels serve both."""
+        return (self.size, self.in_chans) == (other.size, other.in_chans)
+
+    def join(self, other: TeacherView) -> TeacherView:
+        """Return the view of the teachers of both, which have the same input."""
+        if self.is_cached is None or other.is_cached is None:
+            return replace(self, is_cached=None)
+        return replace(self, is_cached=self.is_cached + other.is_cached)
 
 
 @dataclass(frozen=True)
@@ -108,12 +145,8 @@ class ViewPlan:
     """Views per image, cycled over the epochs; 0: fresh views every epoch."""
     repeats: int = 1
     """Views of an image in an epoch, see `view_of`."""
-    teacher_size: ImageSize = 0
-    """Of the teacher's input in pixels; 0: no teacher sees views."""
-    teacher_chans: int = 3
-    """Channels of the teacher's input."""
-    is_cached: Callable[[int, int], bool] | None = None
-    """Whether the teacher's targets of (view, image) are cached."""
+    teacher_views: tuple[TeacherView, ...] = ()
+    """The distinct inputs of the teachers that see views."""
     early_epochs: int = 0
     """Epochs of progressive resizing."""
     early_size: ImageSize = 0
@@ -137,8 +170,11 @@ class TrainViews:
         plan, label = self.plan, _get_label(self.dataset, key.index)
         view = view_of(key, views=plan.views, repeats=plan.repeats)
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
-        is_cached = plan.is_cached is not None and plan.is_cached(view, key.index)
-        teacher_size = 0 if is_cached else plan.teacher_size
+        seen = [
+            None if teacher.has_targets(view, key.index) else teacher
+            for teacher in plan.teacher_views
+        ]
+        sizes = {img_size, *(teacher.size for teacher in seen if teacher is not None)}
         try:
             # Opened, not decoded: the crop decides at which scale a JPEG is decoded.
             image = self.dataset.open(key.index)
@@ -152,18 +188,21 @@ class TrainViews:
                     key.index,
                     self.dataset.augmentation,
                 )
-                for size in {img_size, teacher_size or img_size}
+                for size in sizes
             }
         except DataError as error:
             return Sample(None, label, key, str(error))
-        pixels = to_chw(to_channels(images[img_size], plan.in_chans))
-        if not teacher_size:
-            return Sample(pixels, label, key, "")
-        if (teacher_size, plan.teacher_chans) == (img_size, plan.in_chans):
-            return Sample(pixels, label, key, "", pixels)
         # Of the same view: a teacher of RGB sees the colors of what its gray student sees.
-        seen = to_channels(images[teacher_size], plan.teacher_chans)
-        return Sample(pixels, label, key, "", to_chw(seen))
+        inputs = {(img_size, plan.in_chans)}
+        inputs |= {(teacher.size, teacher.in_chans) for teacher in seen if teacher is not None}
+        pixels = {(size, chans): to_chw(to_channels(images[size], chans)) for size, chans in inputs}
+        return Sample(
+            pixels[img_size, plan.in_chans],
+            label,
+            key,
+            "",
+            tuple(None if t is None else pixels[t.size, t.in_chans] for t in seen),
+        )
 
 
 class EvalSample(NamedTuple):
@@ -229,14 +268,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack the readable samples; unreadable ones are reported, never replaced by another image."""
     slots = [slot for slot, s in enumerate(samples) if s.pixels is not None]
     good = [samples[slot] for slot in slots]
+    # One list for each of the teachers' inputs; unreadable samples have none of them.
+    teacher = list(zip(*(s.teacher_pixels for s in good), strict=True))
     return Batch(
         images=_stack([s.pixels for s in good if s.pixels is not None]),
         labels=_stack_labels(samples, [s.pixels is not None for s in samples]),
         keys=[s.key for s in good],
         slots=slots,
         unreadable=[(s.key, s.error) for s in samples if s.pixels is None],
-        teacher_images=_stack([s.teacher_pixels for s in good if s.teacher_pixels is not None]),
-        teacher_rows=[row for row, s in enumerate(good) if s.teacher_pixels is not None],
+        teacher_images=[_stack([p for p in pixels if p is not None]) for pixels in teacher],
+        teacher_rows=[[r for r, p in enumerate(pixels) if p is not None] for pixels in teacher],
     )
 
 

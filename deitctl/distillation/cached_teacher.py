@@ -56,6 +56,8 @@ class CachedTeacher:
     """Views per image that are cycled over the epochs, 0 for fresh ones."""
     repeats: int
     """Views of an image in one epoch, see `view_of`."""
+    place: int = 0
+    """Of its input among those that the batch has views for, see `Batch.teacher_images`."""
 
     @property
     def has_target(self) -> Callable[[int, int], bool] | None:
@@ -66,21 +68,31 @@ class CachedTeacher:
         """
         return self.cache.has_target if self.cache is not None else None
 
-    def __call__(self, batch: Batch) -> TeacherTargets:
-        """Return the targets of a batch's views; those that are computed are cached."""
+    def __call__(self, batch: Batch, size: int = 0) -> TeacherTargets:
+        """Return the targets of a batch's views; those that are computed are cached.
+
+        Args:
+            batch: with the views whose targets are missing.
+            size: of the batches that the network gets, to which a smaller one is padded: the last bit of a
+                result can depend on it, and an epoch's last batch would give a view other targets than others do.
+        """
         # Cached or not, a target passes through its stored form, so that both train the same.
+        size = max(size, len(batch.keys))
         if self.cache is None:
-            return self.codec.decode(self.compute(batch.teacher_images))
+            images = batch.teacher_images[self.place]
+            padded = _pad_batch(images, range(len(images)), size)
+            return self.codec.decode(self.compute(padded)[: len(images)])
         views = (view_of(key, views=self.views, repeats=self.repeats) for key in batch.keys)
         keys = [(view, key.index) for view, key in zip(views, batch.keys, strict=True)]
         records, cached = self.cache.read(keys)
         if not cached.all():
-            rendered = [(n, row) for n, row in enumerate(batch.teacher_rows) if not cached[row]]
+            own_rows = batch.teacher_rows[self.place]
+            rendered = [(n, row) for n, row in enumerate(own_rows) if not cached[row]]
             rows = [row for _, row in rendered]
             self._read_again(keys, sorted({*np.flatnonzero(~cached).tolist()} - {*rows}), records)
             if rows:
-                images = batch.teacher_images[[n for n, _ in rendered]]
-                computed = self.compute(_pad_batch(images, rows, len(cached)))[rows]
+                images = batch.teacher_images[self.place][[n for n, _ in rendered]]
+                computed = self.compute(_pad_batch(images, rows, size))[rows]
                 records[rows] = self.codec.complete(records[rows], computed)
                 self.cache.write([keys[row] for row in rows], records[rows])
         return self.codec.decode(records)

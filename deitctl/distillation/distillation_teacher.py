@@ -13,6 +13,7 @@ from torch import Tensor
 from deitctl.config import Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
+from deitctl.data.loader import TeacherView
 from deitctl.data.open import BUILT_IN
 from deitctl.data.own_functions import identify_function
 from deitctl.data.samplers import count_views
@@ -153,9 +154,12 @@ class DistillationTeacher:
         """Hash of the validation images."""
         return fingerprint_dataset(self.val, self.reporter)
 
-    def prepare(self) -> DistillationTeacher:
+    def prepare(self, *, on_views: bool = True) -> DistillationTeacher:
         """Open the cache of targets, check the teacher unless the cache has the record of its check,
         and return self; collective.
+
+        Args:
+            on_views: whether it is checked on training views too, whose targets may be cached.
 
         Raises:
             TeacherError: a teacher that is not available or near chance, or a stale cache.
@@ -168,12 +172,12 @@ class DistillationTeacher:
         # The check is collective: all processes take part, or none.
         if all(world.all_gather_object(is_checked)) and preflight is not None:
             require_above_chance(d, preflight, val)
-            if preflight.label_agreement is None:  # of an earlier version
+            if preflight.label_agreement is None and on_views:  # of an earlier version
                 preflight = self._measure_views(preflight)
             reporter.note(summarize_preflight(preflight, "checked earlier"))
             self.preflight = preflight
         else:
-            self.preflight = self._check()
+            self.preflight = self._check(on_views=on_views)
         warn_about_echo(d, self.preflight, reporter)
         return self
 
@@ -227,6 +231,11 @@ class DistillationTeacher:
     def num_features(self) -> tuple[int, ...]:
         """Numbers of an image's features of each teacher that gives them."""
         return () if self.feature_codec is None else (self.feature_codec.num_features,)
+
+    @property
+    def preflights(self) -> list[Preflight]:
+        """Its check, as an ensemble has several."""
+        return [self.preflight]
 
     @property
     def is_loaded(self) -> bool:
@@ -375,7 +384,7 @@ class DistillationTeacher:
             return preflight
         return preflight if preflight.is_multilabel == self.val.is_multilabel else None
 
-    def _check(self) -> Preflight:
+    def _check(self, *, on_views: bool) -> Preflight:
         """Score the teacher on the validation images; collective."""
         resolved, weights_fingerprint = self._resolved or self._load(self.train_run)
         preflight = check_teacher(
@@ -391,7 +400,8 @@ class DistillationTeacher:
             world=self.world,
         )
         require_above_chance(self.distill, preflight, self.val)
-        preflight = self._measure_views(preflight)
+        if on_views:
+            preflight = self._measure_views(preflight)
         self.reporter.note(summarize_preflight(preflight, str(resolved.match or "")))
         if self.cache is not None and self.world.is_main:
             self._keep_preflight(self.cache.root / RECORD, preflight)
@@ -511,6 +521,12 @@ class DistillationTeacher:
     def release(self) -> None:
         """Remove the network from memory; `get_network` loads it again."""
         self._network = self._resolved = None
+
+    def list_views(self) -> tuple[TeacherView, ...]:
+        """Return the view that the loader renders for it."""
+        own, cache = self.preflight.preprocessing, self.cache
+        cached = None if cache is None else (cache.has_target,)
+        return (TeacherView(own.img_size, own.in_chans, cached),)
 
     def build_cached_teacher(self) -> CachedTeacher:
         """Return the source of targets of views."""

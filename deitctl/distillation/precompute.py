@@ -17,6 +17,7 @@ from deitctl.data.loader import build_view_loader
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
+from deitctl.distillation.ensemble import EnsembleCache, RunTeacher, TeacherEnsemble, name_teachers
 from deitctl.distillation.finetune import TrainRun
 from deitctl.distillation.joint_targets import Cache
 from deitctl.distillation.preflight import Preflight
@@ -42,9 +43,11 @@ class CacheTeacherResult:
     """A cache that holds all teacher targets of a run's views."""
 
     cache: Path
-    """Folder of the cache."""
+    """Folder of the cache; of several teachers, whose caches are apart, the one that holds them."""
     teacher: Preflight
-    """Check of the teacher on the validation images."""
+    """Check of the teacher, of several the first, on the validation images."""
+    more_teachers: list[Preflight]
+    """Checks of the others."""
     recipe: str
     """Recipe whose augmentation the views have."""
     num_views: int
@@ -116,6 +119,7 @@ def cache_teacher(
     return CacheTeacherResult(
         cache=cache.root,
         teacher=teacher.preflight,
+        more_teachers=teacher.preflights[1:],
         recipe=config.recipe.name,
         num_views=num_views,
         num_images=len(train.labels),
@@ -141,13 +145,36 @@ def verify_teacher_cache(
         TeacherError: nothing is cached, or the targets differ.
     """
     reporter = reporter or SilentReporter()
-    teacher, cache = _open_teacher(config, datasets, train_run, reporter, SINGLE_PROCESS)
+    opened, cache = _open_teacher(
+        config, datasets, train_run, reporter, SINGLE_PROCESS, on_views=False
+    )
+    teachers = opened.teachers if isinstance(opened, TeacherEnsemble) else (opened,)
+    results = [_verify(teacher, num_images, batch_size, reporter) for teacher in teachers]
+    return VerifyCacheResult(
+        cache=cache.root,
+        num_verified=sum(result.num_verified for result in results),
+        num_different=sum(result.num_different for result in results),
+        max_abs_diff=_find_largest([result.max_abs_diff for result in results]),
+        max_feature_diff=_find_largest([result.max_feature_diff for result in results]),
+    )
+
+
+def _find_largest(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _verify(
+    teacher: DistillationTeacher, num_images: int, batch_size: int, reporter: Reporter
+) -> VerifyCacheResult:
+    """Compute a sample of one teacher's targets again, and compare."""
+    cache, config = teacher.cache, teacher.config
+    assert cache is not None
     keys = _sample_cached(cache, teacher.total_views, num_images)
     if not keys:
         raise TeacherError(f"{cache.root} is empty.", "Fill it first: leave --verify out.")
     own = teacher.get_network().model_config.preprocessing
     batches = build_view_loader(
-        datasets[0],
+        teacher.train,
         config.recipe.augment,
         own.img_size,
         teacher.distill.view_seed,
@@ -247,14 +274,16 @@ def _open_teacher(
     train_run: TrainRun,
     reporter: Reporter,
     world: World,
-) -> tuple[DistillationTeacher, Cache]:
+    *,
+    on_views: bool = True,
+) -> tuple[RunTeacher, Cache | EnsembleCache]:
     distill = config.distill
     if distill is None or distill.teacher_input != "unmixed" or distill.teacher_cache == NO_CACHE:
         raise ConfigError(
             "Without a cache there are no targets to compute.",
             "Leave out --teacher-cache off and --teacher-input mixed.",
         )
-    teacher = DistillationTeacher(
+    teacher = name_teachers(
         config,
         *datasets,
         Preprocessing(),  # of mixed images, which are not used
@@ -262,7 +291,7 @@ def _open_teacher(
         train_run=train_run,
         reporter=reporter,
         world=world,
-    ).prepare()
+    ).prepare(on_views=on_views)
     teacher.load()
     assert teacher.cache is not None
     return teacher, teacher.cache

@@ -66,6 +66,16 @@ class Teacher(nn.Module):
         """Whether each of its logits is a class's by itself, of several an image may have."""
         return self.model_config.is_multilabel
 
+    @property
+    def networks(self) -> tuple[Teacher, ...]:
+        """Itself, as an ensemble has several."""
+        return (self,)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of its images."""
+        return self.model_config.preprocessing.in_chans
+
     @cached_property
     def num_features(self) -> int:
         """Numbers of an image's features, D; 0 where none are wanted."""

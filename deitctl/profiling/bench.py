@@ -170,9 +170,10 @@ def _count_flops(trial: TrialRun) -> FlopsPerImage:
     pre, teacher = trial.context.preprocessing, None
     student = compute_flops(trial.state.model, pre.img_size, pre.in_chans)
     if trial.teacher_network is not None:
-        own = trial.teacher_network.model_config.preprocessing
-        network = trial.teacher_network.model
-        teacher = compute_flops(network, own.img_size, own.in_chans).forward
+        teacher = 0
+        for network in trial.teacher_network.networks:
+            own = network.model_config.preprocessing
+            teacher += compute_flops(network.model, own.img_size, own.in_chans).forward
     return FlopsPerImage(forward=student.forward, step=student.step, teacher=teacher)
 
 

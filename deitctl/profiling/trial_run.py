@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from deitctl import rng
-from deitctl.config import TrainConfig
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize, to_model_channels
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import Batch, TrainViews, ViewPlan, collate
+from deitctl.data.loader import Batch, TeacherView, TrainViews, ViewPlan, collate, pin_batch
 from deitctl.data.open import BUILT_IN
 from deitctl.data.samplers import EpochOrder, SampleKey
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.ensemble import CachedEnsemble, EnsembleNetwork, join_views
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.joint_targets import JointCodec
 from deitctl.distillation.targets import TargetCodec, TeacherTargets
@@ -61,7 +62,7 @@ MAX_TRIES = 256
 class TrialRun(TrainSetup):
     """A run whose teacher has random weights and computes targets for every image."""
 
-    teacher_network: Teacher | None = None
+    teacher_network: Teacher | EnsembleNetwork | None = None
 
     @property
     def view_plan(self) -> ViewPlan:
@@ -75,13 +76,12 @@ class TrialRun(TrainSetup):
         distill, network = self.context.distill, self.teacher_network
         if cached_teacher is None or distill is None or network is None:
             return plan
-        own = network.model_config.preprocessing
+        inputs = [teacher.model_config.preprocessing for teacher in network.networks]
         return replace(
             plan,
             seed=distill.view_seed,
             views=distill.views,
-            teacher_size=own.img_size,
-            teacher_chans=own.in_chans,
+            teacher_views=join_views([TeacherView(own.img_size, own.in_chans) for own in inputs]),
         )
 
     @property
@@ -141,8 +141,7 @@ class TrialRun(TrainSetup):
         batch = collate([samples[n % len(samples)] for n in range(self.batch_size)])
         if not self.context.device.pins_memory:
             return batch
-        pinned = {n: getattr(batch, n).pin_memory() for n in ("images", "labels", "teacher_images")}
-        return batch._replace(**pinned)
+        return pin_batch(batch)
 
     def first_micro_batch(self, batch: Batch) -> Batch:
         """Return the images of a batch that a step takes at once."""
@@ -221,10 +220,13 @@ def build_trial(
     )
     context, teacher = setup.context, None
     if distill is not None:
-        teacher = build_random_teacher(config, train, context.preprocessing, device)
+        alone = [replace(config, distill=distill) for distill in distill.list_teachers()]
+        networks = [build_random_teacher(a, train, context.preprocessing, device) for a in alone]
+        teacher = networks[0] if len(networks) == 1 else EnsembleNetwork(networks)
         term = None
         if distill.uses_features:
-            term = build_feature_term(config, student, (teacher.num_features,), device)
+            num_features = tuple(n.num_features for n in networks if n.feature_pool)
+            term = build_feature_term(config, student, num_features, device)
             add_trained(setup.state.optimizer, term.projector, context.recipe.optim)
             setup = replace(setup, state=replace(setup.state, projector=term.projector))
         objective = build_objective(config, ClassCounts.of(train), device.torch_device, term)
@@ -232,11 +234,27 @@ def build_trial(
         if distill.teacher_input == "mixed":
             context = replace(context, teacher=teacher)
         else:
-            context = replace(context, cached_teacher=_build_uncached(teacher, config, context))
+            pairs = zip(networks, alone, strict=True)
+            parts = [_build_uncached(network, a, context) for network, a in pairs]
+            context = replace(context, cached_teacher=_join_uncached(parts, networks, distill))
     set_train_mode(setup.state.model, recipe.freeze, recipe.freeze_bn_stats)
     endless = replace(without_teacher, recipe=replace(recipe, epochs=ENDLESS))
     parts = vars(setup) | {"config": endless, "context": context}
     return TrialRun(**parts, teacher_network=teacher)
+
+
+def _join_uncached(
+    parts: list[CachedTeacher], networks: list[Teacher], distill: DistillConfig
+) -> CachedTeacher | CachedEnsemble:
+    if len(parts) == 1:
+        return parts[0]
+    inputs = [network.model_config.preprocessing for network in networks]
+    distinct = list(dict.fromkeys((own.img_size, own.in_chans) for own in inputs))
+    placed = [
+        replace(part, place=distinct.index((own.img_size, own.in_chans)))
+        for part, own in zip(parts, inputs, strict=True)
+    ]
+    return CachedEnsemble(tuple(placed), distill.label_mode, networks[0].is_multilabel)
 
 
 def _build_uncached(teacher: Teacher, config: TrainConfig, context: TrainContext) -> CachedTeacher:

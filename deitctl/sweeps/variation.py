@@ -173,4 +173,6 @@ def format_value(value: Any) -> str:
         return format_size(value)
     if isinstance(value, tuple | list):
         return "-".join(map(format_value, value))
-    return (Path(str(value)).name or str(value)) if value != "" else "empty"
+    # of `A+B`, two teachers, the last part of each
+    names = [Path(part).name or part for part in str(value).split("+")]
+    return "+".join(names) if value != "" else "empty"

@@ -19,7 +19,7 @@ from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE
 from deitctl.device import Device
-from deitctl.distillation.distillation_teacher import DistillationTeacher
+from deitctl.distillation.ensemble import RunTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ConfigError, WeightsNotFound
 from deitctl.events import Reporter
@@ -61,7 +61,7 @@ class TrainSetup:
     model_config: ModelConfig
     train: ImageDataset
     val: ImageDataset
-    teacher: DistillationTeacher | None
+    teacher: RunTeacher | None
     context: TrainContext
     state: TrainState
     early_size: ImageSize
@@ -92,9 +92,7 @@ class TrainSetup:
             plan,
             seed=self.teacher.distill.view_seed,
             views=self.teacher.distill.views,
-            is_cached=cached_teacher.has_target,
-            teacher_size=self.teacher.preflight.preprocessing.img_size,
-            teacher_chans=self.teacher.preflight.preprocessing.in_chans,
+            teacher_views=self.teacher.list_views(),
         )
 
     def build_loader(
@@ -269,7 +267,7 @@ def build_training(
     *,
     device: Device,
     reporter: Reporter,
-    teacher: DistillationTeacher | None = None,
+    teacher: RunTeacher | None = None,
     objective: Objective | None = None,
     world: World = SINGLE_PROCESS,
 ) -> TrainSetup:

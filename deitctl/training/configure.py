@@ -10,6 +10,7 @@ from typing import Any
 
 from deitctl.config import (
     MAX_FOLDS,
+    TEACHER_SETTINGS,
     DistillConfig,
     FeatureConfig,
     OptimConfig,
@@ -77,6 +78,14 @@ from deitctl.training.objective import check_loss, sums_classes
 from deitctl.training.optimizer_choice import check_optimizer, choose_rates, warn_of_rising_rate
 from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.selection import choose_metric
+from deitctl.training.several_teachers import (
+    add_teachers,
+    check_roles,
+    map_teachers,
+    settle_roles,
+    split_settings,
+    split_teachers,
+)
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
@@ -106,7 +115,7 @@ def build_config(
         ConfigError: a setting that does not exist or fit.
         DataError: no data to train on.
     """
-    settings = make_absolute(settings)
+    settings, more_teachers = split_settings(make_absolute(settings))
     data, model = settings.pop("data", ""), settings.pop("model", "")
     if not data:
         reporter.note(
@@ -143,10 +152,21 @@ def build_config(
     )
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "recipe.pretrained")}
     config = override(override(config, rest), overrides or {})
+    config = add_teachers(config, more_teachers)
+    config = settle_roles(config, reporter)
     config = fit_crop_ratio(settle_task(config, train), named, reporter)
     config = fit_color(config, own, reporter)
     size = find_size(config, reporter)
-    config = fit_teacher_size(config, size, named, built_in=built_in, reporter=reporter)
+    config = map_teachers(
+        config,
+        lambda alone: fit_teacher_size(
+            alone,
+            size,
+            {"distill.teacher_img_size": alone.distill.teacher_img_size},
+            built_in=built_in,
+            reporter=reporter,
+        ),
+    )
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, opt, reporter))
     size = fit_batch_size(len(train.labels), config.recipe.batch_size)
     optim = config.recipe.optim
@@ -271,13 +291,17 @@ def add_tags(config: TrainConfig) -> TrainConfig:
 
     So a later version of timm with another default for a name does not change a run.
     """
-    distill = config.distill
     if config.recipe.pretrained and catalog.find(config.model) is None:
         config = replace(config, model=name_weights(config.model, config.weights))
-    if distill is not None and distill.finetune_teacher != "scratch":
-        teacher = name_weights(distill.teacher, distill.teacher_weights)
-        config = replace(config, distill=replace(distill, teacher=teacher))
-    return config
+    return map_teachers(config, _add_teacher_tag)
+
+
+def _add_teacher_tag(config: TrainConfig) -> TrainConfig:
+    distill = config.distill
+    if distill is None or distill.finetune_teacher == "scratch":
+        return config
+    teacher = name_weights(distill.teacher, distill.teacher_weights)
+    return replace(config, distill=replace(distill, teacher=teacher))
 
 
 def name_command(config: TrainConfig) -> str:
@@ -313,10 +337,13 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A model's or teacher's name that is no file or model folder stays a name: there may be a folder of that name.
     """
-    absolute = {
-        name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
-    }
+    absolute = {name: _spell_path(value) for name, value in settings.items()}
+    if len(teachers := split_teachers(absolute.get("distill.teacher") or "")) > 1:
+        absolute["distill.teacher"] = teachers
     for name, value in absolute.items():
+        if name in TEACHER_SETTINGS and isinstance(value, list):
+            absolute[name] = [make_absolute({name: part})[name] for part in value]
+            continue
         is_name = {
             "data": value in ("", BUILT_IN) or str(value).startswith(PREFIX),
             "image_folder": not value,
@@ -330,6 +357,13 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not is_name.get(name, True):
             absolute[name] = str(expand_home(value).resolve())
     return absolute
+
+
+def _spell_path(value: Any) -> Any:
+    """Return a path, or several, as text."""
+    if isinstance(value, list):
+        return [_spell_path(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _choose_recipe(
@@ -458,37 +492,39 @@ def build_distill_config(
     )
 
 
-def check(config: TrainConfig) -> None:
-    """Refuse values that would train nothing or something else; raise `ConfigError`."""
-    check_ranges(config)
-    choose_metric(config.select, config.task)  # or it raises
-    distill = config.distill
-    if distill is not None:
-        check_features(distill, config.recipe)
-    if (
-        distill is not None
-        and distill.teacher_input == "mixed"
-        and (distill.views or distill.teacher_cache not in ("", "off"))
+def _check_teacher(distill: DistillConfig) -> None:
+    """Refuse settings of one teacher that contradict each other; raise `ConfigError`."""
+    if distill.teacher_input == "mixed" and (
+        distill.views or distill.teacher_cache not in ("", "off")
     ):
         raise ConfigError(
             "The teacher never sees a mixed image twice: --views and --teacher-cache do not go with it.",
             "Leave them out, or use --teacher-input unmixed.",
         )
-    if (
-        distill is not None
-        and distill.finetune_teacher == "scratch"
-        and (distill.teacher_weights or has_weights(distill.teacher))
-    ):
+    if distill.finetune_teacher != "scratch":
+        return
+    if distill.teacher_weights or has_weights(distill.teacher):
         raise ConfigError(
             f"--finetune-teacher scratch takes an architecture, and {distill.teacher} has weights.",
             "Leave the weights out, or use --finetune-teacher full.",
         )
-    if distill is not None and distill.finetune_teacher == "scratch" and distill.teacher_classes:
+    if distill.teacher_classes:
         raise ConfigError(
             "--teacher-classes names the classes of weights, and a teacher that is trained from scratch "
             "has none.",
             "Leave it out, or --finetune-teacher scratch.",
         )
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse values that would train nothing or something else; raise `ConfigError`."""
+    check_ranges(config)
+    choose_metric(config.select, config.task)  # or it raises
+    if config.distill is not None:
+        check_features(config.distill, config.recipe)
+        check_roles(config.distill)
+        for distill in config.distill.list_teachers():
+            _check_teacher(distill)
     augment = config.recipe.augment
     if augment.three_augment and augment.rand_augment:
         raise ConfigError(

@@ -326,13 +326,18 @@ def _measure_teacher(
     teacher, device = setup.teacher, setup.context.device
     if teacher is None or not count_work(setup).num_taught:
         return 0.0
-    network, own = teacher.get_network(), teacher.preflight.preprocessing
+    networks = teacher.get_network().networks
     count = min(len(batch.keys), MAX_LOADED)
-    pixels = device.to_device(torch.zeros(count, own.in_chans, *own.hw, dtype=torch.uint8))
+    inputs = [network.model_config.preprocessing for network in networks]
+    pixels = [
+        device.to_device(torch.zeros(count, own.in_chans, *own.hw, dtype=torch.uint8))
+        for own in inputs
+    ]
 
     def compute(_: Batch) -> None:
         with device.autocast():
-            network.forward_views(pixels)
+            for network, images in zip(networks, pixels, strict=True):
+                network.forward_views(images)
 
     return run(compute, batch) / count
 

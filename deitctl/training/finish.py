@@ -72,6 +72,7 @@ def finish_run(trainer: Trainer) -> TrainResult:
         has_uneven_classes=is_uneven(setup.val),
         thresholds=keep_thresholds(trainer, evaluation),
         teacher=setup.teacher.preflight if setup.teacher else None,
+        more_teachers=setup.teacher.preflights[1:] if setup.teacher else [],
         unreadable=sorted(reasons),
         stopped=progress.stopped or None,
         seconds=round(time.monotonic() - trainer.start_time, 2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
 from deitctl.data.unlabeled import select_labeled
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
-from deitctl.distillation.distillation_teacher import DistillationTeacher
+from deitctl.distillation.ensemble import name_teachers
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
 from deitctl.distillation.preflight import Preflight
 from deitctl.distributed import World, is_distributed, launch_id, process_group
@@ -285,7 +285,7 @@ def build_trainer(
     """Check the teacher, if there is one, and build everything for the first step."""
     teacher = None
     if config.distill is not None:
-        teacher = DistillationTeacher(
+        teacher = name_teachers(
             config,
             *datasets,
             student.model_config.preprocessing,
@@ -296,9 +296,10 @@ def build_trainer(
             # distillation is below training, and gets the function that fine-tunes a teacher here
             train_run=lambda teacher: train_or_find(teacher, datasets, reporter),
         ).prepare()
-        _require_same_teacher(run, config, teacher.preflight)
+        _require_same_teachers(run, config, teacher.preflights)
         if run.writes:
-            write_json(run.root / PREFLIGHT, to_object(teacher.preflight))
+            first, *more = map(to_object, teacher.preflights)
+            write_json(run.root / PREFLIGHT, first | ({"more_teachers": more} if more else {}))
     setup = build_training(
         config,
         student,
@@ -327,24 +328,28 @@ def _write_class_weights(run: Run, config: TrainConfig, train: ImageDataset) -> 
         write_json(run.root / CLASS_WEIGHTS, to_object(weights))
 
 
-def _require_same_teacher(run: Run, config: TrainConfig, preflight: Preflight) -> None:
-    """Raise `TeacherError` if a resumed run began with other published weights of its teacher."""
+def _require_same_teachers(run: Run, config: TrainConfig, preflights: Sequence[Preflight]) -> None:
+    """Raise `TeacherError` if a resumed run began with other published weights of a teacher."""
     try:
-        earlier = read_json(run.root / PREFLIGHT)
+        first = read_json(run.root / PREFLIGHT)
     except (OSError, ValueError):
         return  # a new run
-    if not isinstance(earlier, dict):
+    if not isinstance(first, dict):
         return  # nothing that deitctl wrote
-    key = "weights_fingerprint"
-    # A teacher that was fine-tuned on the data again may differ in its last bits.
-    if preflight.finetuned == earlier.get("finetuned") == "no" and (
-        earlier.get(key) != preflight.weights_fingerprint
-    ):
-        raise TeacherError(
-            f"{run.root} began with other weights of its teacher ({earlier.get(key)}) than "
-            f"{preflight.name} has now ({preflight.weights_fingerprint}).",
-            f"Start a new run: {name_command(config)} --config {shlex.quote(str(run.config_file))}",
-        )
+    key, more = "weights_fingerprint", first.get("more_teachers")
+    records = [first, *(more if isinstance(more, list) else [])]
+    for preflight, earlier in zip(preflights, records, strict=False):
+        # A teacher that was fine-tuned on the data again may differ in its last bits.
+        if (
+            isinstance(earlier, dict)
+            and preflight.finetuned == earlier.get("finetuned") == "no"
+            and earlier.get(key) != preflight.weights_fingerprint
+        ):
+            raise TeacherError(
+                f"{run.root} began with other weights of its teacher ({earlier.get(key)}) than "
+                f"{preflight.name} has now ({preflight.weights_fingerprint}).",
+                f"Start a new run: {name_command(config)} --config {shlex.quote(str(run.config_file))}",
+            )
 
 
 def start_or_resume(

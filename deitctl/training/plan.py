@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.data.unlabeled import count_unlabeled
 from deitctl.device import choose_device
 from deitctl.distillation.callable_teacher import CallableTeacher
-from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
+from deitctl.distillation.distillation_teacher import NO_CACHE
+from deitctl.distillation.ensemble import TeacherEnsemble, name_teachers
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
@@ -162,7 +163,9 @@ class TrainPlan:
     class_weights: ClassWeights | None
     """How much each class counts in it; null where all count alike."""
     teacher: TeacherPlan | None
-    """The teacher's part; null without one."""
+    """The teacher's part, of several the first's; null without one."""
+    more_teachers: list[TeacherPlan]
+    """The parts of the others."""
     expected_seconds: float | None
     """Expected duration, from the speed of a few images; null if it was not measured, as with a
     teacher."""
@@ -213,9 +216,9 @@ def plan_training(
     num_params = sum(p.numel() for p in student.model.parameters())
     batch_size = fit_batch_size(num_images, recipe.batch_size)
     steps = steps_per_epoch(num_images, recipe.batch_size)
-    teacher = None
+    teacher, more_teachers = None, list[TeacherPlan]()
     if distill is not None:
-        run_teacher = DistillationTeacher(
+        run_teacher = name_teachers(
             config,
             train,
             val,
@@ -225,10 +228,17 @@ def plan_training(
             reporter=reporter or silent,
             own=own_teacher,
         )
-        teacher = _plan_teacher(distill, recipe, train, run_teacher.plan(), silent)
+        plans = (
+            run_teacher.plan() if isinstance(run_teacher, TeacherEnsemble) else [run_teacher.plan()]
+        )
+        teacher, *more_teachers = [
+            _plan_teacher(distill, alone, recipe, train, finetuning, silent)
+            for alone, finetuning in zip(distill.list_teachers(), plans, strict=True)
+        ]
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
-    disks = _plan_disks(config, count_run_bytes(setup.state, recipe), teacher, reporter)
+    teachers = [teacher, *more_teachers] if teacher is not None else []
+    disks = _plan_disks(config, count_run_bytes(setup.state, recipe), teachers, reporter)
     expected = estimate_seconds(setup) if distill is None else None
     return TrainPlan(
         model=student.model_config.architecture,
@@ -266,6 +276,7 @@ def plan_training(
         loss=loss,
         class_weights=describe_class_weights(recipe, counts, loss=loss),
         teacher=teacher,
+        more_teachers=more_teachers,
         expected_seconds=None if expected is None else round(expected, 1),
         disks=disks,
         folds=None if folded is None else _plan_folds(folded),
@@ -299,12 +310,12 @@ def _refuse_training(config: TrainConfig) -> Mapping[str, Any]:
 
 
 def _plan_disks(
-    config: TrainConfig, run_bytes: int, teacher: TeacherPlan | None, reporter: Reporter | None
+    config: TrainConfig, run_bytes: int, teachers: Sequence[TeacherPlan], reporter: Reporter | None
 ) -> list[DiskNeed]:
     """Return what the run needs of its disks, and warn of what is not there."""
     distill, cache, cache_bytes = config.distill, None, 0
-    cache_mib = teacher.cache_mib if teacher else None
-    if distill is not None and cache_mib is not None and distill.teacher_cache != NO_CACHE:
+    cache_mib = sum(teacher.cache_mib or 0 for teacher in teachers)
+    if distill is not None and cache_mib and distill.teacher_cache != NO_CACHE:
         cache = Path(distill.teacher_cache or choose_cache_path("teacher_targets", reporter))
         cache_bytes = round(cache_mib * 2**20)
     disks = plan_disks(Path(config.output_dir or "runs"), run_bytes, cache, cache_bytes)
@@ -315,19 +326,30 @@ def _plan_disks(
 
 
 def _plan_teacher(
+    run: DistillConfig,
     distill: DistillConfig,
     recipe: Recipe,
     train: ImageDataset,
     finetuning: tuple[str, Recipe | None],
     reporter: Reporter,
 ) -> TeacherPlan:
+    """Return the part of one teacher.
+
+    Args:
+        run: of all teachers.
+        distill: of this one, see `DistillConfig.list_teachers`.
+        recipe: of the student.
+        train: the training images.
+        finetuning: how the teacher is trained first, and the recipe.
+        reporter: shows downloads of a config.
+    """
     num_classes, num_images = len(train.class_names), len(train.labels)
     num_seen = num_images * recipe.epochs
     num_views = distill.views or recipe.epochs * recipe.augment.repeated_aug
     finetuned, finetune_recipe = finetuning
     finetune_epochs = finetune_recipe.epochs if finetune_recipe else 0
-    is_soft = distill.label_mode == "soft"
-    weight = distill.alpha * (distill.tau**2 if is_soft else 1)
+    is_soft = run.label_mode == "soft"
+    weight = run.alpha * (run.tau**2 if is_soft else 1) if distill.label_mode else 0.0
     if is_soft and distill.reduction == "mean":
         weight /= num_classes
     cached = distill.teacher_input == "unmixed"
@@ -341,8 +363,9 @@ def _plan_teacher(
     reuses = cached and distill.teacher_cache != "off"
     return TeacherPlan(
         name=distill.teacher,
-        mode=distill.mode,
-        tau=distill.tau if is_soft else None,
+        # averaged labels are stored as soft ones, whatever is made of them
+        mode=distill.mode.replace("soft", run.label_mode),
+        tau=distill.tau if is_soft and distill.label_mode else None,
         finetuned=finetuned,
         finetune_epochs=finetune_epochs,
         finetune_images=finetune_epochs * (num_images - count_unlabeled(train)),

@@ -22,6 +22,7 @@ from deitctl.training.input_shape import (
 )
 from deitctl.training.optimizer_choice import replace_rates, warn_of_rising_rate
 from deitctl.training.schedule import compute_peak_lr
+from deitctl.training.several_teachers import map_teachers
 
 FIXED_BY_CONFIG = ("data", "model", "weights", "classes", "recipe", "recipe.pretrained")
 """Settings that a `run.toml` decides, beside the teacher's; --set alone changes them."""
@@ -84,4 +85,7 @@ def _fit_shape(
     require_input_shape(now.model, {**shape, **own}, reporter)
     now = fit_color(refit_crop_ratio(before, now, named, reporter), named, reporter)
     size, built_in = find_size(now, reporter), now.data == BUILT_IN
-    return fit_teacher_size(now, size, named, built_in=built_in, reporter=reporter)
+    return map_teachers(
+        now,
+        lambda alone: fit_teacher_size(alone, size, named, built_in=built_in, reporter=reporter),
+    )

@@ -101,7 +101,9 @@ class TrainResult:
     """Of several labels an image: the probability from which each class is predicted, fitted to the
     validation images and kept in the model's config.json; null of one label."""
     teacher: Preflight | None
-    """The teacher, as it was checked before the first step; null without one."""
+    """The teacher, of several the first, as it was checked before the first step; null without one."""
+    more_teachers: list[Preflight]
+    """The others."""
     unreadable: list[str]
     """Images that could not be read and were left out."""
     stopped: str | None

@@ -20,6 +20,7 @@ from deitctl.data.loader import Batch
 from deitctl.data.mixup import MixGroup, mix_images, mix_targets, pair_indices, sample_mixup
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.ensemble import CachedEnsemble, EnsembleNetwork
 from deitctl.distillation.targets import TeacherTargets, teacher_targets
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, Patience, World
@@ -59,9 +60,9 @@ class TrainContext:
     objective: Objective
     """What a step minimizes."""
     distill: DistillConfig | None = None
-    cached_teacher: CachedTeacher | None = None
+    cached_teacher: CachedTeacher | CachedEnsemble | None = None
     """Gives targets of views, to be mixed as the images are (`--teacher-input unmixed`)."""
-    teacher: Teacher | None = None
+    teacher: Teacher | EnsembleNetwork | None = None
     """Gives targets of the mixed images themselves, as in the paper (`--teacher-input mixed`)."""
     has_unlabeled: bool = False
     """Whether some training images have no labels."""
@@ -74,7 +75,7 @@ class TrainContext:
     def view_chans(self) -> int:
         """Channels of the views: RGB's where a teacher sees them in color and its student in gray."""
         own = self.preprocessing.in_chans
-        return max(own, self.teacher.model_config.preprocessing.in_chans) if self.teacher else own
+        return max(own, self.teacher.in_chans) if self.teacher else own
 
     @property
     def uses_student_affine(self) -> bool:
@@ -105,6 +106,12 @@ class TrainContext:
     def micro_batch_size(self, state: TrainState) -> int:
         """Return the images of a micro-batch: requested, forced by memory, or fastest; 0 for all."""
         return state.progress.micro_batch_size or self.preferred_micro_batch_size
+
+    def largest_micro_batch(self, state: TrainState) -> int:
+        """Return the most images that any process takes at a time."""
+        pairs = -(-self.recipe.batch_size // 2)
+        largest_shard = 2 * -(-pairs // self.world.size)
+        return min(self.micro_batch_size(state) or largest_shard, largest_shard)
 
 
 class StepStats(NamedTuple):
@@ -205,9 +212,7 @@ def accumulate_gradients(
 
 def _halve_micro_batch(context: TrainContext, state: TrainState, reporter: Reporter) -> None:
     progress, batch_size = state.progress, context.recipe.batch_size
-    pairs = -(-batch_size // 2)
-    largest_shard = 2 * -(-pairs // context.world.size)  # of any process, so that all halve alike
-    size = context.micro_batch_size(state) or largest_shard
+    size = context.largest_micro_batch(state)  # of any process, so that all halve alike
     state.optimizer.zero_grad(set_to_none=True)
     context.device.empty_cache()
     if size <= MIN_MICRO_BATCH:
@@ -272,7 +277,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
     recipe, device, step = context.recipe, context.device, state.progress.step
     taught = None
     if context.cached_teacher is not None:
-        taught = place_targets(context.cached_teacher(batch), device)
+        padded = context.largest_micro_batch(state)
+        taught = place_targets(context.cached_teacher(batch, padded), device)
     images = normalize(device.to_device(batch.images), context.preprocessing)
     if context.uses_student_affine:
         images = student_affine(images, batch.keys, recipe.augment, context.seed)
@@ -316,14 +322,19 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
         )
 
 
-def teach(teacher: Teacher, images: Tensor, distill: DistillConfig) -> TeacherTargets:
+def teach(
+    teacher: Teacher | EnsembleNetwork, images: Tensor, distill: DistillConfig
+) -> TeacherTargets:
     """Return what a student learns of mixed images [B,C,H,W] from its teacher, as they are computed."""
-    logits, features = teacher(images)
+    outputs = [network(images) for network in teacher.networks]
+    logits = [output.logits.float() for output in outputs if output.logits is not None]
     labels = None
     if distill.label_mode:
-        assert logits is not None
-        labels = teacher_targets(logits, distill.label_mode, distill.tau, teacher.is_multilabel)
-    return TeacherTargets(labels, () if features is None else (features.float(),))
+        average = logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+        is_multilabel = teacher.networks[0].is_multilabel
+        labels = teacher_targets(average, distill.label_mode, distill.tau, is_multilabel)
+    features = [output.features.float() for output in outputs if output.features is not None]
+    return TeacherTargets(labels, tuple(features))
 
 
 def place_targets(targets: TeacherTargets, device: Device) -> TeacherTargets:

@@ -53,8 +53,8 @@ def make_batch(count: int = 40) -> Batch:
         keys=[SampleKey(0, n, 1) for n in range(count)],
         slots=list(range(count)),
         unreadable=[(SampleKey(0, 99, 0), "x.png is empty")],
-        teacher_images=torch.empty((0, 3, 0, 0), dtype=torch.uint8),
-        teacher_rows=[],
+        teacher_images=[torch.empty((0, 3, 0, 0), dtype=torch.uint8)],
+        teacher_rows=[[]],
     )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from deitctl.config import AugmentConfig
 from deitctl.data.batch_transforms import normalize, student_affine, to_model_channels
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.loader import TrainViews, ViewPlan
+from deitctl.data.loader import TeacherView, TrainViews, ViewPlan
 from deitctl.data.mixup import rand_bbox
 from deitctl.data.samplers import SampleKey
 from deitctl.data.transforms import train_transform
@@ -52,7 +52,7 @@ def test_a_view_has_the_height_and_width_of_the_input(make_image):
 def test_a_gray_student_and_its_teacher_see_one_view(digit_datasets, monkeypatch, make_image):
     train, _ = digit_datasets
     monkeypatch.setattr(type(train), "open", lambda self, index: make_image(seed=index))
-    plan = ViewPlan(1, in_chans=1, teacher_size=32, teacher_chans=3)
+    plan = ViewPlan(1, in_chans=1, teacher_views=(TeacherView(32, 3),))
     sample = TrainViews(train, CROP, 32, plan)[SampleKey(0, 5, 0)]
     color = np.moveaxis(sample.teacher_pixels, 0, -1)
     assert np.array_equal(sample.pixels[0], np.asarray(Image.fromarray(color).convert("L")))

@@ -14,6 +14,7 @@ from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import (
     Batch,
     EvalViews,
+    TeacherView,
     TrainViews,
     ViewPlan,
     build_eval_loader,
@@ -74,7 +75,7 @@ def test_images_are_the_views_of_their_keys(some):
 
 def test_without_a_teacher_nothing_is_rendered_for_one(some):
     for batch in (*stream(some, 0), *stream(some, 0, plan=ViewPlan(0, views=2, repeats=3))):
-        assert (len(batch.teacher_images), batch.teacher_rows, batch.unreadable) == (0, [], [])
+        assert (batch.teacher_images, batch.teacher_rows, batch.unreadable) == ([], [], [])
 
 
 def test_views_are_cycled_and_have_the_plans_seed(some):
@@ -90,11 +91,11 @@ def test_views_are_cycled_and_have_the_plans_seed(some):
 
 
 def test_progressive_resizing_shrinks_the_students_views_only(some):
-    plan = ViewPlan(0, repeats=3, teacher_size=48, early_epochs=1, early_size=16)
+    plan = ViewPlan(0, repeats=3, teacher_views=(TeacherView(48),), early_epochs=1, early_size=16)
     sizes = []
     for batch in stream(some, 0, plan=plan):
         sizes.append(batch.images.shape[-1])
-        assert batch.teacher_images.shape[-1] == 48
+        assert batch.teacher_images[0].shape[-1] == 48
         for image, key in zip(batch.images, batch.keys, strict=True):
             assert torch.equal(image, shown(some, key.epoch * 3 + key.repeat, key.index, sizes[-1]))
     assert sizes == sorted(sizes)
@@ -103,11 +104,13 @@ def test_progressive_resizing_shrinks_the_students_views_only(some):
 
 @pytest.mark.parametrize("size", [32, 48])
 def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
-    for batch in stream(some, 0, plan=ViewPlan(1, views=4, repeats=3, teacher_size=size)):
-        assert batch.teacher_rows == list(range(len(batch.keys)))
-        assert batch.teacher_images.dtype is torch.uint8
-        assert batch.teacher_images.shape == (len(batch.keys), 3, size, size)
-        for image, key in zip(batch.teacher_images, batch.keys, strict=True):
+    for batch in stream(
+        some, 0, plan=ViewPlan(1, views=4, repeats=3, teacher_views=(TeacherView(size),))
+    ):
+        assert batch.teacher_rows == [list(range(len(batch.keys)))]
+        assert batch.teacher_images[0].dtype is torch.uint8
+        assert batch.teacher_images[0].shape == (len(batch.keys), 3, size, size)
+        for image, key in zip(batch.teacher_images[0], batch.keys, strict=True):
             assert torch.equal(
                 image, shown(some, view_of(key, views=4, repeats=3), key.index, size, seed=1)
             )
@@ -115,14 +118,14 @@ def test_a_teacher_sees_the_same_view_in_its_own_size(size, some):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cached_views_are_not_rendered_for_the_teacher(workers, some):
-    plan = ViewPlan(0, views=4, repeats=3, teacher_size=40, is_cached=even_sum)
+    plan = ViewPlan(0, views=4, repeats=3, teacher_views=(TeacherView(40, is_cached=(even_sum,)),))
     plain = stream(some, 0, plan=ViewPlan(0, views=4, repeats=3))
     for batch, expected in zip(stream(some, workers, plan=plan), plain, strict=True):
         places = [(view_of(key, views=4, repeats=3), key.index) for key in batch.keys]
-        assert batch.teacher_rows == [
+        assert batch.teacher_rows[0] == [
             row for row, place in enumerate(places) if not even_sum(*place)
         ]
-        for image, row in zip(batch.teacher_images, batch.teacher_rows, strict=True):
+        for image, row in zip(batch.teacher_images[0], batch.teacher_rows[0], strict=True):
             assert torch.equal(image, shown(some, *places[row], 40))
         assert torch.equal(batch.images, expected.images)  # the student sees all of them
 
@@ -136,7 +139,7 @@ def test_view_loader_yields_the_requested_views(some):
     batches = list(build_view_loader(some, AUGMENT, 40, 9, wanted, workers=0, pin_memory=False))
     assert [b.keys for b in batches] == wanted
     for batch in batches:
-        assert (len(batch.teacher_images), batch.teacher_rows) == (0, [])
+        assert (len(batch.teacher_images[0]), batch.teacher_rows) == (0, [[]])
         for image, key in zip(batch.images, batch.keys, strict=True):
             assert torch.equal(image, shown(some, key.epoch, key.index, 40, seed=9))
 
@@ -203,12 +206,14 @@ def test_unreadable_images_are_named_in_training_too(image_folder, reporter):
 def test_rows_for_a_teacher_skip_unreadable_images(image_folder, reporter):
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "1.png").write_bytes(b"")
-    plan = ViewPlan(0, views=1, teacher_size=20, is_cached=lambda view, index: index == 4)
+    plan = ViewPlan(
+        0, views=1, teacher_views=(TeacherView(20, is_cached=(lambda view, index: index == 4,)),)
+    )
     views = TrainViews(open_folder(root, reporter), AUGMENT, 16, plan)
     batch = collate([views[SampleKey(0, i, 0)] for i in (5, 1, 4, 0)])
     assert [k.index for k in batch.keys] == [5, 4, 0]
-    assert batch.teacher_rows == [0, 2]  # of what could be read
-    assert batch.teacher_images.shape == (2, 3, 20, 20)
+    assert batch.teacher_rows == [[0, 2]]  # of what could be read
+    assert batch.teacher_images[0].shape == (2, 3, 20, 20)
     assert [k.index for k, _ in batch.unreadable] == [1]
 
 
@@ -256,14 +261,14 @@ def test_micro_batches_keep_pairs_together_and_teacher_rows_right(batch, half):
     assert [key for part in parts for key in part.keys] == batch.keys
     assert torch.cat([part.images for part in parts]).equal(batch.images)
     assert torch.cat([part.labels for part in parts]).equal(batch.labels)
-    assert torch.cat([part.teacher_images for part in parts]).equal(batch.teacher_images)
+    assert torch.cat([part.teacher_images[0] for part in parts]).equal(batch.teacher_images[0])
     where = {slot: number for number, part in enumerate(parts) for slot in part.slots}
     assert all(where[slot] == where.get(slot ^ 1, where[slot]) for slot in batch.slots)
     for part in parts:
         assert len(part.slots) <= size or not size
-        for image, row in zip(part.teacher_images, part.teacher_rows, strict=True):
+        for image, row in zip(part.teacher_images[0], part.teacher_rows[0], strict=True):
             assert torch.equal(image, part.images[row])
-            assert batch.slots.index(part.slots[row]) in batch.teacher_rows
+            assert batch.slots.index(part.slots[row]) in batch.teacher_rows[0]
 
 
 def test_split_counts_slots_not_readable_images():
@@ -302,7 +307,8 @@ def jpegs(tmp_path_factory, make_image):
 
 @pytest.mark.parametrize("teacher_size", [0, 32, 96])
 def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, teacher_size):
-    plan = ViewPlan(3, views=2, teacher_size=teacher_size)
+    seen = (TeacherView(teacher_size),) if teacher_size else ()
+    plan = ViewPlan(3, views=2, teacher_views=seen)
     batches = [
         list(
             build_train_loader(
@@ -320,7 +326,7 @@ def test_undecoded_jpegs_give_the_same_batches_on_any_number_of_workers(jpegs, t
     for one, other in zip(*batches, strict=True):
         assert one.keys == other.keys
         assert torch.equal(one.images, other.images)
-        assert torch.equal(one.teacher_images, other.teacher_images)
+        assert all(map(torch.equal, one.teacher_images, other.teacher_images))
     assert all("4.jpg cannot be decoded" in why for b in batches[0] for _, why in b.unreadable)
     assert {key.index for b in batches[0] for key, _ in b.unreadable} == {4}
 
@@ -337,7 +343,7 @@ def test_what_a_student_sees_does_not_depend_on_its_teacher(jpegs):
                 TrainBatches(5, 4, seed=0, epochs=1),
                 workers=0,
                 pin_memory=False,
-                plan=ViewPlan(3, views=2, teacher_size=size),
+                plan=ViewPlan(3, views=2, teacher_views=(TeacherView(size),) if size else ()),
             )
         ]
         for size in (0, 64, 224)

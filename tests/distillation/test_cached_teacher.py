@@ -17,12 +17,13 @@ import torch
 from deitctl.data import reading
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import select
-from deitctl.data.loader import Batch, ViewPlan, build_train_loader
+from deitctl.data.loader import Batch, TeacherView, ViewPlan, build_train_loader
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.transforms import train_transform
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.joint_targets import JointCodec
 from deitctl.distillation.target_cache import TargetCache, open_cache
 from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
@@ -92,7 +93,7 @@ def open_cached(
     cache = (
         open_cache(folder, {"of": codec.mode}, codec, num_images) if folder is not None else None
     )
-    return CachedTeacher(codec, 3.0, cache, lambda: teacher, CPU, views, REPEATS)
+    return CachedTeacher(JointCodec(codec, None), 3.0, cache, lambda: teacher, CPU, views, REPEATS)
 
 
 def load_batches(
@@ -100,7 +101,9 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Batches of 4 as of a training, with the views whose targets are missing."""
     keys = TrainBatches(len(dataset.labels), 4, seed=0, epochs=epochs, repeats=REPEATS)
-    plan = ViewPlan(7, cached_teacher.views, REPEATS, SIZE, is_cached=cached_teacher.has_target)
+    has_target = cached_teacher.has_target
+    seen = TeacherView(SIZE, is_cached=None if has_target is None else (has_target,))
+    plan = ViewPlan(7, cached_teacher.views, REPEATS, (seen,))
     return build_train_loader(
         dataset, AUGMENT, SIZE // 2, keys, workers=workers, pin_memory=False, plan=plan
     )
@@ -138,12 +141,16 @@ def test_cached_targets_equal_computed_ones(codec, teacher, some, tmp_path):
         load_batches(some, caching), load_batches(some, computing), strict=True
     ):
         assert ours.keys == theirs.keys
-        torch.testing.assert_close(caching(ours), computing(theirs), atol=2e-3, rtol=0)
-    first = [caching(batch) for batch in load_batches(some, caching)]
-    cached_only = CachedTeacher(codec, 3.0, caching.cache, refuse_to_load, CPU, VIEWS, REPEATS)
+        torch.testing.assert_close(
+            caching(ours).labels, computing(theirs).labels, atol=2e-3, rtol=0
+        )
+    first = [caching(batch).labels for batch in load_batches(some, caching)]
+    cached_only = CachedTeacher(
+        JointCodec(codec, None), 3.0, caching.cache, refuse_to_load, CPU, VIEWS, REPEATS
+    )
     for batch, targets in zip(load_batches(some, cached_only), first, strict=True):
-        assert (len(batch.teacher_images), batch.teacher_rows) == (0, [])
-        assert torch.equal(cached_only(batch), targets)
+        assert (len(batch.teacher_images[0]), batch.teacher_rows) == (0, [[]])
+        assert torch.equal(cached_only(batch).labels, targets)
 
 
 @CODECS
@@ -154,7 +161,7 @@ def test_targets_are_those_of_the_batchs_views(codec, teacher, some, tmp_path):
         open_cached(teacher, codec, None),
     ):
         batch = next(load_batches(some, cached_teacher))
-        targets = cached_teacher(batch)
+        targets = cached_teacher(batch).labels
         if not codec.is_multilabel:
             torch.testing.assert_close(targets.sum(1), torch.ones(4))
         alone = torch.cat([expected(teacher, some, codec, *view_key(key)) for key in batch.keys])
@@ -170,18 +177,18 @@ def test_only_missing_targets_are_computed(codec, teacher, some, tmp_path):
     mark = codec.encode(torch.eye(10)[[9, 8]])
     cached_teacher.cache.write([places[3], places[1]], mark)  # not those of the network
     batch = next(load_batches(some, cached_teacher))
-    assert batch.teacher_rows == [0, 2]
-    targets = cached_teacher(batch)
+    assert batch.teacher_rows == [[0, 2]]
+    targets = cached_teacher(batch).labels
     assert teacher.batch_sizes == [2]
     assert targets[[3, 1]].argmax(1).tolist() == [9, 8]
     torch.testing.assert_close(
         targets[[0, 2]],
-        codec.decode(cached_teacher.compute(batch.teacher_images)),
+        codec.decode(cached_teacher.compute(batch.teacher_images[0])),
         atol=2e-3,
         rtol=0,
     )
     teacher.batch_sizes.clear()
-    assert torch.equal(cached_teacher(plain), targets)  # its views are all cached by now
+    assert torch.equal(cached_teacher(plain).labels, targets)  # its views are all cached by now
     assert teacher.batch_sizes == []
     records, known = cached_teacher.cache.read(places)
     assert known.all()
@@ -191,10 +198,10 @@ def test_only_missing_targets_are_computed(codec, teacher, some, tmp_path):
 def test_targets_cached_by_another_process_meanwhile_are_used(teacher, some, tmp_path):
     cached_teacher = open_cached(teacher, HARD, tmp_path / "w")
     batch = next(load_batches(some, cached_teacher))
-    assert batch.teacher_rows == [0, 1, 2, 3]
+    assert batch.teacher_rows == [[0, 1, 2, 3]]
     other = open_cached(teacher, HARD, tmp_path / "w")
     other.cache.write([view_key(batch.keys[2])], HARD.encode(torch.eye(10)[[9]]))
-    targets = cached_teacher(batch)
+    targets = cached_teacher(batch).labels
     assert teacher.batch_sizes == [3]
     assert targets[2].argmax() == 9
     alone = [
@@ -229,7 +236,7 @@ def test_a_target_that_is_just_being_written_is_read_once_more(
 ):
     """By another program that fills the same cache: half of a record has no fitting checksum."""
     cached_teacher = open_cached(teacher, HARD, tmp_path / "w")
-    targets = cached_teacher(next(load_batches(some, cached_teacher)))
+    targets = cached_teacher(next(load_batches(some, cached_teacher))).labels
     batch = next(load_batches(some, cached_teacher))
     keys = [view_key(key) for key in batch.keys]
     cache = cached_teacher.cache
@@ -239,7 +246,7 @@ def test_a_target_that_is_just_being_written_is_read_once_more(
     assert not cache.has_target(*keys[1])
     monkeypatch.setattr(time, "sleep", lambda _: cache.write(keys[1:2], records[1:2]))
     teacher.batch_sizes.clear()
-    assert torch.equal(cached_teacher(batch), targets)
+    assert torch.equal(cached_teacher(batch).labels, targets)
     assert teacher.batch_sizes == []
 
 
@@ -276,7 +283,15 @@ def test_a_full_cache_is_filled_without_the_teacher(teacher, some, tmp_path, rep
     assert fill(cached_teacher, some, reporter) == VIEWS * IMAGES
     assert (
         fill(
-            CachedTeacher(HARD, 3.0, cached_teacher.cache, refuse_to_load, CPU, VIEWS, REPEATS),
+            CachedTeacher(
+                JointCodec(HARD, None),
+                3.0,
+                cached_teacher.cache,
+                refuse_to_load,
+                CPU,
+                VIEWS,
+                REPEATS,
+            ),
             some,
             reporter,
         )
@@ -333,11 +348,11 @@ def test_a_damaged_image_is_marked_and_not_missing(image_folder, teacher, tmp_pa
     assert cached_teacher.cache.count_missing(VIEWS) == 0
     assert [without_target(cached_teacher.cache, view) for view in range(VIEWS)] == [[1]] * VIEWS
     cached_only = CachedTeacher(
-        HARD, 3.0, cached_teacher.cache, refuse_to_load, CPU, VIEWS, REPEATS
+        JointCodec(HARD, None), 3.0, cached_teacher.cache, refuse_to_load, CPU, VIEWS, REPEATS
     )
     assert fill(cached_only, dataset, reporter) == 0
     for batch in load_batches(dataset, cached_only, epochs=3):
-        assert len(cached_only(batch)) == len(batch.keys)
+        assert len(cached_only(batch).labels) == len(batch.keys)
         assert len(batch.keys) + len(batch.errors) in (2, 4)  # of 6
     (root / "a" / "1.png").write_bytes(good)  # once it can be read, its target is computed
     teacher.batch_sizes.clear()
@@ -379,12 +394,12 @@ def test_a_batch_of_unreadable_images_computes_nothing(image_folder, teacher, tm
 def test_targets_that_are_cut_off_while_in_use_are_computed_again(teacher, some, tmp_path):
     """As by `truncate -s 0` or `cp` over a view's file; without loaders no batch is under way."""
     cached_teacher = open_cached(teacher, HARD, tmp_path / "w")
-    before = [cached_teacher(batch) for batch in load_batches(some, cached_teacher)]
+    before = [cached_teacher(batch).labels for batch in load_batches(some, cached_teacher)]
     num_missing = cached_teacher.cache.count_missing(VIEWS)
     for file in (tmp_path / "w").glob("view-*.bin"):
         os.truncate(file, 6)  # one record and a half
     assert cached_teacher.cache.count_missing(VIEWS) > num_missing
-    again = [cached_teacher(batch) for batch in load_batches(some, cached_teacher)]
+    again = [cached_teacher(batch).labels for batch in load_batches(some, cached_teacher)]
     assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
     assert cached_teacher.cache.count_missing(VIEWS) == num_missing
 
@@ -392,11 +407,12 @@ def test_targets_that_are_cut_off_while_in_use_are_computed_again(teacher, some,
 def test_soft_targets_have_the_configured_temperature(teacher, some):
     codec = TargetCodec("soft", 10, 10)
     flat, sharp = (
-        CachedTeacher(codec, tau, None, lambda: teacher, CPU, VIEWS, REPEATS) for tau in (50.0, 0.5)
+        CachedTeacher(JointCodec(codec, None), tau, None, lambda: teacher, CPU, VIEWS, REPEATS)
+        for tau in (50.0, 0.5)
     )
     batch = next(load_batches(some, flat))
     assert float(flat(batch).max()) < float(sharp(batch).max())
-    logits = teacher.forward_views(batch.teacher_images).logits
+    logits = teacher.forward_views(batch.teacher_images[0]).logits
     torch.testing.assert_close(sharp(batch), (logits / 0.5).softmax(1), atol=2e-3, rtol=0)
 
 
@@ -407,8 +423,9 @@ from pathlib import Path
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
 from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.joint_targets import JointCodec
 teacher, cache, source, augment = pickle.loads(Path(sys.argv[1]).read_bytes())
-cached_teacher = CachedTeacher(cache.codec, 3.0, cache, lambda: teacher, choose_device("cpu", "fp32"), 3, 2)
+cached_teacher = CachedTeacher(JointCodec(cache.codec, None), 3.0, cache, lambda: teacher, choose_device("cpu", "fp32"), 3, 2)
 print("ready", flush=True)
 sys.stdin.readline()
 print(cached_teacher.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=SilentReporter()).num_computed)

@@ -15,11 +15,12 @@ from torch import nn
 from deitctl.config import AslConfig, BceConfig, DistillConfig
 from deitctl.data.batch_transforms import normalize, student_affine
 from deitctl.data.dataset import Subset, select
-from deitctl.data.loader import Batch, ViewPlan, build_train_loader
+from deitctl.data.loader import Batch, TeacherView, ViewPlan, build_train_loader
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
 from deitctl.data.samplers import BalancedDraws, SampleKey, TrainBatches
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
+from deitctl.distillation.joint_targets import JointCodec
 from deitctl.distillation.target_cache import open_cache
 from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
@@ -96,6 +97,11 @@ def context_of(recipe=RECIPE, **changes) -> TrainContext:
     task_loss, distill = CrossEntropy(recipe.smoothing), changes.get("distill")
     objective = Distillation(distill, task_loss) if distill else Supervised(task_loss)
     return TrainContext(recipe, PRE, 10, 2, 0, CPU, objective, **changes)
+
+
+def view_plan(seed: int, views: int, cached_teacher: CachedTeacher) -> ViewPlan:
+    seen = TeacherView(32, is_cached=cached_teacher.has_target and (cached_teacher.has_target,))
+    return ViewPlan(seed, views, 1, (seen,))
 
 
 def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
@@ -223,9 +229,11 @@ def test_targets_of_views_are_mixed_as_the_images_are(
     """And where views come again, the student's image alone gets an affine transform of its own."""
     objective, codec = RecordedObjective(monkeypatch, Distillation), TargetCodec("soft", 10, 10)
     cache = open_cache(tmp_path / "w", {"a": 1}, codec, 8) if cached else None
-    cached_teacher = CachedTeacher(codec, 2.0, cache, lambda: teacher, CPU, views, 1)
+    cached_teacher = CachedTeacher(
+        JointCodec(codec, None), 2.0, cache, lambda: teacher, CPU, views, 1
+    )
     context = context_of(distill=distilling("unmixed", views=views), cached_teacher=cached_teacher)
-    batch = next(stream(some, ViewPlan(5, views, 1, 32, is_cached=cached_teacher.has_target)))
+    batch = next(stream(some, view_plan(5, views, cached_teacher)))
     take_step(context, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     (student_batch,) = objective.batches
     mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
@@ -236,7 +244,7 @@ def test_targets_of_views_are_mixed_as_the_images_are(
     if views:
         images = student_affine(images, batch.keys, RECIPE.augment, 0)
     assert torch.equal(student_batch.images, mix_images(images, mix, partners))
-    targets = teacher_targets(teacher.forward_views(batch.teacher_images).logits, "soft", 2.0)
+    targets = teacher_targets(teacher.forward_views(batch.teacher_images[0]).logits, "soft", 2.0)
     expected = mix_targets(targets, mix, partners)
     torch.testing.assert_close(student_batch.teacher_targets, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(student_batch.teacher_targets.sum(1), torch.ones(4))
@@ -270,12 +278,10 @@ def test_a_cached_teacher_trains_the_same_student(deit, teacher, some, tmp_path)
         raise AssertionError("the teacher was loaded")
 
     for targets, load in ((None, lambda: teacher), (cache, lambda: teacher), (cache, refuse)):
-        cached_teacher = CachedTeacher(codec, 2.0, targets, load, CPU, 1, 1)
+        cached_teacher = CachedTeacher(JointCodec(codec, None), 2.0, targets, load, CPU, 1, 1)
         context = context_of(distill=distilling("unmixed", views=1), cached_teacher=cached_teacher)
         state = state_of(deit("deit_tiny_distilled", classes=10).train())
-        for batch in stream(
-            some, ViewPlan(5, 1, 1, 32, is_cached=cached_teacher.has_target), recipe
-        ):
+        for batch in stream(some, view_plan(5, 1, cached_teacher), recipe):
             take_step(context, state, batch)
         trained.append(state.model.state_dict())
     for name, value in trained[0].items():
@@ -358,7 +364,9 @@ def without(batch: Batch, missing: set[int]) -> Batch:
         (batch.keys[slot], f"{batch.keys[slot].index}.png is empty.") for slot in sorted(missing)
     ]
     keys, slots = [batch.keys[r] for r in rows], [batch.slots[r] for r in rows]
-    return Batch(batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [])
+    return Batch(
+        batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [[]]
+    )
 
 
 def test_gradients_of_two_processes_add_up_to_those_of_one(deit, some):
