@@ -23,7 +23,7 @@ from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.features import FEATURES_VERSION, MAX_FEATURES, FeatureCodec
-from deitctl.distillation.finetune import TrainRun
+from deitctl.distillation.finetune import HEAD_VERSION, TrainRun
 from deitctl.distillation.joint_targets import Cache, JointCodec, join_caches
 from deitctl.distillation.preflight import (
     RECORD,
@@ -292,7 +292,9 @@ class DistillationTeacher:
         if from_scratch or built_in:
             parts += ("scratch",)
         recipes = (get_finetune_recipe(part, built_in=built_in) for part in parts)
-        return hash_json([[stamp_recipe(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES])
+        return hash_json(
+            [[stamp_recipe(recipe) for recipe in recipes], FULL_FINETUNE_IMAGES, HEAD_VERSION]
+        )
 
     def _find_named_cache(self) -> Path | None:
         """Return the folder of targets that the user named, which need not exist."""

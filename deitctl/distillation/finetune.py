@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
@@ -19,7 +22,8 @@ from deitctl.errors import TeacherError
 from deitctl.events import Reporter
 from deitctl.home import can_write, choose_cache_path
 from deitctl.lock import locked
-from deitctl.models import catalog
+from deitctl.models import catalog, timm_models
+from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import ModelConfig
 from deitctl.models.sources import list_weight_files
 from deitctl.paths import DiskError, refuse_links
@@ -35,6 +39,9 @@ TrainRun = Callable[[TrainConfig], Mapping[str, Any]]
 """Trains into the config's output folder, or resumes or finds the run; returns its result record."""
 RESULT = "result.json"
 """A training run writes it last."""
+HEAD_VERSION = 1
+"""Goes up when a head that is fitted in closed form becomes another; cached teacher targets are then stale. Before 1 it
+was trained."""
 SOURCE_SETTINGS = (
     "data",
     "image_folder",
@@ -93,6 +100,8 @@ def train_teacher(
     is_finished = (root / RESULT).is_file()
     if is_finished:
         reporter.note(f"The teacher was trained on this data before ({finetuned}): {root}")
+    elif not epochs:
+        reporter.note(f"Fitting a classifier to the features of the teacher {run.model}: {root}")
     elif finetuned == "scratch":
         reporter.note(f"Training the teacher {run.model} from scratch ({epochs} epochs): {root}")
     else:
@@ -108,7 +117,8 @@ def choose_training(
     train: ImageDataset,
     reporter: Reporter,
 ) -> tuple[str, Recipe | None]:
-    """Return how a teacher is trained on the data first, and the recipe: `no` and None if it is not.
+    """Return how a teacher is trained on the data first, and the recipe: `no` and None if it is not; without
+    epochs for a head that is fitted in closed form.
 
     A teacher of which features alone are learned needs no classes. `model_config` is the teacher's, None
     for one that is trained from scratch.
@@ -130,9 +140,27 @@ def choose_training(
         img_size=distill.teacher_img_size or model_config.preprocessing.img_size,
     )
     recipe = stretch_crops(recipe)
+    if finetuned == "head" and _has_linear_head(model_config):
+        return finetuned, replace(recipe, epochs=0)
     is_deit = catalog.find(model_config.architecture) is not None
     num_images = len(train.labels)
     return finetuned, fit_to_data(recipe, num_images=num_images, has_new_head=True, is_deit=is_deit)
+
+
+def _has_linear_head(model_config: ModelConfig) -> bool:
+    """Return whether a network's classifier is a linear layer, or several, which can be fitted in closed form."""
+    if catalog.find(model_config.architecture) is not None:
+        return True
+    args = {k: v for k, v in model_config.model_args.items() if k != "img_size"}
+    with torch.device("meta"):  # nothing is allocated
+        model = timm_models.create_model(
+            model_config.architecture,
+            num_classes=2,
+            img_size=model_config.preprocessing.img_size,
+            model_args=args,
+        )
+    layers = describe_layers(model)["classifier"]
+    return all(isinstance(model.get_submodule(name), nn.Linear) for name in layers)
 
 
 def has_classes(model_config: ModelConfig, train: ImageDataset) -> bool:

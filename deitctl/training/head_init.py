@@ -66,19 +66,21 @@ def fit_new_heads(
     workers: int,
     reporter: Reporter,
     pause: Callable[[], None] = lambda: None,
+    max_images: int = MAX_IMAGES,
 ) -> float | None:
     """Set the heads of a model by ridge regression of the classes on its features.
 
     Args:
         model: on the device; put into eval mode.
         model_config: with the preprocessing of the images.
-        dataset: training images, of which `MAX_IMAGES` drawn by the seed are used.
+        dataset: training images, of which `max_images` drawn by the seed are used.
         task_loss: that the logits are scaled for, and that begins to train them.
         seed: of the run.
         device: device and precision of the forward pass.
         workers: loader processes.
         reporter: shows progress, and warns of features that are not finite.
         pause: called before every batch; may raise to stop, and the model is then as it was.
+        max_images: see `dataset`.
 
     Returns:
         The first head's `RidgeHead.loo_score`, None where a head is not a linear layer, too few images
@@ -89,7 +91,7 @@ def fit_new_heads(
     if len(heads) < len(layers):
         return None
     count = len(dataset.labels)
-    chosen = rng.generator(seed, "head-init").permutation(count)[:MAX_IMAGES]
+    chosen = rng.generator(seed, "head-init").permutation(count)[:max_images]
     inputs_of, labels = _compute_features(
         EvalModel(
             model=model.eval(),

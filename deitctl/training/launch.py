@@ -20,6 +20,7 @@ from deitctl.data.unlabeled import select_labeled
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
 from deitctl.distillation.ensemble import name_teachers
+from deitctl.distillation.finetune import RESULT
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
 from deitctl.distillation.preflight import Preflight
 from deitctl.distributed import World, is_distributed, launch_id, process_group
@@ -57,6 +58,7 @@ from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint, restore_spelling
 from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
 from deitctl.training.session import describe_session, write_session
+from deitctl.training.teacher_head import fit_teacher_head
 from deitctl.training.tracking import track
 from deitctl.training.trainer import Trainer
 
@@ -441,6 +443,9 @@ def train_or_find(
     root = Path(config.output_dir)
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
+        if not config.recipe.epochs:
+            fit_teacher_head(config, datasets[0], device, reporter, world)
+            return dict(read_json(root / RESULT))
         exists, finished = world.broadcast_object(
             (Run(root).config_file.is_file(), Run(root).result() is not None)
         )
