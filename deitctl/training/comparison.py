@@ -83,7 +83,7 @@ class Comparison:
         self.partings: list[Parting] = []
         self.num_steps = self.num_epochs = self.num_tensors = 0
         """Logged steps, epochs and tensors that were compared."""
-        self.has_result = False
+        self.has_begun = self.has_result = False
         self.is_whole = False
         """Whether all that the run has was compared."""
         self.equal_steps = 0
@@ -91,7 +91,7 @@ class Comparison:
 
     def attach(self, trainer: Trainer) -> None:
         """Compare each record of a trainer when it is logged, and its weights when the run has them."""
-        self.trainer = trainer
+        self.trainer, self.has_begun = trainer, True
         trainer.run.on_record = self.compare_record
         trainer.on_step_boundary = self.compare_state
 

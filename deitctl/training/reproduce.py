@@ -14,7 +14,7 @@ from typing import Any
 from deitctl.config import TrainConfig
 from deitctl.device import choose_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
-from deitctl.errors import ConfigError, Interrupted, require_positive
+from deitctl.errors import ConfigError, DeitctlError, Interrupted, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import override
 from deitctl.training.comparison import Comparison, EnoughCompared, Parting
@@ -191,7 +191,7 @@ def _open_output(
 ) -> Iterator[Path]:
     """Yield the folder of the repetition; delete it afterwards if it is a temporary one.
 
-    After a failure it stays, because the error says how to go on in it.
+    After a failure of the training it stays, because the error says how to go on in it.
     """
     if output is not None:
         if Path(output).resolve() == recorded.root.resolve():
@@ -205,12 +205,16 @@ def _open_output(
         yield folder / "run"
     except Interrupted as stop:
         shutil.rmtree(folder, ignore_errors=True)
-        parted = comparison.partings
-        saved = (
-            f"It has parted in {parted[0].place}."
-            if parted
-            else f"Up to step {comparison.equal_steps} it is equal."
-        )
         command = f"deitctl reproduce {shlex.quote(str(recorded.root))}"
-        raise Interrupted(stop.signum, command, saved) from stop
+        raise Interrupted(stop.signum, command, _describe_progress(comparison)) from stop
+    except DeitctlError:
+        if not comparison.has_begun:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _describe_progress(comparison: Comparison) -> str:
+    if comparison.partings:
+        return f"It has parted in {comparison.partings[0].place}."
+    return f"Up to step {comparison.equal_steps} it is equal."

@@ -221,24 +221,28 @@ def test_runs_that_no_folder_holds_are_refused_in_words(run: Path, tmp_path: Pat
         deitctl.reproduce(run)
 
 
-def test_initial_weights_that_changed_are_refused(run: Path) -> None:
+def test_initial_weights_that_changed_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     text = (run / SESSIONS).read_text()
     began = read_sessions(run)[0].initial_weights
     (run / SESSIONS).write_text(text.replace(began, "0" * len(began)))
     with pytest.raises(ConfigError, match="initial weights of deit_tiny are others"):
         deitctl.reproduce(run)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_an_interruption_says_how_far_it_was_equal(trained: Path, monkeypatch: Any) -> None:
-    folders: list[str] = []
-    make = tempfile.mkdtemp
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **kw: folders.append(make(**kw)) or folders[-1])
+def test_an_interruption_says_how_far_it_was_equal(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(Interrupted) as caught:
         deitctl.reproduce(trained, reporter=StopsIn("epoch 2/2", 4))
     assert caught.value.saved == "Up to step 4 it is equal."
     assert caught.value.resume_command == f"deitctl reproduce {trained}"
-    assert folders
-    assert not Path(folders[0]).exists()
+    assert not list(tmp_path.glob("deitctl-reproduce-*"))
 
 
 def test_the_exit_code_says_whether_it_is_equal(run: Path) -> None:
