@@ -31,6 +31,7 @@ from deitctl.cli import (
     pack,
     predict,
     push,
+    rank_teachers,
     reproduce,
     sweep,
     train,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "distill": distill.distill,
     "cache-teacher": cache_teacher.cache_teacher,
+    "rank-teachers": rank_teachers.rank_teachers,
     "sweep": sweep.sweep,
     "runs": list_runs.runs,
     "reproduce": reproduce.reproduce,
@@ -64,7 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": list_recipes.recipes,
     "doctor": doctor.doctor,
 }
-SETTING_COMMANDS = ("train", "distill", "cache-teacher", "sweep", "bench")
+SETTING_COMMANDS = ("train", "distill", "cache-teacher", "rank-teachers", "sweep", "bench")
 """Those with --set."""
 DISTRIBUTED_COMMANDS = ("train", "distill", "cache-teacher", "eval")
 RENAMED = {"compare": ("sweep", "--preset", "deit-table3")}

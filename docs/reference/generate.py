@@ -11,6 +11,7 @@ from deitctl.checks.check import CheckResult
 from deitctl.cli.models import ModelList
 from deitctl.config import Option
 from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
+from deitctl.distillation.rank import TeacherRanking
 from deitctl.evaluation.multilabel_result import MultilabelImageResult, MultilabelResult
 from deitctl.evaluation.result import EvalResult, ImageResult
 from deitctl.evaluation.results import EvalResults
@@ -40,6 +41,7 @@ RESULTS: dict[str, type] = {
     "train --dry-run, distill --dry-run": TrainPlan,
     "train --replay": Replay,
     "reproduce": Reproduction,
+    "rank-teachers": TeacherRanking,
     "cache-teacher": CacheTeacherResult,
     "cache-teacher --verify": VerifyCacheResult,
     "sweep; sweep.json": SweepResult,

@@ -43,7 +43,7 @@ def precompute(config: TrainConfig, pair: Pair, **options: object) -> CacheTeach
 
 
 def open_teacher(
-    config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT
+    config: TrainConfig, pair: Pair, reporter: SilentReporter = SILENT, *, on_views: bool = True
 ) -> DistillationTeacher:
     return DistillationTeacher(
         config,
@@ -52,7 +52,7 @@ def open_teacher(
         device=choose_device("cpu", "fp32"),
         reporter=reporter,
         train_run=lambda run: train_or_find(run, pair, reporter),
-    ).prepare()
+    ).prepare(on_views=on_views)
 
 
 def score_model(loaded: LoadedModel, dataset: ImageDataset) -> EvalResult:
@@ -214,6 +214,9 @@ def test_a_second_run_reads_the_preflight_and_does_not_load_the_teacher(
         {"preprocessing": []},
         {"preprocessing": {"img_size": "x"}},
         {"num_images": None},
+        {"label_agreement": 101.0},
+        {"num_views_sampled": None},
+        {"mean_entropy": -1.0},
         {"unknown": 1},
     ],
     ids=str,
