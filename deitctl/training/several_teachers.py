@@ -111,6 +111,12 @@ def map_teachers(config: TrainConfig, change: Callable[[TrainConfig], TrainConfi
     return replace(config, distill=replace(distill, **own[0], more_teachers=more))
 
 
+def list_each(distill: DistillConfig) -> list[TeacherConfig]:
+    """Return the settings of each teacher, those of the first too."""
+    first = {field.name: getattr(distill, field.name) for field in fields(TeacherConfig)}
+    return [TeacherConfig(**first), *distill.more_teachers]
+
+
 def settle_roles(config: TrainConfig, reporter: Reporter) -> TrainConfig:
     """Return a configuration in which `auto` is said: of several teachers in a mode of labels and features.
 
@@ -125,8 +131,7 @@ def settle_roles(config: TrainConfig, reporter: Reporter) -> TrainConfig:
     if "auto" not in each:
         return config
     headless = [
-        lacks_classifier(t.teacher, t.teacher_weights, reporter)
-        for t in (distill, *distill.more_teachers)
+        lacks_classifier(t.teacher, t.teacher_weights, reporter) for t in list_each(distill)
     ]
     is_divided = any(headless) or bool({"labels", "features"} & {*each})
     roles = [
@@ -137,7 +142,7 @@ def settle_roles(config: TrainConfig, reporter: Reporter) -> TrainConfig:
         "Of the teachers "
         + ", ".join(
             f"{name_weights(t.teacher, t.teacher_weights)} gives {'labels and features' if role == 'both' else role}"
-            for t, role in zip((distill, *distill.more_teachers), roles, strict=True)
+            for t, role in zip(list_each(distill), roles, strict=True)
         )
         + " (--teacher-role)."
     )
@@ -165,7 +170,7 @@ def check_roles(distill: DistillConfig) -> None:
                 f"--teacher-role {what} gives what mode {distill.mode} does not learn.",
                 "Leave it out, or use --mode features+hard.",
             )
-    names = [(t.teacher, t.teacher_weights) for t in (distill, *distill.more_teachers)]
+    names = [(t.teacher, t.teacher_weights) for t in list_each(distill)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)[0]
         raise ConfigError(f"{twice} is named twice as a teacher.", "Leave one of them out.")
