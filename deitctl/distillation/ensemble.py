@@ -111,9 +111,9 @@ class CachedEnsemble:
         caches = tuple(part.cache for part in self.parts if part.cache is not None)
         return EnsembleCache(caches) if len(caches) == len(self.parts) else None
 
-    def __call__(self, batch: Batch) -> TeacherTargets:
+    def __call__(self, batch: Batch, size: int = 0) -> TeacherTargets:
         """Return the targets of a batch's views; those that are computed are cached."""
-        targets = [part(batch) for part in self.parts]
+        targets = [part(batch, size) for part in self.parts]
         labels = [t.labels for t in targets if t.labels is not None]
         return TeacherTargets(
             average_labels(labels, self.label_mode, self.is_multilabel) if labels else None,
