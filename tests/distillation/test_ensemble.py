@@ -58,7 +58,9 @@ def test_stored_labels_give_the_targets_of_averaged_logits(noise, is_multilabel)
     stored = [store(x, AVERAGE_TAU, is_multilabel=is_multilabel) for x in logits]
     soft = average_labels(stored, "soft", is_multilabel)
     expected = teacher_targets(average, "soft", AVERAGE_TAU, is_multilabel)
-    torch.testing.assert_close(soft, expected, rtol=0, atol=5e-4)
+    torch.testing.assert_close(
+        soft, expected, rtol=0, atol=1e-3
+    )  # float16 has steps of 5e-4 below 1
     hard = average_labels(stored, "hard", is_multilabel)
     differ = hard != teacher_targets(average, "hard", 1.0, is_multilabel)
     if is_multilabel:
