@@ -79,10 +79,15 @@ def binary_cross_entropy(
     """
     if target_thresh is not None:
         targets = (targets > target_thresh).float()
-    losses = F.binary_cross_entropy_with_logits(
-        logits.float(), targets, class_weights, pos_weight=pos_weights, reduction="none"
+    # torch's own mean, as timm takes it: that of single losses has other last bits in its gradient.
+    loss = F.binary_cross_entropy_with_logits(
+        logits.float(),
+        targets,
+        class_weights,
+        pos_weight=pos_weights,
+        reduction="none" if sum_classes else "mean",
     )
-    return losses.sum(dim=1).mean() if sum_classes else losses.mean()
+    return loss.sum(dim=1).mean() if sum_classes else loss
 
 
 def asymmetric_loss(

@@ -282,3 +282,18 @@ def test_resized_positions_keep_half_precision(noise):
     resized = resize_pos_embed(noise(1, 16, 8).half(), 6, num_prefix_tokens=0)
     assert resized.dtype is torch.float16
     assert resized.shape == (1, 36, 8)
+
+
+def test_constant_stochastic_depth_drops_in_every_block_alike(deit):
+    """deit/models_v2.py: `dpr = [drop_path_rate for i in range(depth)]`."""
+    model = deit(drop_path_rate=0.25)
+    model.dpr_constant = True
+    mask = model.sample_drop_path(4_000, torch.Generator().manual_seed(0))
+    survived = (mask > 0).float().mean(dim=(1, 2))
+    assert torch.allclose(survived, torch.full((12,), 0.75), atol=0.02)
+    assert mask.unique().tolist() == pytest.approx([0, 1 / 0.75])
+
+
+def test_layer_scale_begins_at_the_released_codes_value(tiny_arch):
+    model = VisionTransformer(tiny_arch("deit3_small"), num_classes=2, img_size=32)
+    assert torch.equal(model.blocks[0].ls1.gamma, torch.full((384,), 1e-4))

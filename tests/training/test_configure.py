@@ -339,3 +339,84 @@ def test_mixed_images_are_not_cached() -> None:
     settings = {"distill.teacher_input": "mixed", "distill.views": 3}
     with pytest.raises(ConfigError, match="never sees a mixed image twice"):
         build_config(settings, distilled=True, reporter=SILENT)
+
+
+@pytest.mark.parametrize(
+    ("model", "img_size", "rate", "lr"),
+    [
+        ("deit3_small", 224, 0.05, 4e-3),
+        ("deit3_medium_in22k", 224, 0.1, 3e-3),
+        ("deit3_base_384", 192, 0.2, 3e-3),
+        ("deit3_large", 192, 0.45, 3e-3),
+        ("deit3_huge", 154, 0.6, 3e-3),
+    ],
+)
+def test_deit3_has_the_settings_of_the_models_size(
+    model: str, img_size: int, rate: float, lr: float
+) -> None:
+    config, _, _ = build_config({"recipe": "deit3", "model": model}, reporter=SILENT)
+    recipe = config.recipe
+    assert (recipe.img_size, recipe.drop_path_rate, recipe.optim.lr) == (img_size, rate, lr)
+    assert (recipe.optim.opt, recipe.pretrained) == ("lamb", False)
+
+
+def test_what_the_user_names_goes_before_the_models_size(reporter) -> None:
+    settings = {"recipe": "deit3", "model": "deit3_base", "recipe.img_size": 32}
+    config, _, _ = build_config(
+        settings, overrides={"recipe.drop_path_rate": 0.0}, reporter=reporter
+    )
+    assert (config.recipe.img_size, config.recipe.drop_path_rate) == (32, 0)
+    assert config.recipe.optim.lr == 3e-3
+    (note,) = [text for text in reporter.notes if "width 768 (B)" in text]
+    assert "img_size" not in note
+
+
+def test_the_rates_of_deit3_are_lambs_and_another_optimizer_has_its_own(reporter) -> None:
+    settings = {"recipe": "deit3", "model": "deit3_base", "recipe.optim.opt": "adamw"}
+    config, _, _ = build_config(settings, reporter=reporter)
+    assert config.recipe.optim.lr == pytest.approx(3e-3 / 1.5)
+    assert config.recipe.optim.eps == 0  # its own
+    assert any("learning rate 0.667 times the recipe's for LAMB" in n for n in reporter.notes)
+
+
+def test_a_file_on_top_of_a_recipe_has_its_sizes_and_its_teacher(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = "deit3"\ndrop_path_rate = 0.3\n')
+    config, _, _ = build_config({"recipe": str(mine), "model": "deit3_base"}, reporter=SILENT)
+    assert (config.recipe.name, config.recipe.drop_path_rate) == ("mine", 0.3)
+    assert config.recipe.img_size == 192
+    mine.write_text('base = "paper"\nepochs = 3\n')
+    distilled, _, _ = build_config({"recipe": str(mine)}, distilled=True, reporter=SILENT)
+    assert distilled.distill is not None
+    assert distilled.distill.teacher_input == "mixed"
+
+
+def test_patient_teaches_the_one_head_without_labels() -> None:
+    settings = {"recipe": "patient", "distill.teacher": "regnety_002"}
+    config, _, _ = build_config(settings, distilled=True, reporter=SILENT)
+    d = config.distill
+    assert d is not None
+    assert (config.model, d.mode, d.alpha, d.tau) == ("deit_small", "soft", 1, 1)
+    assert (d.dist_token, d.teacher_input, d.views) == (False, "mixed", 0)
+    cached, _, _ = build_config({**settings, "distill.views": 8}, distilled=True, reporter=SILENT)
+    assert cached.distill is not None
+    assert (cached.distill.teacher_input, cached.distill.views) == ("unmixed", 8)
+    hard, _, _ = build_config({**settings, "distill.mode": "hard"}, distilled=True, reporter=SILENT)
+    assert hard.distill is not None
+    assert (hard.distill.alpha, hard.distill.dist_token) == (0.5, False)
+
+
+def test_plain_90_brings_its_model_and_says_where_another_keeps_its_shape(reporter) -> None:
+    config, _, _ = build_config({"recipe": "plain-90"}, reporter=reporter)
+    assert config.model == "vit_small_patch16_224"
+    assert (config.model_args["global_pool"], config.model_args["class_token"]) == ("avg", False)
+    assert not reporter.warnings
+    other, _, _ = build_config({"recipe": "plain-90", "model": "deit_tiny"}, reporter=reporter)
+    assert other.model_args == {}
+    assert "deit_tiny keeps its own shape" in reporter.warnings[-1]
+
+
+def test_3_augment_and_rand_augment_are_not_both_done() -> None:
+    both = parse_overrides(["augment.three_augment=true", "augment.rand_augment=rand-m9"])
+    with pytest.raises(ConfigError, match="one replaces the other"):
+        build_config({}, overrides=both, reporter=SILENT)

@@ -27,6 +27,22 @@ CASES = {
     # four steps an epoch: in the first epoch, and in the second after the thaw
     "lamb, wsd, thawed": (2, {"optim.opt": "lamb", "optim.sched": "wsd", **THAWING}),
     "muon, one cycle, thawed": (6, {"optim.opt": "nadamuon", "optim.sched": "onecycle", **THAWING}),
+    "as DeiT-III": (
+        6,
+        {
+            "loss": "bce",
+            "bce.target_thresh": 0.0,
+            "smoothing": 0.0,
+            "dpr_constant": True,
+            "pos_embed": "sincos2d",
+            "augment.rand_augment": "",
+            "augment.three_augment": True,
+            "augment.color_jitter": 0.3,
+            "augment.crop_mode": "src",
+            "optim.opt": "lamb",
+            "optim.eps": 1e-8,
+        },
+    ),
     "sgd, out of patience": (5, {"optim.opt": "sgd", "optim.lr": 1e-12, "patience": 1}),
 }
 
