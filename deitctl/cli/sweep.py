@@ -72,7 +72,7 @@ def sweep(
         str,
         o.option(
             "--preset",
-            help="deit-table3: every variant of distillation; deit-table2: teachers; deit-in-small: both on few digits.",
+            help="deit-table3: kinds of distillation; deit-table2: teachers; deit-in-small: both, on few digits.",
             default="",
             choices=completion.PRESETS,
         ),
@@ -214,7 +214,14 @@ def _print_trials(result: SweepResult) -> None:
     print_table(
         f"{result.model} on {result.data}: {NAMES.get(result.metric, result.metric)}{unit} ({repeats}, "
         f"{count_units(result.epochs, 'epoch')}, {result.num_images} {images})",
-        (*map(_shorten, result.varied), "mean ± std", "n", "difference ± se", "95 % interval"),
+        (
+            *map(_shorten, result.varied),
+            "mean ± std",
+            "n",
+            "last epoch",
+            "difference ± se",
+            "95 % interval",
+        ),
         [_make_row(trial, result) for trial in result.trials],
         max(1, len(result.varied)),
     )
@@ -259,7 +266,15 @@ def _make_row(trial: TrialResult, result: SweepResult) -> list[str]:
         paired = f"{difference.mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
         interval = difference.interval.format("+.2f") if difference.interval else ""
     n = "0" if trial.score is None else str(trial.score.n)
-    return [*values, _cell(trial.score) or _describe_status(trial, result), n, paired, interval]
+    last = "" if trial.last_epoch is None else f"{trial.last_epoch.mean:.2f}"
+    return [
+        *values,
+        _cell(trial.score) or _describe_status(trial, result),
+        n,
+        last,
+        paired,
+        interval,
+    ]
 
 
 def _describe_status(trial: TrialResult, result: SweepResult) -> str:

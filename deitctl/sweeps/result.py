@@ -48,6 +48,8 @@ class TrialResult:
     """Varied settings by dotted name; those of a teacher are left out where there is none."""
     score: Spread | None
     """The sweep's metric; null if no run is finished."""
+    last_epoch: Spread | None
+    """The same of each run's last epoch, which no validation image has selected; null if no run is finished."""
     difference: PairedDifference | None
     """From the first trial, by seed and fold; null for the first one and without a common one."""
     teacher: str | None
@@ -182,15 +184,15 @@ def _summarize(
     difference: PairedDifference | None,
 ) -> TrialResult:
     infos = [o.info for o in outcomes if o.info is not None]
-    results = [
-        o.info.result for o in outcomes if o.pair in scores and o.info and o.info.result is not None
-    ]
+    finished = [o.info for o in outcomes if o.pair in scores and o.info is not None]
+    results = [info.result for info in finished if info.result is not None]
     teachers = [r["teacher"] for r in results if r.get("teacher") is not None]
     agreements = [r["head_agreement"] for r in results if r.get("head_agreement") is not None]
     return TrialResult(
         name=trial.name,
         values=trial.values,
         score=_spread(list(scores.values())),
+        last_epoch=_spread([info.last_score for info in finished if info.last_score is not None]),
         difference=difference,
         teacher=infos[0].teacher if infos else None,
         teacher_top1=_spread([t["top1"] for t in teachers if t.get("top1") is not None]),

@@ -48,6 +48,8 @@ class RunInfo:
     score: float | None
     """The metric by which the saved epoch was selected, of its weights on the validation images; of an unfinished
     run the best so far. Higher is better: a loss has a minus."""
+    last_score: float | None
+    """The same of the last epoch, which no validation image has selected; null without one."""
     seed: int
     """Seed."""
     fold: int | None
@@ -78,6 +80,7 @@ def read_run(root: Path) -> RunInfo:
     result = result if is_result(result) else None
     distill = config.distill
     metric, score = read_score(result) if result is not None else find_best_epoch(run)
+    last_metric, last = _read_epoch_score(read_last_epoch(run) or {})
     return RunInfo(
         run=root,
         status=find_status(run, result is not None),
@@ -87,6 +90,7 @@ def read_run(root: Path) -> RunInfo:
         mode=distill.mode if distill is not None else None,
         metric=metric,
         score=score,
+        last_score=last if last_metric == metric else None,
         seed=config.seed,
         fold=config.fold or None,
         epochs_done=count_epochs(run) if result is None else _read_epochs(result, config),
@@ -153,19 +157,25 @@ def _read_epoch_score(record: Mapping[str, Any]) -> tuple[str, float | None]:
 
 
 def count_epochs(run: Run) -> int:
-    """Return the last epoch that a log has, from its end; 0 if there is none."""
+    """Return the last epoch that a log has; 0 if there is none."""
+    record = read_last_epoch(run)
+    return int(record["epoch"]) if record else 0
+
+
+def read_last_epoch(run: Run) -> dict[str, Any] | None:
+    """Return the record of the last epoch that a log has, from its end; None if there is none."""
     try:
         with open_regular(run.metrics_file, 2**62) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_TAIL))
             lines = file.read(MAX_TAIL).splitlines()
     except (OSError, ValueError):
-        return 0
+        return None
     for line in reversed(lines):
         # the kind first: thousands of steps need not be parsed
         if b'"epoch"' in line and (record := parse_record(line)) and record["kind"] == "epoch":
-            return int(record["epoch"])
-    return 0
+            return record
+    return None
 
 
 def find_status(run: Run, is_finished: bool) -> Status:

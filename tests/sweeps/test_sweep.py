@@ -224,12 +224,15 @@ def test_heads_and_agreements_of_distilled_runs_are_summarized() -> None:
             "teacher_agreement": agreement,
             "head_agreement": 95.0,
         }
-        info = SimpleNamespace(result=result, status="finished", teacher="t", metric="top1")
+        info = SimpleNamespace(
+            result=result, status="finished", teacher="t", metric="top1", last_score=70.0 + seed
+        )
         outcomes.append(RunOutcome(trial, seed, Path(f"r{seed}"), info, ""))  # type: ignore[arg-type]
     (row,) = summarize_trials([trial], outcomes, "top1")
     assert row.heads == {h: Spread.of([v, v + 2]) for h, v in heads.items()}
     assert row.teacher_agreement["dist"] == Spread.of([82.0, 82.0])
     assert (row.head_agreement, row.teacher_top1) == (Spread.of([95.0] * 2), Spread.of([90.0] * 2))
+    assert row.last_epoch == Spread.of([70.0, 71.0])
     assert (row.score, row.teacher, row.runs) == (Spread.of([74.0, 76.0]), "t", ["r0", "r1"])
 
 

@@ -55,7 +55,7 @@ def test_the_last_of_two_of_a_name_counts() -> None:
         ("optim.lr=0..1:log", "out of range"),
         ("smoothing=0..0.1:log", "has no logarithm at 0"),
         ("epochs=9..2", "is empty. The smaller number comes first"),
-        ("distill.mode=harder", "expected one of none, soft, hard"),
+        ("distill.mode=harder", "expected one of none, hard, soft, features"),
         ("seed=1,2", "Use --seeds N"),
         ("data=a,b", "A sweep has one data set"),
         ("workers=1,2", "does not change what a run learns"),
