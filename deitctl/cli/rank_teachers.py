@@ -155,7 +155,6 @@ def _print_costs(rows: list[tuple[str, RankedTeacher]], ranking: TeacherRanking)
             "GFLOPs",
             "ms/image",
             "cache, MiB",
-            "features",
         ),
         [
             (
