@@ -509,7 +509,8 @@ def sweep(
         seeds: runs of each combination, with the seed and those after it.
         random: combinations to draw; 0: all of them.
         optuna: combinations that Optuna suggests by the results so far; 0: none.
-        preset: `deit-table3` or `deit-table2`, the paper's comparisons, or `deit-in-small`, both on a few digits;
+        preset: `deit-table3` or `deit-table2`, the paper's comparisons, or `deit-in-small`, both on a few digits,
+            or `beyond-in-small`, features, two teachers and images without labels;
             empty: none.
         jobs: runs at once, each a process.
         teacher: one, or several to compare.

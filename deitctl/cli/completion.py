@@ -87,7 +87,7 @@ EXPORT_FORMATS = (
     "aoti",
 )
 # The keys of sweeps.presets.PRESETS, likewise.
-PRESETS = ("deit-table3", "deit-table2", "deit-in-small")
+PRESETS = ("deit-table3", "deit-table2", "deit-in-small", "beyond-in-small")
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
 TASKS = ("auto", "classification", "multilabel")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")

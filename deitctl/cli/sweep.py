@@ -72,7 +72,8 @@ def sweep(
         str,
         o.option(
             "--preset",
-            help="deit-table3: kinds of distillation; deit-table2: teachers; deit-in-small: both, on few digits.",
+            help="deit-table3: kinds of distillation; deit-table2: teachers; deit-in-small: both, on few digits; "
+            "beyond-in-small: features, two teachers, unlabeled images, likewise.",
             default="",
             choices=completion.PRESETS,
         ),

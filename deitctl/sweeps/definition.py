@@ -80,10 +80,12 @@ def define_sweep(
                 f"--preset {preset} has trials of its own.", "Leave --random or --optuna out."
             )
         rows = _multiply(name_teachers(chosen.rows, teachers), variations, preset)
+        names = {name for row in rows for name in row}
+        varied = {name: value for name, value in chosen.settings.items() if name in names}
+        shared = {name: value for name, value in chosen.settings.items() if name not in names}
+        rows = [varied | row for row in rows]
         variations = _list_variations(rows)
-        return SweepDefinition(
-            variations, "grid", 0, num_seeds, seed, preset, rows, chosen.settings
-        )
+        return SweepDefinition(variations, "grid", 0, num_seeds, seed, preset, rows, shared)
     own = {variation.name: variation for variation in variations}
     merged = {v.name: own.get(v.name, v) for v in parse_variations(chosen.variations)} | own
     if len(teachers) > 1:

@@ -9,6 +9,7 @@ from typing import Any
 from deitctl.errors import ConfigError, did_you_mean
 
 MODE, TOKEN, TEACHER = "distill.mode", "distill.dist_token", "distill.teacher"
+LOSS = "distill.features.loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Preset:
     """As `--vary`: every combination is a trial."""
     rows: Sequence[Mapping[str, Any]] = ()
     """Trials where not every combination is one: values by dotted name, a teacher by its number among
-    the teachers, from 0 on."""
+    the teachers, from 0 on, several by a tuple of them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of all runs by dotted name, unless the caller sets them."""
     teachers: Sequence[str] = ()
@@ -70,6 +71,24 @@ PRESETS: dict[str, Preset] = {
         teachers=("resnet10t", "regnety_002", "deit_tiny"),
         min_teachers=3,
     ),
+    "beyond-in-small": Preset(
+        help="features, two teachers and images without labels, likewise",
+        rows=(
+            {MODE: "none"},
+            *({MODE: "features", LOSS: loss, TEACHER: 0} for loss in ("vkd", "cosine", "mse")),
+            {MODE: "features+hard", LOSS: "vkd", TEACHER: 0},
+            {**SOFT, MODE: "features+soft", LOSS: "vkd", "distill.tau": 3.0, TEACHER: 0},
+            {**SOFT, TOKEN: True, TEACHER: (0, 1)},
+            *(
+                # an epoch is one of all images: as many steps as the others
+                {**way, TOKEN: True, TEACHER: 0, "distill.unlabelled": "rest", "recipe.epochs": 60}
+                for way in (SOFT, {MODE: "hard"})
+            ),
+        ),
+        settings=IN_SMALL,
+        teachers=("resnet10t", "resnet14t"),
+        min_teachers=2,
+    ),
 }
 """By name. The last three rows of Table 3 are the heads of its last trial."""
 
@@ -78,10 +97,12 @@ def name_teachers(
     rows: Sequence[Mapping[str, Any]], teachers: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return the rows of a preset with the teachers' names in place of their numbers."""
-    return [
-        {name: teachers[value] if name == TEACHER else value for name, value in row.items()}
-        for row in rows
-    ]
+
+    def name(number: int | tuple[int, ...]) -> str:
+        numbers = number if isinstance(number, tuple) else (number,)
+        return "+".join(teachers[n] for n in numbers)
+
+    return [{k: name(v) if k == TEACHER else v for k, v in row.items()} for row in rows]
 
 
 def find_preset(name: str) -> Preset:

@@ -354,7 +354,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["sweep", "digits"], 1, "Nothing is varied. Name it, --vary"),
         (["sweep", "digits", "--vary", "optim.lr"], 2, "'optim.lr' is not key=values"),
         (["sweep", "digits", "--vary", "optim.lrr=1"], 2, "Did you mean 'optim.lr'"),
-        (["sweep", "digits", "--preset", "table3"], 2, "There are: deit-table3, deit-table2, deit-in-small"),
+        (["sweep", "digits", "--preset", "table3"], 2, "There are: deit-table3, deit-table2, deit-in-small, beyond-in-small"),
         (["runs", "/nowhere"], 1, "There is no folder '/nowhere'"),
         (["runs", "/nowhere", "--compare"], 1, "Name two: deitctl runs A B"),
         (["bench", "/nowhere"], 1, "There is no dataset '/nowhere'"),
