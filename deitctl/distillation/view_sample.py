@@ -1,4 +1,4 @@
-"""What a teacher says about a sample of training views: its decisions, against the labels and each other.
+"""A teacher's decisions on a sample of training views, against the labels and each other.
 
 A teacher whose decision is the label on every view teaches by hard labels what the labels already say; DeiT's
 teachers err, and disagree with themselves under augmentation (DeiT section 5.2 and Table 4).
@@ -38,7 +38,7 @@ BATCH_SIZE = 32
 SMALLEST = 2.0**-24
 """Above 0 in float16: the least probability that a soft target has."""
 ECHO = 99.0
-"""Percent of views from which on a teacher's decisions are said to repeat the labels."""
+"""Percent of views above which a teacher's decisions repeat the labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
