@@ -67,8 +67,9 @@ def render_view(
     # timm draws from global generators, so its views depend on the workers and cannot be resumed.
     draw = rng.generator(seed, "view", view, index)
     if config.crop_mode == "src":
-        hw, whole = height_width(img_size), (0, 0, *image.size)
-        augmented = pad_and_crop(resized_crop(image, whole, cover(image.size, hw)), hw, draw)
+        hw = height_width(img_size)
+        covering = resized_crop(image, (0, 0, *image.size), cover(image.size, hw))
+        augmented = pad_and_crop(covering, hw, draw)
     else:
         augmented = resized_crop(image, sample_crop_box(image.size, config, draw), img_size)
     if draw.random() < config.hflip:

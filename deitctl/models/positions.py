@@ -15,8 +15,8 @@ TEMPERATURE = 10_000.0  # big_vision/models/vit.py: posemb_sincos_2d
 def make_sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """Return the embeddings of a grid's patches by rows, [rows * columns, dim].
 
-    As big_vision's `posemb_sincos_2d`: a quarter of the channels each for the sine and the cosine of the column, then of
-    the row, at wavelengths that rise geometrically.
+    As big_vision's `posemb_sincos_2d`: a quarter of the channels each for the sine and the cosine of the column, then
+    of the row, at wavelengths that rise geometrically.
 
     Args:
         grid: rows and columns.

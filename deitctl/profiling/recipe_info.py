@@ -79,7 +79,7 @@ class RecipeSummary:
     """Images a step."""
     img_size: ImageSize
     published: list[PublishedResult]
-    """Accuracies that were reached with it, by whom is said."""
+    """Accuracies that were reached with it, and the source of each."""
     cost: RecipeCost
 
 
