@@ -18,6 +18,7 @@ from deitctl.recipes.distillation import (
     DISTILL_TOPK,
     DISTILL_VIEWS,
     FULL_FINETUNE_IMAGES,
+    VIEW_PASSES,
     DistillDefaults,
 )
 from deitctl.recipes.lookup import (
@@ -71,6 +72,7 @@ __all__ = [
     "RECIPES",
     "RESTART_LR",
     "SMALL",
+    "VIEW_PASSES",
     "TABLES",
     "WARMUP_FRACTION",
     "DistillDefaults",

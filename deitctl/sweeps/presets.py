@@ -43,7 +43,7 @@ IN_SMALL = {
     "model_args.num_heads": 3,
     "distill.finetune_teacher": "scratch",  # on the same images
     "distill.teacher_img_size": 32,
-    "distill.views": 64,  # with 4, which are enough for all the digits, no way of distilling helped
+    "distill.views": 64,
 }
 """See docs/results/distillation.md for what was tried."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -47,6 +48,7 @@ from deitctl.recipes import (
     PAPER,
     RECIPES,
     SMALL,
+    VIEW_PASSES,
     find_table,
     fit_to_data,
     fit_to_size,
@@ -174,9 +176,20 @@ def build_config(
     counts = ClassCounts.of(train)
     if config.distill is not None and "distill.reduction" not in named:
         config = _choose_reduction(config, counts)
+    if config.distill is not None and "distill.views" not in named:
+        config = _choose_views(config, len(train.labels))
     check(config)
     check_loss(config, counts)
     return config, train, val
+
+
+def _choose_views(config: TrainConfig, num_images: int) -> TrainConfig:
+    """Give long training on few images more views, so that none of them comes more than ten times."""
+    distill = config.distill
+    if distill is None or not distill.views or num_images >= SMALL_DATA:
+        return config
+    views = max(distill.views, math.ceil(config.recipe.epochs / VIEW_PASSES))
+    return replace(config, distill=replace(distill, views=views))
 
 
 def _choose_reduction(config: TrainConfig, counts: ClassCounts) -> TrainConfig:

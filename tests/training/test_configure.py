@@ -335,6 +335,22 @@ def test_what_a_config_decides_is_not_contradicted(name: str, tmp_path: Path) ->
         read_config(tmp_path / "run.toml", {name: "1"}, {}, distilled=False)
 
 
+def test_long_training_on_few_images_has_more_views_unless_they_are_named() -> None:
+    """None of them comes more than ten times: 4 views of the digits are enough for 40 epochs."""
+
+    def count_views(**settings: Any) -> int:
+        named = {name.replace("__", "."): value for name, value in settings.items()}
+        config, _, _ = build_config(named, distilled=True, reporter=SilentReporter())
+        assert config.distill is not None
+        return config.distill.views
+
+    assert count_views() == count_views(recipe__epochs=40) == 4
+    assert count_views(recipe__epochs=41) == 5
+    assert count_views(recipe__epochs=600) == 60
+    assert count_views(recipe__epochs=600, distill__views=4) == 4
+    assert count_views(recipe__epochs=600, distill__views=0) == 0
+
+
 def test_mixed_images_are_not_cached() -> None:
     settings = {"distill.teacher_input": "mixed", "distill.views": 3}
     with pytest.raises(ConfigError, match="never sees a mixed image twice"):
