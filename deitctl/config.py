@@ -486,12 +486,19 @@ class TeacherConfig:
     """A teacher beside the first; its settings are those of the first in `DistillConfig`, by the same names."""
 
     teacher: str
+    """As `DistillConfig.teacher`."""
     teacher_weights: str = ""
+    """File of its weights."""
     teacher_role: RoleChoice = "auto"
+    """What of it is learned."""
     teacher_classes: str = ""
+    """File of the classes of these weights."""
     teacher_img_size: ImageSize = 0
+    """Its input size in pixels; 0: its own."""
     finetune_teacher: FinetuneChoice = "auto"
+    """How it is trained on the data first."""
     teacher_cache: str = ""
+    """Folder of its targets, or `off`."""
 
 
 TEACHER_SETTINGS = tuple(f"distill.{field.name}" for field in fields(TeacherConfig))

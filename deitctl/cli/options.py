@@ -368,12 +368,12 @@ def take_options(
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            given = {k: values.pop(k) for k in shared}
+            chosen = {k: values.pop(k) for k in shared}
             # of the options that may be repeated, for several teachers
-            given = {
-                k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in given.items()
+            chosen = {
+                k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in chosen.items()
             }
-            arguments = {k: v for k, v in given.items() if v not in (None, "", [])}
+            arguments = {k: v for k, v in chosen.items() if v not in (None, "", [])}
             for keyword in INVERTED & arguments.keys():
                 arguments[keyword] = not arguments[keyword]
             command(arguments, **values)

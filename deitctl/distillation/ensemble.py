@@ -263,20 +263,20 @@ class TeacherEnsemble:
         ]
         cache = labelers[0].cache
         path = cache.root / f"average-{hash_json(identity)}.json" if cache is not None else None
-        kept = _read_predictions(path, self.val)
-        if not all(self.world.all_gather_object(kept is not None)) or kept is None:
-            kept = self._compute_predictions()
+        predictions = _read_predictions(path, self.val)
+        if not all(self.world.all_gather_object(predictions is not None)) or predictions is None:
+            predictions = self._compute_predictions()
             if path is not None and self.world.is_main and can_write(path.parent):
-                write_json(path, {"val_predictions": kept.tolist()})
+                write_json(path, {"val_predictions": predictions.tolist()})
         if not self.val.is_multilabel:
-            readable = kept >= 0
+            readable = predictions >= 0
             labels = torch.from_numpy(self.val.labels)[readable]
-            top1 = 100 * float((kept[readable] == labels).double().mean())
+            top1 = 100 * float((predictions[readable] == labels).double().mean())
             self.reporter.note(
                 f"Averaged labels of {len(labelers)} teachers: top-1 {top1:.2f} % on "
                 f"{int(readable.sum())} validation images."
             )
-        return kept
+        return predictions
 
     def _compute_predictions(self) -> Tensor:
         """Run all networks that give labels on the validation images; collective."""
@@ -296,7 +296,7 @@ class TeacherEnsemble:
             shard=slice(world.rank, None, world.size),
             reporter=self.reporter,
         )
-        found: list[tuple[list[int], list[Any]]] = []
+        predicted: list[tuple[list[int], list[Any]]] = []
         with self.reporter.task("check the teachers' average", len(self.val.labels)) as task:
             for batch in batches:
                 if len(batch.indices):
@@ -308,16 +308,16 @@ class TeacherEnsemble:
                         assert logits is not None
                         total = total + logits.float().cpu()
                     chosen = (total >= 0).long() if several else total.argmax(1)
-                    found.append((batch.indices.tolist(), chosen.tolist()))
+                    predicted.append((batch.indices.tolist(), chosen.tolist()))
                 task.advance(world.size * (len(batch.indices) + len(batch.errors)))
-        for parts in world.all_gather_object(found):
+        for parts in world.all_gather_object(predicted):
             for indices, chosen_rows in parts:
                 predictions[indices] = torch.tensor(chosen_rows)
         return predictions
 
 
 def _read_predictions(path: Path | None, val: ImageDataset) -> Tensor | None:
-    """Return kept predictions; None where there are none of such data."""
+    """Return cached predictions; None where there are none of such data."""
     if path is None:
         return None
     shape = (len(val.labels), len(val.class_names)) if val.is_multilabel else (len(val.labels),)

@@ -494,7 +494,7 @@ def build_distill_config(
         alpha=own.get("alpha", DISTILL_DEFAULTS[mode].alpha),
         tau=own.get("tau", DISTILL_DEFAULTS[mode].tau),
         reduction=DISTILL_REDUCTION,
-        # a token of which nothing is asked would be one for nothing
+        # features alone leave a token nothing to learn
         dist_token=own.get("dist_token", mode != "features"),
         # With ImageNet's weights where there is a network, the first command would take minutes more.
         finetune_teacher="scratch" if built_in and not (teacher or weights) else "auto",

@@ -118,7 +118,7 @@ def list_each(distill: DistillConfig) -> list[TeacherConfig]:
 
 
 def settle_roles(config: TrainConfig, reporter: Reporter) -> TrainConfig:
-    """Return a configuration in which `auto` is said: of several teachers in a mode of labels and features.
+    """Return a configuration in which no role is `auto`: of several teachers in a mode of labels and features.
 
     Those without a classifier give features, and the others labels; where all have one, all give both.
     """

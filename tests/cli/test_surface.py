@@ -91,7 +91,9 @@ def list_options(command: str) -> dict[str, Any]:
 
 def test_train_and_distill_share_their_options() -> None:
     train, distill = set(list_options("train")), set(list_options("distill"))
-    teacher = {s.keyword for s in list_settings() if s.name.startswith("distill.")}
+    teacher = {
+        s.keyword for s in list_settings() if s.name.startswith("distill.") and s.option.panel
+    }
     assert train - distill == {"model", "replay"}
     assert distill - train == {"student", *teacher}
 
@@ -354,7 +356,11 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["sweep", "digits"], 1, "Nothing is varied. Name it, --vary"),
         (["sweep", "digits", "--vary", "optim.lr"], 2, "'optim.lr' is not key=values"),
         (["sweep", "digits", "--vary", "optim.lrr=1"], 2, "Did you mean 'optim.lr'"),
-        (["sweep", "digits", "--preset", "table3"], 2, "There are: deit-table3, deit-table2, deit-in-small, beyond-in-small"),
+        (
+            ["sweep", "digits", "--preset", "table3"],
+            2,
+            "There are: deit-table3, deit-table2, deit-in-small, beyond-in-small",
+        ),
         (["runs", "/nowhere"], 1, "There is no folder '/nowhere'"),
         (["runs", "/nowhere", "--compare"], 1, "Name two: deitctl runs A B"),
         (["bench", "/nowhere"], 1, "There is no dataset '/nowhere'"),
@@ -393,7 +399,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "--resume", "/nowhere", "--dry-run"], 1, "Leave --dry-run or --resume out"),
         (["train", "--replay", "/nowhere", "--dry-run"], 2, "leave --dry-run out"),
         (["train", "--device", "cuda:99"], 1, "CUDA"),
-        (["distill", "--mode", "harder"], 2, "There are: hard, soft, none"),
+        (["distill", "--mode", "harder"], 2, "There are: hard, soft, features, features+hard"),
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
         (["export", "deit_tiny", "--to", "onnxx"], 2, "There are: onnx, torch, timm"),
         (
