@@ -10,7 +10,7 @@ from typing import Any
 from deitctl.checks.preflight import warn_about_classes
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import Source
+from deitctl.data.open import Source, open_folds
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models import catalog
@@ -70,8 +70,10 @@ class TrialConfigs:
             warn_about_classes(config.data, train, val, self._reporter)
             # so that the default data are named, and their use noted, once
             self._settings["data"] = config.data
-            is_folded = config.folds and not config.fold
-            self.num_images = len(val.labels) + (len(train.labels) if is_folded else 0)
+            self.num_images = len(val.labels)
+            if config.folds and not config.fold:
+                folded = open_folds(Source.of(config), reporter=SilentReporter())
+                self.num_images = len(folded.images.labels)
         if not self._opens_again:
             self._datasets = train, val
         if self.has_teacher and mode == "none":
