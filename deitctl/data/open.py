@@ -234,7 +234,7 @@ def _require_rest(source: Source) -> None:
 def _open_unlabeled(
     source: Source, name: str, train: ImageDataset, val: ImageDataset, reporter: Reporter
 ) -> ImageDataset:
-    """Return the images without labels of a source, none of which is a validation image."""
+    """Return the images without labels of a source, none of which is a training or validation image."""
     ref = source.unlabelled
     require_other_data(ref, name)
 
@@ -243,9 +243,7 @@ def _open_unlabeled(
         return join(list(data.list_parts().values()))
 
     images = open_unlabeled(ref, open_labeled, reporter)
-    images = leave_duplicates_out(images, val, ref, reporter)
-    if not len(images.labels):
-        raise DataError(f"All images of --unlabelled {ref} are validation images.", "Name others.")
+    images = leave_duplicates_out(images, train, val, ref, reporter)
     require_images(images, "unlabelled", ref, reporter)
     reporter.note(
         f"{len(train.labels):,} training images of {name} have labels, {len(images.labels):,} of {ref} have "

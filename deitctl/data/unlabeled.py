@@ -21,7 +21,7 @@ from deitctl.home import expand_home
 REST = "rest"
 """The training images that `--fraction` leaves out, in place of a folder of others."""
 MAX_COMPARED = 4 * 2**30
-"""Bytes of unlabeled images that are read to compare them with validation images of the same size."""
+"""Bytes of unlabeled images that are read to compare them with training or validation images of the same size."""
 
 
 def find_labeled(labels: Labels) -> NDArray[np.bool_]:
@@ -92,36 +92,83 @@ def require_other_data(ref: str, data: str) -> None:
 
 
 def leave_duplicates_out(
-    images: ImageDataset, val: ImageDataset, ref: str, reporter: Reporter
+    images: ImageDataset,
+    train: ImageDataset,
+    val: ImageDataset,
+    ref: str,
+    reporter: Reporter,
 ) -> ImageDataset:
-    """Return images without those whose files are equal to a validation image's.
+    """Return images without those whose files are, or are equal to, a training or a validation image's.
 
-    Only files of one size are read. Images that were encoded anew are not found.
+    Of others only files of one size are read. Images that were encoded anew are not found.
 
     Args:
         images: without labels.
+        train: the training images with labels.
         val: the validation images.
         ref: how the first are named.
         reporter: receives how many are left out, if any.
+
+    Raises:
+        DataError: none is left.
     """
-    size_of = [int(images.num_bytes(index)) for index in range(len(images.labels))]
-    by_size: dict[int, list[int]] = {}
-    for index in range(len(val.labels)):
-        by_size.setdefault(val.num_bytes(index), []).append(index)
-    candidates = [index for index, size in enumerate(size_of) if size and size in by_size]
-    if sum(size_of[index] for index in candidates) > MAX_COMPARED:
-        reporter.note(
-            f"{ref} was not searched for validation images: more than {MAX_COMPARED // 2**30} GiB of its "
-            "files have the size of one."
+    count = len(images.labels)
+    size_of = [int(images.num_bytes(index)) for index in range(count)]
+    kinds = {"validation": val, "training": train} if train is not val else {"training": train}
+    copies = dict.fromkeys(_find_same_files(images, train), "training")
+    unsearched = []
+    for kind, others in kinds.items():
+        left = [index for index in range(count) if index not in copies]
+        found = _find_copies(images, left, size_of, others) if left else []
+        if found is None:
+            unsearched.append(kind)
+        copies |= dict.fromkeys(found or (), kind)
+    if len(copies) == count:
+        kind = " or ".join(dict.fromkeys(copies.values()))
+        raise DataError(
+            f"{count:,} of {count:,} images of --unlabelled {ref} are {kind} images already.",
+            f"Name others; --fraction 0.1 --unlabelled {REST} trains on a tenth with labels and on the others "
+            "without.",
         )
-        return images
+    if unsearched:
+        reporter.note(
+            f"{ref} was not searched for {' and '.join(unsearched)} images: more than "
+            f"{MAX_COMPARED // 2**30} GiB of its files have the size of one."
+        )
+    for kind in kinds:
+        same = [index for index, its in copies.items() if its == kind]
+        if same:
+            reporter.warn(
+                f"{len(same):,} of the {count:,} images of {ref} are equal to {kind} images, and are left "
+                f"out: {images.name(min(same))} is the first."
+            )
+    return select(images, np.setdiff1d(np.arange(count), list(copies))) if copies else images
+
+
+def _find_same_files(images: ImageDataset, others: ImageDataset) -> list[int]:
+    """Return which images are files of others, however their folders are named."""
+    folders: dict[str, str] = {}
+
+    def resolve(name: str) -> str:
+        folder, base = os.path.split(name)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        return os.path.join(folders[folder], base)
+
+    names = {resolve(others.name(index)) for index in range(len(others.labels))}
+    return [n for n in range(len(images.labels)) if resolve(images.name(n)) in names]
+
+
+def _find_copies(
+    images: ImageDataset, indices: list[int], size_of: list[int], others: ImageDataset
+) -> list[int] | None:
+    """Return which of some images have the bytes of one of others; None where too many would be read."""
+    by_size: dict[int, list[int]] = {}
+    for index in range(len(others.labels)):
+        by_size.setdefault(int(others.num_bytes(index)), []).append(index)
+    candidates = [index for index in indices if size_of[index] and size_of[index] in by_size]
+    if sum(size_of[index] for index in candidates) > MAX_COMPARED:
+        return None
     sizes = {size_of[index] for index in candidates}
-    digests = {val.digest(index) for size in sizes for index in by_size[size]} - {0}
-    same = [index for index in candidates if images.digest(index) in digests]
-    if not same:
-        return images
-    reporter.warn(
-        f"{len(same):,} of the {len(size_of):,} images of {ref} are equal to validation images, and are left "
-        f"out: {images.name(same[0])} is the first."
-    )
-    return select(images, np.setdiff1d(np.arange(len(size_of)), same))
+    digests = {others.digest(index) for size in sizes for index in by_size[size]} - {0}
+    return [index for index in candidates if images.digest(index) in digests]

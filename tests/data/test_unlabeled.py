@@ -114,6 +114,25 @@ def test_the_data_itself_an_empty_folder_and_a_missing_one_are_refused(data, rep
         open_for_training(Source(str(data), unlabelled="rest"), reporter=reporter)
 
 
+def test_training_images_are_left_out_by_file_or_bytes_and_nothing_else_is_refused(
+    data, reporter, tmp_path
+):
+    """The folder of the training images itself, by any name of it, has none that is new."""
+    link = tmp_path / "link"
+    link.symlink_to(data / "train", target_is_directory=True)
+    for ref in (data / "train", link):
+        with pytest.raises(DataError, match=r"^6 of 6 images of .* are training images already"):
+            open_for_training(Source(str(data), unlabelled=str(ref)), reporter=reporter)
+    for file in (data / "train" / "cat").iterdir():
+        file.write_bytes(file.read_bytes() + b"train")  # than the images of validation
+    shutil.copytree(data / "train" / "cat", data.parent / "others" / "cat")
+    others = str(data.parent / "others")
+    train, _ = open_for_training(Source(str(data), unlabelled=others), reporter=reporter)
+    assert count_unlabeled(train) == 5
+    assert sum("are equal to training images" in line for line in reporter.warnings) == 1
+    assert "3 of the 12 images" in " ".join(reporter.warnings)
+
+
 def test_the_rest_are_the_images_that_a_fraction_leaves_out_also_when_a_run_goes_on(
     tmp_path, reporter
 ):
