@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deitctl.config import Recipe, TrainConfig
+from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.loader import TeacherView
@@ -57,7 +57,7 @@ from deitctl.distillation.teacher_weights import (
 from deitctl.distillation.view_sample import ViewLogits, draw_images, read_views, run_on_views
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ModelError, TeacherError
-from deitctl.events import Reporter
+from deitctl.events import Reporter, SilentReporter
 from deitctl.home import can_write, choose_cache_path, expand_home
 from deitctl.models.model_config import Preprocessing
 from deitctl.models.tasks import MULTILABEL
@@ -75,6 +75,14 @@ FEATURES = "features"
 """Kind of targets, and their folder below a named cache."""
 
 
+def build_label_codec(
+    distill: DistillConfig, train: ImageDataset, *, is_averaged: bool
+) -> TargetCodec:
+    """Return the form in which a teacher's labels are stored: its logits where they are averaged with others'."""
+    mode = "logits" if is_averaged else distill.label_mode
+    return TargetCodec(mode, len(train.class_names), distill.logits_topk, train.is_multilabel)
+
+
 class DistillationTeacher:
     """A run's teacher. The network is loaded only when a target is missing, so perhaps never."""
 
@@ -89,6 +97,7 @@ class DistillationTeacher:
         train_run: TrainRun,
         reporter: Reporter,
         own: CallableTeacher | None = None,
+        is_averaged: bool = False,
         world: World = SINGLE_PROCESS,
     ) -> None:
         """Name the teacher; nothing is loaded or written before `prepare`.
@@ -102,23 +111,24 @@ class DistillationTeacher:
             train_run: fine-tunes the teacher, see `TrainRun`.
             reporter: receives the teacher's accuracy and how its classes match.
             own: the caller's function, in place of the named teacher.
+            is_averaged: whether its logits are stored, to be averaged with those of others.
             world: the processes that train together; every one of them constructs the teacher.
         """
         assert config.distill is not None
         self.config, self.distill, self.train, self.val = config, config.distill, train, val
         self.student_preprocessing, self.device = student_preprocessing, device
-        self.train_run, self.own = train_run, own
+        self.train_run, self.own, self.is_averaged = train_run, own, is_averaged
         self.reporter, self.world = reporter, world
         self._network: Teacher | None = None
         self._resolved: tuple[ResolvedTeacher, str] | None = None
         """Of the network that is loaded, with the fingerprint of its weights."""
         self.num_sampled = 0
         """Targets that the check on training views has cached."""
+        self._views: tuple[ViewLogits, bool] | None = None
+        """Of the check on training views, and whether these are probabilities."""
         d = self.distill
         self.label_codec = (
-            TargetCodec(d.label_mode, len(train.class_names), d.logits_topk, train.is_multilabel)
-            if d.label_mode
-            else None
+            build_label_codec(d, train, is_averaged=is_averaged) if d.label_mode else None
         )
         self.feature_codec: FeatureCodec | None = None
         """Of a mode with features, once their number is known."""
@@ -178,13 +188,15 @@ class DistillationTeacher:
             self.preflight = preflight
         else:
             self.preflight = self._check(on_views=on_views)
-        warn_about_echo(d, self.preflight, reporter)
+        if not self.is_averaged:
+            agreement = self.preflight.label_agreement
+            warn_about_echo(d, self.preflight.name, agreement, reporter)
         return self
 
-    def plan(self) -> tuple[str, Recipe | None]:
+    def plan(self) -> list[tuple[str, Recipe | None]]:
         """Return how the teacher is going to be trained on the data first, and the recipe: `no` and
-        None if it is not. Raise what `prepare` would before it computes; nothing is written or
-        downloaded.
+        None if it is not; a list of one, as an ensemble has several. Raise what `prepare` would before it
+        computes; nothing is written or downloaded.
         """
         self._require_usable()
         is_complete = False
@@ -202,12 +214,17 @@ class DistillationTeacher:
             require_above_chance(self.distill, preflight, self.val)
         try:
             if self.own is not None:
-                return "no", None
-            return plan_finetuning(self.config, self.labeled, self.reporter)
+                return [("no", None)]
+            return [plan_finetuning(self.config, self.labeled, self.reporter)]
         except (TeacherError, ModelError):
             if is_checked and is_complete and preflight is not None:  # it is not loaded at all
-                return preflight.finetuned, None
+                return [(preflight.finetuned, None)]
             raise
+
+    @property
+    def teachers(self) -> tuple[DistillationTeacher, ...]:
+        """Itself, as an ensemble has several."""
+        return (self,)
 
     @property
     def cache(self) -> Cache | None:
@@ -238,6 +255,18 @@ class DistillationTeacher:
         return [self.preflight]
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all targets of the run's views are cached."""
+        return self.cache is not None and not self.cache.count_missing(self.total_views)
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether its weights cannot be read, so that cached targets are all there is."""
+        if self.own is not None:
+            return False
+        return identify_teacher(self.distill, self.reporter).endswith(WITHOUT_WEIGHTS)
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the network is in memory."""
         return self._network is not None
@@ -246,18 +275,40 @@ class DistillationTeacher:
         """Return all that the labels of views depend on; a cache is named and verified by it."""
         d = self.distill
         stamp = self._stamp_views() | {
-            "targets_version": TARGETS_VERSIONS[d.label_mode],
+            "targets_version": TARGETS_VERSIONS[self._label_kind],
             "num_classes": len(self.train.class_names),
-            "mode": d.label_mode,
+            "mode": self._label_kind,
         }
-        if d.label_mode == "soft" and self.label_codec is not None:
+        if self._label_kind == "soft" and self.label_codec is not None:
             stamp |= {"tau": d.tau, "logits_topk": self.label_codec.num_kept}
         return stamp | ({"task": MULTILABEL} if self.train.is_multilabel else {})
 
     def build_feature_stamp(self) -> dict[str, Any]:
         """Return all that the features of views depend on; as `build_stamp`."""
         pool = self.distill.features.pool
-        return self._stamp_views() | {"features_version": FEATURES_VERSION, "feature_pool": pool}
+        stamp = self._stamp_views() | {"features_version": FEATURES_VERSION, "feature_pool": pool}
+        if not self._is_trained_first():  # as with another mode or --finetune-teacher
+            stamp |= {"finetune_teacher": "none", "finetune_recipes": None}
+        return stamp
+
+    @property
+    def _label_kind(self) -> str:
+        return "" if self.label_codec is None else self.label_codec.mode
+
+    def _is_trained_first(self) -> bool:
+        """Return whether the network is trained on the data before it teaches; True where that cannot be known."""
+        d = self.distill
+        if self.own is not None or d.finetune_teacher == "none":
+            return False
+        if d.finetune_teacher != "auto":
+            return True
+        # Features alone are those of the weights as they are, whatever classes they have.
+        if not d.label_mode or self._resolved is not None:
+            return self._resolved is not None and self._resolved[0].finetuned != "no"
+        try:
+            return plan_finetuning(self.config, self.labeled, SilentReporter())[0] != "no"
+        except (TeacherError, ModelError):
+            return True
 
     def _stamp_views(self) -> dict[str, Any]:
         """Return what every target of views depends on."""
@@ -325,7 +376,9 @@ class DistillationTeacher:
         root = named / FEATURES if kind == FEATURES else named
         if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
             # A complete cache serves machines that do not have the teacher.
-            stamp["teacher"] = read_stamp(root).get("teacher")
+            known = read_stamp(root)
+            names = ("teacher", *(("finetune_teacher", "finetune_recipes") * (kind == FEATURES)))
+            stamp |= {name: known.get(name) for name in names}
             self.reporter.warn(
                 f"The weights of {d.teacher} are not available: "
                 f"its targets in {root} are used unverified."
@@ -336,7 +389,7 @@ class DistillationTeacher:
         if not self._is_cached or self.label_codec is None:
             return None
         stamp = self.build_stamp()
-        root = self._choose_root(self.distill.label_mode, stamp)
+        root = self._choose_root(self._label_kind, stamp)
         return open_cache(root, stamp, self.label_codec, len(self.train.labels))
 
     def _open_features(self) -> None:
@@ -410,19 +463,28 @@ class DistillationTeacher:
         return preflight
 
     def _measure_views(self, preflight: Preflight) -> Preflight:
-        """Return a record with how often the decision is the label on training views; collective.
+        """Return a record with how often the decision is the label on training views; collective."""
+        if not self.distill.label_mode:
+            return preflight
+        return record_views(preflight, *self.sample_views(), self.train)
+
+    def sample_views(self) -> tuple[ViewLogits, bool]:
+        """Return the logits of a sample of training views, and whether these are of probabilities; collective.
 
         A network that is not loaded is left so where the cache has the views' targets.
         """
-        if not self.distill.label_mode:
-            return preflight
+        if self._views is None:
+            self._views = self._compute_views()
+        return self._views
+
+    def _compute_views(self) -> tuple[ViewLogits, bool]:
         images = draw_images(self.train, self.distill.view_seed)
         keys = [(0, index) for index in images.tolist()]
         cached = None
-        if self.label_cache is not None and not self.is_loaded:
+        if self.label_cache is not None and self.label_codec is not None and not self.is_loaded:
             cached = read_views(self.label_cache, self.label_codec, keys, self.distill.tau)
         if all(self.world.all_gather_object(cached is not None)) and cached is not None:
-            return record_views(preflight, *cached, self.train)
+            return cached
         if not self.is_loaded:
             self._load(self.train_run)
         views = run_on_views(
@@ -436,7 +498,7 @@ class DistillationTeacher:
             world=self.world,
         )
         self._keep_decisions(views)
-        return record_views(preflight, views, True, self.train)
+        return views, True
 
     def _keep_decisions(self, views: ViewLogits) -> None:
         """Cache the hard labels of sampled views, so that they are not computed again.
@@ -451,7 +513,11 @@ class DistillationTeacher:
         keys, records = views.keys[own], codec.encode(views.decisions[own])
         missing = [n for n, (view, image) in enumerate(keys) if not cache.has_target(view, image)]
         cache.write([keys[n] for n in missing], records[missing])
-        self.num_sampled = sum(self.world.all_gather_object(len(missing)))
+        # Those that lack features are computed again, and counted then.
+        complete = [
+            n for n in missing if self.cache is not None and self.cache.has_target(*keys[n])
+        ]
+        self.num_sampled = sum(self.world.all_gather_object(len(complete)))
 
     def _keep_preflight(self, path: Path, preflight: Preflight) -> None:
         if path.parent.exists() and not can_write(path.parent):

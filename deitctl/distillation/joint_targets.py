@@ -64,7 +64,7 @@ class JointCodec:
 
     def is_valid(self, records: Records) -> NDArray[np.bool_]:
         """Return for each record [B,W] whether it holds a target of each kind."""
-        return np.all(self._list_valid(records), axis=0)
+        return np.asarray(np.all(self._list_valid(records), axis=0))
 
     def complete(self, records: Records, computed: Records) -> Records:
         """Return computed records [B,W], but for kinds that `records` hold.

@@ -3,6 +3,8 @@ rows and columns of a feature map, K classes."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,10 +47,11 @@ def forward_heads_and_features(
             f"{type(model).__name__} gives logits and no features.",
             "Use a model of timm's, or another --mode.",
         )
-    feature_map = model.forward_features(images)
-    heads = _split_heads(model.forward_head(feature_map))
+    network: Any = model  # no class of timm's declares both
+    feature_map = network.forward_features(images)
+    heads = _split_heads(network.forward_head(feature_map))
     if pool == "auto":
-        return heads, model.forward_head(feature_map, pre_logits=True).float()
+        return heads, network.forward_head(feature_map, pre_logits=True).float()
     return heads, _pool(model, feature_map, pool).float()
 
 

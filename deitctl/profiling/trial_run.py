@@ -16,7 +16,12 @@ from deitctl.data.open import BUILT_IN
 from deitctl.data.samplers import EpochOrder, SampleKey
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher
-from deitctl.distillation.ensemble import CachedEnsemble, EnsembleNetwork, join_views
+from deitctl.distillation.ensemble import (
+    CachedEnsemble,
+    EnsembleNetwork,
+    averages_labels,
+    join_views,
+)
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.joint_targets import JointCodec
 from deitctl.distillation.targets import TargetCodec, TeacherTargets
@@ -235,8 +240,9 @@ def build_trial(
             context = replace(context, teacher=teacher)
         else:
             pairs = zip(networks, alone, strict=True)
-            parts = [_build_uncached(network, a, context) for network, a in pairs]
-            context = replace(context, cached_teacher=_join_uncached(parts, networks, distill))
+            averages = averages_labels(distill)
+            uncached = [_build_uncached(network, a, context, averages) for network, a in pairs]
+            context = replace(context, cached_teacher=_join_uncached(uncached, networks, distill))
     set_train_mode(setup.state.model, recipe.freeze, recipe.freeze_bn_stats)
     endless = replace(without_teacher, recipe=replace(recipe, epochs=ENDLESS))
     parts = vars(setup) | {"config": endless, "context": context}
@@ -254,14 +260,18 @@ def _join_uncached(
         replace(part, place=distinct.index((own.img_size, own.in_chans)))
         for part, own in zip(parts, inputs, strict=True)
     ]
-    return CachedEnsemble(tuple(placed), distill.label_mode, networks[0].is_multilabel)
+    is_multilabel = networks[0].is_multilabel  # all have the data's
+    return CachedEnsemble(tuple(placed), distill.label_mode, distill.tau, is_multilabel)
 
 
-def _build_uncached(teacher: Teacher, config: TrainConfig, context: TrainContext) -> CachedTeacher:
+def _build_uncached(
+    teacher: Teacher, config: TrainConfig, context: TrainContext, averages: bool
+) -> CachedTeacher:
     distill, device = config.distill, context.device
     assert distill is not None
     topk = distill.logits_topk if distill.label_mode == "soft" else 0
-    labels = TargetCodec(distill.label_mode, context.num_classes, topk, teacher.is_multilabel)
+    mode = "logits" if averages else distill.label_mode
+    labels = TargetCodec(mode, context.num_classes, topk, teacher.is_multilabel)
     codec = JointCodec(
         labels if distill.label_mode else None,
         FeatureCodec(teacher.num_features) if distill.uses_features else None,

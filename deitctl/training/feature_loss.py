@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,16 @@ def cosine_loss(projected: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(projected, teacher, dim=1)).mean()
 
 
-FEATURE_LOSSES = {"vkd": vkd_loss, "cosine": cosine_loss, "mse": F.mse_loss}
+def mse_loss(projected: Tensor, teacher: Tensor) -> Tensor:
+    """Return the squared distance between features [B,T], mean over images and features (FitNets, arXiv 1412.6550)."""
+    return F.mse_loss(projected, teacher)
+
+
+FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "vkd": vkd_loss,
+    "cosine": cosine_loss,
+    "mse": mse_loss,
+}
 
 
 @dataclass(frozen=True)

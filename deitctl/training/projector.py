@@ -45,7 +45,7 @@ class OrthogonalProjection(nn.Module):
         products = vectors.T @ vectors
         factor = products.triu(1) + torch.diag(products.diagonal() / 2)
         inner = torch.linalg.solve_triangular(factor, vectors[:count].T, upper=True)
-        weight = (eye - vectors @ inner).to(values.dtype)
+        weight: Tensor = (eye - vectors @ inner).to(values.dtype)
         return weight.T if self.is_wide else weight
 
     def forward(self, features: Tensor) -> Tensor:

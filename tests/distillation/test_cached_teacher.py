@@ -334,8 +334,8 @@ def test_filled_targets_equal_those_of_training(teacher, some, tmp_path, reporte
     )
     fill(filled, some, reporter)
     for batch in load_batches(some, computed):
-        targets = computed(batch)
-        assert torch.equal(filled(batch), targets)
+        targets = computed(batch).labels
+        assert torch.equal(filled(batch).labels, targets)
 
 
 def test_a_damaged_image_is_marked_and_not_missing(image_folder, teacher, tmp_path, reporter):
@@ -411,9 +411,9 @@ def test_soft_targets_have_the_configured_temperature(teacher, some):
         for tau in (50.0, 0.5)
     )
     batch = next(load_batches(some, flat))
-    assert float(flat(batch).max()) < float(sharp(batch).max())
+    assert float(flat(batch).labels.max()) < float(sharp(batch).labels.max())
     logits = teacher.forward_views(batch.teacher_images[0]).logits
-    torch.testing.assert_close(sharp(batch), (logits / 0.5).softmax(1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(sharp(batch).labels, (logits / 0.5).softmax(1), atol=2e-3, rtol=0)
 
 
 FILLER = """
@@ -425,7 +425,8 @@ from deitctl.events import SilentReporter
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.joint_targets import JointCodec
 teacher, cache, source, augment = pickle.loads(Path(sys.argv[1]).read_bytes())
-cached_teacher = CachedTeacher(JointCodec(cache.codec, None), 3.0, cache, lambda: teacher, choose_device("cpu", "fp32"), 3, 2)
+codec = JointCodec(cache.codec, None)
+cached_teacher = CachedTeacher(codec, 3.0, cache, lambda: teacher, choose_device("cpu", "fp32"), 3, 2)
 print("ready", flush=True)
 sys.stdin.readline()
 print(cached_teacher.fill(source, augment, 7, 3, batch_size=5, workers=0, reporter=SilentReporter()).num_computed)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from deitctl.cli.app import app
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
+from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.precompute import (
     CacheTeacherResult,
     VerifyCacheResult,
@@ -201,6 +202,29 @@ def test_verify_finds_changed_targets(distilled: Make, little: Pair, tmp_path: P
     targets = codec.decode(np.fromfile(file, dtype=np.uint16).reshape(-1, codec.width))
     codec.encode(targets.roll(1, dims=1)).tofile(file)
     with pytest.raises(TeacherError, match="are not those of the teacher"):
+        verify_cache(config, little)
+
+
+def test_labels_and_features_come_from_one_pass_and_are_verified(
+    distilled: Make, little: Pair, batch_sizes: list[int], tmp_path: Path
+) -> None:
+    config = distilled("a", mode="features+hard", teacher_cache=str(tmp_path / "cache"))
+    result = precompute(config, little)
+    # Counting features, the check on training views, and then the filling.
+    assert batch_sizes == [1, 32, 28, 64, 64]
+    # Of a view of an image two numbers of the label, and a checksum and 96 numbers of the features.
+    assert (result.num_computed, result.bytes) == (120, 120 * 2 * (2 + 97))
+    batch_sizes.clear()
+    labels = distilled("b", teacher_cache=str(tmp_path / "cache"))
+    assert precompute(labels, little).num_computed == 0
+    verified = verify_cache(config, little, num_images=20)
+    assert (verified.num_different, verified.max_abs_diff) == (0, 0.0)
+    assert verified.max_feature_diff is not None
+    assert verified.max_feature_diff < 1e-3
+    file, codec = result.cache / "features" / "view-00000.bin", FeatureCodec(96)
+    features = codec.decode(np.fromfile(file, dtype=np.uint16).reshape(-1, codec.width))
+    codec.encode(features.roll(1, dims=1)).tofile(file)
+    with pytest.raises(TeacherError, match="features by up to .* of their spread"):
         verify_cache(config, little)
 
 
