@@ -43,7 +43,7 @@ from deitctl.cli.streams import prepare_streams
 from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
 from deitctl.home import provide_folders
 from deitctl.launchers import read_rank, require_torchrun
-from deitctl.settings import list_settings
+from deitctl.settings import list_options, list_settings
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -192,11 +192,24 @@ def _describe_usage_error(error: Any) -> UsageError:
         message = re.sub(theirs, ours, message, flags=re.DOTALL)
     command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
     hint = f"See `{' '.join(['deitctl', *command.split(), '--help'])}`."
-    name = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
+    flag = getattr(error, "option_name", "")
+    if command == "train" and flag in _list_teacher_flags():
+        return UsageError(
+            f"{flag} is an option of `deitctl distill`, which has a teacher.",
+            f"Leave it out, or: deitctl distill DATA --teacher NAME{'' if flag == '--teacher' else f' {flag}'} ...",
+        )
+    name = flag.removeprefix("--").replace("-", "_")
     same = [s.name.removeprefix("recipe.") for s in list_settings() if s.name.endswith(f".{name}")]
     if name and same and command in SETTING_COMMANDS:
         hint = f"Use --set {same[0]}=VALUE."
     return UsageError(message if message.endswith("?") else f"{message}.", hint)
+
+
+def _list_teacher_flags() -> set[str]:
+    """Return the options of a teacher and of how a student learns from it."""
+    settings = list_options().values()
+    flags = {f for s in settings if s.name.startswith("distill.") for f in s.flag.split("/")}
+    return {*flags, "--student"}
 
 
 NO_ROOM_FOR_LIBRARY = ("failed to map segment", "annot allocate memory")

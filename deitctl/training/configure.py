@@ -61,6 +61,7 @@ from deitctl.settings import (
     check_ranges,
     convert,
     dotted_name,
+    find_setting,
     override,
 )
 from deitctl.trackers.feed import parse_trackers
@@ -575,8 +576,10 @@ def check_features(distill: DistillConfig, recipe: Recipe) -> None:
     if not distill.uses_features:
         changed = [f.name for f in fields(default) if getattr(features, f.name) != f.default]
         if changed:
+            setting = find_setting(f"distill.features.{changed[0]}")
+            typed = setting.flag if setting.option.panel else f"--set {setting.name}"
             raise ConfigError(
-                f"features.{changed[0]} is a setting of modes with features, and the mode is {distill.mode}.",
+                f"{typed} is for modes with features, and the mode is {distill.mode}.",
                 "Leave it out, or use --mode features, features+hard or features+soft.",
             )
         return
@@ -587,12 +590,12 @@ def check_features(distill: DistillConfig, recipe: Recipe) -> None:
         )
     if not distill.label_mode and distill.alpha:
         raise ConfigError(
-            f"alpha = {distill.alpha:g} weighs a teacher's labels, and mode features has none.",
+            f"--alpha {distill.alpha:g} weighs a teacher's labels, and mode features has none.",
             "Leave it out; --feature-weight weighs the features.",
         )
     if not features.weight:
         raise ConfigError(
-            "features.weight = 0 learns no features.", "Use --mode hard or soft, or another weight."
+            "--feature-weight 0 learns no features.", "Use --mode hard or soft, or another weight."
         )
     if recipe.freeze == "backbone" and not recipe.thaw_epoch:
         raise ConfigError(

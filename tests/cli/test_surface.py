@@ -386,6 +386,8 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "/nowhere", "--set", "lr=-1"], 2, "optim.lr = -1.0 is out of range"),
         (["train", "/nowhere", "--set", "mixup"], 2, "is not key=value"),
         (["train", "/nowhere", "--set", "distill.tau=2"], 2, "a teacher is for `deitctl distill`"),
+        (["train", "/nowhere", "--unlabelled", "x"], 2, "an option of `deitctl distill`"),
+        (["train", "/nowhere", "--feature-loss", "mse"], 2, "an option of `deitctl distill`"),
         (["train", "/nowhere", "--lr", "nan"], 2, "expected a finite number"),
         (["train", "/nowhere", "--lr=-1"], 2, "--lr = -1.0 is out of range"),
         (["train", "/nowhere", "--batch-size", "1"], 2, "--batch-size = 1 is out of range"),
@@ -400,6 +402,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "--replay", "/nowhere", "--dry-run"], 2, "leave --dry-run out"),
         (["train", "--device", "cuda:99"], 1, "CUDA"),
         (["distill", "--mode", "harder"], 2, "There are: hard, soft, features, features+hard"),
+        (["distill", "--mode", "hard", "--feature-loss", "mse"], 1, "--feature-loss is for modes"),
         (["distill", "--teacher", "regnety_16"], 1, "regnety_160"),
         (["export", "deit_tiny", "--to", "onnxx"], 2, "There are: onnx, torch, timm"),
         (
