@@ -14,7 +14,7 @@ def vkd_loss(projected: Tensor, teacher: Tensor) -> Tensor:
     """Return the smooth L1 distance to the teacher's features, standardized image by image, mean over images and
     features.
 
-    VkD (arXiv 2403.06213, section 3.3, "standardisation" for discriminative tasks; released code engine.py:
+    VkD (arXiv 2403.06213, its normalization of features for discriminative tasks; released code engine.py:
     `layer_norm` without weights, then `smooth_l1_loss`).
 
     Args:

@@ -17,7 +17,7 @@ from deitctl import rng
 class OrthogonalProjection(nn.Module):
     """A linear map of D features to T that keeps lengths and angles, or where T is smaller, cuts directions off.
 
-    VkD (arXiv 2403.06213, section 3.2): a projection that can only rotate lets the student's features learn, where a
+    VkD (arXiv 2403.06213): a projection that can only rotate lets the student's features learn, where a
     free one learns in their place. Its released code (train.py) takes torch's parametrization `orthogonal` of a linear
     layer without bias: a product of M Householder reflections of N numbers. That is the map here too, with two
     departures. The product is computed at once as I - V T V' (Schreiber and Van Loan 1989; as a parametrization
