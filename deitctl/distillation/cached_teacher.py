@@ -204,7 +204,9 @@ def convert_output(output: TeacherOutput, codec: JointCodec, tau: float) -> Teac
                 "The teacher's logits are not finite.", "Check its weights; or --precision fp32."
             )
         mode, is_multilabel = codec.labels.mode, codec.labels.is_multilabel
-        labels = teacher_targets(output.logits.float(), mode, tau, is_multilabel)
+        labels = output.logits.float()
+        if mode != "logits":
+            labels = teacher_targets(labels, mode, tau, is_multilabel)
     if codec.features is not None:
         assert output.features is not None
         features = (output.features.float(),)

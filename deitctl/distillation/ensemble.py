@@ -1,11 +1,10 @@
 """Several teachers of one run, which are used as one: averaged labels, features of each.
 
-Labels are averaged as logits (the geometric mean of probabilities). What is stored are the soft labels of each teacher,
-softmax(logits / tau), whose logarithms are its logits / tau but for a constant of the image: so the average of these
-has the soft labels of the averaged logits, and their decision, to the three digits of a stored probability. Computed
-targets pass through the same form as cached ones, so that both train the same.
+Labels are averaged as logits (the geometric mean of probabilities). Those of each teacher are stored in fp32, not as
+labels: likeliest classes alone, or probabilities in float16, would decide wrongly where teachers disagree. So one cache
+serves hard labels and soft ones of any temperature.
 
-Letters: B images, N validation images, K classes.
+Letters: B images, K classes.
 """
 
 from __future__ import annotations
@@ -13,34 +12,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deitctl.config import Recipe, TrainConfig
+from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import Batch, TeacherView, build_eval_loader
+from deitctl.data.loader import Batch, TeacherView
 from deitctl.device import Device
+from deitctl.distillation.average import average_labels, check_average
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.finetune import TrainRun
 from deitctl.distillation.joint_targets import Cache
-from deitctl.distillation.preflight import BATCH_SIZE, Preflight
-from deitctl.distillation.targets import TeacherTargets, teacher_targets
+from deitctl.distillation.preflight import Preflight
+from deitctl.distillation.targets import TeacherTargets
 from deitctl.distillation.teacher import Teacher
-from deitctl.distillation.teacher_weights import hash_json
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.events import Reporter
-from deitctl.home import can_write
 from deitctl.models.model_config import Preprocessing
-from deitctl.paths import read_json, write_json
-
-SMALLEST = 2.0**-24
-"""Above 0 in float16: the least probability that a stored label has."""
 
 
 class EnsembleNetwork(nn.Module):
@@ -103,6 +96,8 @@ class CachedEnsemble:
 
     parts: tuple[CachedTeacher, ...]
     label_mode: str
+    tau: float
+    """Of averaged soft labels."""
     is_multilabel: bool
 
     @property
@@ -116,26 +111,11 @@ class CachedEnsemble:
         targets = [part(batch, size) for part in self.parts]
         labels = [t.labels for t in targets if t.labels is not None]
         return TeacherTargets(
-            average_labels(labels, self.label_mode, self.is_multilabel) if labels else None,
+            average_labels(labels, self.label_mode, self.tau, self.is_multilabel)
+            if labels
+            else None,
             tuple(features for t in targets for features in t.features),
         )
-
-
-def average_labels(labels: Sequence[Tensor], mode: str, is_multilabel: bool = False) -> Tensor:
-    """Return the targets of averaged logits.
-
-    Args:
-        labels: of each teacher [B,K]; of several soft ones, of one temperature; of one those of `mode`.
-        mode: `hard` or `soft`, of the result.
-        is_multilabel: whether each class is one by itself.
-    """
-    if len(labels) == 1:
-        return labels[0]
-    probabilities = torch.stack(list(labels))
-    logits = probabilities.clamp(min=SMALLEST).log()
-    if is_multilabel:
-        logits = logits - (1 - probabilities).clamp(min=SMALLEST).log()
-    return teacher_targets(logits.mean(0), mode, 1.0, is_multilabel)
 
 
 class TeacherEnsemble:
@@ -154,13 +134,16 @@ class TeacherEnsemble:
         """Prepare each teacher, see `DistillationTeacher.prepare`, and score their averaged labels; collective."""
         for teacher in self.teachers:
             teacher.prepare(on_views=on_views)
-        if self.distill.label_mode:
-            self._predictions = self._predict()
+        if len(self.labelers) == 1:
+            self._predictions = self.labelers[0].val_predictions
+        elif self.labelers:
+            check = check_average(self.labelers, self.distill, on_views=on_views)
+            self._predictions = check.predictions
         return self
 
     def plan(self) -> list[tuple[str, Recipe | None]]:
         """Return what `DistillationTeacher.plan` does, of each."""
-        return [teacher.plan() for teacher in self.teachers]
+        return [plan for teacher in self.teachers for plan in teacher.plan()]
 
     @property
     def labelers(self) -> list[DistillationTeacher]:
@@ -206,7 +189,7 @@ class TeacherEnsemble:
     @property
     def val_predictions(self) -> Tensor | None:
         """Predictions of the averaged labels on the validation images, as `Preflight.list_predictions`; None where
-        no labels are learned."""
+        no labels are learned, or weights are not here."""
         return self._predictions
 
     def list_views(self) -> tuple[TeacherView, ...]:
@@ -234,7 +217,8 @@ class TeacherEnsemble:
             (own,) = teacher.list_views()
             place = next(n for n, view in enumerate(views) if view.is_same_input(own))
             parts.append(replace(teacher.build_cached_teacher(), place=place))
-        return CachedEnsemble(tuple(parts), self.distill.label_mode, self.train.is_multilabel)
+        d = self.distill
+        return CachedEnsemble(tuple(parts), d.label_mode, d.tau, self.train.is_multilabel)
 
     def fill_cache(
         self, *, batch_size: int, workers: int, pause: Callable[[], None] = lambda: None
@@ -246,91 +230,6 @@ class TeacherEnsemble:
         ]
         unread = frozenset[int]().union(*(filling.unread for filling in fillings))
         return Filling(sum(filling.num_computed for filling in fillings), unread)
-
-    def _predict(self) -> Tensor:
-        """Return the averaged labels' predictions of the validation images, of one label an image with a line on their
-        accuracy; collective.
-
-        They are kept beside the first teacher's targets, so that a cache is enough for the next student.
-        """
-        labelers = self.labelers
-        if len(labelers) == 1:
-            predictions = labelers[0].val_predictions
-            assert predictions is not None
-            return predictions
-        identity = [t.preflight.weights_fingerprint for t in labelers] + [
-            labelers[0].preflight.val_fingerprint
-        ]
-        cache = labelers[0].cache
-        path = cache.root / f"average-{hash_json(identity)}.json" if cache is not None else None
-        predictions = _read_predictions(path, self.val)
-        if not all(self.world.all_gather_object(predictions is not None)) or predictions is None:
-            predictions = self._compute_predictions()
-            if path is not None and self.world.is_main and can_write(path.parent):
-                write_json(path, {"val_predictions": predictions.tolist()})
-        if not self.val.is_multilabel:
-            readable = predictions >= 0
-            labels = torch.from_numpy(self.val.labels)[readable]
-            top1 = 100 * float((predictions[readable] == labels).double().mean())
-            self.reporter.note(
-                f"Averaged labels of {len(labelers)} teachers: top-1 {top1:.2f} % on "
-                f"{int(readable.sum())} validation images."
-            )
-        return predictions
-
-    def _compute_predictions(self) -> Tensor:
-        """Run all networks that give labels on the validation images; collective."""
-        networks = [teacher.get_network() for teacher in self.labelers]
-        world, device = self.world, self.device
-        shape = (len(self.val.labels), len(self.val.class_names))
-        several = self.val.is_multilabel
-        predictions = torch.full(shape if several else shape[:1], -1, dtype=torch.int64)
-        own = [network.model_config.preprocessing for network in networks]
-        views = list(dict.fromkeys(pre.without_normalization for pre in own))
-        batches = build_eval_loader(
-            self.val,
-            views,
-            batch_size=BATCH_SIZE,
-            workers=device.choose_num_workers(self.config.workers, in_memory=self.val.is_in_memory),
-            pin_memory=device.pins_memory,
-            shard=slice(world.rank, None, world.size),
-            reporter=self.reporter,
-        )
-        predicted: list[tuple[list[int], list[Any]]] = []
-        with self.reporter.task("check the teachers' average", len(self.val.labels)) as task:
-            for batch in batches:
-                if len(batch.indices):
-                    total = torch.zeros(())
-                    for network, pre in zip(networks, own, strict=True):
-                        pixels = batch.images[views.index(pre.without_normalization)]
-                        with torch.no_grad(), device.autocast():
-                            logits = network.forward_views(device.to_device(pixels)).logits
-                        assert logits is not None
-                        total = total + logits.float().cpu()
-                    chosen = (total >= 0).long() if several else total.argmax(1)
-                    predicted.append((batch.indices.tolist(), chosen.tolist()))
-                task.advance(world.size * (len(batch.indices) + len(batch.errors)))
-        for parts in world.all_gather_object(predicted):
-            for indices, chosen_rows in parts:
-                predictions[indices] = torch.tensor(chosen_rows)
-        return predictions
-
-
-def _read_predictions(path: Path | None, val: ImageDataset) -> Tensor | None:
-    """Return cached predictions; None where there are none of such data."""
-    if path is None:
-        return None
-    shape = (len(val.labels), len(val.class_names)) if val.is_multilabel else (len(val.labels),)
-    try:
-        predictions = torch.tensor(read_json(path)["val_predictions"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        return None
-    is_valid = (
-        predictions.dtype is torch.int64
-        and predictions.shape == shape
-        and bool(((predictions >= -1) & (predictions < len(val.class_names))).all())
-    )
-    return predictions if is_valid else None
 
 
 def join_views(views: Sequence[TeacherView]) -> tuple[TeacherView, ...]:
@@ -347,6 +246,11 @@ def join_views(views: Sequence[TeacherView]) -> tuple[TeacherView, ...]:
 
 RunTeacher: TypeAlias = DistillationTeacher | TeacherEnsemble
 """What a run has: one teacher, or several that are used as one."""
+
+
+def averages_labels(distill: DistillConfig) -> bool:
+    """Return whether a run averages labels of several teachers."""
+    return sum(bool(alone.label_mode) for alone in distill.list_teachers()) > 1
 
 
 def name_teachers(
@@ -366,18 +270,21 @@ def name_teachers(
     `own` takes the place of the teacher that is named as it is.
     """
     assert config.distill is not None
+    alone = config.distill.list_teachers()
+    averages = averages_labels(config.distill)
     teachers = [
         DistillationTeacher(
-            replace(config, distill=alone),
+            replace(config, distill=distill),
             train,
             val,
             student_preprocessing,
             device=device,
             train_run=train_run,
             reporter=reporter,
-            own=own if own is not None and alone.teacher == own.name else None,
+            own=own if own is not None and distill.teacher == own.name else None,
+            is_averaged=averages and bool(distill.label_mode),
             world=world,
         )
-        for alone in config.distill.list_teachers()
+        for distill in alone
     ]
     return teachers[0] if len(teachers) == 1 else TeacherEnsemble(config, teachers)

@@ -75,7 +75,8 @@ def configure_training(
     content = model if from_scratch else identify_teacher(distill, reporter)
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed. What names the images is left out: they are in the fingerprint, as they are read.
-    name = hash_json([stamp_recipe(recipe), content, fingerprint])
+    fitted = [HEAD_VERSION] if not recipe.epochs else []
+    name = hash_json([stamp_recipe(recipe), content, fingerprint, *fitted])
     root = choose_cache_path(f"teachers/{Path(model).name}-{finetuned}-{name}", reporter)
     refuse_links(root.parent, [root.name])  # a cache may be a stranger's
     return TrainConfig(

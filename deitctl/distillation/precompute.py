@@ -17,11 +17,11 @@ from deitctl.data.loader import build_view_loader
 from deitctl.data.samplers import SampleKey
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
-from deitctl.distillation.ensemble import EnsembleCache, RunTeacher, TeacherEnsemble, name_teachers
+from deitctl.distillation.ensemble import EnsembleCache, RunTeacher, name_teachers
 from deitctl.distillation.finetune import TrainRun
 from deitctl.distillation.joint_targets import Cache
 from deitctl.distillation.preflight import Preflight
-from deitctl.distillation.targets import TeacherTargets
+from deitctl.distillation.targets import TargetCodec, TeacherTargets, teacher_targets
 from deitctl.distributed import SINGLE_PROCESS, World, process_group
 from deitctl.errors import ConfigError, Interrupted, Signalled, TeacherError
 from deitctl.events import Reporter, SilentReporter
@@ -148,8 +148,7 @@ def verify_teacher_cache(
     opened, cache = _open_teacher(
         config, datasets, train_run, reporter, SINGLE_PROCESS, on_views=False
     )
-    teachers = opened.teachers if isinstance(opened, TeacherEnsemble) else (opened,)
-    results = [_verify(teacher, num_images, batch_size, reporter) for teacher in teachers]
+    results = [_verify(teacher, num_images, batch_size, reporter) for teacher in opened.teachers]
     return VerifyCacheResult(
         cache=cache.root,
         num_verified=sum(result.num_verified for result in results),
@@ -194,10 +193,10 @@ def _verify(
                 continue
             records, _ = cache.read([(key.epoch, key.index) for key in batch.keys])
             computed = cached_teacher.compute(batch.images)
-            comparison.add(codec.decode(records), codec.decode(computed), teacher.train)
+            comparison.add(codec.decode(records), codec.decode(computed), codec.labels)
             num_verified += len(batch.keys)
             task.advance(len(batch.keys))
-    is_soft = codec.labels is not None and codec.labels.mode == "soft"
+    is_soft = codec.labels is not None and codec.labels.mode != "hard"
     if comparison.num_different > MAX_DIFFERENT * num_verified or (
         is_soft and (comparison.max_abs_diff or 0) > MAX_DIFFERENCE
     ):
@@ -223,13 +222,17 @@ class _Comparison:
     max_abs_diff: float | None = None
     max_feature_diff: float | None = None
 
-    def add(self, cached: TeacherTargets, computed: TeacherTargets, train: ImageDataset) -> None:
-        """Compare the targets of a batch."""
+    def add(
+        self, cached: TeacherTargets, computed: TeacherTargets, codec: TargetCodec | None
+    ) -> None:
+        """Compare the targets of a batch, labels as `codec` has them."""
         is_different = torch.zeros(1, dtype=torch.bool)
-        if cached.labels is not None and computed.labels is not None:
-            largest = float((cached.labels - computed.labels).abs().max())
-            self.max_abs_diff = max(self.max_abs_diff or 0.0, largest)
-            is_different = _differ(cached.labels, computed.labels, train.is_multilabel)
+        if codec is not None and cached.labels is not None and computed.labels is not None:
+            ours, theirs, several = cached.labels, computed.labels, codec.is_multilabel
+            if codec.mode == "logits":
+                ours, theirs = (teacher_targets(x, "soft", 1.0, several) for x in (ours, theirs))
+            self.max_abs_diff = max(self.max_abs_diff or 0.0, float((ours - theirs).abs().max()))
+            is_different = _differ(ours, theirs, several)
         for ours, theirs in zip(cached.features, computed.features, strict=True):
             spread = (theirs - theirs.mean(1, keepdim=True)).norm(dim=1).clamp(min=SMALLEST_SPREAD)
             lengths = (ours - theirs).norm(dim=1) / spread

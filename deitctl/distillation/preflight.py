@@ -333,13 +333,21 @@ def record_views(
     )
 
 
-def warn_about_echo(distill: DistillConfig, preflight: Preflight, reporter: Reporter) -> None:
-    """Warn of a teacher whose hard labels are taught, and repeat the true labels on training views."""
-    agreement = preflight.label_agreement
+def warn_about_echo(
+    distill: DistillConfig, name: str, agreement: float | None, reporter: Reporter
+) -> None:
+    """Warn of a teacher whose hard labels are taught, and repeat the true labels on training views.
+
+    Args:
+        distill: for its mode.
+        name: of the teacher, or what stands for several.
+        agreement: see `Preflight.label_agreement`.
+        reporter: gets the warning.
+    """
     if distill.label_mode != "hard" or agreement is None or agreement <= ECHO:
         return
     reporter.warn(
-        f"Its hard labels repeat the true labels: the decision of {preflight.name} is the label on "
+        f"Its hard labels repeat the true labels: the decision of {name} is the label on "
         f"{agreement:.1f} % of training views, so a student learns little from it that the labels do not say. "
         "--mode soft, stronger crops, or a teacher that was not trained on these images says more."
     )

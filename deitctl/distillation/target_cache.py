@@ -33,8 +33,8 @@ from deitctl.records import to_json, to_object
 
 T = TypeVar("T")
 STAMP = "cache.json"
-TARGETS_VERSIONS = {"hard": 2, "soft": 1}
-"""By mode; goes up when records mean something else. Hard ones of version 1 had no checksum."""
+TARGETS_VERSIONS = {"hard": 2, "soft": 1, "logits": 1}
+"""By mode of `TargetCodec`; goes up when records mean something else. Hard ones of version 1 had no checksum."""
 DAMAGED = 65534
 """First number of the record of an image that was read and cannot be decoded. 65535 marked those that
 could not be read as well, and counts as missing."""

@@ -27,7 +27,7 @@ class TeacherTargets(NamedTuple):
     """What a student learns of B images from its teachers."""
 
     labels: Tensor | None
-    """[B,K]; None where their features alone are learned."""
+    """[B,K]; logits of a teacher that is averaged with others; None where their features alone are learned."""
     features: tuple[Tensor, ...] = ()
     """[B,D] in fp32 of each teacher whose features are learned."""
 
@@ -57,7 +57,8 @@ def teacher_targets(logits: Tensor, mode: str, tau: float, is_multilabel: bool =
 class TargetCodec:
     """Encodes targets over K classes as records of W unsigned 16-bit numbers.
 
-    A record begins with a checksum. Hard: class + 1 follows, or of several labels one bit a class. Soft:
+    A record begins with a checksum. Hard: class + 1 follows, or of several labels one bit a class. Logits, which are
+    averaged with those of other teachers: two numbers a class, which are its logit in fp32, exactly. Soft:
     the probability of every class in float16 (three digits above 6e-5); with `topk` below K the indices
     of the `topk` likeliest classes and their probabilities, and the remaining probability is spread
     evenly over the other classes; of several labels, which have none that remains, the mean of the
@@ -92,19 +93,23 @@ class TargetCodec:
         """Numbers of a record, W."""
         if self.mode == "hard":
             return 1 + -(-self.num_classes // 16) if self.is_multilabel else 2
+        if self.mode == "logits":
+            return 1 + 2 * self.num_classes
         if self.keeps_all:
             return 1 + self.num_classes
         return 1 + 2 * self.num_kept + self.is_multilabel
 
     def encode(self, targets: Tensor) -> Records:
         """Encode targets [B,K] as records [B,W]."""
-        targets = targets.float().cpu()
+        targets = targets.float().cpu().contiguous()
         if self.mode == "hard" and not self.is_multilabel:
             labels = targets.argmax(dim=1) + 1  # 0 is an empty record
             numbers = np.asarray(labels.numpy(), dtype=np.uint16)
             return np.stack([_compute_hard_checksums(numbers), numbers], axis=1)
         if self.mode == "hard":
             body = _pack_bits(targets.numpy() >= 0.5)
+        elif self.mode == "logits":
+            body = targets.numpy().view(np.uint16)
         elif self.keeps_all:
             body = targets.half().numpy().view(np.uint16)
         else:
@@ -128,6 +133,8 @@ class TargetCodec:
         body = np.ascontiguousarray(records[:, 1:])
         if self.mode == "hard":
             return torch.from_numpy(_unpack_bits(body)[:, : self.num_classes]).float()
+        if self.mode == "logits":
+            return torch.from_numpy(body.view(np.float32))
         targets = read_halves(body) if self.keeps_all else self._decode_likeliest(body)
         return targets if self.is_multilabel else targets / targets.sum(dim=1, keepdim=True)
 
@@ -155,6 +162,9 @@ class TargetCodec:
         if self.mode == "hard":
             unused = _unpack_bits(np.ascontiguousarray(body))[:, self.num_classes :]
             return np.asarray(valid & ~unused.any(axis=1))
+        if self.mode == "logits":
+            numbers = np.ascontiguousarray(body).view(np.float32)
+            return np.asarray(valid & np.isfinite(numbers).all(axis=1))
         if not self.is_multilabel:  # none of several labels may be likely
             valid &= body.any(axis=1)
         if not self.keeps_all:

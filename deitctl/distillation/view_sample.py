@@ -154,7 +154,9 @@ def run_on_views(
     for part in world.all_gather_object(rows) if world.size > 1 else ():
         rows.update(part)
     read = [key for key in keys if key in rows]
-    logits = torch.stack([rows[key] for key in read]) if read else torch.empty(0, 0)
+    logits = (
+        torch.stack([rows[key] for key in read]) if read else torch.empty(0, len(train.class_names))
+    )
     return ViewLogits(keys=read, logits=logits, is_multilabel=train.is_multilabel)
 
 

@@ -49,6 +49,11 @@ def forward_heads_and_features(
         )
     network: Any = model  # no class of timm's declares both
     feature_map = network.forward_features(images)
+    if not isinstance(feature_map, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} gives several feature maps, and no features of one.",
+            "Use another model, or --mode hard or soft.",
+        )
     heads = _split_heads(network.forward_head(feature_map))
     if pool == "auto":
         return heads, network.forward_head(feature_map, pre_logits=True).float()

@@ -15,10 +15,9 @@ from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.data.unlabeled import count_unlabeled
 from deitctl.device import choose_device
 from deitctl.distillation.callable_teacher import CallableTeacher
-from deitctl.distillation.distillation_teacher import NO_CACHE
-from deitctl.distillation.ensemble import TeacherEnsemble, name_teachers
+from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
+from deitctl.distillation.ensemble import name_teachers
 from deitctl.distillation.features import FeatureCodec
-from deitctl.distillation.targets import TargetCodec
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import choose_cache_path
 from deitctl.models import timm_models
@@ -228,12 +227,9 @@ def plan_training(
             reporter=reporter or silent,
             own=own_teacher,
         )
-        plans = (
-            run_teacher.plan() if isinstance(run_teacher, TeacherEnsemble) else [run_teacher.plan()]
-        )
         teacher, *more_teachers = [
-            _plan_teacher(distill, alone, recipe, train, finetuning, silent)
-            for alone, finetuning in zip(distill.list_teachers(), plans, strict=True)
+            _plan_teacher(distill, alone, recipe, finetuning, silent)
+            for alone, finetuning in zip(run_teacher.teachers, run_teacher.plan(), strict=True)
         ]
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
@@ -327,9 +323,8 @@ def _plan_disks(
 
 def _plan_teacher(
     run: DistillConfig,
-    distill: DistillConfig,
+    named: DistillationTeacher,
     recipe: Recipe,
-    train: ImageDataset,
     finetuning: tuple[str, Recipe | None],
     reporter: Reporter,
 ) -> TeacherPlan:
@@ -337,12 +332,12 @@ def _plan_teacher(
 
     Args:
         run: of all teachers.
-        distill: of this one, see `DistillConfig.list_teachers`.
+        named: this one, which is not loaded.
         recipe: of the student.
-        train: the training images.
         finetuning: how the teacher is trained first, and the recipe.
         reporter: shows downloads of a config.
     """
+    distill, train = named.distill, named.train
     num_classes, num_images = len(train.class_names), len(train.labels)
     num_seen = num_images * recipe.epochs
     num_views = distill.views or recipe.epochs * recipe.augment.repeated_aug
@@ -353,10 +348,8 @@ def _plan_teacher(
     if is_soft and distill.reduction == "mean":
         weight /= num_classes
     cached = distill.teacher_input == "unmixed"
-    topk, mode = distill.logits_topk, distill.label_mode
-    width, num_features = 0, None
-    if mode:
-        width = TargetCodec(mode, num_classes, topk, train.is_multilabel).width
+    num_features = None
+    width = 0 if named.label_codec is None else named.label_codec.width
     if distill.uses_features:
         num_features = outline_num_features(distill.teacher, distill.features.pool, reporter)
         width += FeatureCodec(num_features).width
@@ -365,7 +358,7 @@ def _plan_teacher(
         name=distill.teacher,
         # averaged labels are stored as soft ones, whatever is made of them
         mode=distill.mode.replace("soft", run.label_mode),
-        tau=distill.tau if is_soft and distill.label_mode else None,
+        tau=run.tau if is_soft and distill.label_mode else None,
         finetuned=finetuned,
         finetune_epochs=finetune_epochs,
         finetune_images=finetune_epochs * (num_images - count_unlabeled(train)),

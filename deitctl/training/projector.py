@@ -19,11 +19,12 @@ class OrthogonalProjection(nn.Module):
 
     VkD (arXiv 2403.06213): a projection that can only rotate lets the student's features learn, where a
     free one learns in their place. Its released code (train.py) takes torch's parametrization `orthogonal` of a linear
-    layer without bias: a product of M Householder reflections of N numbers. That is the map here too, with two
+    layer without bias: a product of M Householder reflections of N numbers. That is the map here too, with three
     departures. The product is computed at once as I - V T V' (Schreiber and Van Loan 1989; as a parametrization
     Likhosherstov et al., arXiv 2004.08675), in float64 where the device has it, since torch's backward pass takes
     seconds for 3,024 features; and it is not relative to a fixed random square matrix, which would be the largest part
-    of a checkpoint. Weight decay leaves it out: it would pull the projection to one that is not random.
+    of a checkpoint. Where D is T, torch takes the matrix exponential of a skew-symmetric matrix instead, and here they
+    are reflections all the same. Weight decay leaves it out: it would pull the projection to one that is not random.
     """
 
     def __init__(self, num_student: int, num_teacher: int) -> None:

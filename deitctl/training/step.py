@@ -312,7 +312,8 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
         if taught is not None:
             taught = _mix(taught, groups, partners)
         elif context.teacher is not None and context.distill is not None:
-            taught = teach(context.teacher, images, context.distill)
+            several = labels.ndim == 2
+            taught = teach(context.teacher, images, context.distill, is_multilabel=several)
         else:
             taught = TeacherTargets(None)
         images = to_model_channels(images, context.preprocessing.in_chans)
@@ -323,15 +324,25 @@ def compute_losses(context: TrainContext, state: TrainState, batch: Batch) -> di
 
 
 def teach(
-    teacher: Teacher | EnsembleNetwork, images: Tensor, distill: DistillConfig
+    teacher: Teacher | EnsembleNetwork,
+    images: Tensor,
+    distill: DistillConfig,
+    *,
+    is_multilabel: bool = False,
 ) -> TeacherTargets:
-    """Return what a student learns of mixed images [B,C,H,W] from its teacher, as they are computed."""
+    """Return what a student learns of mixed images [B,C,H,W] from its teacher, as they are computed.
+
+    Args:
+        teacher: the network, or several.
+        images: as the student sees them.
+        distill: for mode and temperature.
+        is_multilabel: whether the data's images have several labels.
+    """
     outputs = [network(images) for network in teacher.networks]
     logits = [output.logits.float() for output in outputs if output.logits is not None]
     labels = None
     if distill.label_mode:
         average = logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
-        is_multilabel = teacher.networks[0].is_multilabel
         labels = teacher_targets(average, distill.label_mode, distill.tau, is_multilabel)
     features = [output.features.float() for output in outputs if output.features is not None]
     return TeacherTargets(labels, tuple(features))

@@ -68,7 +68,8 @@ def fit_teacher_head(
         model_config = pin_img_size(model, student.model_config)
         save_model(root, model.state_dict(), model_config, describe_layers(model))
         # Last, so that a folder without it is made again.
-        write_json(root / RESULT, {"loo_score": score, "num_images": len(train.labels)})
+        num_images = min(MAX_IMAGES, len(train.labels))
+        write_json(root / RESULT, {"loo_score": score, "num_images": num_images})
         metric = "mAP" if is_multilabel else "top-1"
         reporter.note(
             f"A classifier is fitted to the teacher's features: {metric} {score:.1f} % of the training "

@@ -140,7 +140,7 @@ def test_an_echo_is_warned_of_where_hard_labels_are_learned(
 ) -> None:
     distill = distilled("run", mode=mode).distill
     assert isinstance(distill, DistillConfig)
-    warn_about_echo(distill, record(label_agreement=agreement), reporter)
+    warn_about_echo(distill, "a teacher", agreement, reporter)
     warnings: list[str] = reporter.warnings  # type: ignore[attr-defined]
     assert [w.startswith("Its hard labels repeat the true") for w in warnings] == [True] * warns
 
