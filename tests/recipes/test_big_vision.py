@@ -9,7 +9,7 @@ from deitctl.recipes import TABLES, get_recipe
 
 def test_plain_90_is_vit_s16_i1k():
     """big_vision/configs/vit_s16_i1k.py: total_epochs 90, batch_size 1024, inception_crop(224), flip_lr, randaug(2,10),
-    mixup p 0.2, lr 0.001, wd 0.0001, grad_clip_norm 1, warmup_steps 10_000, pool_type gap, posemb sincos2d."""
+    mixup p 0.2 (one draw a step), lr 0.001, wd 0.0001, grad_clip_norm 1, warmup_steps 10_000, pool_type gap, posemb sincos2d."""
     recipe = get_recipe("plain-90")
     optim, augment = recipe.optim, recipe.augment
     assert (recipe.epochs, recipe.batch_size, recipe.img_size) == (90, 1024, 224)
@@ -21,8 +21,8 @@ def test_plain_90_is_vit_s16_i1k():
     )
     assert recipe.pos_embed == "sincos2d"
     assert (augment.crop_scale, augment.crop_ratio) == ((0.05, 1.0), (0.75, 1.33))
-    assert (augment.hflip, augment.rand_augment) == (0.5, "rand-m10-n2-p0.5")
-    assert (augment.mixup, augment.cutmix, augment.mixup_group_size) == (0.2, 0, 1024 // 8)
+    assert (augment.hflip, augment.rand_augment) == (0.5, "rand-m10-n2-p1.0")
+    assert (augment.mixup, augment.cutmix, augment.mixup_group_size) == (0.2, 0, 1024)
     assert (optim.opt, optim.lr, optim.lr_base_size, optim.clip_grad) == ("adamw", 1e-3, 0, 1)
     # theirs is not multiplied by the rate, AdamW's is
     assert optim.weight_decay * optim.lr == pytest.approx(1e-4)
