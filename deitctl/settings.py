@@ -29,7 +29,7 @@ MODEL_ARGS = "model_args."
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of a configuration, as `config.py` declares it."""
+    """A field of a configuration, as `config` declares it."""
 
     name: str
     """Dotted, from `TrainConfig` on."""

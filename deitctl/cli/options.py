@@ -1,4 +1,4 @@
-"""Options of the commands: those of training follow from `config.py`, those that other commands share are here.
+"""Options of the commands: those of training follow from `config`, those that other commands share are here.
 
 Where another command has an option of training, its name, help and values are those of the setting too.
 """
