@@ -218,10 +218,7 @@ class Device:
                 "--compile needs triton, which is not installed.",
                 "pip install triton, or leave --compile out.",
             )
-        # Block by block: one compilation serves all blocks, which differ in nothing but their
-        # weights.
-        blocks = getattr(model, "blocks", None)
-        for part in blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]:
+        for part in list_compiled(model):
             part.compile()
 
     def describe_settings(self) -> DeviceSettings:
@@ -234,6 +231,14 @@ class Device:
             keeps_freed_memory=self.keeps_freed_memory,
             skips_dropped_branches=is_cpu,
         )
+
+
+def list_compiled(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of a model that are compiled, when they are called."""
+    # Block by block: one compilation serves all blocks, which differ in nothing but their
+    # weights.
+    blocks = getattr(model, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]
 
 
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:

@@ -111,18 +111,21 @@ def count_features(model: nn.Module, preprocessing: Preprocessing, pool: str) ->
 def outline_num_features(ref: str, pool: str, reporter: Reporter) -> int:
     """Return D of a model that is named, without its weights; arguments and errors as `find_architecture`.
 
-    By timm's names for it: a head that widens a map has `head_hidden_size`, which most models lack.
+    Raises also as `forward_heads_and_features`.
     """
     arch = find_architecture(ref, reporter)
     if arch is not None:
         return arch.embed_dim
     folder = resolve_folder(ref, reporter, download_weights=False)
     model_config = None if folder is None else load_model_config(folder)
+    name = ref if model_config is None else model_config.architecture
     with torch.device("meta"):
         model = timm_models.create_model(
-            ref if model_config is None else model_config.architecture,
+            name,
             num_classes=None,
+            img_size=0 if model_config is None else model_config.preprocessing.img_size,
             model_args={} if model_config is None else model_config.model_args,
         )
-    widened = getattr(model, "head_hidden_size", None) if pool == "auto" else None
-    return int(widened or model.num_features)  # type: ignore[arg-type]
+        if model_config is None:
+            model_config = timm_models.read_model_config(model, name, 0)
+        return count_features(model, model_config.preprocessing, pool)

@@ -191,7 +191,8 @@ class TrialRun(TrainSetup):
         assert context.distill is not None
         images = normalize(device.to_device(batch.images), context.preprocessing)
         with device.autocast():
-            return teach(context.teacher, images, context.distill)
+            several = batch.labels.ndim == 2
+            return teach(context.teacher, images, context.distill, is_multilabel=several)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> None:

@@ -18,10 +18,10 @@ from deitctl.data.samplers import BalancedDraws, TrainBatches, fit_batch_size, s
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE
-from deitctl.device import Device
+from deitctl.device import Device, list_compiled
 from deitctl.distillation.ensemble import RunTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.errors import ConfigError, WeightsNotFound
+from deitctl.errors import ConfigError, ModelError, WeightsNotFound
 from deitctl.events import Reporter
 from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import load_model_config
@@ -344,6 +344,11 @@ def build_training(
     )
     if config.compile:
         device.compile(model)
+        if term is not None and list_compiled(model) == [model]:
+            reporter.note(
+                f"{config.model} has no blocks to compile one by one, and --compile does not reach a whole network "
+                "whose features are learned: it trains uncompiled."
+            )
     early_size = compute_early_size(model, model_config, recipe) if recipe.early_epochs else 0
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
@@ -369,9 +374,22 @@ def build_feature_term(
     assert config.distill is not None
     features = config.distill.features
     pool = choose_student_pool(student.model, features.student_pool)
-    num_student = count_features(student.model, student.model_config.preprocessing, pool)
+    num_student = count_student_features(student, pool)
     projector = build_projector(features.loss, num_student, num_teachers, config.seed)
     return FeatureTerm(features.loss, features.weight, pool, projector.to(device.torch_device))
+
+
+def count_student_features(student: LoadedModel, pool: str) -> int:
+    """Return the number of a student's features; raise `ModelError` for one that lacks what is to be pooled."""
+    try:
+        return count_features(student.model, student.model_config.preprocessing, pool)
+    except ModelError as error:
+        if pool == "cls":
+            hint = (
+                "Use the average of its features: --set features.student_pool=avg, or leave it out."
+            )
+            raise ModelError(error.message, hint) from error
+        raise
 
 
 def warn_about_sizes(

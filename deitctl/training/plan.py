@@ -25,6 +25,7 @@ from deitctl.models.features import outline_num_features
 from deitctl.models.introspect import compute_early_size
 from deitctl.sizes import ImageSize
 from deitctl.training.build import (
+    build_feature_term,
     build_student,
     build_training,
     note_changes,
@@ -38,6 +39,7 @@ from deitctl.training.estimate import estimate_seconds
 from deitctl.training.freezing import count_trained
 from deitctl.training.launch import require_output
 from deitctl.training.objective import choose_loss, report_loss
+from deitctl.training.optim import add_trained
 from deitctl.training.own_images import warn_of_trained_images
 from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.state import TrainState
@@ -234,6 +236,10 @@ def plan_training(
     without_teacher = replace(config, distill=None)
     setup = build_training(without_teacher, student, train, val, device=device, reporter=silent)
     teachers = [teacher, *more_teachers] if teacher is not None else []
+    if numbers := [t.num_features for t in teachers if t.num_features]:
+        term = build_feature_term(config, student, numbers, device)
+        add_trained(setup.state.optimizer, term.projector, recipe.optim)
+        setup = replace(setup, state=replace(setup.state, projector=term.projector))
     disks = _plan_disks(config, count_run_bytes(setup.state, recipe), teachers, reporter)
     expected = estimate_seconds(setup) if distill is None else None
     return TrainPlan(
@@ -290,8 +296,10 @@ def _plan_folds(folded: FoldedData) -> list[FoldPlan]:
 def _count_memory(state: TrainState, recipe: Recipe) -> int:
     """Return the bytes of what training keeps between steps, and of the gradients."""
     weights = sum(4 * p.numel() for p in state.model.parameters())
+    projector = [] if state.projector is None else state.projector.parameters()
+    projections = sum(4 * p.numel() for p in projector)
     trained, moments = count_trained(state, recipe)
-    return weights * (2 if recipe.ema_decay else 1) + trained + moments
+    return weights * (2 if recipe.ema_decay else 1) + projections + trained + moments
 
 
 def _are_weights_local(weights: str) -> bool | None:

@@ -83,3 +83,10 @@ def test_a_network_without_features_is_refused(images) -> None:
 )
 def test_the_number_of_features_is_known_without_weights(name: str, count: int) -> None:
     assert outline_num_features(name, "auto", SilentReporter()) == count
+
+
+def test_what_a_model_lacks_is_known_without_weights() -> None:
+    with pytest.raises(ModelError, match="RegNet has no class token"):
+        outline_num_features("regnety_002", "cls", SilentReporter())
+    with pytest.raises(ModelError, match="gives several feature maps"):
+        outline_num_features("crossvit_9_240", "auto", SilentReporter())
