@@ -461,7 +461,7 @@ def rank_teachers(
     require_positive(views=views, num_images=num_images)
     if not teachers:
         raise ConfigError("No teacher is named.", "Name one or more: a model, or NAME=FILE.")
-    request = _collect({**named, "teacher_input": "unmixed"})
+    request = _collect({**named, "teacher_input": "unmixed"}, distilled=True)
     chosen = make_absolute(request.settings) | request.overrides
     source = name_source(str(chosen.get("data") or BUILT_IN), chosen)
     datasets = open_for_training(source, reporter=request.reporter)
@@ -538,12 +538,13 @@ def sweep(
     from deitctl.sweeps.definition import define_sweep
     from deitctl.sweeps.sweep import Sweep
     from deitctl.sweeps.variation import parse_variations
+    from deitctl.training.configure import add_file_settings
 
     require_positive(seeds=seeds, jobs=jobs)
     teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher or ())
     if len(teachers) == 1:
         settings["teacher"] = teachers[0]
-    request = _collect({"data": data, "reporter": reporter, **settings})
+    request = _collect({"data": data, "reporter": reporter, **settings}, distilled=True)
     if request.data is not None or request.extensions.name_all() or request.extensions.callbacks:
         raise ConfigError(
             "A sweep's runs are processes of their own, which a program cannot pass objects to.",
@@ -561,7 +562,11 @@ def sweep(
         optuna=optuna,
         num_seeds=seeds,
         seed=int(request.settings.get("seed", 0)),
+        named=add_file_settings({**request.settings, **request.overrides}),
     )
+    if definition.settings:
+        values = (f"{name.removeprefix('recipe.')} {v}" for name, v in definition.settings.items())
+        request.reporter.note(f"Preset {preset}: {', '.join(values)}.")
     folder = output or Path("runs") / f"{preset or 'sweep'}-{Path(data or 'digits').name}"
     chosen = {**definition.settings, **request.settings}
     runs = Sweep(definition, chosen, request.overrides, Path(folder), request.reporter)
