@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from deitctl.config import TrainConfig
 from deitctl.errors import ConfigError
 from deitctl.paths import read_json, write_bytes
-from deitctl.settings import read_toml, to_dict
+from deitctl.settings import MODEL_ARGS, read_toml, to_dict
 from deitctl.sweeps.presets import TEACHER, Preset, find_preset, name_teachers
 from deitctl.sweeps.result import Method
 from deitctl.sweeps.trials import MAX_TRIALS, Trial, list_grid, make_trials
@@ -47,6 +47,7 @@ def define_sweep(
     optuna: int,
     num_seeds: int,
     seed: int,
+    named: Collection[str] = (),
 ) -> SweepDefinition:
     """Return a sweep's definition.
 
@@ -58,6 +59,7 @@ def define_sweep(
         optuna: trials for Optuna to suggest; 0: none.
         num_seeds: runs of each trial.
         seed: the first.
+        named: settings that the user names, which a preset leaves to them; by dotted name.
 
     Raises:
         ConfigError: no such preset, nothing to vary, or methods that exclude each other.
@@ -79,13 +81,22 @@ def define_sweep(
             raise ConfigError(
                 f"--preset {preset} has trials of its own.", "Leave --random or --optuna out."
             )
+        if len(teachers) > chosen.min_teachers:
+            raise ConfigError(
+                f"--preset {preset} compares {chosen.min_teachers} teachers, not {len(teachers)}.",
+                "Name as many, or vary them by yourself: --vary distill.teacher=A,B",
+            )
+        settings = _leave_out(chosen.settings, named)
         rows = _multiply(name_teachers(chosen.rows, teachers), variations, preset)
         names = {name for row in rows for name in row}
-        varied = {name: value for name, value in chosen.settings.items() if name in names}
-        shared = {name: value for name, value in chosen.settings.items() if name not in names}
-        rows = [varied | row for row in rows]
-        variations = _list_variations(rows)
-        return SweepDefinition(variations, "grid", 0, num_seeds, seed, preset, rows, shared)
+        shared = {name: value for name, value in settings.items() if name not in names}
+        # A row may have another value of a setting of all, unless the user has named one.
+        decided = {name for name in chosen.settings if name not in settings}
+        common = {name: value for name, value in settings.items() if name in names}
+        rows = [common | {k: v for k, v in row.items() if k not in decided} for row in rows]
+        return SweepDefinition(
+            _list_variations(rows), "grid", 0, num_seeds, seed, preset, rows, shared
+        )
     own = {variation.name: variation for variation in variations}
     merged = {v.name: own.get(v.name, v) for v in parse_variations(chosen.variations)} | own
     if len(teachers) > 1:
@@ -105,6 +116,17 @@ def define_sweep(
         raise ConfigError("Nothing is varied.", "Example: --vary optim.lr=1e-5..1e-3:log")
     method: Method = "random" if random else "optuna" if optuna else "grid"
     return SweepDefinition(list(merged.values()), method, random or optuna, num_seeds, seed, preset)
+
+
+def _leave_out(settings: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
+    """Return a preset's settings without those that the user names, and without its model's own shape where the user
+    names a model."""
+    has_model = "model" in named
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in named and not (has_model and name.startswith(MODEL_ARGS))
+    }
 
 
 def _multiply(

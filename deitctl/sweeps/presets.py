@@ -36,6 +36,7 @@ SOFT = {MODE: "soft", "distill.alpha": 0.9}
 IN_SMALL = {
     "data": "digits",
     "fraction": 0.1,  # 144 images: a convnet learns them, and a transformer lacks its inductive bias
+    "recipe.pretrained": False,
     "recipe.epochs": 600,  # a student of labels alone is at its end after 200, with a teacher it is not
     "model": "deit_tiny",
     "model_args.embed_dim": 96,

@@ -42,6 +42,9 @@ class TrialConfigs:
         self._settings, self._overrides = dict(settings), dict(overrides)
         self._reporter = reporter
         self.has_teacher = has_teacher(settings, variations)
+        # of trials that have none, until their teacher is removed
+        teachers = [v.values for v in variations if v.name == TEACHER]
+        self._teacher = str(teachers[0][0]) if teachers and teachers[0] else ""
         varied = {v.name.removeprefix("distill.") for v in variations}
         self._opens_again = bool(varied & set(Source.__dataclass_fields__))
         self._datasets: tuple[ImageDataset, ImageDataset] | None = None
@@ -58,6 +61,8 @@ class TrialConfigs:
         elif mode == "none":
             # the plain model has what distillation has, but for the teacher
             settings[MODE] = "hard"
+            if self._teacher:
+                settings.setdefault(TEACHER, self._teacher)
         is_first = not self.num_images
         config, train, val = build_config(
             settings,

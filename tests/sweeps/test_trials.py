@@ -64,6 +64,12 @@ def test_a_preset_of_rows_trains_these_alone_with_the_teachers_that_are_named() 
     by_default = define()
     assert by_default.settings["fraction"] == 0.1
     assert by_default.rows[1]["distill.teacher"] == "resnet10t"
+    # what the user names goes before the preset, and a model of their own has its own shape
+    named = define(preset="beyond-in-small", named={"recipe.epochs", "model"})
+    assert not any("recipe.epochs" in row for row in named.rows)
+    assert not {"recipe.epochs", "model_args.depth"} & named.settings.keys()
+    with pytest.raises(ConfigError, match="compares 3 teachers, not 4"):
+        define(teachers=["a", "b", "c", "d"])
     with pytest.raises(ConfigError, match="has distill.mode in its trials"):
         define(variations=parse_variations(["distill.mode=hard"]))
     with pytest.raises(ConfigError, match="compares 3 teachers"):
