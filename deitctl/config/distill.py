@@ -218,8 +218,7 @@ class DistillConfig:
     def list_teachers(self) -> tuple[DistillConfig, ...]:
         """Return a configuration of each teacher as if it were alone, in the mode of its role.
 
-        Labels that are averaged are soft ones, of which hard ones follow; so they have the cache that a
-        run of this teacher alone has in mode soft.
+        Those whose labels are averaged are in mode soft, of which hard labels follow; their logits are stored.
         """
         if not self.more_teachers:
             return (self,)
