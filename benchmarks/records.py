@@ -35,6 +35,12 @@ TASKS: dict[str, tuple[float, dict[str, Any]]] = {
     "flowers": (65.0, {"img_size": 224, "epochs": 3}),
 }
 """Target top-1 in percent, and what is trained until it is reached, always deit_tiny."""
+NEEDED: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "imagenette": ("imagenette",),
+    "flowers": ("flowers", "weights"),
+}
+"""Options with the paths that each task needs."""
 MATRIX, REFERENCE_S = 512, 1.0
 """Side of the reference's fp32 matrices, and CPU seconds for which they are multiplied."""
 COLUMNS = {
@@ -176,14 +182,24 @@ def main() -> None:
     parser.add_argument("--flowers", type=Path)
     parser.add_argument("--imagenette", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, help="default: all whose data are named"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    missing = {task: [f"--{n}" for n in NEEDED[task] if not getattr(args, n)] for task in TASKS}
+    tasks = args.tasks or [task for task in TASKS if not missing[task]]
+    for task in [] if args.table else tasks:
+        if missing[task]:
+            parser.error(f"the task {task} needs {' and '.join(missing[task])}")
+        for name in NEEDED[task]:
+            if not getattr(args, name).exists():
+                parser.error(f"--{name}: there is no {getattr(args, name)}")
     for seed in [] if args.table else args.seeds:
-        for task in args.tasks:
+        for task in tasks:
             row = run_task(task, args, seed)
             print(json.dumps(row), file=sys.stderr, flush=True)
             with args.records.open("a") as file:

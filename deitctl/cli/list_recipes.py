@@ -38,7 +38,7 @@ def recipes(
         str,
         typer.Argument(
             metavar="[NAME]",
-            help="A recipe to show in full. Default: list all.",
+            help="A recipe, or a recipe file, to show in full. Default: list all.",
             show_default=False,
             autocompletion=completion.complete_recipe,
         ),

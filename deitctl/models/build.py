@@ -72,7 +72,7 @@ def build_model(
         in_chans: channels of its images; 0: the model's own, 3 of one named by architecture.
         start_classes: names of the weights' classes, in the order of their logits; empty for those
             that come with the weights, if any do.
-        dpr_constant: a DeiT drops branches of every block at `drop_path_rate`.
+        dpr_constant: a DeiT, or a ViT of timm's, drops branches of every block at `drop_path_rate`.
         download: False: weights that would be downloaded are left random; their shapes are matched.
         reporter: shows downloads, and is warned where plain weights stand for distilled ones.
 
@@ -110,6 +110,14 @@ def build_model(
             download=download,
             reporter=reporter,
         )
+        if (
+            dpr_constant
+            and drop_path_rate
+            and not timm_models.drop_alike(loaded.model, drop_path_rate)
+        ):
+            reporter.warn(
+                f"dpr_constant is for ViTs: {ref} keeps its own rates of stochastic depth."
+            )
     if start and source is not None:
         folder = source.folder
         say_what_was_taken(

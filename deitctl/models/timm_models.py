@@ -33,6 +33,34 @@ def is_timm_model(name: str) -> bool:
     return bool(timm.is_model(name.partition(".")[0]))
 
 
+def is_plain_vit(name: str) -> bool:
+    """Return whether timm builds a `vit_*` model as its `VisionTransformer`, as it does not DINOv3's, an `Eva`."""
+    if not (name.startswith("vit_") and is_timm_model(name)):
+        return False
+    import timm
+
+    module = timm.model_entrypoint(name.partition(".")[0]).__module__
+    return module.rpartition(".")[2] in ("vision_transformer", "vision_transformer_hybrid")
+
+
+def drop_alike(model: nn.Module, rate: float) -> bool:
+    """Drop the branches of every block of a ViT of timm's at one rate; return whether it is one.
+
+    timm's rates rise with the depth; these are those of deit/models_v2.py.
+    """
+    from timm.layers import DropPath
+
+    blocks = getattr(model, "blocks", None)
+    blocks = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+    paths = ("drop_path1", "drop_path2")
+    if not blocks or not all(hasattr(block, path) for block in blocks for path in paths):
+        return False
+    for block in blocks:
+        for path in paths:
+            setattr(block, path, DropPath(rate))
+    return True
+
+
 def suggest_model(name: str) -> str:
     """Return a "Did you mean" line with the nearest names of models, deitctl's and timm's, and of runs."""
     import timm

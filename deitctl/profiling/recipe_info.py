@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from deitctl.models import catalog
 from deitctl.models.flops import Flops, compute_deit_flops
 from deitctl.recipes import TABLES, get_table
 from deitctl.recipes.defaults import list_sourced
+from deitctl.recipes.lookup import read_table
 from deitctl.recipes.table import IMAGENET_IMAGES, PublishedResult, RecipeTable, Settings
 from deitctl.sizes import ImageSize, height_width, make_size
 
@@ -121,15 +123,15 @@ def describe_recipe(name: str, model: str = "", teacher: str = "") -> RecipeDeta
     """Return a recipe with the source of each of its settings.
 
     Args:
-        name: of the recipe.
+        name: of the recipe, or a recipe file.
         model: name of a DeiT or of a model of timm's that it is described for; empty: the recipe's own.
         teacher: name of a teacher whose forward passes are counted too.
 
     Raises:
-        ConfigError: no such recipe.
+        ConfigError: no such recipe or file, or a file that does not fit.
         ModelError: no such model.
     """
-    table = get_table(name)
+    table = read_table(name)
     fitted = fit_table(table, model)
     summary = _summarize(fitted, model, teacher)
     settings = [
@@ -164,7 +166,6 @@ def _list_settings(settings: Settings) -> list[RecipeSetting]:
 
 def _summarize(table: RecipeTable, model: str, teacher: str = "") -> RecipeSummary:
     recipe, model = table.build(), model or table.model
-    arch = catalog.find(model)
     return RecipeSummary(
         name=table.name,
         purpose=table.purpose,
@@ -172,7 +173,7 @@ def _summarize(table: RecipeTable, model: str, teacher: str = "") -> RecipeSumma
         model=model,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        img_size=recipe.img_size or (arch.img_size if arch else 224),
+        img_size=_find_size(recipe, model),
         published=list(table.published),
         cost=compute_cost(table, recipe, model, teacher),
     )
@@ -208,8 +209,15 @@ def _count_epochs(table: RecipeTable, recipe: Recipe, model: str) -> float:
 
 
 def _find_size(recipe: Recipe, model: str) -> ImageSize:
-    arch = catalog.find(model)
-    return recipe.img_size or (arch.img_size if arch else 224)
+    if recipe.img_size:
+        return recipe.img_size
+    if arch := catalog.find(model):
+        return arch.img_size
+    from deitctl.models.sources import require_timm_name
+    from deitctl.models.timm_models import get_native_size
+
+    require_timm_name(model)
+    return get_native_size(model)
 
 
 def _shrink(size: ImageSize, model: str, recipe: Recipe) -> ImageSize:
@@ -226,7 +234,11 @@ def _count_step(table: RecipeTable, recipe: Recipe, model: str, size: ImageSize)
     if arch is None and model == table.model and table.step_flops and size == recipe.img_size:
         return table.step_flops
     return count_by_name(
-        model, size, table.num_classes, train_backbone=recipe.freeze == "none"
+        model,
+        size,
+        table.num_classes,
+        train_backbone=recipe.freeze == "none",
+        model_args={name: value for name, (value, _) in table.model_args.items()},
     ).step
 
 
@@ -242,7 +254,12 @@ def _count_teacher(table: RecipeTable, recipe: Recipe, teacher: str) -> int:
 
 
 def count_by_name(
-    model: str, img_size: ImageSize, num_classes: int, *, train_backbone: bool
+    model: str,
+    img_size: ImageSize,
+    num_classes: int,
+    *,
+    train_backbone: bool,
+    model_args: Mapping[str, Any] | None = None,
 ) -> Flops:
     """Return the operations of an image, of a DeiT or of a model of timm's.
 
@@ -251,6 +268,7 @@ def count_by_name(
         img_size: of the input; 0: the model's own.
         num_classes: outputs of its head.
         train_backbone: whether more than the head has a backward pass; of timm's models all has.
+        model_args: shape that plain ViTs of timm's take, as in training.
 
     Raises:
         ModelError: no such model.
@@ -264,11 +282,16 @@ def count_by_name(
     import torch
 
     from deitctl.models.sources import require_timm_name
-    from deitctl.models.timm_models import create_model, get_native_size
+    from deitctl.models.timm_models import create_model, get_native_size, is_plain_vit
     from deitctl.profiling.flops import count_flops
 
     require_timm_name(model)
     size = img_size or get_native_size(model)
     with torch.device("meta"):  # shapes are counted; weights would take memory and time
-        network = create_model(model, num_classes=num_classes, img_size=size)
+        network = create_model(
+            model,
+            num_classes=num_classes,
+            img_size=size,
+            model_args=model_args if is_plain_vit(model) else None,
+        )
     return count_flops(network, size)

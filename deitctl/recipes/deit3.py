@@ -55,7 +55,7 @@ SETTINGS: Settings = {
     "img_size": (224, f"{TRAIN} --input-size (S)"),
     "epochs": (800, f"{TRAIN} --epochs"),
     "batch_size": (2048, f"{TRAIN} 8 GPUs x 256"),
-    "loss": ("bce", f"{TRAIN} --bce-loss"),
+    "loss": ("bce", f"{TRAIN} --bce-loss; of S the typo --repeated-aug--bce-loss"),
     "bce.target_thresh": (0.0, "deit/engine.py: targets.gt(0.0)"),
     "bce.sum_classes": (False, "torch's BCEWithLogitsLoss, as in deit/main.py: a mean"),
     "smoothing": (0.0, f"{TRAIN} --smoothing"),

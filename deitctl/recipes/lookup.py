@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from deitctl.config import Recipe
 from deitctl.errors import ConfigError, did_you_mean
 from deitctl.recipes import big_vision, deit3, own, paper
-from deitctl.recipes.table import RecipeTable
+from deitctl.recipes.table import RecipeTable, SizeSettings
 from deitctl.settings import flatten, from_dict, override, read_toml
 
 TABLES = {
@@ -75,6 +76,36 @@ def get_table(name: str) -> RecipeTable:
         hint = did_you_mean(name, TABLES) or f"There are: {', '.join(TABLES)}."
         raise ConfigError(f"There is no recipe {name!r}.", hint)
     return TABLES[name]
+
+
+def read_table(name: str) -> RecipeTable:
+    """Return the table of a recipe, or one of a recipe file, whose settings have the file as their source.
+
+    Raises:
+        ConfigError: no such recipe or file, or a setting in the file that does not exist or fit.
+    """
+    if not is_file(name):
+        return get_table(name)
+    recipe, base = get_recipe(name), find_table(name)
+    chosen = [key for key in read_file_settings(name) if key not in ("base", "name")]
+    settings = {key: (reduce(getattr, key.split("."), recipe), name) for key in chosen}
+    if base is None:
+        return RecipeTable(name=recipe.name, purpose="your own", paper=name, settings=settings)
+    return replace(
+        base,
+        name=recipe.name,
+        purpose=f"your own, on top of {base.name}",
+        paper=f"{name}; {base.paper}",
+        settings={**base.settings, **settings},
+        sizes=tuple(_leave_out(size, settings) for size in base.sizes),
+        step_flops=0 if "img_size" in settings else base.step_flops,
+        published=(),
+    )
+
+
+def _leave_out(size: SizeSettings, names: Container[str]) -> SizeSettings:
+    kept = {name: entry for name, entry in size.settings.items() if name not in names}
+    return replace(size, settings=kept)
 
 
 def find_table(name: str) -> RecipeTable | None:

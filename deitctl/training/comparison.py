@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+import deitctl
+from deitctl.errors import ConfigError
 from deitctl.records import to_json
 from deitctl.settings import flatten
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from deitctl.training.trainer import Trainer
 
 PLACE = ("kind", "step", "epoch")
+MISSING = "missing"
 TIMES = ("seconds", "images_per_second")
 """What no two runs have in common."""
 OF_RESULT = (*TIMES, "run", "schema_version", "teacher.folder")
@@ -84,6 +87,9 @@ class Comparison:
         self.num_steps = self.num_epochs = self.num_tensors = 0
         """Logged steps, epochs and tensors that were compared."""
         self.has_begun = self.has_result = False
+        versions = {session.deitctl for session in recorded.sessions}
+        self.allow_missing = versions != {deitctl.__version__}
+        """Whether a value may be on one side alone, because another version wrote the run."""
         self.is_whole = False
         """Whether all that the run has was compared."""
         self.equal_steps = 0
@@ -91,9 +97,33 @@ class Comparison:
 
     def attach(self, trainer: Trainer) -> None:
         """Compare each record of a trainer when it is logged, and its weights when the run has them."""
-        self.trainer, self.has_begun = trainer, True
+        self.trainer = trainer
+        self._require_records()
+        self.has_begun = True
         trainer.run.on_record = self.compare_record
         trainer.on_step_boundary = self.compare_state
+
+    def _require_records(self) -> None:
+        """Raise `ConfigError` where the run has nothing of the beginning that is to be compared."""
+        recorded, per_epoch = self.recorded, self.trainer.context.steps_per_epoch
+        if self.last_step is not None:
+            count, unit, end = self.last_step, "steps", (self.last_step, False)
+        elif self.last_epoch is not None:
+            count, unit, end = self.last_epoch, "epochs", (self.last_epoch * per_epoch, True)
+        else:
+            return
+        # Steps done, and whether the epoch that they end is too.
+        moments = [(step + 1, False) for step in recorded.steps]
+        moments += [(epoch * per_epoch, True) for epoch in recorded.epochs]
+        for saved in recorded.weights:
+            done = saved.epoch * per_epoch
+            step = done if saved.step is None else saved.step
+            moments.append((step, step == done))
+        if not any(moment <= end for moment in moments):
+            raise ConfigError(
+                f"{recorded.root} has nothing recorded of its first {count} {unit}.",
+                f"Compare more of it: leave out --{unit}.",
+            )
 
     def compare_record(self, record: Mapping[str, Any]) -> None:
         """Compare a record of metrics.jsonl with the run's of the same step or epoch."""
@@ -106,7 +136,7 @@ class Comparison:
         if earlier is None:
             return
         self.num_steps, self.num_epochs = self.num_steps + is_step, self.num_epochs + (not is_step)
-        self._add(compare_records(earlier, record))
+        self._add(compare_records(earlier, record, allow_missing=self.allow_missing))
         if not self.partings:
             self.equal_steps = int(record["step"]) + is_step
 
@@ -143,8 +173,15 @@ class Comparison:
     def compare_result(self, result: Any) -> None:
         """Compare what the run ended with."""
         if self.recorded.result is not None:
-            self.has_result = True
-            self._add(compare_results(self.recorded.result, result, result.epochs))
+            self.has_result = bool(self.recorded.result)
+            self._add(
+                compare_results(
+                    self.recorded.result,
+                    result,
+                    result.epochs,
+                    allow_missing=self.allow_missing,
+                )
+            )
         self.is_whole = True
 
     def _add(self, partings: Iterable[Parting]) -> None:
@@ -154,24 +191,42 @@ class Comparison:
 
 
 def compare_records(
-    recorded: Mapping[str, Any], reproduced: Mapping[str, Any]
+    recorded: Mapping[str, Any], reproduced: Mapping[str, Any], *, allow_missing: bool = False
 ) -> Iterator[Parting]:
-    """Yield the values in which two records of metrics.jsonl differ; those that only one has, as of another
-    version, are not compared."""
+    """Yield the values in which two records of metrics.jsonl differ.
+
+    Args:
+        recorded: of the run.
+        reproduced: of its repetition.
+        allow_missing: whether values that only one has, as of another version, are passed over.
+    """
     was, now = flatten(dict(recorded)), flatten(to_json(dict(reproduced)))
     where = str(now["kind"])
-    for name in now:
-        if name in was and name not in (*PLACE, *TIMES) and not _is_same(was[name], now[name]):
-            step = now.get("step") if where == "step" else None
-            yield _part(where, int(now["epoch"]), step, name, was[name], now[name])
+    step = now.get("step") if where == "step" else None
+    for name, *both in _list_different(was, now, (*PLACE, *TIMES), allow_missing):
+        yield _part(where, int(now["epoch"]), step, name, *both)
 
 
-def compare_results(recorded: Mapping[str, Any], reproduced: Any, epoch: int) -> Iterator[Parting]:
+def compare_results(
+    recorded: Mapping[str, Any], reproduced: Any, epoch: int, *, allow_missing: bool = False
+) -> Iterator[Parting]:
     """Yield the values in which two results of runs differ, as `compare_records`."""
     was, now = flatten(dict(recorded)), flatten(to_json(reproduced))
-    for name in now:
-        if name in was and name not in OF_RESULT and not _is_same(was[name], now[name]):
-            yield _part("result", epoch, None, name, was[name], now[name])
+    for name, *both in _list_different(was, now, OF_RESULT, allow_missing):
+        yield _part("result", epoch, None, name, *both)
+
+
+def _list_different(
+    was: Mapping[str, Any], now: Mapping[str, Any], without: Container[str], allow_missing: bool
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name and both values of what differs; `missing` is the value of a side without the name."""
+    for name in dict.fromkeys((*now, *was)):
+        is_missing = name not in was or name not in now
+        if name in without or (is_missing and allow_missing):
+            continue
+        both = was.get(name, MISSING), now.get(name, MISSING)
+        if is_missing or not _is_same(*both):
+            yield name, *both
 
 
 def compare_tensors(
@@ -189,7 +244,7 @@ def compare_tensors(
         label = f"{what}: {name}"
         if name not in recorded or name not in reproduced:
             here, there = (
-                "present" if name in side else "missing" for side in (recorded, reproduced)
+                "present" if name in side else MISSING for side in (recorded, reproduced)
             )
             yield _part("weights", epoch, None, label, here, there)
             continue

@@ -35,6 +35,7 @@ from deitctl.models import catalog
 from deitctl.models.build import has_class_rows
 from deitctl.models.factory import find_architecture
 from deitctl.models.sources import has_weights, is_model_folder, list_weight_files, name_weights
+from deitctl.models.timm_models import is_plain_vit
 from deitctl.recipes import (
     CUT_HEAD_INIT,
     DIGITS,
@@ -135,6 +136,7 @@ def build_config(
     train, val = datasets or open_for_training(name_source(data, named), reporter=reporter)
     model_args: dict[str, Any] = {}
     if table is not None:
+        _require_teacher(table, distilled=distilled)
         model_args = choose_model_args(table, model, reporter)
     if not model:
         on_digits = built_in and not settings.get("distill.teacher") and not model_args
@@ -413,6 +415,16 @@ def _choose_recipe(
     return replace(recipe, pretrained=pretrained and not starts_from)
 
 
+def _require_teacher(table: RecipeTable, *, distilled: bool) -> None:
+    """Raise `ConfigError` where a recipe gives the labels no weight and there is no teacher."""
+    alpha, _ = table.distill.get("alpha", (0.0, ""))
+    if alpha == 1 and not distilled:
+        raise ConfigError(
+            f"{table.name} learns from a teacher alone, and there is none.",
+            f"Name one: deitctl distill --recipe {table.name} --teacher NAME",
+        )
+
+
 def choose_model_args(table: RecipeTable, model: str, reporter: Reporter) -> dict[str, Any]:
     """Return the shape that a recipe has for its own model, and for others of timm's of that family.
 
@@ -422,7 +434,7 @@ def choose_model_args(table: RecipeTable, model: str, reporter: Reporter) -> dic
         reporter: is warned where the model is another, which keeps its shape.
     """
     model_args = {name: value for name, (value, _) in table.model_args.items()}
-    if not model_args or not model or (model.startswith("vit_") and not has_weights(model)):
+    if not model_args or not model or (not has_weights(model) and is_plain_vit(model)):
         return model_args
     reporter.warn(
         f"Recipe {table.name} is for {table.model} with "
@@ -438,6 +450,9 @@ def _fit_to_size(
     """Give a recipe what its table has for a DeiT of this width; another model has the recipe's own."""
     arch = find_architecture(model, reporter)
     if arch is None:
+        reporter.note(
+            f"Recipe {recipe.name} has no settings by size for {model}: it takes the recipe's own."
+        )
         return recipe
     args = {k: v for k, v in named.items() if k == f"{MODEL_ARGS}embed_dim"}
     width = convert(args.popitem()[1], int, "model.embed_dim") if args else arch.embed_dim

@@ -194,9 +194,10 @@ def _open_output(
     After a failure of the training it stays, because the error says how to go on in it.
     """
     if output is not None:
-        if Path(output).resolve() == recorded.root.resolve():
+        if Path(output).resolve().is_relative_to(recorded.root.resolve()):
             raise ConfigError(
-                f"--output {output} is the run itself, which is only read.", "Name another folder."
+                f"--output {output} is in the run itself, which is only read.",
+                "Name another folder.",
             )
         yield Path(output)
         return

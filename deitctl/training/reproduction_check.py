@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
@@ -14,6 +15,7 @@ from deitctl.data.run_data import SplitRows, read_run_data
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
+from deitctl.distillation.preflight import Preflight
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, track
 from deitctl.threads import DaemonThreads
@@ -133,18 +135,25 @@ def find_weight_changes(recorded: RecordedRun, trainer: Trainer) -> list[Differe
         source = recorded.config.weights or recorded.config.model
         message = f"the initial weights of {source} are others than the run began with"
         differences.append(_describe_change("initial_weights", began, now, message))
-    teacher, earlier = trainer.setup.teacher, recorded.teacher
-    if teacher is None or not earlier:
-        return differences
-    preflight = teacher.preflight
-    began = str(earlier.get("weights_fingerprint", ""))
-    if began != preflight.weights_fingerprint:
-        message = f"the teacher {preflight.name} has other weights than in the run"
-        if preflight.finetuned != "no":
-            message += ": it was fine-tuned again"
-        differences.append(
-            _describe_change("teacher", began, preflight.weights_fingerprint, message)
-        )
+    teacher = trainer.setup.teacher
+    preflights = [] if teacher is None else teacher.preflights
+    return differences + find_teacher_changes(recorded.teacher, preflights)
+
+
+def find_teacher_changes(
+    record: Mapping[str, Any], preflights: Sequence[Preflight]
+) -> list[Difference]:
+    """Return which teachers have other weights than teacher.json says, each by its place."""
+    more, differences = record.get("more_teachers"), []
+    records = [record, *(more if isinstance(more, list) else [])] if record else []
+    for preflight, earlier in zip(preflights, records, strict=False):
+        began = str(earlier.get("weights_fingerprint", "")) if isinstance(earlier, dict) else ""
+        now = preflight.weights_fingerprint
+        if began != now:
+            message = f"the teacher {preflight.name} has other weights than in the run"
+            if preflight.finetuned != "no":
+                message += ": it was fine-tuned again"
+            differences.append(_describe_change("teacher", began, now, message))
     return differences
 
 

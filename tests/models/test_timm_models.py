@@ -183,3 +183,14 @@ def test_positions_of_a_file_are_resampled_for_another_grid_of_as_many_patches(r
     )
     assert timm_models.load_weights(wide, state, "f", new_head=False, img_size=(32, 128)) == []
     assert torch.equal(wide.pos_embed, square.pos_embed)
+
+
+def test_a_vit_of_timms_drops_the_branches_of_every_block_alike() -> None:
+    vit, convnet = (
+        timm_models.create_model(name, num_classes=2, img_size=160)
+        for name in ("test_vit", "test_convnext")
+    )
+    assert timm_models.drop_alike(vit, 0.3)
+    rates = [path.drop_prob for b in vit.blocks for path in (b.drop_path1, b.drop_path2)]
+    assert rates == [0.3] * 2 * len(vit.blocks)
+    assert not timm_models.drop_alike(convnet, 0.3)

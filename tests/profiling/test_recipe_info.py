@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ import torch
 from deitctl.errors import ConfigError, ModelError
 from deitctl.models import catalog
 from deitctl.models.flops import compute_deit_flops
-from deitctl.models.timm_models import create_model
+from deitctl.models.timm_models import create_model, get_native_size
 from deitctl.models.vit import VisionTransformer
 from deitctl.profiling.flops import count_flops
-from deitctl.profiling.recipe_info import describe_recipe, list_recipes
+from deitctl.profiling.recipe_info import count_by_name, describe_recipe, list_recipes
 from deitctl.recipes import RECIPES, TABLES
 from deitctl.records import to_object
 
@@ -90,3 +91,27 @@ def test_names_that_are_none_are_refused():
         describe_recipe("deit33")
     with pytest.raises(ModelError, match="no model 'nothing'"):
         describe_recipe("paper", model="nothing")
+
+
+def test_a_timm_model_is_counted_at_its_own_size_and_in_the_recipes_shape():
+    details = describe_recipe("finetune", model="test_vit")
+    assert details.img_size == get_native_size("test_vit") != 224
+    shape = {k: v for k, (v, _) in TABLES["plain-90"].model_args.items()}
+    own, plain = (
+        count_by_name(
+            "vit_tiny_patch16_224", 32, 2, train_backbone=True, model_args={"depth": 1, **args}
+        ).forward
+        for args in ({}, shape)
+    )
+    tokens = 2 * 2  # and the class token
+    assert plain < own * (tokens + 0.5) / (tokens + 1)
+
+
+def test_a_recipe_file_is_shown_on_top_of_its_base(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "deit3"\ndrop_path_rate = 0.3\n[optim]\nlr = 1e-3\n')
+    details = describe_recipe(str(path), model="deit3_base")
+    shown = {s.name: (s.value, s.source) for s in details.settings}
+    assert shown["drop_path_rate"] == (0.3, str(path))
+    assert shown["optim.lr"] == (1e-3, str(path))
+    assert (shown["img_size"][0], details.name, details.published) == (192, "mine", [])

@@ -9,7 +9,8 @@ from deitctl.recipes import TABLES, get_recipe
 
 def test_plain_90_is_vit_s16_i1k():
     """big_vision/configs/vit_s16_i1k.py: total_epochs 90, batch_size 1024, inception_crop(224), flip_lr, randaug(2,10),
-    mixup p 0.2 (one draw a step), lr 0.001, wd 0.0001, grad_clip_norm 1, warmup_steps 10_000, pool_type gap, posemb sincos2d."""
+    mixup p 0.2 (one draw a step), lr 0.001, wd 0.0001, grad_clip_norm 1, warmup_steps 10_000, pool_type gap,
+    posemb sincos2d."""
     recipe = get_recipe("plain-90")
     optim, augment = recipe.optim, recipe.augment
     assert (recipe.epochs, recipe.batch_size, recipe.img_size) == (90, 1024, 224)

@@ -11,8 +11,15 @@ import timm
 from deitctl.errors import ConfigError, ModelError, TeacherError
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import load_imagenet_classes
+from deitctl.recipes import TABLES
 from deitctl.settings import parse_overrides, read_toml, write_toml
-from deitctl.training.configure import add_tags, build_config, make_absolute, name_source
+from deitctl.training.configure import (
+    add_tags,
+    build_config,
+    choose_model_args,
+    make_absolute,
+    name_source,
+)
 from deitctl.training.launch import run_training
 from deitctl.training.repeat import read_config
 
@@ -430,6 +437,19 @@ def test_plain_90_brings_its_model_and_says_where_another_keeps_its_shape(report
     other, _, _ = build_config({"recipe": "plain-90", "model": "deit_tiny"}, reporter=reporter)
     assert other.model_args == {}
     assert "deit_tiny keeps its own shape" in reporter.warnings[-1]
+
+
+def test_an_eva_of_timms_that_is_named_vit_keeps_its_shape(reporter) -> None:
+    table = TABLES["plain-90"]
+    assert choose_model_args(table, "vit_tiny_patch16_224", reporter)["class_token"] is False
+    assert choose_model_args(table, "vit_small_patch16_dinov3", reporter) == {}
+    assert "vit_small_patch16_dinov3 keeps its own shape" in reporter.warnings[-1]
+
+
+def test_patient_without_a_teacher_is_refused() -> None:
+    with pytest.raises(ConfigError, match="learns from a teacher alone") as caught:
+        build_config({"recipe": "patient"}, reporter=SILENT)
+    assert "deitctl distill --recipe patient --teacher NAME" in caught.value.hint
 
 
 def test_3_augment_and_rand_augment_are_not_both_done() -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from deitctl.cli.app import app
 from deitctl.errors import ConfigError, Interrupted, ModelError, TeacherError
 from deitctl.events import SilentReporter, Task
 from deitctl.training.extensions import FILE as EXTENSIONS
+from deitctl.training.reproduction_check import find_teacher_changes
 from deitctl.training.session import FILE as SESSIONS
 from deitctl.training.session import read_sessions
 
@@ -215,7 +217,7 @@ def test_runs_that_no_folder_holds_are_refused_in_words(run: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="runs of several folds"):
         deitctl.reproduce(tmp_path / "folds")
     with pytest.raises(ConfigError, match="the run itself"):
-        deitctl.reproduce(run, output=run)
+        deitctl.reproduce(run, output=run / "checkpoint" / "again")
     (run / EXTENSIONS).write_text('{"objective": {"name": "mine"}}')
     with pytest.raises(ConfigError, match="trained with the objective of a program"):
         deitctl.reproduce(run)
@@ -277,3 +279,15 @@ def test_a_distilled_run_with_cached_targets_is_equal_and_another_teacher_is_ref
     shutil.rmtree(teacher)
     with pytest.raises((ModelError, TeacherError), match="teacher"):
         deitctl.reproduce(student)
+
+
+def test_each_of_several_teachers_is_compared_with_its_own_record() -> None:
+    record = {"weights_fingerprint": "a", "more_teachers": [{"weights_fingerprint": "b"}]}
+    preflights: Any = [
+        SimpleNamespace(name=name, weights_fingerprint=key, finetuned="no")
+        for name, key in (("first", "a"), ("second", "c"))
+    ]
+    [change] = find_teacher_changes(record, preflights)
+    assert (change.name, change.recorded, change.now) == ("teacher", "b", "c")
+    assert change.message == "the teacher second has other weights than in the run"
+    assert not find_teacher_changes({}, preflights)
