@@ -282,6 +282,7 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         "value_range": "0,4095",
         "seed": 3,
         "split_seed": 3,
+        "fraction": 0.5,
         "task": "multilabel",
         "select": "f1",
         "patience": 3,

@@ -119,10 +119,10 @@ def leave_duplicates_out(
     unsearched = []
     for kind, others in kinds.items():
         left = [index for index in range(count) if index not in copies]
-        found = _find_copies(images, left, size_of, others) if left else []
-        if found is None:
+        same = _find_copies(images, left, size_of, others) if left else []
+        if same is None:
             unsearched.append(kind)
-        copies |= dict.fromkeys(found or (), kind)
+        copies |= dict.fromkeys(same or (), kind)
     if len(copies) == count:
         kind = " or ".join(dict.fromkeys(copies.values()))
         raise DataError(

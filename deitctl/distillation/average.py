@@ -70,15 +70,15 @@ def check_average(
     own = [[t.preflight.weights_fingerprint, to_json(t.preflight.preprocessing)] for t in labelers]
     name = f"average-{hash_json([own, first.preflight.val_fingerprint])}.json"
     path = first.cache.root / name if first.cache is not None else None
-    found = _read_check(path, val)
-    check = found if all(world.all_gather_object(found is not None)) else None
+    recorded = _read_check(path, val)
+    check = recorded if all(world.all_gather_object(recorded is not None)) else None
     if check is None:
         check = AverageCheck(_predict(labelers))
     if on_views and check.label_agreement is None:
         views = _average_views([teacher.sample_views()[0] for teacher in labelers])
         agreement = measure_label_agreement(views.decisions, first.train, views.keys)
         check = replace(check, label_agreement=agreement, num_views_sampled=len(views.keys) or None)
-    is_new = check is not found and check.predictions is not None
+    is_new = check is not recorded and check.predictions is not None
     if is_new and path is not None and world.is_main and can_write(path.parent):
         _write_check(path, check)
     if line := _describe_check(check, val):

@@ -376,9 +376,9 @@ class DistillationTeacher:
         root = named / FEATURES if kind == FEATURES else named
         if stamp["teacher"].endswith(WITHOUT_WEIGHTS) and (root / STAMP).exists():
             # A complete cache serves machines that do not have the teacher.
-            known = read_stamp(root)
+            earlier = read_stamp(root)
             names = ("teacher", *(("finetune_teacher", "finetune_recipes") * (kind == FEATURES)))
-            stamp |= {name: known.get(name) for name in names}
+            stamp |= {name: earlier.get(name) for name in names}
             self.reporter.warn(
                 f"The weights of {d.teacher} are not available: "
                 f"its targets in {root} are used unverified."

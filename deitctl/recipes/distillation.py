@@ -31,6 +31,7 @@ DISTILL_VIEWS = 8
 """Views per image where a recipe names no number; docs/results/distillation.md has accuracies with fewer and more."""
 VIEW_PASSES = 10
 """Times that a view may come of few images, where a recipe's number of views would let it come more often: with 4 views
-of 145 digits in 200 epochs, 50 times each, no way of distilling helped, and with 32 each did (docs/results/distillation.md)."""
+of 145 digits in 200 epochs, 50 times each, no way of distilling helped, and with 32 each did
+(docs/results/distillation.md)."""
 FULL_FINETUNE_IMAGES = 50
 """Training images a class from which `--finetune-teacher auto` fine-tunes all of a teacher instead of its head."""

@@ -104,8 +104,8 @@ def read_table(name: str) -> RecipeTable:
 
 
 def _leave_out(size: SizeSettings, names: Container[str]) -> SizeSettings:
-    kept = {name: entry for name, entry in size.settings.items() if name not in names}
-    return replace(size, settings=kept)
+    others = {name: entry for name, entry in size.settings.items() if name not in names}
+    return replace(size, settings=others)
 
 
 def find_table(name: str) -> RecipeTable | None:
