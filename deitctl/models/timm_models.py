@@ -48,7 +48,7 @@ def drop_alike(model: nn.Module, rate: float) -> bool:
 
     timm's rates rise with the depth; these are those of deit/models_v2.py.
     """
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
 
     blocks = getattr(model, "blocks", None)
     blocks = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
