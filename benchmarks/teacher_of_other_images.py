@@ -69,9 +69,7 @@ def train_student(run: Path, teacher: Path, way: dict[str, Any], seed: int) -> t
     settings = {k: v for k, v in IN_SMALL.items() if k not in ("data", "model")}
     settings |= {**way, "distill.teacher": str(teacher), "distill.finetune_teacher": "none"}
     if not (run / "result.json").is_file():
-        deitctl.distill(
-            "digits", student="deit_tiny", seed=seed, output=run, overrides=settings
-        )
+        deitctl.distill("digits", student="deit_tiny", seed=seed, output=run, overrides=settings)
     info = deitctl.list_runs([run]).runs[0]
     return info.score, info.last_score
 

@@ -162,16 +162,13 @@ def build_config(
     config = fit_crop_ratio(settle_task(config, train), named, reporter)
     config = fit_color(config, own, reporter)
     size = find_size(config, reporter)
-    config = map_teachers(
-        config,
-        lambda alone: fit_teacher_size(
-            alone,
-            size,
-            {"distill.teacher_img_size": alone.distill.teacher_img_size},
-            built_in=built_in,
-            reporter=reporter,
-        ),
-    )
+
+    def fit_size(alone: TrainConfig) -> TrainConfig:
+        named_size = alone.distill.teacher_img_size if alone.distill is not None else 0
+        named = {"distill.teacher_img_size": named_size}
+        return fit_teacher_size(alone, size, named, built_in=built_in, reporter=reporter)
+
+    config = map_teachers(config, fit_size)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, opt, reporter))
     size = fit_batch_size(len(train.labels), config.recipe.batch_size)
     optim = config.recipe.optim
