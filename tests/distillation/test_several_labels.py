@@ -89,7 +89,7 @@ def test_a_teacher_of_the_same_classes_but_one_label_is_fine_tuned_or_refused(
         Subset(s, np.arange(len(s.labels)), s.labels[:, None] == np.arange(10), names)
         for s in little
     )
-    part, recipe = open_teacher(distilled("run"), pair, reporter).plan()
+    ((part, recipe),) = open_teacher(distilled("run"), pair, reporter).plan()
     assert (part, recipe.freeze) == ("head", "backbone")
     (warning,) = reporter.warnings
     assert (
