@@ -455,12 +455,21 @@ def rank_teachers(
     from deitctl.checks.preflight import warn_about_classes
     from deitctl.data.open import BUILT_IN, open_for_training
     from deitctl.distillation.rank import rank_teachers as rank
+    from deitctl.distillation.rank import split_weights
     from deitctl.profiling.flops import count_flops
     from deitctl.training.configure import make_absolute, name_source
+
+    from deitctl.training.several_teachers import split_teachers
 
     require_positive(views=views, num_images=num_images)
     if not teachers:
         raise ConfigError("No teacher is named.", "Name one or more: a model, or NAME=FILE.")
+    for ref in map(str, teachers):
+        if len(several := split_teachers(split_weights(ref)[0])) > 1:
+            raise ConfigError(
+                f"{ref} is {len(several)} teachers, and each is measured alone.",
+                f"Name them one by one: {' '.join(several)}",
+            )
     request = _collect({**named, "teacher_input": "unmixed"}, distilled=True)
     chosen = make_absolute(request.settings) | request.overrides
     source = name_source(str(chosen.get("data") or BUILT_IN), chosen)

@@ -18,6 +18,7 @@ from deitctl.distillation.rank import (
     split_weights,
 )
 from deitctl.distillation.view_sample import ViewLogits
+from deitctl.errors import ConfigError
 
 SETTINGS = {"recipe": "digits", "workers": 0, "device": "cpu", "precision": "fp32"}
 
@@ -81,6 +82,12 @@ def test_an_echo_comes_after_others_only_where_hard_labels_are_learned() -> None
 
     assert names(True) == ["best", "small", "large", "echo", "weak", "features", "failed"]
     assert names(False) == ["echo", "best", "small", "large", "weak", "features", "failed"]
+
+
+def test_teachers_that_are_joined_are_refused() -> None:
+    for joined in ("deit_tiny+resnet10t", "deit_tiny+resnet10t=file.pth"):
+        with pytest.raises(ConfigError, match=r"is 2 teachers.*deit_tiny resnet10t"):
+            deitctl.rank_teachers("digits", [joined])
 
 
 def test_weights_are_named_behind_an_equals_sign(tmp_path: Path) -> None:
