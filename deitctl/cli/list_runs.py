@@ -167,7 +167,9 @@ def _name(run: Path, common: str) -> str:
 
 
 def _describe_teacher(teacher: str | None, mode: str | None) -> str:
-    return "" if teacher is None else f"{Path(teacher).name}, {mode}"
+    if teacher is None:
+        return ""
+    return f"{JOINED.join(Path(name).name for name in split_teachers(teacher))}, {mode}"
 
 
 def _describe_metric(metric: str | None) -> str:

@@ -53,9 +53,9 @@ class TrialResult:
     difference: PairedDifference | None
     """From the first trial, by seed and fold; null for the first one and without a common one."""
     teacher: str | None
-    """Teacher; null without one."""
+    """Teacher, of several `A+B`; null without one."""
     teacher_top1: Spread | None
-    """Top-1 accuracy of the teacher."""
+    """Top-1 accuracy of the teacher; null of several."""
     heads: Mapping[str, Spread]
     """Top-1 accuracy by head rule: `cls`, `dist`, `avg-logits`; a model with one head has `cls`."""
     teacher_agreement: Mapping[str, Spread]
@@ -186,7 +186,7 @@ def _summarize(
     infos = [o.info for o in outcomes if o.info is not None]
     finished = [o.info for o in outcomes if o.pair in scores and o.info is not None]
     results = [info.result for info in finished if info.result is not None]
-    teachers = [r["teacher"] for r in results if r.get("teacher") is not None]
+    teachers = [r["teacher"] for r in results if r.get("teacher") and not r.get("more_teachers")]
     agreements = [r["head_agreement"] for r in results if r.get("head_agreement") is not None]
     return TrialResult(
         name=trial.name,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from deitctl.config import TrainConfig
+from deitctl.config import DistillConfig, TrainConfig
 from deitctl.errors import DeitctlError
 from deitctl.lock import is_locked
 from deitctl.paths import open_regular
@@ -17,6 +17,7 @@ from deitctl.records import hidden
 from deitctl.training.result import is_result
 from deitctl.training.run_dir import Run
 from deitctl.training.run_log import parse_record, read_records
+from deitctl.training.several_teachers import JOINED
 
 Status = Literal["finished", "running", "stopped", "diverged", "waiting"]
 MAX_LOG = 256 * 2**20
@@ -40,9 +41,9 @@ class RunInfo:
     model: str
     """Model, as it was named."""
     teacher: str | None
-    """Teacher; null without one."""
+    """Teacher, of several `A+B`; null without one."""
     mode: str | None
-    """`hard` or `soft`; null without a teacher."""
+    """What is learned of the teacher, see `--mode`; null without one."""
     metric: str | None
     """What `score` is: `top1`, `balanced`, `f1`, `map` or `loss`; null without a score."""
     score: float | None
@@ -86,7 +87,7 @@ def read_run(root: Path) -> RunInfo:
         status=find_status(run, result is not None),
         data=config.data,
         model=config.model,
-        teacher=distill.teacher if distill is not None else None,
+        teacher=None if distill is None else _join_teachers(distill),
         mode=distill.mode if distill is not None else None,
         metric=metric,
         score=score,
@@ -101,6 +102,10 @@ def read_run(root: Path) -> RunInfo:
         config=config,
         result=result,
     )
+
+
+def _join_teachers(distill: DistillConfig) -> str:
+    return JOINED.join([distill.teacher, *(t.teacher for t in distill.more_teachers)])
 
 
 def _read_epochs(result: Mapping[str, Any], config: TrainConfig) -> int:

@@ -45,7 +45,7 @@ class RunGroup:
     teacher: str | None
     """Teacher; null without one."""
     mode: str | None
-    """`hard` or `soft`; null without a teacher."""
+    """What is learned of the teacher, see `--mode`; null without one."""
     metric: str | None
     """What `score` is; null if no run is finished."""
     score: Spread | None

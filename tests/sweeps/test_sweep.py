@@ -232,6 +232,9 @@ def test_heads_and_agreements_of_distilled_runs_are_summarized() -> None:
     assert row.heads == {h: Spread.of([v, v + 2]) for h, v in heads.items()}
     assert row.teacher_agreement["dist"] == Spread.of([82.0, 82.0])
     assert (row.head_agreement, row.teacher_top1) == (Spread.of([95.0] * 2), Spread.of([90.0] * 2))
+    for outcome in outcomes:  # the first of two is not the teacher
+        outcome.info.result["more_teachers"] = [{"name": "u", "top1": 80.0}]  # type: ignore[union-attr,index]
+    assert summarize_trials([trial], outcomes, "top1")[0].teacher_top1 is None
     assert row.last_epoch == Spread.of([70.0, 71.0])
     assert (row.score, row.teacher, row.runs) == (Spread.of([74.0, 76.0]), "t", ["r0", "r1"])
 
