@@ -212,9 +212,10 @@ def _print_trials(result: SweepResult) -> None:
         repeats = count_units(result.num_folds, "fold") + f", {repeats}" * (result.num_seeds > 1)
     images = "images, each held out once" if result.num_folds else "validation images"
     unit = ", %" if result.metric in PERCENT else ""
+    from_epochs = f"{result.min_epochs:,} to " if result.min_epochs < result.epochs else ""
     print_table(
         f"{result.model} on {result.data}: {NAMES.get(result.metric, result.metric)}{unit} ({repeats}, "
-        f"{count_units(result.epochs, 'epoch')}, {result.num_images} {images})",
+        f"{from_epochs}{count_units(result.epochs, 'epoch')}, {result.num_images} {images})",
         (
             *map(_shorten, result.varied),
             "mean ± std",

@@ -88,7 +88,9 @@ class SweepResult:
     """What the scores are, higher being better: the metric by which each run's epoch was selected (a loss has a
     minus); or `top1`, where these differ."""
     epochs: int
-    """Epochs of a run of the first trial."""
+    """Epochs of a run, of the trial with the most."""
+    min_epochs: int
+    """The same of the trial with the fewest."""
     num_seeds: int
     """Runs of each trial, of each fold if there are folds."""
     num_folds: int

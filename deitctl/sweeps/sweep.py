@@ -289,6 +289,7 @@ class Sweep:
         best = find_best(trials)
         statuses = [outcome.status for outcome in outcomes]
         first = self.runs[0].config
+        epochs = [run.config.recipe.epochs for run in self.runs]
         return SweepResult(
             output=self.output,
             data=first.data,
@@ -297,7 +298,8 @@ class Sweep:
             preset=self.definition.preset or None,
             varied=[variation.name for variation in self.definition.variations],
             metric=metric,
-            epochs=first.recipe.epochs,
+            epochs=max(epochs),
+            min_epochs=min(epochs),
             num_seeds=self.definition.num_seeds,
             num_folds=self.num_folds,
             num_images=self.configs.num_images,
