@@ -162,9 +162,16 @@ def write_definition(output: Path, definition: SweepDefinition, config: TrainCon
         "seed": definition.seed,
         "preset": definition.preset,
         "vary": _spell(definition.variations),
+        "settings": _leave_out_none(definition.settings),
+        "trials": [_leave_out_none(row) for row in definition.rows],
         "first_run": to_dict(config),
     }
     write_bytes(output / FILE, tomli_w.dumps(values).encode())
+
+
+def _leave_out_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as TOML can have them."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _spell(variations: Sequence[Variation]) -> dict[str, str]:
