@@ -167,6 +167,8 @@ def _name(run: Path, common: str) -> str:
 
 
 def _describe_teacher(teacher: str | None, mode: str | None) -> str:
+    from deitctl.training.several_teachers import JOINED, split_teachers
+
     if teacher is None:
         return ""
     return f"{JOINED.join(Path(name).name for name in split_teachers(teacher))}, {mode}"

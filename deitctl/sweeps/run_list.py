@@ -43,7 +43,7 @@ class RunGroup:
     model: str
     """Model, as it was named."""
     teacher: str | None
-    """Teacher; null without one."""
+    """Teacher, of several `A+B`; null without one."""
     mode: str | None
     """What is learned of the teacher, see `--mode`; null without one."""
     metric: str | None
