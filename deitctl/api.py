@@ -458,7 +458,6 @@ def rank_teachers(
     from deitctl.distillation.rank import split_weights
     from deitctl.profiling.flops import count_flops
     from deitctl.training.configure import make_absolute, name_source
-
     from deitctl.training.several_teachers import split_teachers
 
     require_positive(views=views, num_images=num_images)

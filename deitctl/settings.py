@@ -221,7 +221,7 @@ def _replace(config: C, path: list[str], value: Any, key: str, settings: Iterabl
     if len(path) > 1:
         if path[0] == "distill" and current is None:
             raise ConfigError(
-                f"{key!r} cannot be set: a teacher is for `distill`, in a mode other than none."
+                f"{key!r} cannot be set: a teacher is for `distill`, and this run has none."
             )
         if isinstance(current, Mapping):
             new: Any = {
