@@ -385,9 +385,7 @@ def count_student_features(student: LoadedModel, pool: str) -> int:
         return count_features(student.model, student.model_config.preprocessing, pool)
     except ModelError as error:
         if pool == "cls":
-            hint = (
-                "Use the average of its features: --set features.student_pool=avg, or leave it out."
-            )
+            hint = "Use the average of its features: --set distill.features.student_pool=avg, or leave it out."
             raise ModelError(error.message, hint) from error
         raise
 
