@@ -214,7 +214,8 @@ def _compare(teacher: str, views_of: dict[str, ViewLogits]) -> dict[str, float] 
         return None
     own, agreement = views_of[teacher], {}
     for other, views in views_of.items():
-        common = [key for key in own.keys if key in set(views.keys)]
+        theirs = set(views.keys)
+        common = [key for key in own.keys if key in theirs]
         if other != teacher and common:
             mine, others = (_take(v, common) for v in (own, views))
             agreement[other] = measure_agreement(mine, others)
