@@ -144,7 +144,7 @@ def choose_training(
     if finetuned == "head" and _has_linear_head(model_config):
         return finetuned, replace(recipe, epochs=0)
     is_deit = catalog.find(model_config.architecture) is not None
-    num_images = len(train.labels)
+    num_images = len(select_labeled(train).labels)
     return finetuned, fit_to_data(recipe, num_images=num_images, has_new_head=True, is_deit=is_deit)
 
 
@@ -189,7 +189,8 @@ def _choose_finetuning(
         )
     if distill.finetune_teacher != "auto":
         return distill.finetune_teacher
-    part = "full" if len(train.labels) >= FULL_FINETUNE_IMAGES * num_classes else "head"
+    num_images = len(select_labeled(train).labels)
+    part = "full" if num_images >= FULL_FINETUNE_IMAGES * num_classes else "head"
     of = f"has {model_config.num_classes} classes, but " if lack.startswith("lacks") else ""
     reporter.warn(
         f"{distill.teacher} {of}{lack}: {'its head' if part == 'head' else 'the whole network'} is "
