@@ -219,7 +219,11 @@ def open_for_training(
     if source.unlabelled == REST:
         return add_unlabeled(train, take_rest(all_train, train)), val
     if source.unlabelled:
-        train = add_unlabeled(train, _open_unlabeled(source, data.name, train, val, reporter))
+        compared = (train, val)
+        if source.folds and parts.keys() & {"", "train"}:  # as `open_folds`: each is validated on
+            folded = parts[""] if "" in parts else parts["train"]
+            compared = (folded, folded)
+        train = add_unlabeled(train, _open_unlabeled(source, data.name, *compared, reporter))
     return train, val
 
 
@@ -242,12 +246,14 @@ def _open_unlabeled(
         data = open_dataset(ref, reporter, in_chans=source.in_chans)
         return join(list(data.list_parts().values()))
 
-    images = open_unlabeled(ref, open_labeled, reporter)
+    with reading_arrays(has_bands(source.in_chans)):
+        images = open_unlabeled(ref, open_labeled, reporter)
     images = leave_duplicates_out(images, train, val, ref, reporter)
     require_images(images, "unlabelled", ref, reporter)
     reporter.note(
         f"{len(train.labels):,} training images of {name} have labels, {len(images.labels):,} of {ref} have "
-        "none: the teacher alone labels these."
+        "none: the teacher alone labels these. Copies of training or validation images are left out "
+        "where their files are equal; ones that were encoded anew are not found."
     )
     return images
 
