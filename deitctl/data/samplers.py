@@ -74,8 +74,9 @@ class EpochOrder:
         num_drawn = -(-count // repeats)
         draw = rng.generator(seed, "order", epoch)
         if balanced is None:
-            order, self._times = draw.permutation(count), None
-            order = (order if is_labeled is None else spread_labeled(order, is_labeled))[:num_drawn]
+            # Cut first: of a few with labels, which stand in fixed places once spread, none might come.
+            order, self._times = draw.permutation(count)[:num_drawn], None
+            order = order if is_labeled is None else spread_labeled(order, is_labeled)
         else:
             order, times = balanced.draw(seed, epoch, num_drawn)
             shuffle = draw.permutation(num_drawn)
@@ -173,6 +174,11 @@ class BalancedDraws:
             turns = max(1, round(self.num_classes * len(unlabeled) / max(1, len(labeled))))
             turns = min(turns, len(unlabeled))
             self.members += [(len(members) + turn, unlabeled[turn::turns]) for turn in range(turns)]
+
+    @property
+    def label_scale(self) -> float:
+        """All draws over those of images with labels."""
+        return len(self.members) / max(1, self.num_classes)
 
     def describe(self, class_names: Sequence[str], repeats: int) -> str:
         """Return what an epoch is, in a sentence; `repeats` as in `EpochOrder`."""

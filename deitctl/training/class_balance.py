@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deitctl.config import Recipe
 from deitctl.data.dataset import ImageDataset, count_images
+from deitctl.data.samplers import BalancedDraws
 from deitctl.data.unlabeled import count_unlabeled
 
 CLASS_WEIGHTS = "class_weights.json"
@@ -32,6 +33,8 @@ class ClassCounts:
     class_names: tuple[str, ...]
     num_unlabeled: int = 0
     """Images beside these N that have no labels."""
+    balanced_scale: float = 1.0
+    """All draws of balanced sampling over those of images with labels."""
 
     @classmethod
     def of(cls, dataset: ImageDataset) -> ClassCounts:
@@ -39,7 +42,14 @@ class ClassCounts:
         counts = torch.from_numpy(count_images(dataset)).double()
         unlabeled = count_unlabeled(dataset)
         num_images = len(dataset.labels) - unlabeled
-        return cls(counts, num_images, dataset.is_multilabel, dataset.class_names, unlabeled)
+        scale = BalancedDraws(dataset.labels).label_scale if unlabeled else 1.0
+        return cls(counts, num_images, dataset.is_multilabel, dataset.class_names, unlabeled, scale)
+
+    def compute_label_scale(self, sampling: str) -> float:
+        """Return all images that a run draws over those of them with labels, by its recipe's `sampling`."""
+        if sampling == "balanced":
+            return self.balanced_scale
+        return 1 + self.num_unlabeled / max(1, self.num_images)
 
     @property
     def filled(self) -> Tensor:

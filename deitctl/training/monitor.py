@@ -74,7 +74,8 @@ class LossMonitor:
     progress: Progress
     """Holds the running mean of the loss, which a checkpoint keeps."""
     guess_loss: float
-    """Of a model that knows nothing, see `estimate_guess_loss`."""
+    """Of a model that knows nothing, in the batch where most images have labels; see `estimate_guess_loss`
+    and `bound_label_weight`."""
     scaled: bool
     """Whether the loss is scaled (fp16): gradients that are not finite then lower the scale."""
     spike_factor: float = 0.0

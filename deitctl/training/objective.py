@@ -7,6 +7,7 @@ formulas.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Protocol
 
@@ -182,7 +183,7 @@ class Distillation:
     adjustment: Tensor | None = None
     """See `CrossEntropy`: the teacher's labels are as frequent as the true ones."""
     label_scale: float = 1.0
-    """All training images over those with labels: the task's loss, which is 0 of the others, is so the
+    """All images that are drawn over those with labels: the task's loss, which is 0 of the others, is so the
     mean over images with labels, as an expectation. A constant of the run, unlike their number in a
     batch, so that micro-batches and processes add up to the same."""
     features: FeatureTerm | None = None
@@ -284,6 +285,24 @@ def estimate_guess_loss(
     )
 
 
+def bound_label_weight(objective: Objective, batch_size: int, repeats: int = 1) -> float:
+    """Return how much the labels of one batch may weigh, whose mean weight is 1.
+
+    Where few images have labels, a batch that has some after many without weighs them by their scale.
+
+    Args:
+        objective: of the run.
+        batch_size: images of a batch.
+        repeats: of an image, which come together.
+    """
+    scale: float = getattr(objective, "label_scale", 1.0)
+    if scale <= 1:
+        return 1.0
+    mean = batch_size / scale  # images with labels in a batch
+    # Two pairs more where they are spread; five deviations more of draws that are not.
+    return min(scale, (mean + repeats * (4 + 5 * math.sqrt(mean))) / mean)
+
+
 def adjust_logits(logits: Tensor, adjustment: Tensor | None) -> Tensor:
     """Add the adjustment [K] to logits [B,K], in fp32; None leaves them as they are."""
     return logits if adjustment is None else logits.float() + adjustment
@@ -314,7 +333,7 @@ def build_objective(
     task_loss = _build_task_loss(recipe, counts, loss, adjustment, device)
     if config.distill is None:
         return Supervised(task_loss)
-    label_scale = 1 + counts.num_unlabeled / max(1, counts.num_images)
+    label_scale = counts.compute_label_scale(recipe.sampling)
     return Distillation(
         config.distill, task_loss, counts.is_multilabel, adjustment, label_scale, features
     )

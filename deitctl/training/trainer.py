@@ -27,7 +27,11 @@ from deitctl.training.finish import finish_run
 from deitctl.training.freezing import begin_epoch
 from deitctl.training.head_init import fit_new_heads
 from deitctl.training.monitor import LossMonitor, Observation
-from deitctl.training.objective import estimate_guess_loss, find_task_loss
+from deitctl.training.objective import (
+    bound_label_weight,
+    estimate_guess_loss,
+    find_task_loss,
+)
 from deitctl.training.result import TrainResult
 from deitctl.training.run_dir import Run
 from deitctl.training.selection import (
@@ -63,6 +67,11 @@ class Trainer:
                 find_task_loss(self.context.objective, is_multilabel=setup.train.is_multilabel),
                 ClassCounts.of(setup.train),
                 self.device.torch_device,
+            )
+            * bound_label_weight(
+                self.context.objective,
+                self.context.recipe.batch_size,
+                self.context.recipe.augment.repeated_aug,
             ),
             scaled=self.state.scaler.is_enabled(),
             spike_factor=self.config.loss_spike_factor,

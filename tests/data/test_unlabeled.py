@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.samplers import BalancedDraws, EpochOrder, TrainBatches, spread_labeled
 from deitctl.data.unlabeled import add_unlabeled, count_unlabeled, find_labeled, select_labeled
 from deitctl.errors import DataError
+from deitctl.training.class_balance import ClassCounts
 
 
 def make_dataset(count: int, *, several: bool = False, root: str = "/data/") -> FileDataset:
@@ -186,7 +188,51 @@ def test_an_epoch_shows_all_and_can_begin_at_any_step():
     thrice = EpochOrder(48, seed=0, epoch=0, repeats=3, is_labeled=np.arange(48) < 24)[:]
     drawn = {key.index for key in thrice}
     assert len(drawn) == 16
-    assert 7 <= sum(index < 24 for index in drawn) <= 9
+    kinds = [
+        key.index < 24
+        for key in EpochOrder(480, seed=0, epoch=0, repeats=3, is_labeled=np.arange(480) < 24)[:]
+    ]
+    assert any(kinds[:240])
+    assert any(kinds[240:])
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1] * 3 + [-1] * 24, [0, 1, 2] * 3 + [-1] * 39, [0] * 9 + [1, -1, -1]]
+)
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("is_balanced", [False, True])
+def test_the_scale_of_the_labels_makes_up_for_the_share_of_draws_that_have_one(
+    labels, repeats, is_balanced
+):
+    images = FileDataset(
+        tuple(f"{n}.jpg" for n in range(len(labels))), np.array(labels), ("a", "b", "c"), "/"
+    )
+    is_labeled = find_labeled(images.labels)
+    keys = (
+        key
+        for epoch in range(12 if is_balanced else 300)
+        for key in EpochOrder(
+            len(labels), seed=1, epoch=epoch, repeats=repeats, is_labeled=is_labeled,
+            balanced=BalancedDraws(images.labels) if is_balanced else None,
+        )[:]
+    )  # fmt: skip
+    share = np.mean([is_labeled[key.index] for key in keys])
+    sampling = "balanced" if is_balanced else "shuffle"
+    assert share * ClassCounts.of(images).compute_label_scale(sampling) == pytest.approx(
+        1, rel=0.05
+    )
+
+
+def test_a_fold_leaves_the_same_copies_out_by_itself_and_among_all(data, reporter):
+    """Also those of images that its fraction leaves out."""
+    others = data.parent / "others"
+    for number, file in enumerate(sorted((data / "train").rglob("*.*"))):
+        file.write_bytes(file.read_bytes() + b"train")
+        shutil.copy(file, others / f"train{number}{file.suffix}")
+    source = Source(str(data / "train"), folds=3, unlabelled=str(others), fraction=0.5)
+    folded = open_folds(source, reporter=reporter).split(2)
+    alone = open_for_training(replace(source, fold=2), reporter=reporter)
+    assert fingerprint_split(*folded) == fingerprint_split(*alone)
 
 
 def test_balanced_sampling_balances_the_classes_and_shows_the_others_once():

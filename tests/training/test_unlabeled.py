@@ -23,6 +23,8 @@ from deitctl.training.objective import (
     CrossEntropy,
     Distillation,
     StudentBatch,
+    Supervised,
+    bound_label_weight,
     build_objective,
 )
 from tests.training.test_objective import config as distilling
@@ -123,6 +125,15 @@ def test_the_weight_of_the_labels_is_all_images_over_those_with_one(little_confi
     assert isinstance(objective, Distillation)
     assert objective.label_scale == 4
     assert build_objective(run, replace(counts, num_unlabeled=0)).label_scale == 1  # type: ignore[attr-defined]
+
+
+def test_a_batch_with_most_of_the_labels_is_no_spike():
+    few = Distillation(distilling("soft"), CrossEntropy(), label_scale=100.0)
+    # A pair with labels among 16 images: an eighth of the batch, weighted by 100.
+    assert 100 * 2 / 16 <= bound_label_weight(few, 16) <= 100
+    many = replace(few, label_scale=2.0)
+    assert bound_label_weight(many, 1024) < 1.3
+    assert bound_label_weight(Supervised(CrossEntropy()), 16) == 1
 
 
 def count_ink(images: torch.Tensor) -> torch.Tensor:
