@@ -439,7 +439,8 @@ def rank_teachers(
 ) -> TeacherRanking:
     """Compare teachers before one is chosen: accuracy, what they say about training views, agreement and cost.
 
-    None is trained, so a teacher of other classes gives features alone; one that fails is a row with the reason.
+    None is trained, so a teacher of other classes gives features alone, and is scored by a classifier that is fitted
+    to them; one that fails is a row with the reason.
 
     Args:
         data: as `distill`, and so are the keywords that are not here.
@@ -458,6 +459,7 @@ def rank_teachers(
     from deitctl.distillation.rank import split_weights
     from deitctl.profiling.flops import count_flops
     from deitctl.training.configure import make_absolute, name_source
+    from deitctl.training.head_init import fit_ridge
     from deitctl.training.several_teachers import split_teachers
 
     require_positive(views=views, num_images=num_images)
@@ -477,7 +479,13 @@ def rank_teachers(
 
     def configure(name: str, weights: str) -> TrainConfig:
         teacher = {"teacher": name, "teacher_weights": weights, "finetune_teacher": "none"}
-        settings = {**named, **teacher, "teacher_input": "unmixed"}
+        # nothing is trained: what a student's run decides is of no interest
+        settings = {
+            **named,
+            **teacher,
+            "teacher_input": "unmixed",
+            "reporter": SilentReporter(),
+        }
         return _configure(_collect(settings, distilled=True), datasets)[0]
 
     return rank(
@@ -485,6 +493,7 @@ def rank_teachers(
         datasets,
         configure,
         lambda model, size, chans: count_flops(model, size, chans).forward,
+        lambda *features_labels_classes: fit_ridge(*features_labels_classes, smoothing=0.0)[:2],
         num_images=num_images,
         num_views=views,
         reporter=request.reporter,

@@ -77,13 +77,18 @@ def _print_ranking(ranking: TeacherRanking) -> None:
         _print_decisions(judged, ranking)
     if len(judged) > 1:
         _print_agreement(judged)
+    if scored := [(name, t) for name, t in usable if t.gives == "features"]:
+        _print_features(scored, ranking)
     if usable:
         _print_costs(usable, ranking)
     for name, teacher in rows:
         if teacher.error is not None:
             print_line(f"{name} failed: {teacher.error}")
         elif teacher.gives == "features":
-            print_line(f"{name} lacks classes of the data, or a classifier: features only.")
+            print_line(
+                f"{name} {teacher.lacks}. So it gives features only; `deitctl distill --finetune-teacher head` makes "
+                "it give labels."
+            )
         elif teacher.is_weak:
             print_line(f"{name} is at or near chance, and would be refused.")
         elif teacher.is_echo:
@@ -130,6 +135,16 @@ def _print_decisions(rows: list[tuple[str, RankedTeacher]], ranking: TeacherRank
     )
 
 
+def _print_features(rows: list[tuple[str, RankedTeacher]], ranking: TeacherRanking) -> None:
+    metric = "mAP" if ranking.is_multilabel else "balanced"
+    print_table(
+        f"teachers with features only: a classifier fitted to {ranking.num_views} views of {ranking.num_images} "
+        f"training images, on {ranking.num_val_images} validation images",
+        ("teacher", f"{metric}, %", "features"),
+        [(name, _format(t.head_score), str(t.num_features or "")) for name, t in rows],
+    )
+
+
 def _print_agreement(rows: list[tuple[str, RankedTeacher]]) -> None:
     print_table(
         "views on which two teachers decide alike, %",
@@ -146,20 +161,20 @@ def _print_agreement(rows: list[tuple[str, RankedTeacher]]) -> None:
 
 def _print_costs(rows: list[tuple[str, RankedTeacher]], ranking: TeacherRanking) -> None:
     print_table(
-        f"what asking costs ({ranking.device}; a cache of {ranking.num_cached_views} views, --mode {ranking.mode})",
+        f"what asking costs ({ranking.device}; a cache of {ranking.num_cached_views} views)",
         (
             "teacher",
-            "classes",
+            "cached",
             "pixels",
             "params, M",
             "GFLOPs",
             "ms/image",
-            "cache, MiB",
+            "MiB",
         ),
         [
             (
                 name,
-                teacher.class_match or "",
+                _name_cached(teacher, ranking.mode),
                 format_size(teacher.img_size_px or 0),
                 _format((teacher.num_params or 0) / 1e6),
                 _format(teacher.gflops, 2),
@@ -170,6 +185,13 @@ def _print_costs(rows: list[tuple[str, RankedTeacher]], ranking: TeacherRanking)
         ],
         2,
     )
+
+
+def _name_cached(teacher: RankedTeacher, mode: str) -> str:
+    """Return what a cache of a teacher holds: of one without the data's classes features, whatever the mode."""
+    if teacher.gives == "features" or mode == "features":
+        return "features"
+    return mode if mode.startswith("features") else f"{mode} labels"
 
 
 def _format(value: float | None, digits: int = 1) -> str:

@@ -12,6 +12,8 @@ from deitctl.models.model_config import ModelConfig
 from deitctl.names import canonicalize_name, find_names
 
 MAX_SUGGESTIONS = 4
+MAX_LISTED = 3
+"""Classes that a message names."""
 NUMBERS = frozenset(map(str, range(1000)))
 """Folder names of ImageNetV2."""
 
@@ -44,10 +46,7 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
     counts, unless two classes share it. Folders 0 to 999 are ImageNet's classes in the order of
     their WordNet ids, as in ImageNetV2.
     """
-    rows = find_names(data_names, model_config.class_names or ())
-    if None in rows:
-        index = _index_spellings(model_config)
-        rows = [index.get(_normalize_name(name)) for name in data_names]
+    rows = _find_rows(model_config, data_names)
     # By number only if all thousand are there and the model's classes are ImageNet's.
     if set(data_names) == NUMBERS and is_imagenet(model_config.class_names or ()):
         exact = {name: row for row, name in enumerate(model_config.class_names or ())}
@@ -60,6 +59,22 @@ def match_classes(model_config: ModelConfig, data_names: Sequence[str]) -> Class
         return ClassMatch(matched, "subset")
     is_same = matched == tuple(range(model_config.num_classes))
     return ClassMatch(matched, "same" if is_same else "permuted")
+
+
+def describe_lack(model_config: ModelConfig, names: Sequence[str], *, is_multilabel: bool) -> str:
+    """Return why a model cannot label data, as the end of a sentence: `has 1 of 2 classes: no rose`."""
+    if not model_config.num_classes:
+        return "has no classifier"
+    rows = _find_rows(model_config, names)
+    missing = [name for name, row in zip(names, rows, strict=True) if row is None]
+    if missing:
+        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+        listed = ", ".join(missing[:MAX_LISTED])
+        return f"has {len(names) - len(missing)} of {len(names)} classes: no {listed}{more}"
+    if len(set(rows)) < len(rows):
+        return "has one class for two of the data's"
+    kinds = ("one label an image", "several labels an image")
+    return f"is of {kinds[model_config.is_multilabel]}, the data of {kinds[is_multilabel]}"
 
 
 def find_class(model_config: ModelConfig, name: str) -> int:
@@ -102,6 +117,15 @@ def find_class(model_config: ModelConfig, name: str) -> int:
         f"The model has no class {name!r}.",
         hint or f"Classes may also be given by number, 0 to {model_config.num_classes - 1}.",
     )
+
+
+def _find_rows(model_config: ModelConfig, data_names: Sequence[str]) -> list[int | None]:
+    """Return each name's logit; None without one."""
+    rows = find_names(data_names, model_config.class_names or ())
+    if None in rows:
+        index = _index_spellings(model_config)
+        rows = [index.get(_normalize_name(name)) for name in data_names]
+    return rows
 
 
 def _index_spellings(model_config: ModelConfig) -> dict[str, int]:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from deitctl.config import TrainConfig
+from deitctl.data.classes import describe_lack
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.samplers import count_views
 from deitctl.device import Device, choose_device
+from deitctl.distillation.feature_score import FeatureSource, FitHead, score_features
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.preflight import (
     NO_CLASSES,
@@ -64,8 +66,13 @@ class RankedTeacher:
     error: str | None = None
     """Why it cannot teach this data; null if it can. The others are null then."""
     gives: Gives | None = None
-    """`labels`, or `features` alone of a teacher that lacks classes of the data, or has no classifier. The
-    following are null then, up to `teacher_agreement`."""
+    """`labels`, or `features` alone of a teacher that lacks classes of the data, or has no classifier. Those from
+    `top1` to `teacher_agreement` are null then."""
+    lacks: str | None = None
+    """Why it gives features alone, `has 1 of 2 classes: no rose`; null of one that gives labels."""
+    head_score: float | None = None
+    """Of a teacher of features alone: what a classifier has on the validation images that is fitted in closed form
+    to its features of the sampled views, percent: balanced accuracy, of several labels mean average precision."""
     top1: float | None = None
     """Top-1 accuracy on the validation images among the data's classes, percent; null where images have
     several labels, as the next."""
@@ -114,6 +121,8 @@ class TeacherRanking:
     """Recipe whose augmentation the views have."""
     mode: str
     """What is to be learned, see `--mode`."""
+    is_multilabel: bool
+    """Whether images have several labels."""
     num_val_images: int
     """Validation images that each was scored on."""
     num_images: int
@@ -126,7 +135,8 @@ class TeacherRanking:
     """Where the speed was measured."""
     teachers: list[RankedTeacher]
     """Those that give labels and repeat not the true ones, by balanced accuracy, of several labels mAP; in
-    hard modes then those that do; those near chance; those that give features alone; those that failed.
+    hard modes then those that do; those near chance; those that give features alone, by `head_score`; those that
+    failed.
     Equals go by operations."""
 
 
@@ -135,6 +145,7 @@ def rank_teachers(
     datasets: tuple[ImageDataset, ImageDataset],
     configure: Configure,
     count_flops: CountFlops,
+    fit_head: FitHead,
     *,
     num_images: int,
     num_views: int,
@@ -149,6 +160,7 @@ def rank_teachers(
         datasets: the training and validation images.
         configure: see `Configure`.
         count_flops: see `CountFlops`.
+        fit_head: see `FitHead`.
         num_images: training images to sample, at most.
         num_views: views of each.
         reporter: receives progress.
@@ -162,11 +174,10 @@ def rank_teachers(
         try:
             config = configure(*split_weights(ref))
             row, views = _Candidate(ref, config, datasets, reporter).measure(
-                count_flops, num_images=num_images, num_views=num_views
+                count_flops, fit_head, num_images=num_images, num_views=num_views
             )
         except DeitctlError as error:
-            reporter.warn(f"{ref}: {error}")
-            row, views = RankedTeacher(teacher=ref, error=error.message), None
+            row, views = RankedTeacher(teacher=ref, error=str(error)), None
         rows.append(row)
         if views is not None:
             views_of[ref] = views
@@ -179,6 +190,7 @@ def rank_teachers(
         data=config.data,
         recipe=config.recipe.name,
         mode=config.distill.mode,
+        is_multilabel=train.is_multilabel,
         num_val_images=len(val.labels),
         num_images=len(draw_images(train, config.distill.view_seed, num_images)),
         num_views=num_views,
@@ -204,8 +216,8 @@ def _order(row: RankedTeacher, *, is_hard: bool) -> tuple[int, float, float]:
         group = 2
     else:
         group = int(is_hard and bool(row.is_echo))
-    score = row.map if row.balanced_accuracy is None else row.balanced_accuracy
-    return group, -(score or 0), row.gflops or 0
+    scores = (row.balanced_accuracy, row.map, row.head_score)
+    return group, -next((score for score in scores if score), 0), row.gflops or 0
 
 
 def _compare(teacher: str, views_of: dict[str, ViewLogits]) -> dict[str, float] | None:
@@ -293,7 +305,7 @@ class _Candidate:
         require_teacher_bands(self.distill, self.train, is_own=False)
 
     def measure(
-        self, count_flops: CountFlops, *, num_images: int, num_views: int
+        self, count_flops: CountFlops, fit_head: FitHead, *, num_images: int, num_views: int
     ) -> tuple[RankedTeacher, ViewLogits | None]:
         """Return the teacher's row, without its agreement with others, and its logits of the views."""
         # By features, for which no teacher lacks classes: its logits are used if it has them.
@@ -319,11 +331,16 @@ class _Candidate:
             ms_per_image=round(measure_ms(network, self.device), 3),
             cache_bytes=self._count_bytes(num_features, has_labels=rows is not None),
         )
-        if rows is None:
-            return row, None
-        preflight = self._score(resolved)
         images = draw_images(self.train, self.distill.view_seed, num_images)
         keys = [(view, index) for index in images.tolist() for view in range(num_views)]
+        if rows is None:
+            source = FeatureSource(network, self.config, self.device, self.reporter)
+            score = score_features(source, self.train, self.val, keys, fit_head)
+            lacks = describe_lack(
+                loaded.model_config, self.train.class_names, is_multilabel=self.train.is_multilabel
+            )
+            return replace(row, lacks=lacks, head_score=score), None
+        preflight = self._score(resolved)
         views = run_on_views(
             network, self.train, self.config, keys, device=self.device, reporter=self.reporter
         )

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from deitctl.data.classes import describe_classes, find_class, is_imagenet, match_classes
+from deitctl.data.classes import (
+    describe_classes,
+    describe_lack,
+    find_class,
+    is_imagenet,
+    match_classes,
+)
 from deitctl.errors import ConfigError
 from deitctl.models.catalog import find, load_imagenet_classes
 from deitctl.models.model_config import ModelConfig
@@ -39,6 +45,22 @@ def test_some_of_the_models_classes():
 def test_one_unknown_class_is_no_match():
     assert match_classes(model_config("a", "b"), ["a", "z"]) is None
     assert match_classes(ModelConfig(architecture="x", num_classes=2), ["a", "b"]) is None
+
+
+def test_what_a_model_lacks_to_label_data_is_said():
+    headless = ModelConfig(architecture="x", num_classes=0)
+    lacks = [
+        describe_lack(headless, ("a",), is_multilabel=False),
+        describe_lack(model_config("a", "b"), ("a", "c"), is_multilabel=False),
+        describe_lack(model_config("z"), tuple("abcde"), is_multilabel=False),
+        describe_lack(model_config("a", "b"), ("a", "b"), is_multilabel=True),
+    ]
+    assert lacks == [
+        "has no classifier",
+        "has 1 of 2 classes: no c",
+        "has 0 of 5 classes: no a, b, c and 2 more",
+        "is of one label an image, the data of several labels an image",
+    ]
 
 
 def test_imagenet_by_wordnet_id_by_name_and_by_synonym():

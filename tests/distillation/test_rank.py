@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,14 @@ def test_labels_come_before_features_before_failures(
     digits_teacher: Path,
     imagenet_teacher: Callable[..., Path],
     digit_datasets: tuple[ImageDataset, ImageDataset],
+    reporter: Any,
 ) -> None:
     """A hard label takes four bytes of a cache, features two a number and two of a checksum."""
     ranking = deitctl.rank_teachers(
         "digits",
         ["no-such-model", str(imagenet_teacher()), str(digits_teacher)],
         num_images=24,
+        reporter=reporter,
         **SETTINGS,  # type: ignore[arg-type]
     )
     train, val = digit_datasets
@@ -41,7 +44,12 @@ def test_labels_come_before_features_before_failures(
     labels, features, failed = ranking.teachers
     assert (labels.gives, features.gives, failed.gives) == ("labels", "features", None)
     assert (labels.class_match, features.class_match) == ("same", "none")
-    assert failed.error == "There is no model 'no-such-model'."
+    assert (failed.error or "").startswith("There is no model 'no-such-model'.")
+    assert reporter.warnings == []  # the row says it
+    assert not any("learning rate" in note for note in reporter.notes)  # nothing is trained
+    assert features.lacks == "has 0 of 10 classes: no 0, 1, 2 and 7 more"
+    assert labels.lacks is labels.head_score is None
+    assert 10 < (features.head_score or 0) <= 100
     assert features.label_agreement is features.top1 is features.teacher_agreement is None
     assert min(labels.top1 or 0, labels.label_agreement or 0, labels.mean_entropy or 0) > 0
     num_views = len(train.labels) * ranking.num_cached_views
@@ -69,7 +77,8 @@ def test_an_echo_comes_after_others_only_where_hard_labels_are_learned() -> None
 
     rows = [
         RankedTeacher(teacher="failed", error="gone"),
-        RankedTeacher(teacher="features", gives="features"),
+        RankedTeacher(teacher="features", gives="features", head_score=99.0),
+        RankedTeacher(teacher="worse features", gives="features", head_score=98.0),
         row("weak", 99.0, is_weak=True),
         row("echo", 95.0, is_echo=True),
         row("large", 80.0, gflops=9.0),
@@ -80,8 +89,9 @@ def test_an_echo_comes_after_others_only_where_hard_labels_are_learned() -> None
     def names(is_hard: bool) -> list[str]:
         return [r.teacher for r in sorted(rows, key=lambda row: _order(row, is_hard=is_hard))]
 
-    assert names(True) == ["best", "small", "large", "echo", "weak", "features", "failed"]
-    assert names(False) == ["echo", "best", "small", "large", "weak", "features", "failed"]
+    by_features = ["features", "worse features"]
+    assert names(True) == ["best", "small", "large", "echo", "weak", *by_features, "failed"]
+    assert names(False) == ["echo", "best", "small", "large", "weak", *by_features, "failed"]
 
 
 def test_teachers_that_are_joined_are_refused() -> None:
