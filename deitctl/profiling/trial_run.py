@@ -304,5 +304,6 @@ def build_random_teacher(
         )
     task = MULTILABEL if train.is_multilabel else CLASSIFICATION
     teacher = replace(teacher, model_config=replace(teacher.model_config, task=task))
-    rows = tuple(range(len(train.class_names)))
-    return freeze_teacher(teacher, rows, preprocessing, device)
+    rows = tuple(range(len(train.class_names))) if distill.label_mode else None
+    feature_pool = distill.features.pool if distill.uses_features else ""
+    return freeze_teacher(teacher, rows, preprocessing, device, feature_pool=feature_pool)

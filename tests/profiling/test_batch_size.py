@@ -181,6 +181,16 @@ def test_names_of_the_weights_change_nothing_that_is_measured(
     assert build_trial(named, little, CPU).context.num_classes == 10
 
 
+@pytest.mark.parametrize("mode", ["features", "features+hard"])
+def test_a_teachers_features_are_in_the_measured_steps(
+    distilled: Make, little: Pair, mode: str
+) -> None:
+    trial = build_trial(distilled("x", mode=mode), little, CPU)
+    assert trial.teacher_network.feature_pool == "auto"
+    assert trial.context.objective.features.projector[0].reflections.numel() > 0
+    assert trial.teacher_network.gives_logits == (mode != "features")
+
+
 def test_the_teacher_is_in_the_measured_steps(distilled: Make, little: Pair) -> None:
     for sees, views in (("unmixed", 2), ("mixed", 0)):
         trial = build_trial(distilled("x", teacher_input=sees, views=views), little, CPU)
