@@ -83,7 +83,9 @@ def score_features(
         values = average_precision_by_class(labels.numpy(), logits.numpy())
         return 100 * float(np.nan_to_num(mean_average_precision(values)))
     correct = (logits.argmax(1) == labels).double()
-    return 100 * float(torch.stack([correct[labels == c].mean() for c in labels.unique()]).mean())
+    return 100 * float(
+        torch.stack([correct[labels == c].mean() for c in sorted(set(labels.tolist()))]).mean()
+    )
 
 
 def _compute_view_features(
