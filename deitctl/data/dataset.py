@@ -422,8 +422,9 @@ def name_labels(dataset: ImageDataset) -> list[tuple[str, ...]]:
 def name_label(dataset: ImageDataset, index: int) -> tuple[str, ...]:
     """Return the classes of an image by name, in the order of the class names."""
     label = dataset.labels[index]
-    labels = np.flatnonzero(label > 0) if dataset.is_multilabel else [label][: label >= 0]
-    return tuple(dataset.class_names[n] for n in labels)
+    if not dataset.is_multilabel:
+        return (dataset.class_names[label],) if label >= 0 else ()
+    return tuple(dataset.class_names[n] for n in np.flatnonzero(label > 0))
 
 
 def find_rarest(dataset: ImageDataset) -> NDArray[np.int64]:

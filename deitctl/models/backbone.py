@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from deitctl.errors import ModelError
 from deitctl.events import Reporter
+from deitctl.home import expand_home
 from deitctl.models import catalog, convert, timm_models
 from deitctl.models.build import build_model
 from deitctl.models.checkpoint_io import load_model_config
@@ -40,7 +40,7 @@ def lacks_classifier(ref: str, weights: str, reporter: Reporter) -> bool:
     if model_config is not None and model_config.num_classes == 0:
         return True
     outline = fetch_outline(start, folder) if folder else None
-    path = choose_weights_file(start, folder) if folder else Path(start).expanduser()
+    path = choose_weights_file(start, folder) if folder else expand_home(start)
     state = (outline or read_outline(path)).state
     name = model_config.architecture if model_config else ref
     is_deit = read_architecture(model_config) if model_config else catalog.find(ref)

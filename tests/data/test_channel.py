@@ -65,6 +65,8 @@ def test_a_batch_arrives_as_it_was_sent(way, ends):
         if isinstance(theirs, torch.Tensor):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
+        elif isinstance(theirs, list) and theirs and isinstance(theirs[0], torch.Tensor):
+            assert all(map(torch.equal, ours, theirs))
         else:
             assert ours == theirs
     assert type(received.keys[0]) is SampleKey

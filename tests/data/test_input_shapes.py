@@ -54,7 +54,7 @@ def test_a_gray_student_and_its_teacher_see_one_view(digit_datasets, monkeypatch
     monkeypatch.setattr(type(train), "open", lambda self, index: make_image(seed=index))
     plan = ViewPlan(1, in_chans=1, teacher_views=(TeacherView(32, 3),))
     sample = TrainViews(train, CROP, 32, plan)[SampleKey(0, 5, 0)]
-    color = np.moveaxis(sample.teacher_pixels, 0, -1)
+    color = np.moveaxis(sample.teacher_pixels[0], 0, -1)
     assert np.array_equal(sample.pixels[0], np.asarray(Image.fromarray(color).convert("L")))
 
 

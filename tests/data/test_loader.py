@@ -139,7 +139,7 @@ def test_view_loader_yields_the_requested_views(some):
     batches = list(build_view_loader(some, AUGMENT, 40, 9, wanted, workers=0, pin_memory=False))
     assert [b.keys for b in batches] == wanted
     for batch in batches:
-        assert (len(batch.teacher_images[0]), batch.teacher_rows) == (0, [[]])
+        assert (batch.teacher_images, batch.teacher_rows) == ([], [])
         for image, key in zip(batch.images, batch.keys, strict=True):
             assert torch.equal(image, shown(some, key.epoch, key.index, 40, seed=9))
 
@@ -248,8 +248,8 @@ def batches_with_gaps(draw):
         [SampleKey(0, 100 + slot, 0) for slot in slots],
         slots,
         bad,
-        images[asked],
-        asked,
+        [images[asked]],
+        [asked],
     )
 
 
@@ -280,7 +280,7 @@ def test_split_counts_slots_not_readable_images():
         [SampleKey(0, s, 0) for s in slots],
         slots,
         [],
-        torch.empty(0),
+        [],
         [],
     )
     assert [part.slots for part in batch.split(4)] == [[0, 3], [4, 5], [9]]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl import recipes
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset, Subset, select
@@ -31,6 +30,7 @@ from deitctl.models.checkpoint_io import save_model, save_tensors
 from deitctl.models.factory import LoadedModel, load_model
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import Preprocessing
+from deitctl.recipes import lookup
 from deitctl.training.launch import run_training, train_or_find
 
 Make = Callable[..., TrainConfig]
@@ -321,7 +321,7 @@ def test_targets_of_digits_are_stale_when_the_recipe_from_scratch_changes(
 ) -> None:
     config = _change(distilled("run"), teacher_cache=str(tmp_path / "cache"))
     precompute(config, little)
-    monkeypatch.setattr(recipes, "DIGITS_CONVNET", replace(recipes.DIGITS_CONVNET, epochs=99))
+    monkeypatch.setattr(lookup, "DIGITS_CONVNET", replace(lookup.DIGITS_CONVNET, epochs=99))
     with pytest.raises(TeacherError, match="stale: finetune_recipes was"):
         open_teacher(config, little)
 

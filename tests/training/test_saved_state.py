@@ -228,30 +228,46 @@ def test_a_loss_scale_is_one_that_a_scaler_has(changes, is_valid, saved, deit):
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_in_any_file_is_damage(name, tmp_path, deit):
     """In the tensors, and in a digit of state.json, which stays valid JSON."""
-    state, folder = new_state(deit(seed=1)), tmp_path / "checkpoint"
+    state, folder = new_state(deit(seed=1), projector=True), tmp_path / "checkpoint"
     step(state, 0)
     state.save(folder)
     data = bytearray((folder / name).read_bytes())
     at = data.index(b'"seconds": 0') + 11 if name == "state.json" else len(data) - 5
     data[at] ^= 1
     (folder / name).write_bytes(data)
-    refuse(folder, new_state(deit(seed=2)), rf"checkpoint/{name} is damaged: its checksum does not")
+    refuse(
+        folder,
+        new_state(deit(seed=2), projector=True),
+        rf"checkpoint/{name} is damaged: its checksum does not",
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_mixture_of_two_saves_is_refused(name, tmp_path, deit):
     """As rsync leaves it of a folder that is being written: each file is whole."""
-    state, early, late = new_state(deit(seed=1)), tmp_path / "checkpoint", tmp_path / "late"
+    state, early, late = (
+        new_state(deit(seed=1), projector=True),
+        tmp_path / "checkpoint",
+        tmp_path / "late",
+    )
     step(state, 0)
     state.save(early)
     step(state, 1)
+    assert state.projector is not None
+    state.projector[0].weight.data.add_(1)
     state.save(late)
     shutil.copy(late / name, early / name)
-    refuse(early, new_state(deit(seed=2)), r"is of another save than state\.json, as in a copy of")
+    refuse(
+        early,
+        new_state(deit(seed=2), projector=True),
+        r"is of another save than state\.json, as in a copy of",
+    )
     if name != "state.json":  # nor without any checksum of its own
         tensors = load_tensors(late / name)
         save_file(tensors, early / name)
-        refuse(early, new_state(deit(seed=2)), r"is of another save than state\.json")
+        refuse(
+            early, new_state(deit(seed=2), projector=True), r"is of another save than state\.json"
+        )
 
 
 def test_the_way_on_is_named(tmp_path, deit):

@@ -22,13 +22,14 @@ from deitctl.training.state import Progress, TrainState, rename_best
 OPTIM = RECIPES["small"].optim
 
 
-def new_state(model: nn.Module, *, ema: bool = True) -> TrainState:
+def new_state(model: nn.Module, *, ema: bool = True, projector: bool = False) -> TrainState:
     return TrainState(
         model,
         build_optimizer(model, OPTIM),
         torch.amp.GradScaler("cpu", enabled=False),
         ExponentialMovingAverage(model, decay=0.9) if ema else None,
         Progress(),
+        projector=nn.ModuleList([nn.Linear(2, 3)]) if projector else None,
     )
 
 

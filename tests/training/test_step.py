@@ -365,7 +365,13 @@ def without(batch: Batch, missing: set[int]) -> Batch:
     ]
     keys, slots = [batch.keys[r] for r in rows], [batch.slots[r] for r in rows]
     return Batch(
-        batch.images[rows], batch.labels[rows], keys, slots, bad, batch.teacher_images, [[]]
+        batch.images[rows],
+        batch.labels[rows],
+        keys,
+        slots,
+        bad,
+        batch.teacher_images,
+        batch.teacher_rows,
     )
 
 
@@ -473,7 +479,7 @@ def test_a_batch_of_unreadable_images_alone_is_an_error(deit):
     keys = [SampleKey(0, i, 0) for i in range(8)]
     nothing = torch.empty(0, 3, 32, 32, dtype=torch.uint8)
     bad = [(key, f"{key.index}.png is empty.") for key in keys]
-    batch = Batch(nothing, torch.empty(0, dtype=torch.int64), [], [], bad, nothing, [])
+    batch = Batch(nothing, torch.empty(0, dtype=torch.int64), [], [], bad, [], [])
     with pytest.raises(
         DataError, match=r"No image of the batch can be read; the first: 0\.png is empty"
     ):
