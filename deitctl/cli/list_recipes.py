@@ -24,8 +24,10 @@ if TYPE_CHECKING:
         RecipeSummary,
     )
 
-DISPENSABLE = ("pixels", "of paper's", "model", "for")
+DISPENSABLE = ("pixels", "of paper's", "FLOPs", "epochs")
 """Columns that are left out, one after another, where the terminal is too narrow for all."""
+MIN_MODEL = 10
+"""Letters of a model's name that are left where it is narrower still."""
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"))
 COUNTED = (
     "FLOPs of the training: a multiplication and an addition are two, forward and backward pass, without validation "
@@ -96,13 +98,30 @@ def _print_list(listing: RecipeList) -> None:
         for recipe in listing.recipes
     ]
     columns = list(rows[0])
+    available = shutil.get_terminal_size().columns
+
+    def measure(column: str) -> int:
+        return max(len(row[column]) for row in [{column: column}, *rows])
+
     for name in DISPENSABLE:
-        width = sum(max(len(row[c]) for row in [{c: c}, *rows]) + 3 for c in columns) + 1
-        if width > shutil.get_terminal_size().columns:
+        if sum(measure(column) + 3 for column in columns) + 1 > available:
             columns.remove(name)
+    excess = sum(measure(column) + 3 for column in columns) + 1 - available
+    if excess > 0:
+        length = max(MIN_MODEL, measure("model") - excess)
+        for row in rows:
+            model = row["model"]
+            row["model"] = model if len(model) <= length else f"{model[: length - 1]}…"
     cells = [[row[column] for column in columns] for row in rows]
-    print_table("recipes", columns, cells, columns.index("epochs"))
-    print_line(f"Top-1: that model's, as published (on ImageNet-1k; of digits ours). {COUNTED}")
+    print_table("recipes", columns, cells, columns.index("model") + 1)
+    lines = ["Top-1: that model's, as published (on ImageNet-1k; of digits ours)."]
+    if "of paper's" in columns:
+        lines.append("Of paper's: the FLOPs as a factor of those of `paper` with the same model.")
+    if "FLOPs" in columns:
+        lines.append(COUNTED)
+    else:
+        lines.append("A wider terminal, or --format json, has epochs and FLOPs too.")
+    print_line(" ".join(lines))
 
 
 def _name_result(recipe: RecipeSummary) -> str:
@@ -125,7 +144,7 @@ def _print_details(recipe: RecipeDetails) -> None:
             (
                 f"{size.size}, to width {size.max_width}",
                 ", ".join(f"{s.name} {_spell(s)}" for s in size.settings),
-                "; ".join(dict.fromkeys(s.source for s in size.settings)),
+                _name_sources(size.settings),
             )
             for size in recipe.sizes
         ]
@@ -135,6 +154,16 @@ def _print_details(recipe: RecipeDetails) -> None:
         results = [(r.model, r.data, f"{r.top1:.1f}", r.source) for r in recipe.published]
         print_table("published", ("model", "data", "top-1, %", "source"), results, 4)
     _print_cost(recipe)
+
+
+def _name_sources(settings: list[RecipeSetting]) -> str:
+    """Return the source of all settings, or of each."""
+    names: dict[str, list[str]] = {}
+    for setting in settings:
+        names.setdefault(setting.source, []).append(setting.name)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{', '.join(of)}: {source}" for source, of in names.items())
 
 
 def _print_settings(title: str, settings: list[RecipeSetting]) -> None:
@@ -156,7 +185,7 @@ def _print_cost(recipe: RecipeDetails) -> None:
         f"{cost.num_images:,} images, {_spell_flops(cost.image_flops)}FLOPs an image"
     )
     if cost.relative_to_paper is not None:
-        text += f"; {_spell_relative(cost)} times that of the recipe paper"
+        text += f"; {_spell_relative(cost)} times that of the recipe paper with this model"
     print_line(f"{text}.")
     if cost.teacher_flops is not None:
         print_line(f"Teacher {cost.teacher}: {_spell_flops(cost.teacher_flops)}FLOPs more.")

@@ -167,6 +167,7 @@ def sweep(
         print_json(to_object(result))
     elif dry_run or slurm:
         _print_runs(result)
+        _explain_runs(result, str(arguments.get("finetune_teacher", "")))
         if result.start_command is not None:
             waiting = result.num_runs - result.num_finished
             print_line(f"Start {count_units(waiting, 'run')}: {result.start_command}")
@@ -204,6 +205,27 @@ def _print_runs(result: SweepResult) -> None:
             for run in result.runs
         ],
     )
+
+
+def _explain_runs(result: SweepResult, finetune_teacher: str) -> None:
+    """Say how long runs are, what is trained besides, and what a preset's comparison needs."""
+    from deitctl.sweeps.presets import PRESETS
+
+    epochs = count_units(result.epochs, "epoch")
+    shortest = f" (the shortest {result.min_epochs:,})" * (result.min_epochs < result.epochs)
+    waiting = count_units(result.num_runs - result.num_finished, "run")
+    print_line(f"To train: {waiting} of {epochs}{shortest}.")
+    preset = PRESETS.get(result.preset or "")
+    settings = preset.settings if preset else {}
+    chosen = finetune_teacher or settings.get("distill.finetune_teacher")
+    if chosen in ("scratch", "full") and any(
+        t.teacher or t.values.get("distill.teacher") for t in result.trials
+    ):
+        print_line("Before the first of its runs, each teacher is trained on the data, once.")
+    if preset is not None and not result.num_folds and result.num_seeds < 3:
+        print_line(
+            "Differences between trials get an interval with three seeds or more: --seeds 3."
+        )
 
 
 def _print_trials(result: SweepResult) -> None:

@@ -165,6 +165,16 @@ def _print_plan(plan: TrainPlan) -> None:
 
     values = to_json(plan)
     del values["config"], values["folds"]
+    values["disks"] = ", ".join(
+        f"{disk.folder}: {disk.needed_mib:,.0f} MiB of {disk.free_mib:,.0f} MiB free"
+        for disk in plan.disks
+    )
+    teachers = [values["teacher"], *(values.pop("more_teachers", None) or ())]
+    for number, teacher in enumerate(teachers, 1):
+        if teacher is not None:
+            if not teacher["effective_weight"] and teacher["mode"] == "features":
+                del teacher["effective_weight"]
+            values["teacher" if number == 1 else f"teacher {number}"] = teacher
     names = plan.class_names
     values["class_names"] = ", ".join(names[:MAX_NAMES]) + (
         f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""

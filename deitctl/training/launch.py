@@ -56,7 +56,7 @@ from deitctl.training.objective import check_loss, choose_loss, report_loss
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
 from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint, restore_spelling
-from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
+from deitctl.training.run_dir import NOTHING_SAVED, Run, create_run_folder, require_runs_folder
 from deitctl.training.session import describe_session, write_session
 from deitctl.training.teacher_head import fit_teacher_head
 from deitctl.training.tracking import track
@@ -244,10 +244,20 @@ def open_run(
                 yield trainer
     except (KeyboardInterrupt, Signalled, Interrupted) as stop:
         signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
-        raise Interrupted(signum, command, run.describe_saved() if run.writes else "") from stop
+        raise Interrupted(signum, command, _describe_saved(run, stop)) from stop
     except LoaderLost as error:
         hint = error.hint.partition(" To go on:")[0]
         raise LoaderLost(error.message, f"{hint} To go on: {command} --workers 0") from error
+
+
+def _describe_saved(run: Run, stop: BaseException) -> str:
+    """Return what an interrupted run has saved, as a sentence; a teacher that was in training has its own run."""
+    if not run.writes:
+        return ""
+    is_of_teacher = isinstance(stop, Interrupted) and run.saved_position() is None
+    if is_of_teacher and stop.saved not in ("", NOTHING_SAVED):
+        return "Nothing of the student was saved yet; the training of its teacher goes on where it stopped."
+    return run.describe_saved()
 
 
 def _open_data(

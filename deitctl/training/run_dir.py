@@ -34,6 +34,7 @@ from deitctl.training.saved_state import read_record
 
 MAX_RECORD_BYTES = 1 << 30
 """Of result.json, which names every image that could not be read."""
+NOTHING_SAVED = "Nothing was saved."
 MAX_LAUNCH_ID = 4096
 """Bytes of the name of a launch."""
 MAX_PART_BYTES = 60
@@ -164,7 +165,7 @@ class Run:
             return f"The last checkpoint, of step {steps} (epochs done: {epochs}), is whole."
         if self.has_model:
             return f"Of the training nothing was saved but its best weights, {self.root / WEIGHTS}."
-        return "Nothing was saved."
+        return NOTHING_SAVED
 
     def explain_full_disk(self, error: DiskError) -> DeitctlError:
         """Return the error of a failed write during training, with what is saved and how to go on."""

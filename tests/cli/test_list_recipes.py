@@ -24,12 +24,18 @@ def test_the_list_has_a_line_a_recipe_at_80_columns():
         assert len(line) <= 80
         assert TABLES[name].purpose in line
     assert "79.9" in next(line for line in lines if line.startswith("│ paper "))
+    assert "deit_small" in next(line for line in lines if line.startswith("│ paper "))
 
 
 def test_a_wide_terminal_shows_the_cost_beside_the_papers():
     assert re.search(
         r"deit3 .*deit3_small .*26\.4 E .*2\.67", run("--format", "table", columns=120)
     )
+
+
+def test_the_sources_of_a_size_name_their_settings():
+    text = run("deit3", "--format", "table", columns=300)
+    assert "img_size, optim.lr: own: as S, for there is no command for Ti; drop_path_rate: " in text
 
 
 def test_a_recipe_is_shown_with_its_sources():

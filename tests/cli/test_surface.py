@@ -468,6 +468,16 @@ def test_a_dry_run_of_what_would_resume_or_begin_prints_the_plan() -> None:
     assert (result.exit_code, json.loads(result.stdout)["epochs"]) == (0, 2)
 
 
+def test_the_table_of_a_plan_has_what_applies_in_words() -> None:
+    arguments = ["distill", "--mode", "features", "--dry-run", "--format", "table"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    (disks,) = [line for line in result.stdout.splitlines() if line.startswith("│ disks ")]
+    assert re.search(r": [\d,]+ MiB of [\d,]+ MiB free", disks)
+    assert "teacher feature loss" in result.stdout
+    assert "effective weight" not in result.stdout  # of labels, which nobody learns
+    assert "{" not in disks
+
+
 @pytest.mark.parametrize(
     ("option", "what"),
     [("--views=3", "views"), ("--teacher=x", "teacher"), ("--no-dist-token", "dist token")],

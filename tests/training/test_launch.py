@@ -19,12 +19,19 @@ from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
 from deitctl.data.open import Source, open_for_training
-from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted, TeacherError
+from deitctl.errors import (
+    ConfigError,
+    DataError,
+    DeitctlError,
+    Interrupted,
+    Signalled,
+    TeacherError,
+)
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
-from deitctl.training.launch import resume, run_training
-from deitctl.training.run_dir import Run
+from deitctl.training.launch import _describe_saved, resume, run_training
+from deitctl.training.run_dir import NOTHING_SAVED, Run
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -274,6 +281,15 @@ def test_unreadable_images_are_left_out_and_named(
     result = run_training(replace(config, recipe=recipe))
     assert list(result.unreadable_reasons) == [str(damaged), str(unseen)]
     assert (result.images_seen, result.evaluation.num_images) == (15, 3)
+
+
+def test_what_a_run_has_saved_is_said_also_of_its_teacher(tmp_path: Path) -> None:
+    """A teacher in training is a run of its own, whose checkpoint is in the cache."""
+    run, whole = Run(tmp_path), "The last checkpoint, of step 3 (epochs done: 1), is whole."
+    assert _describe_saved(run, Signalled(15)) == NOTHING_SAVED
+    assert _describe_saved(run, Interrupted(15, saved=NOTHING_SAVED)) == NOTHING_SAVED
+    assert "its teacher goes on" in _describe_saved(run, Interrupted(15, saved=whole))
+    assert _describe_saved(Run(tmp_path, writes=False), Signalled(15)) == ""
 
 
 def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
