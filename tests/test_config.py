@@ -12,7 +12,9 @@ from deitctl.recipes import RECIPES
 from deitctl.settings import Setting, check_ranges, list_settings, override
 
 CONFIG = TrainConfig(model="deit_tiny", data="digits", recipe=RECIPES["paper"])
-SETTINGS = [s for s in list_settings() if s.name not in ("data", "recipe.name", "distill.more_teachers")]
+SETTINGS = [
+    s for s in list_settings() if s.name not in ("data", "recipe.name", "distill.more_teachers")
+]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)

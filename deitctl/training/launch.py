@@ -254,8 +254,8 @@ def _describe_saved(run: Run, stop: BaseException) -> str:
     """Return what an interrupted run has saved, as a sentence; a teacher that was in training has its own run."""
     if not run.writes:
         return ""
-    is_of_teacher = isinstance(stop, Interrupted) and run.saved_position() is None
-    if is_of_teacher and stop.saved not in ("", NOTHING_SAVED):
+    saved = stop.saved if isinstance(stop, Interrupted) and run.saved_position() is None else ""
+    if saved not in ("", NOTHING_SAVED):
         return "Nothing of the student was saved yet; the training of its teacher goes on where it stopped."
     return run.describe_saved()
 
