@@ -253,7 +253,7 @@ def _open_unlabeled(
     reporter.note(
         f"{len(train.labels):,} training images of {name} have labels, {len(images.labels):,} of {ref} have "
         "none: the teacher alone labels these. Copies of training or validation images are left out "
-        "where their files are equal; ones that were encoded anew are not found."
+        "where their files are equal; copies that were encoded anew stay."
     )
     return images
 

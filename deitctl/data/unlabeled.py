@@ -100,7 +100,7 @@ def leave_duplicates_out(
 ) -> ImageDataset:
     """Return images without those whose files are, or are equal to, a training or a validation image's.
 
-    Of others only files of one size are read. Images that were encoded anew are not found.
+    Of others only files of one size are read. Copies that were encoded anew stay.
 
     Args:
         images: without labels.

@@ -25,7 +25,7 @@ from deitctl.models.vit import HeadLogits
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher gives of images, each None where it is not wanted."""
+    """What a teacher gives of images, each None where the student does not learn it."""
 
     logits: Tensor | None
     """[B,K]"""
@@ -49,9 +49,9 @@ class Teacher(nn.Module):
         Args:
             model: a classifier, or without `rows` any network that has features.
             model_config: its preprocessing, classes and head rule.
-            rows: for each class of the data, the model's logit; None: no logits are wanted.
+            rows: for each class of the data, the model's logit; None: its logits are not learned.
             student_preprocessing: the preprocessing of the images that `forward` receives.
-            feature_pool: see `FeatureConfig.pool`; empty: no features are wanted.
+            feature_pool: see `FeatureConfig.pool`; empty: its features are not learned.
         """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -78,7 +78,7 @@ class Teacher(nn.Module):
 
     @cached_property
     def num_features(self) -> int:
-        """Numbers of an image's features, D; 0 where none are wanted."""
+        """Numbers of an image's features, D; 0 where they are not learned."""
         if not self.feature_pool:
             return 0
         pre = self.model_config.preprocessing
@@ -95,7 +95,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> TeacherOutput:
-        """Return what is wanted of the student's images [B,C,H,W], which may be mixed."""
+        """Return logits, features or both of the student's images [B,C,H,W], which may be mixed."""
         own = self.model_config.preprocessing
         images = renormalize(images, self.student_preprocessing, own)
         images = to_model_channels(images, own.in_chans)
@@ -107,7 +107,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward_views(self, pixels: Tensor) -> TeacherOutput:
-        """Return what is wanted of views rendered at the teacher's own size, uint8 [B,3,T,T]."""
+        """Return logits, features or both of views rendered at the teacher's own size, uint8 [B,3,T,T]."""
         return self._forward_normalized(normalize(pixels, self.model_config.preprocessing))
 
     def _forward_normalized(self, images: Tensor) -> TeacherOutput:

@@ -1,4 +1,4 @@
-"""Networks without a classifier, whose features are what is wanted of them: timm's DINOv2, SigLIP and so on."""
+"""Networks without a classifier, teachers of features: timm's DINOv2, SigLIP and so on."""
 
 from __future__ import annotations
 

@@ -454,7 +454,7 @@ def find_absurd_value(model_config: ModelConfig) -> str:
     is_valid = {
         f"architecture is {name[:80]!r}": re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", name),
         # A billion classes would be allocated as a head before any weight is compared.
-        # None: a network whose features are wanted.
+        # None: a network without a classifier, a teacher of features.
         f"num_classes is {model_config.num_classes}": 0 <= model_config.num_classes <= MAX_CLASSES,
         f"the input has {format_size(pre.img_size)} pixels": short_side(pre.img_size) >= 1
         and long_side(pre.img_size) <= MAX_SIZE,

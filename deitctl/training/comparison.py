@@ -144,7 +144,7 @@ class Comparison:
         """Compare the weights that the run has of this moment.
 
         Raises:
-            EnoughCompared: everything is, or the first parting was found.
+            EnoughCompared: everything is, or the first parting has come.
         """
         progress = self.trainer.state.progress
         epoch_end = progress.epoch * self.trainer.context.steps_per_epoch
