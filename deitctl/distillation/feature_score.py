@@ -14,11 +14,10 @@ from torch import Tensor
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import build_eval_loader, build_view_loader
-from deitctl.data.samplers import SampleKey
+from deitctl.data.loader import build_eval_loader
 from deitctl.device import Device
 from deitctl.distillation.teacher import Teacher
-from deitctl.distillation.view_sample import BATCH_SIZE
+from deitctl.distillation.view_sample import BATCH_SIZE, build_sample_loader
 from deitctl.errors import TeacherError
 from deitctl.evaluation.multilabel import average_precision_by_class, mean_average_precision
 from deitctl.events import Reporter
@@ -92,22 +91,8 @@ def _compute_view_features(
     source: FeatureSource, train: ImageDataset, keys: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Return features [M,D] of training views, and the labels of their images."""
-    config, distill, device = source.config, source.config.distill, source.device
-    assert distill is not None
     pre = source.network.model_config.preprocessing
-    batches = [keys[n : n + BATCH_SIZE] for n in range(0, len(keys), BATCH_SIZE)]
-    workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
-    loader = build_view_loader(
-        train,
-        config.recipe.augment,
-        pre.img_size,
-        distill.view_seed,
-        ([SampleKey(view, index, 0) for view, index in batch] for batch in batches),
-        in_chans=pre.in_chans,
-        workers=workers if len(batches) > 1 else 0,
-        pin_memory=device.pins_memory,
-        reporter=source.reporter,
-    )
+    loader = build_sample_loader(source.config, train, keys, pre, source.device, source.reporter)
     rows, indices = [torch.empty(0, 0)], list[int]()
     with source.reporter.task("features of training views", len(keys), "views") as task:
         for batch in loader:

@@ -8,7 +8,7 @@ Letters: M views, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from deitctl import rng
 from deitctl.config import TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import build_view_loader
+from deitctl.data.loader import Batch, build_view_loader
 from deitctl.data.samplers import SampleKey
 from deitctl.data.unlabeled import find_labeled
 from deitctl.device import Device
@@ -127,22 +127,9 @@ def run_on_views(
         reporter: shows progress.
         world: processes that share the views.
     """
-    distill, pre = config.distill, mixed or network.model_config.preprocessing
-    assert distill is not None
+    pre = mixed or network.model_config.preprocessing
     own = keys[world.rank :: world.size]
-    batches = [own[n : n + BATCH_SIZE] for n in range(0, len(own), BATCH_SIZE)]
-    workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
-    loader = build_view_loader(
-        train,
-        config.recipe.augment,
-        pre.img_size,
-        distill.view_seed,
-        ([SampleKey(view, index, 0) for view, index in batch] for batch in batches),
-        in_chans=pre.in_chans,
-        workers=workers if len(batches) > 1 else 0,
-        pin_memory=device.pins_memory,
-        reporter=reporter,
-    )
+    loader = build_sample_loader(config, train, own, pre, device, reporter)
     rows: dict[tuple[int, int], Tensor] = {}
     with reporter.task("check teacher on training views", len(keys), "views") as task:
         for batch in loader:
@@ -192,3 +179,28 @@ def measure_label_agreement(
 def measure_agreement(decisions: Tensor, others: Tensor) -> float:
     """Return the percentage of views with the same hard label, both [M,K]."""
     return 100 * float((decisions == others).all(1).double().mean())
+
+
+def build_sample_loader(
+    config: TrainConfig,
+    train: ImageDataset,
+    keys: Sequence[tuple[int, int]],
+    preprocessing: Preprocessing,
+    device: Device,
+    reporter: Reporter,
+) -> Iterator[Batch]:
+    """Return a loader of some (view, image) pairs of the training images, for a teacher of this preprocessing."""
+    assert config.distill is not None
+    batches = [keys[n : n + BATCH_SIZE] for n in range(0, len(keys), BATCH_SIZE)]
+    workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
+    return build_view_loader(
+        train,
+        config.recipe.augment,
+        preprocessing.img_size,
+        config.distill.view_seed,
+        ([SampleKey(view, index, 0) for view, index in batch] for batch in batches),
+        in_chans=preprocessing.in_chans,
+        workers=workers if len(batches) > 1 else 0,
+        pin_memory=device.pins_memory,
+        reporter=reporter,
+    )
