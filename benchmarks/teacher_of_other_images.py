@@ -16,7 +16,7 @@ from typing import Any
 
 import deitctl
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import Source, open_for_training
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.events import SilentReporter
 from deitctl.sweeps.presets import IN_SMALL, SOFT
 

@@ -454,7 +454,8 @@ def rank_teachers(
     """
     named = {k: v for k, v in locals().items() if k not in ("teachers", "views", "num_images")}
     from deitctl.checks.preflight import warn_about_classes
-    from deitctl.data.open import BUILT_IN, open_for_training
+    from deitctl.data.sources import BUILT_IN
+    from deitctl.data.training_data import open_for_training
     from deitctl.distillation.rank import rank_teachers as rank
     from deitctl.distillation.rank import split_weights
     from deitctl.profiling.flops import count_flops
@@ -863,7 +864,7 @@ def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[Tra
 
 
 def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[TrainConfig, Datasets]:
-    from deitctl.data.open import Source, open_for_training
+    from deitctl.data.training_data import Source, open_for_training
     from deitctl.training.configure import build_config, settle_task
     from deitctl.training.repeat import read_config
 
@@ -972,7 +973,7 @@ def _open_objects(request: _Request) -> tuple[_Request, Datasets | None]:
 def _resume_folds(
     root: Path, settings: Mapping[str, Any], request: _Request, extensions: Extensions
 ) -> FoldsResult:
-    from deitctl.data.open import Source, open_folds
+    from deitctl.data.training_data import Source, open_folds
     from deitctl.training.folds import read_folds_config, train_folds
 
     if request.more_epochs:
@@ -987,7 +988,8 @@ def _resume_folds(
 
 def _open_folds(request: _Request) -> FoldedData | None:
     """Return the images of all folds that are to be trained; None for a run, or one fold alone."""
-    from deitctl.data.open import BUILT_IN, Source, open_folds
+    from deitctl.data.sources import BUILT_IN
+    from deitctl.data.training_data import Source, open_folds
     from deitctl.training.configure import make_absolute, name_source
     from deitctl.training.repeat import read_config
 

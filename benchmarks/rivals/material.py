@@ -85,7 +85,7 @@ def random_teacher(architecture: str, classes: list[str], folder: Path) -> Path:
 
 def digits(folder: Path) -> Path:
     """Write the digits that deitctl comes with, 1,442 for training and 355 for validation, as PNGs in class folders."""
-    from deitctl.data.open import open_for_training
+    from deitctl.data.training_data import open_for_training
     from deitctl.events import SilentReporter
 
     if not folder.exists():

@@ -18,13 +18,14 @@ from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind, reading_arrays
 from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
-from deitctl.data.open import BUILT_IN, open_dataset
+from deitctl.data.open import open_dataset
 from deitctl.data.readers.folder import open_folder, open_folders
 from deitctl.data.readers.parquet_table import refuse_image_folder
 from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table
 from deitctl.data.readers.tar import iterate_files
 from deitctl.data.several_labels import settle_labels
+from deitctl.data.sources import BUILT_IN
 from deitctl.data.trees import FolderTree, NameTree, is_image_file
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task

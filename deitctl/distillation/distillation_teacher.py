@@ -14,9 +14,9 @@ from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.loader import TeacherView
-from deitctl.data.open import BUILT_IN
 from deitctl.data.own_functions import identify_function
 from deitctl.data.samplers import count_views
+from deitctl.data.sources import BUILT_IN
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device

@@ -14,7 +14,7 @@ from torch import nn
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.classes import match_classes
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import BUILT_IN
+from deitctl.data.sources import BUILT_IN
 from deitctl.data.unlabeled import select_labeled
 from deitctl.distillation.teacher_size import stretch_crops
 from deitctl.distillation.teacher_weights import hash_json, identify_teacher, strip_tag

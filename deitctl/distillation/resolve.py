@@ -8,7 +8,7 @@ from pathlib import Path
 from deitctl.config import Recipe, TrainConfig
 from deitctl.data.classes import ClassMatch, match_classes
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import BUILT_IN
+from deitctl.data.sources import BUILT_IN
 from deitctl.distillation.callable_teacher import (
     CallableTeacher,
     refuse_other_classes,

@@ -19,9 +19,10 @@ from deitctl.data.dataset import FileDataset, ImageDataset, select
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.file_types import get_extensions, reading_arrays
 from deitctl.data.find_layout import find_layout
-from deitctl.data.open import BUILT_IN, choose_eval_split, open_dataset
+from deitctl.data.open import choose_eval_split, open_dataset
 from deitctl.data.range_survey import scale_for
 from deitctl.data.run_match import match_run
+from deitctl.data.sources import BUILT_IN
 from deitctl.data.splits import ALL
 from deitctl.data.trees import FolderTree
 from deitctl.errors import ConfigError, DataError, ExportError

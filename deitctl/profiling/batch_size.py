@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.samplers import fit_batch_size
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError

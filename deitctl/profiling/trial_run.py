@@ -12,8 +12,8 @@ from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize, to_model_channels
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, TeacherView, TrainViews, ViewPlan, collate, pin_batch
-from deitctl.data.open import BUILT_IN
 from deitctl.data.samplers import EpochOrder, SampleKey
+from deitctl.data.sources import BUILT_IN
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.ensemble import (

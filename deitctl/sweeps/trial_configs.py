@@ -10,7 +10,7 @@ from typing import Any
 from deitctl.checks.preflight import warn_about_classes
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import Source, open_folds
+from deitctl.data.training_data import Source, open_folds
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.models import catalog

@@ -22,10 +22,11 @@ from deitctl.config import (
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.group_by import check_group_by
-from deitctl.data.open import BUILT_IN, Source, open_for_training
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.samplers import fit_batch_size
+from deitctl.data.sources import BUILT_IN
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import REST
 from deitctl.distillation.teacher_size import fit_teacher_size
 from deitctl.errors import ConfigError

@@ -13,9 +13,9 @@ from typing import Any
 from deitctl.config import MACHINE_SETTINGS, PLACES, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import select_labeled
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device

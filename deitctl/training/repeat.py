@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import TrainConfig
-from deitctl.data.open import BUILT_IN
+from deitctl.data.sources import BUILT_IN
 from deitctl.distillation.teacher_size import fit_teacher_size
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter

@@ -12,8 +12,8 @@ import torch
 
 from deitctl.config import MACHINE_SETTINGS
 from deitctl.data.loader import Batch
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import read_run_data
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import choose_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError

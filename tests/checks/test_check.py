@@ -18,7 +18,7 @@ import deitctl
 from deitctl.checks.check import SplitSize, check
 from deitctl.checks.issues import ISSUES, SEVERITIES
 from deitctl.cli.app import app
-from deitctl.data.open import Source, open_for_training
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, DeitctlError
 from deitctl.records import to_json
 

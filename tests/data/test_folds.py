@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from deitctl.data.dataset import Subset
 from deitctl.data.folds import assign_folds, split_folds
-from deitctl.data.open import Source, open_folds, open_for_training
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.splits import hash_paths
+from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.errors import DataError
 
 SINGLE = st.lists(st.integers(0, 4), min_size=5, max_size=60)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.fraction import take_fraction
-from deitctl.data.open import Source, open_folds, open_for_training
 from deitctl.data.run_data import read_run_data, write_split
+from deitctl.data.training_data import Source, open_folds, open_for_training
 
 FRACTIONS = st.floats(0.01, 1)
 

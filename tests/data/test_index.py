@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from deitctl.data import index
 from deitctl.data.arrays import StoredArray
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
 from deitctl.data.readers import folder as scan
 from deitctl.data.readers import tar as tars
 from deitctl.data.readers.folder import open_folder
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
 from deitctl.events import SilentReporter
 

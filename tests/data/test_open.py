@@ -11,16 +11,11 @@ import pytest
 from PIL import Image
 
 from deitctl.data import near_duplicates
-from deitctl.data.open import (
-    Source,
-    open_dataset,
-    open_eval_split,
-    open_for_evaluation,
-    open_for_training,
-)
+from deitctl.data.open import open_dataset, open_eval_split, open_for_evaluation
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.run_data import RunData, read_run_data, write_split
 from deitctl.data.splits import hash_paths
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 
 SPLIT = {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 2}

@@ -10,8 +10,9 @@ from deitctl.data import fingerprint
 from deitctl.data.dataset import FileDataset, ImageDataset, join, select
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.loader import EvalViews
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import settle_range
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter

@@ -10,10 +10,11 @@ import pytest
 
 from deitctl.data import run_data
 from deitctl.data.dataset import FileDataset, compute_digest, select
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.run_match import apply_split
 from deitctl.data.splits import hold_out
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 
 HEADER = b"path,label,split,part,bytes,digest\n"

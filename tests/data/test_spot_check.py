@@ -8,9 +8,10 @@ from PIL import Image
 
 from deitctl.data import spot_check
 from deitctl.data.dataset import FileDataset
-from deitctl.data.open import Source, open_eval_split, open_for_training
+from deitctl.data.open import open_eval_split
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.spot_check import NUM_LOOKED_AT, choose_spread, require_images
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 from tests.data.deep_files import encode_png, encode_tiff
 

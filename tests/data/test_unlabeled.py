@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from deitctl.data.dataset import FileDataset, count_images, name_labels, renumber
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.open import Source, open_folds, open_for_training
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.samplers import BalancedDraws, EpochOrder, TrainBatches, spread_labeled
+from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.data.unlabeled import add_unlabeled, count_unlabeled, find_labeled, select_labeled
 from deitctl.errors import DataError
 from deitctl.training.class_balance import ClassCounts

@@ -260,7 +260,7 @@ def test_a_view_that_cannot_be_opened_for_writing_is_mapped_for_reading(
 def test_unreadable_images_are_named(
     distilled: Make, image_folder: Callable[..., Path], imagenet_teacher: Callable[..., Path]
 ) -> None:
-    from deitctl.data.open import Source, open_for_training
+    from deitctl.data.training_data import Source, open_for_training
 
     root = image_folder({"train/tench": 3, "train/goldfish": 3, "val/tench": 1, "val/goldfish": 1})
     (root / "train" / "tench" / "1.png").write_text("not an image")

@@ -16,7 +16,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.open import Source
+from deitctl.data.training_data import Source
 from deitctl.distillation import finetune as module
 from deitctl.distillation import teacher_weights
 from deitctl.distillation.resolve import ResolvedTeacher, resolve_teacher

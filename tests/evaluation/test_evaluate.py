@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from deitctl.api import evaluate
 from deitctl.cli.app import app
 from deitctl.data.classes import match_classes
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import write_split
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.evaluation.evaluate import evaluate_models
 from deitctl.evaluation.result import OUTSIDE_NAME, RealLabelScore

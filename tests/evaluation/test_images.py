@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import read_run_data, write_split
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 from deitctl.evaluation.images import choose_images, describe_images, find_run, open_train_images
 from deitctl.events import SilentReporter

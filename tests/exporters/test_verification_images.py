@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deitctl.data.dataset import FileDataset, select
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.run_data import write_split
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, ExportError
 from deitctl.events import SilentReporter
 from deitctl.exporters.compare import Verification

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from deitctl.data.decode import read_bytes, read_image
-from deitctl.data.open import Source, open_dataset, open_for_evaluation, open_for_training
+from deitctl.data.open import open_dataset, open_for_evaluation
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.inference.inputs import expand, load_batches

@@ -23,7 +23,8 @@ import deitctl
 from deitctl.checks.check import SplitSize, check
 from deitctl.cli.app import app
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataChanged, DataError, LoaderLost, Signalled
 from deitctl.events import SilentReporter, Task
 from deitctl.packing import pack as packing

@@ -220,7 +220,7 @@ def test_a_dry_run_refuses_the_teacher_that_the_run_refuses(
 def test_a_teacher_that_is_not_here_is_refused_without_the_digits(
     distilled: Make, image_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from deitctl.data.open import Source, open_for_training
+    from deitctl.data.training_data import Source, open_for_training
     from deitctl.events import SilentReporter
 
     root = image_folder({"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})

@@ -18,7 +18,7 @@ from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import build_eval_loader
-from deitctl.data.open import Source, open_for_training
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import (
     ConfigError,
     DataError,

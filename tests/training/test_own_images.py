@@ -12,7 +12,7 @@ import pytest
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset, select
-from deitctl.data.open import Source, open_for_training
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter

@@ -12,7 +12,7 @@ import pytest
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.open import Source, open_for_training
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, Interrupted, ModelError, Signalled
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS

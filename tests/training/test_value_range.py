@@ -13,8 +13,8 @@ import deitctl
 from deitctl.config import TrainConfig
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import EvalViews
-from deitctl.data.open import Source, open_for_training
 from deitctl.data.readers.pack import open_pack
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter

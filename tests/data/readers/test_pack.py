@@ -23,10 +23,11 @@ from deitctl.data.decode import decode
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.index import Listing
 from deitctl.data.loader import build_train_loader
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
 from deitctl.data.readers import pack
 from deitctl.data.readers.pack import MAGIC, START, open_pack, write_pack
 from deitctl.data.samplers import TrainBatches
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
 from deitctl.events import SilentReporter
 from deitctl.packing.encode import Encoding, compute_digest, encode_images

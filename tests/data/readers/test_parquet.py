@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from deitctl.data.dataset import ImageDataset, join, select
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import survey_datasets
 from deitctl.data.readers import parquet_images
 from deitctl.data.readers.parquet import read_rows
 from deitctl.data.spot_check import require_images
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
 
 pa = pytest.importorskip("pyarrow")

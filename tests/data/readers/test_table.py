@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.open import Source, open_dataset, open_for_training
+from deitctl.data.open import open_dataset
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 
 CAFE = "caf\u00e9"

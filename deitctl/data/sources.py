@@ -1,0 +1,98 @@
+"""Which reader opens a reference: a folder, tar, pack, table or the built-in digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deitctl.data.archives import make_refusal
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.layout import match_split, name_some
+from deitctl.data.readers.digits import load_digits
+from deitctl.data.readers.folder import open_folders
+from deitctl.data.readers.pack import SUFFIX, open_pack
+from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
+from deitctl.data.readers.read_options import ReadOptions
+from deitctl.data.readers.shards import find_shards
+from deitctl.data.readers.table import is_table, open_table
+from deitctl.data.readers.tar import open_tar
+from deitctl.data.readers.torch_dataset import PREFIX
+from deitctl.errors import DataError
+from deitctl.events import Reporter
+from deitctl.home import expand_home
+from deitctl.paths import shorten, suggest_path
+
+BUILT_IN = "digits"
+KINDS = (
+    "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or 'digits'."
+)
+
+
+def open_splits(
+    ref: str, reporter: Reporter, options: ReadOptions
+) -> tuple[str, Mapping[str, ImageDataset]]:
+    if ref.startswith(PREFIX):
+        raise DataError(
+            f"The data of this run is {ref.removeprefix(PREFIX)}, a data set of a program's.",
+            "That program passes it again: deitctl.train(data, resume=RUN).",
+        )
+    path = expand_home(ref)
+    if options.image_folder and not is_table(path):
+        refuse_image_folder(path)
+    if ref == BUILT_IN and not Path(ref).is_dir():
+        train, val = load_digits()
+        return BUILT_IN, {"train": train, "val": val}
+    if not path.exists():
+        name = shorten(path)
+        raise DataError(f"There is no dataset {name!r}.", suggest_path(name, BUILT_IN) or KINDS)
+    if path.is_dir():
+        return str(path), _open_folder(path, reporter, options)
+    if not path.is_file():  # reading a pipe would block, reading a device never end
+        raise DataError(
+            f"{ref} is a pipe, a device or a socket, not a dataset.", "Write it to a file first."
+        )
+    if path.suffix.lower() == ".tar":
+        return str(path), open_tar(path, reporter)
+    if path.suffix == SUFFIX:
+        return str(path), open_pack(path)
+    if is_table(path):
+        return str(path), open_table(path, reporter, options)
+    raise make_refusal(path, KINDS)
+
+
+def _open_folder(
+    path: Path, reporter: Reporter, options: ReadOptions
+) -> Mapping[str, ImageDataset]:
+    """Open a folder of Parquet files, else of images."""
+    if shards := find_shards(path):
+        return open_shards(path, shards, reporter, options)
+    try:
+        return open_folders(path, reporter)
+    except DataError as error:
+        tables = _find_tables(path)
+        if not tables:
+            raise
+        one = len(tables) == 1
+        raise DataError(
+            error.message,
+            f"If {name_some(str(table.relative_to(path)) for table in tables)} "
+            f"{'says' if one else 'say'} which class each image has, DATA is {tables[0]}"
+            f"{'' if one else ', or a table of all of them with a column split'}; --images FOLDER "
+            "names the folder of its images where that is another.",
+        ) from error
+
+
+def _find_tables(folder: Path) -> list[Path]:
+    """Return the tables in a folder, and the hub's in its parts; that of training images first."""
+    tables = [file for file in folder.glob("*.*") if file.is_file() and is_table(file)]
+    # not the names of all files: those may be a million images
+    parts = [part for part in folder.iterdir() if match_split(part.name)]
+    hub = [part / f"metadata{suffix}" for part in parts for suffix in (".csv", ".jsonl")]
+    tables += [file for file in hub if file.is_file()]
+    order = {"train": 0, None: 1, "val": 2, "test": 3}
+
+    def make_key(table: Path) -> tuple[bool, int, Path]:
+        name = table.stem if table.parent == folder else table.parent.name
+        return table.suffix.lower() == ".txt", order[match_split(name)], table
+
+    return sorted(tables, key=make_key)
