@@ -214,7 +214,7 @@ def test_a_plan_names_what_was_read_and_warns_as_check_does(
 
 
 def test_open_data_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deitctl.data import open as package
+    from deitctl.data import training_data as package
 
     planned = deitctl.plan("digits")
     (tmp_path / "run.toml").write_text(write_toml(planned.config))

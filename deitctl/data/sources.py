@@ -31,6 +31,11 @@ KINDS = (
 def open_splits(
     ref: str, reporter: Reporter, options: ReadOptions
 ) -> tuple[str, Mapping[str, ImageDataset]]:
+    """Return the name of a dataset and its images by split, read by the reader of what it is.
+
+    Raises:
+        DataError: nothing is there, or nothing reads it.
+    """
     if ref.startswith(PREFIX):
         raise DataError(
             f"The data of this run is {ref.removeprefix(PREFIX)}, a data set of a program's.",
