@@ -10,6 +10,7 @@ import os
 import stat
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from deitctl.errors import DataChanged
@@ -53,6 +54,14 @@ class OpenFile:
         self.identity = get_identity(status)
         if identity not in (None, self.identity):
             raise DataChanged(f"{self.path} was replaced while in use.", "Run the command again.")
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.identity[1]
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: the system reads ahead."""
 
     def require_unchanged(self) -> None:
         """Raise `DataChanged` if the file was written to or cut since it was opened."""

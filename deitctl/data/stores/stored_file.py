@@ -1,0 +1,50 @@
+"""A file that is read by offset, wherever it lies: on a disk, or in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from deitctl.data.open_file import OpenFile
+from deitctl.data.stores.address import is_remote
+
+
+class StoredFile(Protocol):
+    """A file that stays the same as long as it is used; pickles small, and survives a fork."""
+
+    @property
+    def path(self) -> str:
+        """Path or address, as it may be shown."""
+
+    @property
+    def identity(self) -> tuple[int | str, ...]:
+        """What tells it from another of the same name, and from itself before a change."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from an offset on; fewer at the end alone.
+
+        Raises:
+            OSError: they cannot be read.
+            DataChanged: it is not what was opened.
+        """
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Start to read these (offset, size), so that a later `read` of each finds it here."""
+
+
+def open_stored(address: str) -> StoredFile:
+    """Open a file for reading by offset: a path, or an address in a store.
+
+    Raises:
+        OSError: it is not there, or cannot be opened.
+        DataError: the package that reads its store is not installed.
+    """
+    if not is_remote(address):
+        return OpenFile(address)
+    from deitctl.data.stores.remote_file import RemoteFile
+
+    return RemoteFile.open(address)
