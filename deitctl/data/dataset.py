@@ -90,6 +90,23 @@ class ImageDataset(ABC):
         """Whether these are validation images of data that has none of its own."""
         return False
 
+    @property
+    def blocks(self) -> NDArray[np.int32] | None:
+        """Number of the block that each image is read with, [N]: a row group, a whole remote shard.
+
+        -1: the image is read alone; None: all are. A function of the data, not of the machine, because
+        the order of a run that goes on elsewhere rests on it.
+        """
+        return None
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """How many of its blocks this machine holds at once; 0 without blocks."""
+        return 0
+
+    def prefetch(self, indices: Sequence[int]) -> None:  # noqa: B027  # most have nothing to start
+        """Start reading images that will be read soon, where waiting for them is what takes time."""
+
     @abstractmethod
     def name(self, index: int) -> str:
         """Name of image `index` for messages and records."""
@@ -233,6 +250,18 @@ class Subset(ImageDataset):
     def is_held_out(self) -> bool:
         return self.holds_out or self.dataset.is_held_out
 
+    @property
+    def blocks(self) -> NDArray[np.int32] | None:
+        blocks = self.dataset.blocks
+        return None if blocks is None else blocks[self.indices]
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return self.dataset.num_cached_blocks
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        self.dataset.prefetch([int(self.indices[index]) for index in indices])
+
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.indices[index]))
 
@@ -290,6 +319,33 @@ class JoinedDataset(ImageDataset):
     @property
     def is_in_memory(self) -> bool:
         return all(part.is_in_memory for part in self.datasets)
+
+    @property
+    def blocks(self) -> NDArray[np.int32] | None:
+        parts = [part.blocks for part in self.datasets]
+        if all(part is None for part in parts):
+            return None
+        blocks, num_blocks = np.full(len(self.labels), -1, np.int32), 0
+        for part, end in zip(parts, self.ends.tolist(), strict=True):
+            if part is not None and len(part):
+                of_part = blocks[end - len(part) : end]
+                of_part[:] = np.where(part < 0, -1, part + num_blocks)
+                num_blocks = max(num_blocks, int(of_part.max()) + 1)
+        return blocks
+
+    @property
+    def num_cached_blocks(self) -> int:
+        # They share one cache: as many as if all blocks were as large as those of the part with the largest.
+        return min(
+            (part.num_cached_blocks for part in self.datasets if part.blocks is not None), default=0
+        )
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        places = np.asarray(indices, np.int64)
+        parts = np.searchsorted(self.ends, places, side="right")
+        for which in np.unique(parts).tolist():
+            start = int(self.ends[which - 1]) if which else 0
+            self.datasets[which].prefetch((places[parts == which] - start).tolist())
 
     def with_augmentation(self, augmentation: Augmentation | None) -> JoinedDataset:
         return replace(
