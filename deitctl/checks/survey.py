@@ -19,9 +19,9 @@ from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind, reading_ar
 from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import open_dataset
+from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.folder import open_folder, open_folders
 from deitctl.data.readers.parquet_table import refuse_image_folder
-from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table
 from deitctl.data.readers.tar import iterate_files
 from deitctl.data.several_labels import settle_labels
@@ -88,7 +88,7 @@ def survey(
     try:
         if image_folder and path.is_dir():
             refuse_image_folder(path)
-        if path.is_dir() and not find_shards(path):
+        if path.is_dir() and not find_columnar_files(path):
             bands = in_chans if has_bands(in_chans) else 0
             with reading_arrays(bool(bands)):
                 surveyed = _survey_folder(path, quiet)

@@ -8,12 +8,12 @@ from pathlib import Path
 from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split, name_some
+from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
 from deitctl.data.readers.pack import SUFFIX, open_pack
-from deitctl.data.readers.parquet_table import open_shards, refuse_image_folder
+from deitctl.data.readers.parquet_table import open_columnar_files, refuse_image_folder
 from deitctl.data.readers.read_options import ReadOptions
-from deitctl.data.readers.shards import find_shards
 from deitctl.data.readers.table import is_table, open_table
 from deitctl.data.readers.tar import open_tar
 from deitctl.data.readers.torch_dataset import PREFIX
@@ -69,8 +69,8 @@ def _open_folder(
     path: Path, reporter: Reporter, options: ReadOptions
 ) -> Mapping[str, ImageDataset]:
     """Open a folder of Parquet files, else of images."""
-    if shards := find_shards(path):
-        return open_shards(path, shards, reporter, options)
+    if parts := find_columnar_files(path):
+        return open_columnar_files(path, parts, reporter, options)
     try:
         return open_folders(path, reporter)
     except DataError as error:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split
+from deitctl.data.readers.columnar_files import require_all_files
 from deitctl.data.readers.columns import (
     LABEL,
     SPLIT,
@@ -27,7 +28,6 @@ from deitctl.data.readers.columns import (
 from deitctl.data.readers.parquet import ParquetSchema, read_rows, read_schema
 from deitctl.data.readers.parquet_images import CACHE_BYTES, ParquetDataset, open_images
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
-from deitctl.data.readers.shards import require_shards
 from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
 from deitctl.data.readers.text import SAMPLE_ROWS
 from deitctl.errors import DataError
@@ -44,7 +44,7 @@ class ParquetFile:
     """Of the data, by its name; empty: not known."""
 
 
-def open_shards(
+def open_columnar_files(
     folder: Path,
     parts: Mapping[str, Sequence[Path]],
     reporter: Reporter,
@@ -54,7 +54,7 @@ def open_shards(
 
     Args:
         folder: the folder, for messages.
-        parts: of each part of the data its files, see `find_shards`.
+        parts: of each part of the data its files, see `find_columnar_files`.
         reporter: receives how they were read where that had to be decided.
         options: the task, and the column of groups.
 
@@ -62,7 +62,7 @@ def open_shards(
         DataError: one of them cannot be read, has other columns than the first, no images, or a split
             that its name contradicts.
     """
-    require_shards(parts, reporter)
+    require_all_files(parts, reporter)
     files = [ParquetFile(path, read_schema(path), part) for part in parts for path in parts[part]]
     # A test part may be without labels.
     files.sort(key=lambda file: file.part == "test")

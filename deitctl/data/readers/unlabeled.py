@@ -14,11 +14,12 @@ from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import describe_unread
 from deitctl.data.layout import is_junk
-from deitctl.data.open_file import OpenFile
+from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.image_places import find_images
-from deitctl.data.readers.shards import find_shards
-from deitctl.data.readers.tar import TarDataset, iterate_files
+from deitctl.data.readers.tar import iterate_files
+from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.readers.text import open_text
+from deitctl.data.shard_files import Spans, open_local
 from deitctl.data.trees import is_image_file
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
@@ -47,7 +48,7 @@ def open_unlabeled(
     if not path.exists():
         raise DataError(f"There is no --unlabelled {ref}.", suggest_path(ref) or KINDS)
     images: ImageDataset
-    if path.is_dir() and not find_shards(path):
+    if path.is_dir() and not find_columnar_files(path):
         images = _open_folder(path, reporter)
     elif path.suffix.lower() == ".tar":
         images = _open_tar(path, reporter)
@@ -96,21 +97,19 @@ def _iterate_images(root: Path, unread: Counter[str], task: Task) -> Iterator[st
 
 
 def _open_tar(path: Path, reporter: Reporter) -> TarDataset:
-    try:
-        file = OpenFile(str(path))  # before it is scanned: offsets are those of this file
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    spans = array("q")
+    files = open_local([path])  # before it is scanned: offsets are those of this file
+    places = array("q")
 
     def iterate_names() -> Iterator[str]:
         for member in iterate_files(path, reporter):
             if member.is_image:
-                spans.extend((member.offset, member.size))
+                places.extend((member.offset, member.size))
                 yield member.name
 
     names = StringArray.from_strings(iterate_names())
-    places = np.frombuffer(spans, np.int64).reshape(-1, 2)
-    return TarDataset(file, names, places, _make_labels(len(names)), ())
+    offsets, sizes = np.frombuffer(places, np.int64).reshape(-1, 2).T.copy()
+    spans = Spans(np.zeros(len(names), np.int32), offsets, sizes)
+    return TarDataset(files, names, spans, _make_labels(len(names)), ())
 
 
 def _open_list(path: Path, reporter: Reporter) -> FileDataset | None:

@@ -26,7 +26,7 @@ MAX_DEPTH = 4
 """Folders below which a data set's files are not looked for."""
 
 
-def find_shards(folder: Path) -> dict[str, list[Path]]:
+def find_columnar_files(folder: Path) -> dict[str, list[Path]]:
     """Return the Parquet files of a folder by part of the data; empty for none, or beside class folders.
 
     The part is what the name begins with, or that of the file's folder.
@@ -73,7 +73,7 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def require_shards(parts: Mapping[str, Sequence[Path]], reporter: Reporter) -> None:
+def require_all_files(parts: Mapping[str, Sequence[Path]], reporter: Reporter) -> None:
     """Warn of parts whose names say that there are more files of them.
 
     Raises:

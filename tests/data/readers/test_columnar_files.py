@@ -11,7 +11,7 @@ import pytest
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_dataset
-from deitctl.data.readers.shards import find_shards
+from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.errors import DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -39,8 +39,8 @@ def find(folder: Path, *names: str) -> dict[str, list[str]]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    shards = find_shards(folder)
-    return {part: [str(p.relative_to(folder)) for p in paths] for part, paths in shards.items()}
+    parts = find_columnar_files(folder)
+    return {part: [str(p.relative_to(folder)) for p in paths] for part, paths in parts.items()}
 
 
 @pytest.mark.parametrize(
