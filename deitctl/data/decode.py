@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,7 @@ OUT_OF_MEMORY = ("out of memory", "cannot allocate", "can't allocate", "could no
 DEEP_VERSION = 1
 """Increased when `decode` gives other pixels for an image of more than 8 bits; cached teacher targets
 of such images are then stale."""
+PLAIN_PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 _one_large = threading.Lock()
 
 
@@ -80,6 +82,8 @@ def decode(
             values outside of its range.
         MemoryError: there is not enough memory, which says nothing about the image.
     """
+    if (plain := read_plain_ppm(data)) is not None:
+        return plain
     with named_errors(data, name):
         image = _open(data, name)
         # Threads decode in parallel, and 1.7 GB each would add up.
@@ -92,6 +96,19 @@ def decode(
             if deep is not None:
                 image = _scale_deep(deep, value_range, name)
             return _to_rgb(image)
+
+
+def read_plain_ppm(data: bytes) -> Image.Image | None:
+    """Return the image of a plain PPM, as `pack --raw` stores, five times as fast as Pillow; None for others."""
+    header = PLAIN_PPM.match(data)
+    if header is None:
+        return None
+    width, height = int(header[1]), int(header[2])
+    is_small = width * height <= min(LARGE, get_max_pixels()) and max(width, height) <= MAX_SIDE
+    if not is_small or len(data) != header.end() + 3 * width * height:
+        return None
+    pixels = np.frombuffer(data, np.uint8, offset=header.end())
+    return Image.fromarray(pixels.reshape(height, width, 3))
 
 
 def decode_own_mode(data: bytes, name: str, value_range: ValueRange | None = None) -> Image.Image:

@@ -25,6 +25,7 @@ from deitctl.data.arrays import UNREADABLE, StoredBytes, StringArray, encode_blo
 from deitctl.data.dataset import Labels
 from deitctl.data.file_types import get_extensions
 from deitctl.data.open_file import OpenFile
+from deitctl.data.shard_files import Spans
 from deitctl.errors import DataChanged, DeitctlError
 from deitctl.events import Reporter
 from deitctl.home import choose_cache_path
@@ -36,10 +37,15 @@ MIN_AGE_NS = 2_000_000_000
 """How long every directory must have been unchanged before a scan. A change within one tick of the
 file system's clock leaves no trace in its times; the coarsest clock, FAT's, ticks every two
 seconds."""
-MAGIC = b"deitctl index 6\n"
+MAGIC = b"deitctl index 7\n"
 MISSING = (0, 0, 0, 0, 0)
 """State of a directory that does not exist."""
-LISTING_DTYPES = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
+DTYPES = {
+    **{"blob": "|u1", "ends": "<i8", "labels": "<i8", "label_bits": "|u1"},
+    **{"shards": "<i4", "offsets": "<i8", "sizes": "<i8", "crc32s": "<u4", "digests": "<u8"},
+}
+"""Of the arrays of a listing. It has `labels` of one label an image, or `label_bits` of several: eight
+classes a byte, [N, K/8]; those from `shards` on, of images in shards, see `Spans`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,11 @@ class Listing:
 
     names: StringArray
     labels: Labels
-    """Index into `class_names`, [N]; of several labels an image, in a pack, multi-hot, [N,K]."""
+    """Index into `class_names`, [N]; of several labels an image, in shards, multi-hot, bool [N,K]."""
     class_names: tuple[str, ...]
     """Includes classes without an image."""
-    spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
-    """Offset and length in bytes of each image in its tar, [N,2]; [0,2] for images in files."""
+    spans: Spans | None = None
+    """Where each image lies in shards; None: in a file of its own."""
     unread: dict[str, int] = field(default_factory=dict)
     """Files that were passed over, by lower-case extension, those without one by what they are if they
     show something; "" and extensions that are read: images beside the class folders."""
@@ -125,17 +131,12 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
     # An index of an unsettled folder could miss a change for ever; the next start writes one.
     if sum(len(s.labels) for s in splits.values()) < MIN_IMAGES or not state.is_settled():
         return
-    arrays: list[tuple[str, NDArray[Any]]] = []
-    for split in splits.values():
-        values = split.names.blob, split.names.ends, split.labels, split.spans
-        arrays += zip(LISTING_DTYPES.values(), values, strict=True)
+    listings, arrays = encode_listings(splits)
     header = {
         "root": state.root,
         "directories": state.states,
         "extensions": sorted(get_extensions()),
-        "splits": {
-            name: [split.class_names, split.unread, split.layout] for name, split in splits.items()
-        },
+        "splits": listings,
     }
     path = get_index_path(Path(state.root))
     try:
@@ -157,21 +158,11 @@ def load_index(root: Path) -> dict[str, Listing] | None:
         file = StoredBytes(OpenFile(str(get_index_path(root))))
         if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
             return None
-        per_split = len(LISTING_DTYPES)
-        header, arrays = read_block(
-            file, len(MAGIC), lambda header: [*LISTING_DTYPES.values()] * len(header["splits"])
-        )
+        header, arrays = read_block(file, len(MAGIC), list_dtypes)
         # The root again: the cache may have been copied from another machine.
         if header["root"] != os.path.realpath(root) or not _is_current(header):
             return None
-        return {
-            name: replace(
-                decode_listing(class_names, arrays[n * per_split : (n + 1) * per_split]),
-                unread={str(extension): int(count) for extension, count in unread.items()},
-                layout=str(layout),
-            )
-            for n, (name, (class_names, unread, layout)) in enumerate(header["splits"].items())
-        }
+        return decode_listings(header, arrays)
     except (*UNREADABLE, DataChanged):  # absent, truncated, not an index, or being written
         return None
 
@@ -187,21 +178,85 @@ def _is_current(header: Mapping[str, Any]) -> bool:
     )
 
 
-def decode_listing(class_names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> Listing:
-    """Build a listing from the arrays of `LISTING_DTYPES`.
+def encode_listings(
+    splits: Mapping[str, Listing],
+) -> tuple[dict[str, Any], list[tuple[str, NDArray[Any]]]]:
+    """Return what `encode_block` writes of listings: the value of `splits` in the header, and arrays."""
+    header, arrays = dict[str, Any](), list[tuple[str, NDArray[Any]]]()
+    for name, listing in splits.items():
+        columns = _list_columns(listing)
+        arrays += [(DTYPES[column], values) for column, values in columns.items()]
+        header[name] = {
+            "class_names": listing.class_names,
+            "unread": listing.unread,
+            "layout": listing.layout,
+            "columns": list(columns),
+        }
+    return header, arrays
+
+
+def _list_columns(listing: Listing) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any] | None] = {
+        "blob": listing.names.blob,
+        "ends": listing.names.ends,
+    }
+    if listing.labels.ndim == 2:
+        columns["label_bits"] = np.packbits(listing.labels, axis=1)
+    else:
+        columns["labels"] = listing.labels
+    if spans := listing.spans:
+        columns |= {"shards": spans.shards, "offsets": spans.offsets, "sizes": spans.sizes}
+        columns |= {"crc32s": spans.crc32s, "digests": spans.digests}
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def list_dtypes(header: Mapping[str, Any]) -> list[str]:
+    """Return the dtype of each array behind a header with `encode_listings`' splits."""
+    return [DTYPES[column] for split in header["splits"].values() for column in split["columns"]]
+
+
+def decode_listings(
+    header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
+) -> dict[str, Listing]:
+    """Build the listings that `encode_listings` encoded.
 
     Raises:
-        ValueError: they are inconsistent.
+        Exception: one of `UNREADABLE`, if they are inconsistent.
     """
-    blob, ends, labels, spans = arrays
-    names = StringArray(blob, ends)
-    shapes_match = labels.shape == (len(ends) - 1,) and spans.shape in ((0, 2), (len(ends) - 1, 2))
-    # Negative offsets and labels would index from the end, silently.
-    if (
-        not names.is_valid()
-        or not shapes_match
-        or min(labels.min(initial=0), spans.min(initial=0)) < 0
-        or labels.max(initial=-1) >= len(class_names)
-    ):
-        raise ValueError("its arrays are inconsistent")
-    return Listing(names, labels, tuple(map(str, class_names)), spans)
+    listings, rest = {}, iter(arrays)
+    for name, split in header["splits"].items():
+        columns = {column: next(rest) for column in split["columns"]}
+        listings[name] = replace(
+            _decode_listing(tuple(map(str, split["class_names"])), columns),
+            unread={str(extension): int(count) for extension, count in split["unread"].items()},
+            layout=str(split["layout"]),
+        )
+    return listings
+
+
+def _decode_listing(class_names: tuple[str, ...], columns: dict[str, NDArray[Any]]) -> Listing:
+    names = StringArray(columns.pop("blob"), columns.pop("ends"))
+    count = len(names.ends) - 1
+    if not names.is_valid():
+        raise ValueError("its names are inconsistent")
+    labels: Labels
+    if "labels" in columns:
+        labels = columns.pop("labels")
+        # Negative labels would index from the end, silently.
+        is_valid = labels.shape == (count,) and (
+            labels.min(initial=0) >= 0 and labels.max(initial=-1) < len(class_names)
+        )
+    else:
+        bits = columns.pop("label_bits")
+        is_valid = bool(class_names) and bits.shape == (count, -(-len(class_names) // 8))
+        labels = np.unpackbits(bits, axis=1, count=len(class_names)).astype(np.bool_)
+    if not is_valid:
+        raise ValueError("its labels are inconsistent")
+    spans = Spans(**columns) if columns else None
+    if spans and any(column.shape != (count,) for column in columns.values()):
+        raise ValueError("its spans are inconsistent")
+    if spans and min(spans.shards.min(initial=0), spans.offsets.min(initial=0)) < 0:
+        raise ValueError("an image lies outside of its shards")
+    if spans and spans.sizes.min(initial=0) < 0:
+        raise ValueError("an image has less than no bytes")
+    return Listing(names, labels, class_names, spans)

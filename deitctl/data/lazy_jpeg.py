@@ -22,6 +22,7 @@ from deitctl.data.decode import LARGE, decode, read_header
 from deitctl.models.model_config import ValueRange
 from deitctl.sizes import ImageSize, height_width
 
+JPEG_START = b"\xff\xd8\xff"
 Bytes = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
@@ -104,7 +105,7 @@ def open_image(
     Raises:
         DataError: as `decode`.
     """
-    header = read_header(data, name)
+    header = read_header(data, name) if data.startswith(JPEG_START) else None
     if header is None:
         return decode(data, name, value_range=value_range)
     return LazyJpeg(data, name, *header)

@@ -16,7 +16,7 @@ from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.pack import PackDataset
 from deitctl.data.readers.read_options import AUTO, ReadOptions
 from deitctl.data.readers.table import is_table
-from deitctl.data.readers.tar import TarDataset
+from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.run_data import RunData
 from deitctl.data.run_match import AppliedSplit, Mask, RunMatch, match_run
 from deitctl.data.several_labels import settle_labels

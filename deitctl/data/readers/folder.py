@@ -100,7 +100,7 @@ def split_classes(listing: Listing) -> dict[str, Listing]:
             listing.names.take(places),
             listing.labels[places],
             listing.class_names,
-            listing.spans[places] if len(listing.spans) else listing.spans,
+            listing.spans and listing.spans.take(np.array(places, np.int64)),
         )
         for split, places in at.items()
         if places

@@ -12,7 +12,6 @@ Letters: N images.
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from deitctl.data.arrays import (
     ALIGN,
@@ -34,9 +32,8 @@ from deitctl.data.arrays import (
     read_block,
 )
 from deitctl.data.dataset import ImageDataset, Labels
-from deitctl.data.decode import LARGE, MAX_SIDE, get_max_pixels, require_bytes
-from deitctl.data.index import LISTING_DTYPES, Listing, decode_listing
-from deitctl.data.lazy_jpeg import LazyJpeg
+from deitctl.data.decode import require_bytes
+from deitctl.data.index import Listing
 from deitctl.data.open_file import OpenFile
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.data.splits import SPLITS
@@ -52,12 +49,12 @@ MAGIC_SEVERAL = FAMILY + b"3\n"
 """Of several labels an image, which earlier versions would read as one."""
 START = ALIGN
 """Offset of the first image: magic line, offset of the index, padding."""
+LISTING_DTYPES = {"blob": "|u1", "ends": "<i8", "labels": "<i8", "spans": "<i8"}
 CHECKSUM_DTYPES = {"checksums": "<u4", "digests": "<u8"}
 DTYPES = (*LISTING_DTYPES.values(), *CHECKSUM_DTYPES.values())
 AT_LABELS = list(LISTING_DTYPES).index("labels")
 DTYPES_SEVERAL = (*DTYPES[:AT_LABELS], "|u1", *DTYPES[AT_LABELS + 1 :])
 """Of several labels an image: bits, eight classes a byte, [N, K/8]."""
-PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")
 
 
 @dataclass(frozen=True)
@@ -130,25 +127,6 @@ class PackDataset(ImageDataset):
     def digest(self, index: int) -> int:
         return int(self.digests[index])
 
-    def read(self, index: int) -> Image.Image:
-        return _read_ppm(self.read_bytes(index)) or super().read(index)
-
-    def open(self, index: int) -> LazyJpeg | Image.Image:
-        return _read_ppm(self.read_bytes(index)) or super().open(index)
-
-
-def _read_ppm(data: bytes) -> Image.Image | None:
-    """Return the image of a plain PPM, five times as fast as `decode`; None for anything else."""
-    header = PPM.match(data)
-    if header is None:
-        return None
-    width, height = int(header[1]), int(header[2])
-    is_small = width * height <= min(LARGE, get_max_pixels()) and max(width, height) <= MAX_SIDE
-    if not is_small or len(data) != header.end() + 3 * width * height:
-        return None
-    pixels = np.frombuffer(data, np.uint8, offset=header.end())
-    return Image.fromarray(pixels.reshape(height, width, 3))
-
 
 def open_pack(path: Path) -> dict[str, PackDataset]:
     """Open a pack's `train`, `val` and `test` split, or all of it under "".
@@ -210,25 +188,33 @@ def _open_split(
         ValueError: its arrays are inconsistent or point outside of the images' bytes.
     """
     labels = _unpack_labels(arrays, len(classes)) if is_multilabel else None
-    listing = decode_listing(classes, arrays[: len(LISTING_DTYPES)])
+    blob, name_ends, numbers, spans = arrays[: len(LISTING_DTYPES)]
     checksums, digests = arrays[len(LISTING_DTYPES) :]
-    count, spans = len(listing.names), listing.spans
+    names, class_names = StringArray(blob, name_ends), tuple(map(str, classes))
+    count = len(names.ends) - 1
+    if not names.is_valid() or numbers.shape != (count,):
+        raise ValueError("its arrays are inconsistent")
+    # Negative offsets and labels would index from the end, silently.
+    if min(numbers.min(initial=0), spans.min(initial=0)) < 0:
+        raise ValueError("its arrays are inconsistent")
+    if numbers.max(initial=-1) >= len(classes):
+        raise ValueError("its arrays are inconsistent")
     shapes = (spans.shape, checksums.shape, digests.shape)
     if not count or shapes != ((count, 2), (count,), (count,)):
         raise ValueError("its arrays are inconsistent")
-    if len(set(listing.class_names)) != len(listing.class_names):
+    if len(set(class_names)) != len(class_names):
         raise ValueError("it has two classes with the same name")
     # Written so that sums of huge offsets cannot overflow.
     if spans[:, 0].min() < START or (spans[:, 1] > end - spans[:, 0]).any():
         raise ValueError("an image lies outside of it")
     return PackDataset(
         file,
-        listing.names.with_prefix(prefix),
+        names.with_prefix(prefix),
         spans,
         checksums,
         digests,
-        listing.labels if labels is None else labels,
-        listing.class_names,
+        numbers if labels is None else labels,
+        class_names,
         value_range,
     )
 

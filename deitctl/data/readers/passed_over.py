@@ -63,7 +63,7 @@ def leave_out(listing: Listing, folders: Collection[str]) -> Listing:
         names=listing.names.take(places),
         labels=labels[listing.labels[places]],
         class_names=class_names,
-        spans=listing.spans[places] if len(listing.spans) else listing.spans,
+        spans=listing.spans and listing.spans.take(places),
     )
 
 

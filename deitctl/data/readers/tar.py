@@ -10,7 +10,7 @@ import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import ImageDataset, Labels
-from deitctl.data.decode import require_bytes
 from deitctl.data.file_types import (
     START_BYTES,
     get_extensions,
@@ -31,7 +29,6 @@ from deitctl.data.file_types import (
 from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.layout import is_junk
-from deitctl.data.open_file import OpenFile
 from deitctl.data.readers.folder import split_classes
 from deitctl.data.readers.passed_over import (
     leave_out,
@@ -40,40 +37,11 @@ from deitctl.data.readers.passed_over import (
     report_unread,
     require_labels,
 )
-from deitctl.data.reading import raise_read_error, read_patiently
+from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
+from deitctl.data.shard_files import Spans, open_local
 from deitctl.data.trees import NameTree
 from deitctl.errors import DataError
 from deitctl.events import Reporter
-
-
-@dataclass(frozen=True)
-class TarDataset(ImageDataset):
-    """Images inside an uncompressed tar, read in place by offset."""
-
-    file: OpenFile
-    members: Sequence[str]
-    """A `StringArray` where there may be many."""
-    spans: NDArray[np.int64]
-    """Offset and size of each image in the tar, in bytes, [N,2]."""
-    labels: Labels
-    class_names: tuple[str, ...]
-
-    def name(self, index: int) -> str:
-        return f"{self.file.path}:{self.members[index]}"
-
-    def relative_path(self, index: int) -> str:
-        return self.members[index]
-
-    def num_bytes(self, index: int) -> int:
-        return int(self.spans[index, 1])
-
-    def read_bytes(self, index: int) -> bytes:
-        offset, size = self.spans[index].tolist()
-        require_bytes(size, self.name(index))
-        try:
-            return read_patiently(lambda: self.file.read(offset, size), self.file.path)
-        except OSError as error:
-            raise_read_error(self.name(index), error)
 
 
 def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
@@ -87,10 +55,7 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
         state.add("")
         return _scan(path, reporter)
 
-    try:
-        file = OpenFile(str(path))  # before it is scanned: offsets are those of this file
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    files = open_local([path])  # before it is scanned: offsets are those of this file
     listings = load_or_scan(path, scan, reporter)
     # the same words for every part
     note, _, warning = next(iter(listings.values())).layout.partition("\n")
@@ -99,8 +64,7 @@ def open_tar(path: Path, reporter: Reporter) -> dict[str, TarDataset]:
     datasets = {}
     for split, listing in listings.items():
         where = f"{path}:{split}/" if split else str(path)
-        part = merge_spellings(listing, where, reporter)
-        datasets[split] = TarDataset(file, part.names, part.spans, part.labels, part.class_names)
+        datasets[split] = build_tar_dataset(files, merge_spellings(listing, where, reporter))
     return datasets
 
 
@@ -263,6 +227,6 @@ def _build_listing(
                 yield name.replace("\0", "/")
 
     names = StringArray.from_strings(iterate_names())
-    return Listing(
-        names, np.array(labels, np.int64), tuple(classes), places[np.array(chosen, np.int64)]
-    )
+    offsets, sizes = places[np.array(chosen, np.int64)].T.copy()
+    spans = Spans(np.zeros(len(names), np.int32), offsets, sizes)
+    return Listing(names, np.array(labels, np.int64), tuple(classes), spans)

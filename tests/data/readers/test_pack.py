@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deitctl.data.arrays import StoredArray, StringArray
-from deitctl.data.decode import decode
+from deitctl.data.decode import decode, read_plain_ppm
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.index import Listing
 from deitctl.data.loader import build_train_loader
@@ -357,7 +357,7 @@ def test_an_image_larger_than_any_is_not_read(packed, monkeypatch):
 def test_plain_ppm_reads_as_decoded(width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     data = b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
-    found = pack._read_ppm(data)
+    found = read_plain_ppm(data)
     assert np.array_equal(np.asarray(found), pixels)
     assert found.tobytes() == decode(data, "x").tobytes()
 
@@ -380,7 +380,7 @@ def test_plain_ppm_reads_as_decoded(width, height, seed):
     ids=range(11),
 )
 def test_other_ppm_is_left_to_the_decoder(data):
-    assert pack._read_ppm(data) is None
+    assert read_plain_ppm(data) is None
 
 
 def test_plain_ppm_has_the_limits_of_all_images(monkeypatch, tmp_path):

@@ -1,0 +1,135 @@
+"""Images inside uncompressed tars, read in place: of one tar, of shards, of what `pack` wrote."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.decode import require_bytes
+from deitctl.data.index import Listing
+from deitctl.data.reading import raise_read_error, read_patiently
+from deitctl.data.shard_files import ShardFiles, Spans
+from deitctl.data.value_range import NO_RANGE, describe_range
+from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange
+
+
+@dataclass(frozen=True)
+class TarDataset(ImageDataset):
+    """Images inside uncompressed tars, any of which costs one read at an offset."""
+
+    files: ShardFiles
+    names: Sequence[str]
+    """Paths of the images below the data, [N]; a `StringArray` where there may be many."""
+    spans: Spans
+    labels: Labels
+    class_names: tuple[str, ...]
+    packed_range: ValueRange | None = None
+    """By which its images of more than 8 bits were scaled when they were packed."""
+    is_rgb: bool = False
+    """Whether packing made RGB of its images, so that bands are gone."""
+    value_range: ValueRange | None = None
+
+    def with_value_range(self, value_range: ValueRange | None) -> TarDataset:
+        """Return the same images; raise `DataError` for another range than the one they were packed by."""
+        packed = self.packed_range
+        if packed is None:
+            return super().with_value_range(value_range)
+        if value_range is None or value_range == NO_RANGE:
+            return self
+        if value_range[:2] != packed[:2]:
+            raise DataError(
+                f"{self.files.paths[0]} was packed with the value range {describe_range(packed)}, not "
+                f"with {describe_range(value_range)}.",
+                "Pack the images again with the one that you want (--value-range).",
+            )
+        return super().with_value_range(value_range)
+
+    def with_bands(self, bands: int) -> TarDataset:
+        """Return the images; raise `DataError` for bands that packing removed."""
+        if bands and self.is_rgb:
+            raise DataError(
+                f"{self.files.paths[0]} was packed as RGB, and --in-chans {bands} takes images of "
+                f"{bands} bands.",
+                "Name the folder, table or tar that has the images.",
+            )
+        return super().with_bands(bands)
+
+    def name(self, index: int) -> str:
+        return f"{self.files.paths[self.spans.shards[index]]}:{self.names[index]}"
+
+    def relative_path(self, index: int) -> str:
+        return self.names[index]
+
+    def num_bytes(self, index: int) -> int:
+        return int(self.spans.sizes[index])
+
+    def read_bytes(self, index: int) -> bytes:
+        shard, size = int(self.spans.shards[index]), int(self.spans.sizes[index])
+        offset = int(self.spans.offsets[index])
+        require_bytes(size, self.name(index))
+        try:
+            data = read_patiently(
+                lambda: self.files.open(shard).read(offset, size), self.files.paths[shard]
+            )
+        except OSError as error:
+            raise_read_error(self.name(index), error)
+        # At each read, which costs a hundredth of decoding the image.
+        crc32s = self.spans.crc32s
+        if crc32s is not None and zlib.crc32(data) != crc32s[index]:
+            raise DataError(
+                f"{self.name(index)} is damaged: its bytes do not match their checksum.",
+                "Copy the shard again, or pack the data again.",
+            )
+        return data
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        shards = self.spans.shards[indices]
+        for shard in np.unique(shards).tolist():
+            at = np.asarray(indices)[shards == shard]
+            ranges = zip(
+                self.spans.offsets[at].tolist(), self.spans.sizes[at].tolist(), strict=True
+            )
+            with suppress(OSError):  # the read itself says so
+                self.files.open(shard).prefetch(list(ranges))
+
+    def digest(self, index: int) -> int:
+        digests = self.spans.digests
+        return super().digest(index) if digests is None else int(digests[index])
+
+
+def build_tar_dataset(
+    files: ShardFiles,
+    listing: Listing,
+    value_range: ValueRange | None = None,
+    *,
+    is_rgb: bool = False,
+) -> TarDataset:
+    """Return the images of a listing.
+
+    Args:
+        files: the shards that its spans are in.
+        listing: names, labels, class names and spans.
+        value_range: by which packing scaled images of more than 8 bits; None: none was recorded.
+        is_rgb: whether packing made RGB of them.
+
+    Raises:
+        ValueError: it has no spans.
+    """
+    if listing.spans is None:
+        raise ValueError("the images of a tar have spans")
+    return TarDataset(
+        files,
+        listing.names,
+        listing.spans,
+        listing.labels,
+        listing.class_names,
+        value_range,
+        is_rgb,
+        value_range,
+    )

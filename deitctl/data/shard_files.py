@@ -1,0 +1,115 @@
+"""Files of many images each, and where an image lies in them.
+
+Letters: N images, S shards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deitctl.data.open_file import OpenFile, get_identity
+from deitctl.data.stores.address import is_remote
+from deitctl.data.stores.stored_file import StoredFile, open_stored
+from deitctl.errors import DataChanged, DataError
+
+Identity = tuple[int | str, ...]
+"""What tells a shard from another of the same name, see `StoredFile`."""
+MAX_OPEN = 256
+"""Shards that a process holds open: a process often may have 1,024 files, and data sets have 10,000
+shards."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Where images lie in shards, and what is recorded of their bytes."""
+
+    shards: NDArray[np.int32]
+    """Number of the shard of each image, [N]."""
+    offsets: NDArray[np.int64]
+    """Of each image in its shard, in bytes, [N]."""
+    sizes: NDArray[np.int64]
+    """Of each image in bytes, [N]."""
+    crc32s: NDArray[np.uint32] | None = None
+    """Of each image's bytes, [N], verified at each read; None: none are recorded."""
+    digests: NDArray[np.uint64] | None = None
+    """Digest of each original file, which packing may have encoded anew, [N], 0 for an unreadable one;
+    None: the images are the original files."""
+
+    def take(self, indices: NDArray[np.int64]) -> Spans:
+        """Return those of some images, in that order."""
+        columns = (self.shards, self.offsets, self.sizes, self.crc32s, self.digests)
+        return Spans(*(None if column is None else column[indices] for column in columns))  # type: ignore[arg-type]
+
+
+class ShardFiles:
+    """The shards of a data set: opened when they are first read, and again in another process.
+
+    It pickles as paths and identities; a shard must be unchanged wherever it is opened.
+    """
+
+    def __init__(self, paths: Sequence[str], identities: Sequence[Identity]) -> None:
+        """Name the shards.
+
+        Args:
+            paths: of the shards, [S].
+            identities: what each must be when it is opened, [S].
+        """
+        self.paths, self.identities = tuple(paths), tuple(identities)
+
+    def __reduce__(self) -> Any:
+        return ShardFiles, (self.paths, self.identities)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, shard: int) -> StoredFile:
+        """Return a shard, open.
+
+        Raises:
+            OSError: it cannot be opened.
+            DataChanged: it is another file than the one that was indexed.
+        """
+        return open_shard(self.paths[shard], self.identities[shard])
+
+
+@lru_cache(MAX_OPEN)
+def open_shard(path: str, identity: Identity) -> StoredFile:
+    """Return an open shard; the least recently used of more than `MAX_OPEN` is closed, when its last
+    read has ended.
+
+    Raises:
+        OSError: it cannot be opened.
+        DataChanged: it is not what was indexed.
+    """
+    if not is_remote(path):
+        return OpenFile(path, identity)  # type: ignore[arg-type]
+    file = open_stored(path)
+    if file.identity != identity:
+        raise DataChanged(f"{file.path} was replaced while in use.", "Run the command again.")
+    return file
+
+
+def open_local(paths: Sequence[Path]) -> ShardFiles:
+    """Return shards in local files as they are now; the first `MAX_OPEN` stay open, so that a rename
+    over one of them changes nothing for this process.
+
+    Raises:
+        DataError: one cannot be read, or is no regular file.
+    """
+    identities = []
+    for number, path in enumerate(paths):
+        try:
+            identities.append(get_identity(os.stat(path)))
+            if number < MAX_OPEN:
+                open_shard(str(path), identities[-1])
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    return ShardFiles([str(path) for path in paths], identities)
