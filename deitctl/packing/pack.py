@@ -21,7 +21,7 @@ from deitctl.data.dataset import FileDataset, ImageDataset, Subset, compute_dige
 from deitctl.data.index import Listing
 from deitctl.data.open import DatasetSplits, open_dataset
 from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, write_pack
-from deitctl.data.readers.tar import TarDataset
+from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.home import expand_home
@@ -198,7 +198,7 @@ def _list_names(dataset: ImageDataset, folder: str) -> StringArray:
     if isinstance(dataset, PackDataset):
         return dataset.names.with_prefix("")
     if isinstance(dataset, TarDataset):
-        return StringArray.from_strings(dataset.members)
+        return StringArray.from_strings(dataset.names)
     if not isinstance(dataset, FileDataset):
         return StringArray.from_strings(map(dataset.name, range(len(dataset.labels))))
     # a folder, listed below its root
