@@ -51,7 +51,7 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
         separator = "\x1f" if index else ""
         # The last part alone: a data set that was moved, packed or put into a tar has the same
         # fingerprint.
-        name = separator + PurePath(dataset.name(index)).name
+        name = separator + PurePath(dataset.relative_path(index)).name
         digest.update(name.encode("utf-8", "surrogateescape"))
     read_all = sizes.sum() <= MAX_READ or count <= NUM_SAMPLED
     sample = (
