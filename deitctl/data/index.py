@@ -43,6 +43,7 @@ MISSING = (0, 0, 0, 0, 0)
 DTYPES = {
     **{"blob": "|u1", "ends": "<i8", "labels": "<i8", "label_bits": "|u1"},
     **{"shards": "<i4", "offsets": "<i8", "sizes": "<i8", "crc32s": "<u4", "digests": "<u8"},
+    "leads": "<u4",
 }
 """Of the arrays of a listing. It has `labels` of one label an image, or `label_bits` of several: eight
 classes a byte, [N, K/8]; those from `shards` on, of images in shards, see `Spans`."""
@@ -205,8 +206,7 @@ def _list_columns(listing: Listing) -> dict[str, NDArray[Any]]:
     else:
         columns["labels"] = listing.labels
     if spans := listing.spans:
-        columns |= {"shards": spans.shards, "offsets": spans.offsets, "sizes": spans.sizes}
-        columns |= {"crc32s": spans.crc32s, "digests": spans.digests}
+        columns |= vars(spans)
     return {name: values for name, values in columns.items() if values is not None}
 
 

@@ -38,15 +38,18 @@ class Spans:
     sizes: NDArray[np.int64]
     """Of each image in bytes, [N]."""
     crc32s: NDArray[np.uint32] | None = None
-    """Of each image's bytes, [N], verified at each read; None: none are recorded."""
+    """CRC-32 of each image's bytes and those of its lead, [N], verified at each read; None: none are
+    recorded."""
     digests: NDArray[np.uint64] | None = None
     """Digest of each original file, which packing may have encoded anew, [N], 0 for an unreadable one;
     None: the images are the original files."""
+    leads: NDArray[np.uint32] | None = None
+    """Bytes before each image that its checksum covers too, as its label and name, [N]; None: none."""
 
     def take(self, indices: NDArray[np.int64]) -> Spans:
         """Return those of some images, in that order."""
-        columns = (self.shards, self.offsets, self.sizes, self.crc32s, self.digests)
-        return Spans(*(None if column is None else column[indices] for column in columns))  # type: ignore[arg-type]
+        columns = {name: column for name, column in vars(self).items() if column is not None}
+        return Spans(**{name: column[indices] for name, column in columns.items()})
 
 
 class ShardFiles:

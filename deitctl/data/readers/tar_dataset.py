@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import require_bytes
 from deitctl.data.index import Listing
@@ -34,6 +32,7 @@ class TarDataset(ImageDataset):
     is_rgb: bool = False
     """Whether packing made RGB of its images, so that bands are gone."""
     value_range: ValueRange | None = None
+    group_names: Sequence[str] | None = None
 
     def with_value_range(self, value_range: ValueRange | None) -> TarDataset:
         """Return the same images; raise `DataError` for another range than the one they were packed by."""
@@ -70,8 +69,8 @@ class TarDataset(ImageDataset):
         return int(self.spans.sizes[index])
 
     def read_bytes(self, index: int) -> bytes:
-        shard, size = int(self.spans.shards[index]), int(self.spans.sizes[index])
-        offset = int(self.spans.offsets[index])
+        spans, shard, lead = self.spans, int(self.spans.shards[index]), self._get_lead(index)
+        offset, size = int(spans.offsets[index]) - lead, int(spans.sizes[index]) + lead
         require_bytes(size, self.name(index))
         try:
             data = read_patiently(
@@ -80,23 +79,25 @@ class TarDataset(ImageDataset):
         except OSError as error:
             raise_read_error(self.name(index), error)
         # At each read, which costs a hundredth of decoding the image.
-        crc32s = self.spans.crc32s
-        if crc32s is not None and zlib.crc32(data) != crc32s[index]:
+        if spans.crc32s is not None and zlib.crc32(data) != spans.crc32s[index]:
             raise DataError(
                 f"{self.name(index)} is damaged: its bytes do not match their checksum.",
                 "Copy the shard again, or pack the data again.",
             )
-        return data
+        return data[lead:] if lead else data
+
+    def _get_lead(self, index: int) -> int:
+        return 0 if self.spans.leads is None else int(self.spans.leads[index])
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        shards = self.spans.shards[indices]
-        for shard in np.unique(shards).tolist():
-            at = np.asarray(indices)[shards == shard]
-            ranges = zip(
-                self.spans.offsets[at].tolist(), self.spans.sizes[at].tolist(), strict=True
-            )
+        ranges: dict[int, list[tuple[int, int]]] = {}
+        for index in indices:
+            lead, size = self._get_lead(index), int(self.spans.sizes[index])
+            span = int(self.spans.offsets[index]) - lead, size + lead
+            ranges.setdefault(int(self.spans.shards[index]), []).append(span)
+        for shard, spans in ranges.items():
             with suppress(OSError):  # the read itself says so
-                self.files.open(shard).prefetch(list(ranges))
+                self.files.open(shard).prefetch(spans)
 
     def digest(self, index: int) -> int:
         digests = self.spans.digests
