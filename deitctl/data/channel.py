@@ -45,60 +45,67 @@ class Message(NamedTuple):
     num_blocks: int
 
 
+def _wait_on() -> None:
+    """Do nothing while nothing comes."""
+
+
 class Channel:
     """One end of a socket, over which objects are sent and received; `EOFError` where the other is gone."""
 
-    def __init__(self, end: socket.socket, wait: Callable[[], None] | None = None) -> None:
-        """Keep `end`.
-
-        Args:
-            end: a stream socket; with a timeout if there is something to do while nothing comes.
-            wait: called at every timeout; may raise.
-        """
+    def __init__(self, end: socket.socket) -> None:
+        """Keep `end`, a stream socket; with a timeout if there is something to do while nothing comes."""
         self.end = end
-        self.wait = wait or (lambda: None)
 
     def send(self, value: object) -> None:
         """Send a picklable object; its large tensors and arrays are not copied into the pickle."""
         self.send_message(encode(value))
 
-    def send_message(self, message: Message, *, may_use_file: bool = True) -> None:
+    def send_message(
+        self, message: Message, *, may_use_file: bool = True, wait: Callable[[], None] = _wait_on
+    ) -> None:
         """Send an encoded object; after any exception but `EOFError` the other end cannot read on.
 
         Args:
             message: the object.
             may_use_file: whether the other end may need a file descriptor to receive it.
+            wait: called at every timeout; may raise.
         """
         is_large = message.size >= MIN_FILE_BYTES
         if may_use_file and is_large and self._send_in_file(message):
             return
-        self._send_bytes(HEADER.pack(INLINE, message.size, message.num_blocks))
+        self._send_bytes(HEADER.pack(INLINE, message.size, message.num_blocks), wait)
         for part in message.parts:
-            self._send_bytes(part)
+            self._send_bytes(part, wait)
 
     def send_alive(self) -> None:
         """Tell the other end that work goes on."""
         self._send_bytes(HEADER.pack(ALIVE, 0, 0))
 
-    def receive(self, note_alive: Callable[[], None] = lambda: None) -> Any:
-        """Return the next object; `note_alive` is called where the other end says that work goes on.
+    def receive(
+        self, note_alive: Callable[[], None] = _wait_on, wait: Callable[[], None] = _wait_on
+    ) -> Any:
+        """Return the next object; after any exception but of what it is made of, no other can be received.
+
+        Args:
+            note_alive: called where the other end says that work goes on.
+            wait: called at every timeout; may raise.
 
         Raises:
             EOFError: the other end is closed.
             OSError: there is no descriptor left for a file.
         """
         while True:
-            header, descriptors = self._receive_header()
+            header, descriptors = self._receive_header(wait)
             kind, size, num_blocks = HEADER.unpack(header)
             if kind == INLINE:
                 data = bytearray(size)
-                self._receive_into(memoryview(data))
-                return _unpickle(memoryview(data), num_blocks)
+                self._receive_into(memoryview(data), wait)
+                return unpickle(memoryview(data), num_blocks)
             if kind == FILE:
                 if not descriptors:  # the system drops what it has no room for
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 try:
-                    return _unpickle(memoryview(mmap.mmap(descriptors[0], size)), num_blocks)
+                    return unpickle(memoryview(mmap.mmap(descriptors[0], size)), num_blocks)
                 finally:
                     os.close(descriptors[0])
             note_alive()
@@ -123,17 +130,17 @@ class Channel:
             return False
         return True
 
-    def _send_bytes(self, data: bytes | memoryview) -> None:
+    def _send_bytes(self, data: bytes | memoryview, wait: Callable[[], None] = _wait_on) -> None:
         view = memoryview(data)
         while view:
             try:
                 view = view[self.end.send(view) :]
             except TimeoutError:
-                self.wait()
+                wait()
             except ConnectionError as error:
                 raise EOFError from error
 
-    def _receive_header(self) -> tuple[bytes, list[int]]:
+    def _receive_header(self, wait: Callable[[], None]) -> tuple[bytes, list[int]]:
         while True:
             try:
                 if hasattr(socket, "recv_fds"):
@@ -142,22 +149,22 @@ class Channel:
                     data, descriptors = self.end.recv(HEADER.size), []
                 break
             except TimeoutError:
-                self.wait()
+                wait()
             except ConnectionError as error:
                 raise EOFError from error
         if not data:
             raise EOFError
         header = bytearray(HEADER.size)
         header[: len(data)] = data
-        self._receive_into(memoryview(header)[len(data) :])
+        self._receive_into(memoryview(header)[len(data) :], wait)
         return bytes(header), descriptors
 
-    def _receive_into(self, view: memoryview) -> None:
+    def _receive_into(self, view: memoryview, wait: Callable[[], None]) -> None:
         while view:
             try:
                 count = self.end.recv_into(view)
             except TimeoutError:
-                self.wait()
+                wait()
                 continue
             except ConnectionError as error:
                 raise EOFError from error
@@ -202,7 +209,7 @@ def _reduce_tensor(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[object,
     return torch.from_numpy, (tensor.numpy(),)
 
 
-def _unpickle(data: memoryview, num_blocks: int) -> Any:
+def unpickle(data: memoryview, num_blocks: int) -> Any:
     """Return the object of a message; its large tensors and arrays keep `data`."""
     sizes = struct.unpack_from(f"<{num_blocks}Q", data)
     start, blocks = struct.calcsize(f"<{num_blocks}Q"), []

@@ -9,6 +9,7 @@ for the teacher.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,8 +21,10 @@ from torch import Tensor
 from deitctl.config import AugmentConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.eval_transform import Pixels, eval_transform, to_channels, to_chw
+from deitctl.data.loader_pool import LoaderPool
+from deitctl.data.loader_process import Loading
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
-from deitctl.data.stream import batched_range, stream_batches
+from deitctl.data.stream import batched_range, stream_from
 from deitctl.data.transforms import render_view
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -29,6 +32,7 @@ from deitctl.models.model_config import Preprocessing
 from deitctl.sizes import ImageSize
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
+Key = TypeVar("Key")
 
 Label = int | NDArray[np.bool_] | NDArray[np.int8]
 """Of an image: its class, or of several labels which classes it has, bool [K]; -1 where it has no label."""
@@ -166,6 +170,17 @@ class TrainViews:
     ) -> None:
         self.dataset, self.augment, self.img_size, self.plan = dataset, augment, img_size, plan
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other's batches are the same."""
+        return (
+            isinstance(other, TrainViews)
+            and self.dataset is other.dataset
+            and (self.augment, self.img_size, self.plan)
+            == (other.augment, other.img_size, other.plan)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __getitem__(self, key: SampleKey) -> Sample:
         plan, label = self.plan, _get_label(self.dataset, key.index)
         view = view_of(key, views=plan.views, repeats=plan.repeats)
@@ -204,6 +219,14 @@ class TrainViews:
             tuple(None if t is None else pixels[t.size, t.in_chans] for t in seen),
         )
 
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Stack the readable samples."""
+        return collate(samples)
+
+    def prefetch(self, keys: Sequence[SampleKey]) -> None:
+        """Start reading the images of these keys."""
+        self.dataset.prefetch([key.index for key in keys])
+
 
 class EvalSample(NamedTuple):
     """An evaluation image; without `views` if it is unreadable, and `error` has the reason."""
@@ -232,13 +255,23 @@ class EvalViews:
     """Evaluation views by position; each image is decoded once for all preprocessings of a value range."""
 
     def __init__(self, dataset: ImageDataset, preprocessings: Sequence[Preprocessing]) -> None:
-        self.dataset, self.preprocessings = dataset, preprocessings
+        self.dataset, self.preprocessings = dataset, list(preprocessings)
         self._by_range = {
             pre.value_range: (
                 dataset if pre.value_range is None else dataset.with_value_range(pre.value_range)
             )
             for pre in preprocessings
         }
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other's batches are the same."""
+        return (
+            isinstance(other, EvalViews)
+            and self.dataset is other.dataset
+            and self.preprocessings == other.preprocessings
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return len(self.dataset.labels)
@@ -262,6 +295,10 @@ class EvalViews:
             torch.tensor([s.position for s in good], dtype=torch.int64),
             [(s.position, s.error) for s in samples if s.error],
         )
+
+    def prefetch(self, positions: Sequence[int]) -> None:
+        """Start reading the images at these positions."""
+        self.dataset.prefetch(positions)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -310,6 +347,7 @@ def build_train_loader(
     pin_memory: bool,
     plan: ViewPlan | None = None,
     shard: slice = slice(None),
+    pool: LoaderPool | None = None,
     pause: Callable[[], None] = lambda: None,
     reporter: Reporter | None = None,
 ) -> Generator[Batch]:
@@ -320,6 +358,7 @@ def build_train_loader(
     Args:
         plan: default: fresh views every epoch, of the batches' seed.
         shard: of each batch, for one of several processes.
+        pool: processes that are used, instead of `workers` of its own, if they make these batches.
         pause: called about once a second while no batch comes; may raise to stop.
         reporter: gets a warning when none comes for a minute.
     """
@@ -328,10 +367,10 @@ def build_train_loader(
     # Every process draws the global batch and takes a slice of it, so results do not depend on the
     # number of processes.
     keys = (keys[shard] for keys in batches)
-    return stream_batches(
-        views.__getitem__,
-        collate,
+    return _stream(
+        views,
         keys,
+        pool=pool,
         workers=workers,
         ahead=AHEAD,
         pin=pin_batch if pin_memory else None,
@@ -357,9 +396,8 @@ def build_view_loader(
 
     `pause` and `reporter` are as for `build_train_loader`.
     """
-    return stream_batches(
-        TrainViews(dataset, augment, img_size, ViewPlan(view_seed, in_chans=in_chans)).__getitem__,
-        collate,
+    return _stream(
+        TrainViews(dataset, augment, img_size, ViewPlan(view_seed, in_chans=in_chans)),
         batches,
         workers=workers,
         ahead=AHEAD,
@@ -377,25 +415,42 @@ def build_eval_loader(
     workers: int,
     pin_memory: bool,
     shard: slice = slice(None),
+    pool: LoaderPool | None = None,
     pause: Callable[[], None] = lambda: None,
     reporter: Reporter | None = None,
 ) -> Generator[EvalBatch]:
     """Iterate over every image of a dataset once, in order.
 
-    `shard` selects positions for one of several processes; `pause` and `reporter` are as for
+    `shard` selects positions for one of several processes; `pool`, `pause` and `reporter` are as for
     `build_train_loader`.
     """
     positions, views = range(len(dataset.labels))[shard], EvalViews(dataset, preprocessings)
-    return stream_batches(
-        views.__getitem__,
-        views.collate,
+    return _stream(
+        views,
         (positions[part.start : part.stop] for part in batched_range(len(positions), batch_size)),
+        pool=pool,
         # Starting workers takes longer than one batch.
         workers=workers if len(positions) > batch_size else 0,
         pin=pin_batch if pin_memory else None,
         pause=pause,
         reporter=reporter,
     )
+
+
+def _stream(
+    views: Loading[Key, Any, AnyBatch],
+    batches: Iterable[Sequence[Key]],
+    *,
+    pool: LoaderPool | None = None,
+    workers: int,
+    **options: Any,
+) -> Generator[AnyBatch]:
+    """Yield batches of views, from a pool that makes such, else from processes that end with the generator."""
+    if pool is not None and views in pool:
+        yield from stream_from(pool, views, batches, **options)
+        return
+    with closing(LoaderPool([views], workers)) as own:
+        yield from stream_from(own, views, batches, **options)
 
 
 def pin_batch(batch: AnyBatch) -> AnyBatch:

@@ -1,11 +1,8 @@
-"""Loader processes: how they start, what they do, and how they end, whatever ends their parent."""
+"""What a loader process does, and how it ends, whatever ends its parent."""
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import errno
-import multiprocessing
 import os
 import random
 import signal
@@ -15,12 +12,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +23,9 @@ import torch
 from deitctl.data.channel import Channel, encode
 from deitctl.errors import DeitctlError, LoaderLost
 
-Key = TypeVar("Key")
+Key = TypeVar("Key", contravariant=True)
 Sample = TypeVar("Sample")
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", covariant=True)
 
 POLL_S = 1.0
 """Between two looks at signals while nothing comes, and between two signs of life of a loader."""
@@ -57,150 +52,34 @@ class Failure(NamedTuple):
     error: BaseException
 
 
-@dataclass(frozen=True)
-class Loading(Generic[Key, Sample, Batch]):
-    """How a loader makes a batch of keys; picklable, for processes that are spawned."""
+class Loading(Protocol[Key, Sample, Batch]):
+    """How a kind of batches is made; picklable, for processes that are spawned."""
 
-    load: Callable[[Key], Sample]
-    collate: Callable[[Sequence[Sample]], Batch]
+    def __getitem__(self, key: Key, /) -> Sample:
+        """Load the sample of a key."""
 
-    def __call__(self, keys: Iterable[Key], report: Callable[[], None] = lambda: None) -> Batch:
-        """Return the batch of `keys`; `report` is called after each."""
-        samples = []
-        for key in keys:
-            samples.append(self.load(key))
-            report()
-        return self.collate(samples)
+    def collate(self, samples: Sequence[Sample], /) -> Batch:
+        """Join samples."""
+
+    def prefetch(self, keys: Sequence[Key], /) -> None:
+        """Start reading what the samples of these keys are made of, without waiting for it."""
 
 
-@dataclass(frozen=True)
-class Loader:
-    """A loader process, and the socket to it."""
-
-    process: BaseProcess
-    channel: Channel
-
-    def send(self, keys: Sequence[Any]) -> None:
-        """Send the keys of a batch to come."""
-        with self._explain_end():
-            # in the socket: the loader may have no descriptor left for a file
-            self.channel.send_message(encode(keys), may_use_file=False)
-
-    def receive(self, note_alive: Callable[[], None]) -> Any:
-        """Return the next batch; `note_alive` is called at every sign of life before it.
-
-        Raises:
-            LoaderLost: the process ended.
-        """
-        with self._explain_end():
-            batch = self.channel.receive(note_alive)
-        if isinstance(batch, Failure):
-            raise batch.error
-        return batch
-
-    @contextmanager
-    def _explain_end(self) -> Iterator[None]:
-        try:
-            yield
-        except EOFError:
-            self.process.join(END_S)
-            raise explain_end(self.process.exitcode) from None
+def make_batch(
+    loading: Loading[Key, Sample, Batch],
+    keys: Iterable[Key],
+    report: Callable[[], None] = lambda: None,
+) -> Batch:
+    """Return the batch of `keys`; `report` is called after each."""
+    samples = []
+    for key in keys:
+        samples.append(loading[key])
+        report()
+    return loading.collate(samples)
 
 
-@contextmanager
-def start_loaders(
-    loading: Loading[Any, Any, Any], count: int, wait: Callable[[], None]
-) -> Iterator[list[Loader]]:
-    """Start processes that make the batches of the keys they are sent; kill them at the end of the block.
-
-    They are killed at the interpreter's exit too, before multiprocessing waits for them there.
-    `wait` is called about once a second while one is waited for, and may raise.
-
-    Raises:
-        LoaderLost: one cannot be started.
-    """
-    loaders: list[Loader] = []
-
-    def kill() -> None:
-        for loader in loaders:
-            loader.process.kill()  # not terminate(): they ignore SIGTERM
-
-    try:
-        with _hold_signals():
-            while len(loaders) < count:
-                # Each has draws of its own, like torch's; the program itself draws by seed and index.
-                seed = torch.initial_seed() + len(loaders)
-                loaders.append(_start_loader(loading, seed, wait))
-        # After a process was started: functions that are registered later are called earlier, and
-        # starting the first one registered multiprocessing's.
-        atexit.register(kill)
-        yield loaders
-    finally:
-        atexit.unregister(kill)
-        kill()
-        deadline = time.monotonic() + END_S  # one that waits for a dead mount may not end
-        for loader in loaders:
-            loader.process.join(max(0.0, deadline - time.monotonic()))
-            loader.channel.end.close()
-
-
-def _start_loader(loading: Loading[Any, Any, Any], seed: int, wait: Callable[[], None]) -> Loader:
-    try:
-        ours, theirs = socket.socketpair()
-    except OSError as error:
-        raise explain_start(error) from error
-    try:
-        context = _choose_context()
-        parent = 0 if context.get_start_method() == "forkserver" else os.getpid()
-        # Another thread may end before the program does, and the system would take that for its end.
-        watches = threading.current_thread() is threading.main_thread()
-        arguments = (loading, seed, ours, theirs, parent if watches else None)
-        # daemon: its parent's exit does not wait for it without ending it
-        process = context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
-    except OSError as error:
-        ours.close()
-        raise explain_start(error) from error
-    finally:
-        # Else the next loader would hold a copy, and the end of this one would not close the socket.
-        theirs.close()
-    ours.settimeout(POLL_S)
-    return Loader(process, Channel(ours, wait))
-
-
-def _choose_context() -> Any:
-    """Return how processes are started: as was chosen in this program, else forked on Linux."""
-    method = multiprocessing.get_start_method(allow_none=True)
-    return multiprocessing.get_context(method or ("fork" if sys.platform == "linux" else None))
-
-
-@contextmanager
-def _hold_signals() -> Iterator[None]:
-    """Hold signals while processes start: one that raises would leave a process that nobody ends.
-
-    By handlers, not by the mask: another thread would take the signal, and Python runs its handler in the
-    main thread all the same. A forked process holds them too, until it ignores them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # whose handlers no signal interrupts
-        return
-    received: list[int] = []
-    previous = {
-        signum: signal.signal(signum, lambda number, _: received.append(number))
-        for signum in GROUP_SIGNALS
-        if signal.getsignal(signum) not in (signal.SIG_IGN, None)
-    }
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-        for signum in dict.fromkeys(received):
-            signal.raise_signal(signum)
-
-
-def _work(
-    loading: Loading[Any, Any, Any],
+def work(
+    loadings: Sequence[Loading[Any, Any, Any]],
     seed: int,
     parents: socket.socket,
     end: socket.socket,
@@ -219,11 +98,13 @@ def _work(
             _send_or_end(channel.send_alive)
             last_sent = time.monotonic()
 
-    def answer(keys: Any) -> None:
+    def answer(task: Any, new_tasks: Sequence[Any]) -> None:
         try:
-            if isinstance(keys, Failure):
-                raise keys.error
-            message = encode(loading(keys, report))
+            _prefetch(loadings, new_tasks)
+            if isinstance(task, Failure):
+                raise task.error
+            number, keys = task
+            message = encode(make_batch(loadings[number], keys, report))
         except BaseException as error:
             message = encode(Failure(_make_portable(error)))
         _send_or_end(lambda: channel.send_message(message))
@@ -235,13 +116,31 @@ def _work(
         threading.Thread(target=_read_tasks, args=(channel, tasks), daemon=True).start()
     except BaseException as error:
         tasks.put(Failure(error))
-    while True:
-        keys = tasks.get()
-        answer(keys)
-        if isinstance(keys, Failure):
+    for task, new_tasks in _look_ahead(tasks):
+        answer(task, new_tasks)
+        if isinstance(task, Failure):
             break
         last_sent = time.monotonic()
     _wait_for_parent()
+
+
+def _look_ahead(tasks: SimpleQueue[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield tasks in turn, each with those of itself and the next that were not among such before."""
+    task = tasks.get()
+    new_tasks = [task]
+    while True:
+        following = [] if tasks.empty() else [tasks.get()]
+        yield task, new_tasks + following
+        new_tasks = [] if following else [tasks.get()]
+        (task,) = following or new_tasks
+
+
+def _prefetch(loadings: Sequence[Loading[Any, Any, Any]], tasks: Sequence[Any]) -> None:
+    """Start reading for tasks to come, so that it goes on while images are decoded."""
+    for task in tasks:
+        if not isinstance(task, Failure):
+            number, keys = task
+            loadings[number].prefetch(keys)
 
 
 def _send_or_end(send: Callable[[], None]) -> None:
@@ -334,10 +233,3 @@ def explain_end(exit_code: int | None) -> LoaderLost:
         "SIGBUS": ", most often because a file that it read was cut",
     }.get(str(name), "")
     return LoaderLost(f"A loader process was ended by {name}{cause}.", NO_LOADERS)
-
-
-def explain_start(error: OSError) -> LoaderLost:
-    """Return the error for loader processes that cannot be started."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return LoaderLost("There are too many open files to start loader processes.", MORE_FILES)
-    return LoaderLost(f"No loader process can be started: {error.strerror}.", NO_LOADERS)

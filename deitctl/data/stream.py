@@ -1,4 +1,4 @@
-"""Streams of batches that loader processes prepare: how these start, hand over, are waited for, and end.
+"""Streams of batches that loader processes prepare: their order, how they are waited for and pinned.
 
 Every stream of the program is one of these: training views, views for a teacher, evaluation, `check`,
 `pack`. The same batches in the same order for any number of processes.
@@ -11,23 +11,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from deitctl.data.loader_pool import LoaderPool, Promise
 from deitctl.data.loader_process import (
     END_S,
     MORE_FILES,
     NO_LOADERS,
     POLL_S,
     Failure,
-    Loader,
     Loading,
-    explain_end,
-    start_loaders,
+    make_batch,
 )
 from deitctl.device import ran_out_of_memory
 from deitctl.errors import LoaderLost
@@ -43,6 +44,23 @@ MAX_WAIT_S = 600.0
 """Without an image, after which the loaders count as lost."""
 
 
+@dataclass(frozen=True)
+class Functions(Generic[Key, Sample, Batch]):
+    """Batches that are made by two functions, of which nothing is to be read ahead."""
+
+    load: Callable[[Key], Sample]
+    join: Callable[[Sequence[Sample]], Batch]
+
+    def __getitem__(self, key: Key) -> Sample:
+        return self.load(key)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return self.join(samples)
+
+    def prefetch(self, keys: Sequence[Key]) -> None:
+        pass
+
+
 def stream_batches(
     load: Callable[[Key], Sample],
     collate: Callable[[Sequence[Sample]], Batch],
@@ -54,14 +72,46 @@ def stream_batches(
     pause: Callable[[], None] = lambda: None,
     reporter: Reporter | None = None,
 ) -> Generator[Batch]:
-    """Yield `collate` of the loaded keys of each batch, in order.
+    """Yield `collate` of the loaded keys of each batch, in order; from processes that end with the generator.
 
     Args:
         load: returns the sample of a key.
         collate: joins samples; like `load` it is picklable where processes are spawned.
-        batches: keys of each batch, read as far ahead as batches are prepared.
-        workers: loader processes, which start at the first batch and end with the generator; 0: none.
+        batches: as for `stream_from`, like what follows.
+        workers: loader processes; 0: none.
         ahead: batches that each of them prepares before they are needed.
+        pin: copies a batch into memory from which an accelerator reads.
+        pause: called about once a second while no batch comes; may raise to stop.
+        reporter: gets a warning when nothing comes for a minute.
+
+    Raises:
+        LoaderLost: see `stream_from`.
+    """
+    loading = Functions(load, collate)
+    with closing(LoaderPool([loading], workers)) as pool:
+        yield from stream_from(
+            pool, loading, batches, ahead=ahead, pin=pin, pause=pause, reporter=reporter
+        )
+
+
+def stream_from(
+    pool: LoaderPool,
+    loading: Loading[Key, Sample, Batch],
+    batches: Iterable[Sequence[Key]],
+    *,
+    ahead: int = 2,
+    pin: Callable[[Batch], Batch] | None = None,
+    pause: Callable[[], None] = lambda: None,
+    reporter: Reporter | None = None,
+) -> Generator[Batch]:
+    """Yield the batches of some keys, in order, from processes that other streams may use at the same time.
+
+    Args:
+        pool: the processes, which start at the first batch if they do not run.
+        loading: one of the pool's.
+        batches: keys of each batch, read as far ahead as batches are prepared.
+        ahead: batches that each process prepares before they are needed; they wait while another stream is
+            read.
         pin: copies a batch into memory from which an accelerator reads, in a thread.
         pause: called about once a second while no batch comes; may raise to stop.
         reporter: gets a warning when nothing comes for a minute.
@@ -70,16 +120,35 @@ def stream_batches(
         LoaderLost: a loader ended, or has no memory or no file descriptors; none could be started;
             or nothing comes for ten minutes.
     """
-    loading = Loading(load, collate)
-    if not workers:
-        for keys in batches:
-            batch = loading(keys)
+    if not pool.workers:
+        for batch in _load_here(loading, batches):
             yield pin(batch) if pin else batch
         return
     patience = Patience(pause, reporter)
-    with _explain_shortage(), start_loaders(loading, workers, patience.check) as loaders:
-        received = _receive_in_order(loaders, batches, ahead, patience)
-        yield from received if pin is None else _pin_in_thread(received, loaders, pin, patience)
+    with _explain_shortage():
+        if pin is None:
+            yield from _receive_in_order(pool, loading, batches, ahead, patience, patience.check)
+        else:
+            pool.start()  # in this thread: the processes end with the one that starts them
+            yield from _pin_in_thread(
+                partial(_receive_in_order, pool, loading, batches, ahead, patience), pin, patience
+            )
+
+
+def _load_here(
+    loading: Loading[Key, Sample, Batch], batches: Iterable[Sequence[Key]]
+) -> Iterator[Batch]:
+    """Yield batches made in this process; the next one's reads begin before one is decoded."""
+    following = iter(batches)
+    keys = next(following, None)
+    if keys is not None:
+        loading.prefetch(keys)
+    while keys is not None:
+        next_keys = next(following, None)
+        if next_keys is not None:
+            loading.prefetch(next_keys)
+        yield make_batch(loading, keys)
+        keys = next_keys
 
 
 def batched_range(count: int, size: int) -> Iterator[range]:
@@ -117,32 +186,33 @@ class Patience:
 
 
 def _receive_in_order(
-    loaders: Sequence[Loader], batches: Iterable[Any], ahead: int, patience: Patience
+    pool: LoaderPool,
+    loading: Loading[Any, Any, Any],
+    batches: Iterable[Any],
+    ahead: int,
+    patience: Patience,
+    wait: Callable[[], None],
 ) -> Iterator[Any]:
     """Send the keys of batches to the loaders in turn, and yield the batches in that order."""
-    keys, turns, pending = iter(batches), cycle(loaders), deque[Loader]()
+    loaders = pool.start()
+    keys, turns, pending = iter(batches), cycle(loaders), deque[Promise]()
 
     def send(count: int) -> None:
         for batch_keys in islice(keys, count):
-            loader = next(turns)
-            loader.send(list(batch_keys))
-            pending.append(loader)
+            pending.append(pool.send(next(turns), loading, list(batch_keys), wait))
 
     send(ahead * len(loaders))
     while pending:
-        for loader in loaders:
-            # Also of those whose turn it is not yet: a step may take long.
-            if not loader.process.is_alive():
-                raise explain_end(loader.process.exitcode)
         patience.renew()
-        batch = pending.popleft().receive(patience.renew)
+        batch = pool.receive(pending.popleft(), patience.renew, wait)
+        if isinstance(batch, Failure):
+            raise batch.error
         send(1)
         yield batch
 
 
 def _pin_in_thread(
-    batches: Iterator[Any],
-    loaders: Sequence[Loader],
+    receive: Callable[[Callable[[], None]], Iterator[Any]],
     pin: Callable[[Any], Any],
     patience: Patience,
 ) -> Iterator[Any]:
@@ -153,7 +223,7 @@ def _pin_in_thread(
     closed, end = threading.Event(), object()
     device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
 
-    def raise_if_closed() -> None:
+    def raise_if_closed() -> None:  # signals are the main thread's
         if closed.is_set():
             raise GeneratorExit
 
@@ -167,14 +237,13 @@ def _pin_in_thread(
         try:
             if device is not None:  # a thread begins with the first one
                 torch.accelerator.set_device_index(device)
-            for batch in batches:
+            for batch in receive(raise_if_closed):
+                raise_if_closed()
                 put(_pin(batch, pin))
             put(end)
         except BaseException as error:
             put(Failure(error))
 
-    for loader in loaders:
-        loader.channel.wait = raise_if_closed  # signals are the main thread's
     thread = threading.Thread(target=run, name="deitctl-pin", daemon=True)
     thread.start()
     try:

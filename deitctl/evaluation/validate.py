@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import build_eval_loader
+from deitctl.data.loader_pool import LoaderPool
 from deitctl.device import Device
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError, ModelError
@@ -35,6 +37,7 @@ def validate(
     stop_on_bad_image: bool = False,
     store_logits: bool = False,
     require_finite: bool = False,
+    pool: LoaderPool | None = None,
 ) -> list[Result]:
     """Evaluate models on every readable image of a dataset, by the kind of its labels.
 
@@ -54,6 +57,7 @@ def validate(
         store_logits: whether the results have logits, at most `MAX_LOGITS` for all models together;
             of several labels an image they have all, whatever this says.
         require_finite: whether an infinite or NaN logit is an error; else its prediction counts.
+        pool: loader processes that are used, instead of `workers` of its own, if they load these images.
 
     Raises:
         ModelError: a logit is not finite, with `require_finite`.
@@ -74,10 +78,11 @@ def validate(
         workers=workers,
         pin_memory=device.pins_memory,
         shard=slice(world.rank, None, world.size),
+        pool=pool,
         pause=pause,
         reporter=reporter,
     )
-    with reporter.task(label, len(dataset.labels)) as task:
+    with closing(batches), reporter.task(label, len(dataset.labels)) as task:
         for batch in batches:
             pause()
             if batch.errors and stop_on_bad_image:

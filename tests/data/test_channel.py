@@ -130,12 +130,11 @@ def test_waiting_calls_back_also_in_the_middle_of_a_message(ends):
         if len(calls) > 2:
             raise Stop
 
-    ours.wait = wait
     with pytest.raises(Stop):
-        ours.receive()
+        ours.receive(wait=wait)
     theirs.end.sendall(channel.HEADER.pack(channel.INLINE, 1000, 1) + bytes(5))
     with pytest.raises(Stop):
-        ours.receive()
+        ours.receive(wait=wait)
 
 
 def test_a_full_socket_waits_for_the_reader(ends, monkeypatch):

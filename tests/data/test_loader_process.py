@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.data import loader_process
-from deitctl.data.loader_process import Loader
+from deitctl.data import loader_pool, loader_process
+from deitctl.data.loader_pool import Loader
 from deitctl.data.stream import batched_range, stream_batches
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no such signals")
@@ -141,7 +141,7 @@ def test_signals_of_the_whole_group_are_the_parents():
 
 def test_a_signal_while_loaders_start_is_the_parents(monkeypatch):
     """They have its handlers until they ignore it; and what was started is ended."""
-    start_loader, parent = loader_process._start_loader, os.getpid()
+    start_loader, parent = loader_pool._start_loader, os.getpid()
 
     class Stop(Exception):
         pass
@@ -158,7 +158,7 @@ def test_a_signal_while_loaders_start_is_the_parents(monkeypatch):
         os.kill(parent, signal.SIGTERM)
         return loader
 
-    monkeypatch.setattr(loader_process, "_start_loader", start_and_signal)
+    monkeypatch.setattr(loader_pool, "_start_loader", start_and_signal)
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         with pytest.raises(Stop):

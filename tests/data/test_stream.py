@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from deitctl.data import loader_process, stream
+from deitctl.data import loader_pool, loader_process, stream
 from deitctl.data.channel import Channel
 from deitctl.data.stream import batched_range, stream_batches
 from deitctl.errors import DataError, LoaderLost
@@ -32,6 +32,7 @@ STOPPED = signal.SIGSTOP if hasattr(signal, "SIGSTOP") else 0
 
 @pytest.fixture(autouse=True)
 def _leave_no_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(loader_pool, "POLL_S", 0.05)
     monkeypatch.setattr(loader_process, "POLL_S", 0.05)
     monkeypatch.setattr(stream, "POLL_S", 0.05)
     yield
@@ -179,7 +180,7 @@ def test_an_exit_in_a_loader_is_an_error_of_the_parents(error):
 def test_a_message_that_breaks_off_ends_the_loader_and_not_the_next_batch(monkeypatch):
     send, parent, sent = Channel._send_bytes, os.getpid(), []
 
-    def send_half(self: Channel, data: bytes | memoryview) -> None:
+    def send_half(self: Channel, data: bytes | memoryview, *wait: Any) -> None:
         if os.getpid() != parent and len(data) == 100_000:
             sent.append(data)
             if len(sent) == 2:

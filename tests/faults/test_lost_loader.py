@@ -30,13 +30,13 @@ import resource, sys, time
 from deitctl.cli.app import main
 from deitctl.data import loader_process
 
-load = loader_process.Loading.__call__
+load = loader_process.make_batch
 
 def load_slowly(*arguments):
     time.sleep(60)  # it is killed before
     return load(*arguments)
 
-loader_process.Loading.__call__ = load_slowly
+loader_process.make_batch = load_slowly
 if descriptors := int(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 sys.argv[0] = "deitctl"
