@@ -13,7 +13,8 @@ from deitctl.config import Recipe, TrainConfig
 from deitctl.data.class_file import read_class_names
 from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import Batch, ViewPlan, build_train_loader
+from deitctl.data.loader import Batch, EvalViews, TrainViews, ViewPlan, build_train_loader
+from deitctl.data.loader_pool import LoaderPool
 from deitctl.data.samplers import BalancedDraws, TrainBatches, fit_batch_size, steps_per_epoch
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
@@ -95,8 +96,18 @@ class TrainSetup:
             teacher_views=self.teacher.list_views(),
         )
 
+    def build_pool(self) -> LoaderPool:
+        """Return the loader processes of the run, which make batches for training and for validation."""
+        recipe, preprocessing = self.config.recipe, self.model_config.preprocessing
+        train = TrainViews(self.train, recipe.augment, preprocessing.img_size, self.view_plan)
+        val = EvalViews(self.val, [preprocessing.without_normalization])
+        return LoaderPool([train, val], self.workers)
+
     def build_loader(
-        self, pause: Callable[[], None] = lambda: None, reporter: Reporter | None = None
+        self,
+        pool: LoaderPool | None = None,
+        pause: Callable[[], None] = lambda: None,
+        reporter: Reporter | None = None,
     ) -> Generator[Batch]:
         """Return the batches from the state's step to the end of the last epoch, in one stream.
 
@@ -104,6 +115,7 @@ class TrainSetup:
         of an epoch.
 
         Args:
+            pool: of the run; None: processes of its own.
             pause: called about once a second while no batch comes; may raise to stop.
             reporter: gets a warning when none comes for a minute.
         """
@@ -127,6 +139,7 @@ class TrainSetup:
             pin_memory=context.device.pins_memory,
             plan=self.view_plan,
             shard=context.world.shard(context.recipe.batch_size),
+            pool=pool,
             pause=pause,
             reporter=reporter,
         )

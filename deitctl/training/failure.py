@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def leave_resumable(trainer: Trainer) -> Iterator[None]:
     """Save what is in memory whatever ends the block, and say what was saved and how to go on."""
     try:
-        yield
+        with _closing_loaders(trainer):
+            yield
     except (Signalled, KeyboardInterrupt) as signalled:
         if not getattr(signalled, "insists", False):  # a repeated signal may come within a step
             save_if_good(trainer)
@@ -44,6 +45,16 @@ def leave_resumable(trainer: Trainer) -> Iterator[None]:
         raise explained from error
     except BaseException:  # SystemExit of a reporter, and its kind
         save_if_good(trainer)
+        raise
+
+
+@contextmanager
+def _closing_loaders(trainer: Trainer) -> Iterator[None]:
+    """End loader processes if something ends the block: their memory may be what saving needs."""
+    try:
+        yield
+    except BaseException:
+        trainer.loaders.close()
         raise
 
 

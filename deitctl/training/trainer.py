@@ -76,6 +76,8 @@ class Trainer:
             scaled=self.state.scaler.is_enabled(),
             spike_factor=self.config.loss_spike_factor,
         )
+        self.loaders = setup.build_pool()
+        """Processes that start at the first batch, and serve training and every validation."""
         self.signals = StopRequest()
         self.checkpointer = AsyncCheckpointer(run, self.config.save_every)
         self.save_or_stop = SaveOrStop(self.signals, self.checkpointer, self.state)
@@ -101,25 +103,27 @@ class Trainer:
                 image that the run is to stop at; it says what is saved.
             Signalled: SIGINT, SIGTERM or SIGHUP came, and the state is saved.
         """
-        with hold_signals(self.signals), leave_resumable(self):
-            self.announce()
-            self.fit_new_head()
-            self.fit_epochs()
-            adopt_ahead(self)
-            self.checkpointer.save(self.state)
-            self.signals.raise_if_set()
-        try:
-            return finish_run(self)
-        except DiskError as error:
-            raise self.run.explain_full_disk(error) from error
+        with closing(self.loaders):
+            with hold_signals(self.signals), leave_resumable(self):
+                self.announce()
+                self.fit_new_head()
+                self.fit_epochs()
+                adopt_ahead(self)
+                self.checkpointer.save(self.state)
+                self.signals.raise_if_set()
+            try:
+                return finish_run(self)
+            except DiskError as error:
+                raise self.run.explain_full_disk(error) from error
 
     def fit_epochs(self) -> None:
         """Train the epochs that are left, until the run stops."""
         progress, recipe = self.state.progress, self.context.recipe
         if progress.epoch == recipe.epochs or progress.stopped:
             return
-        stream = self.setup.build_loader(self.save_or_stop.raise_if_set, self.reporter)
-        # Closed before the state is saved: the loaders' memory may be what it needs.
+        stream = self.setup.build_loader(
+            self.loaders, self.save_or_stop.raise_if_set, self.reporter
+        )
         with closing(stream) as batches:
             while progress.epoch < recipe.epochs and not progress.stopped:
                 label = f"epoch {progress.epoch + 1}/{recipe.epochs}"
@@ -297,6 +301,7 @@ class Trainer:
                 world=self.world,
                 pause=(stop or StopRequest()).raise_if_set,
                 stop_on_bad_image=self.config.on_bad_image == "stop",
+                pool=self.loaders,
             )
         return result
 
