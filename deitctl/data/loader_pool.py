@@ -37,7 +37,7 @@ from deitctl.errors import LoaderLost
 class LoaderPool:
     """Loader processes that start at the first batch, and make batches of several kinds until they are closed.
 
-    Each kind has been told to them when they start, so that a forked one has its data set without a copy.
+    They have every kind from their start, so that a forked one has its data set without a copy.
     """
 
     def __init__(self, loadings: Sequence[Loading[Any, Any, Any]], workers: int) -> None:

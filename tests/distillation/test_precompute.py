@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app
 from deitctl.config import TrainConfig
+from deitctl.data import loader_pool
 from deitctl.data.dataset import ImageDataset
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.precompute import (
@@ -88,7 +89,7 @@ def test_training_from_the_cache_equals_training_with_the_live_teacher(
 
 
 def test_the_second_student_computes_nothing(
-    distilled: Make, little: Pair, batch_sizes: list[int]
+    distilled: Make, little: Pair, batch_sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = precompute(distilled("a"), little)
     assert (result.num_computed, result.num_images, result.num_views, result.bytes) == (
@@ -103,8 +104,13 @@ def test_the_second_student_computes_nothing(
     other = with_recipe(
         config, batch_size=10, img_size=48, augment=replace(config.recipe.augment, repeated_aug=1)
     )
+    start, started = loader_pool._start_loader, list[int]()
+    monkeypatch.setattr(
+        loader_pool, "_start_loader", lambda *arguments: (started.append(1), start(*arguments))[1]
+    )
     run_training(replace(other, seed=5, workers=2), datasets=little)
     assert batch_sizes == []
+    assert len(started) == 2  # for its views, of which some are cached, and for its validations
     assert precompute(distilled("a"), little).num_computed == 0
 
 

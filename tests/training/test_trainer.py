@@ -22,6 +22,7 @@ import torch
 
 from deitctl import device
 from deitctl.config import ProgressiveResize, TrainConfig
+from deitctl.data import loader_pool
 from deitctl.data.dataset import ImageDataset, select
 from deitctl.data.loader import Batch
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
@@ -33,7 +34,7 @@ from deitctl.models.checkpoint_io import (
     save_tensors,
 )
 from deitctl.models.vit import VisionTransformer
-from deitctl.training import build, step
+from deitctl.training import build, step, trainer
 from deitctl.training.best_weights import SCORE_KEY, load_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer
@@ -73,6 +74,26 @@ def stopped_after(config: TrainConfig, epochs: int, little: Pair) -> Path:
     with pytest.raises(Interrupted):
         run_training(config, datasets=little, reporter=Does(f"epoch {epochs + 1}/3", stop))
     return Path(config.output_dir)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="what starts elsewhere takes seconds")
+def test_loader_processes_start_once_a_run(
+    little_config: Make, little: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once an evaluation, of which an epoch has two and the end one; the weights are those without any."""
+    start, started = loader_pool._start_loader, list[int]()
+    monkeypatch.setattr(
+        loader_pool, "_start_loader", lambda *arguments: (started.append(1), start(*arguments))[1]
+    )
+    monkeypatch.setattr(trainer, "EVAL_BATCH_SIZE", 8)  # one batch would start none
+    config = little_config("loaders")
+    assert config.recipe.epochs == 3
+    assert config.recipe.ema_decay
+    run = run_training(replace(config, workers=2), datasets=little).run
+    assert len(started) == 2
+    alone = run_training(replace(little_config("alone"), workers=0), datasets=little).run
+    assert len(started) == 2
+    assert (run / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
 
 
 def state_of(run: Path) -> dict[str, object]:

@@ -1,0 +1,178 @@
+"""Streams that share loader processes give what each would give alone, and start no other process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deitctl.data import loader_pool, loader_process, stream
+from deitctl.data.loader_pool import LoaderPool
+from deitctl.data.stream import Functions, batched_range, stream_from
+from deitctl.errors import LoaderLost
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="on Windows these take seconds")
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in (loader_pool, loader_process, stream):
+        monkeypatch.setattr(module, "POLL_S", 0.05)
+    yield
+    assert multiprocessing.active_children() == []
+
+
+DOUBLE: Functions[int, int, list[int]] = Functions(lambda n: 2 * n, list)
+NEGATE: Functions[int, int, list[int]] = Functions(lambda n: -n, list)
+
+
+def list_batches(factor: int, length: int = 40) -> list[list[int]]:
+    return [[factor * n for n in part] for part in batched_range(length, 4)]
+
+
+def list_pids() -> set[int | None]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("pin", [None, list])
+def test_streams_that_share_processes_give_what_each_gives_alone(workers, pin):
+    with closing(LoaderPool([DOUBLE, NEGATE], workers)) as pool:
+        training = stream_from(pool, DOUBLE, batched_range(40, 4), ahead=2, pin=pin)
+        with closing(training):
+            batches, pids = list(islice(training, 3)), list_pids()
+            assert len(pids) == workers
+            for _ in range(3):
+                assert list(stream_from(pool, NEGATE, batched_range(40, 4), pin=pin)) == (
+                    list_batches(-1)
+                )
+                batches += islice(training, 2)
+            assert [*batches, *training] == list_batches(2)
+            assert list_pids() == pids
+
+
+def test_processes_go_on_with_no_more_than_was_to_be_prepared(tmp_path):
+    def write(number: int) -> int:
+        (tmp_path / str(number)).touch()
+        return number
+
+    writing: Functions[int, int, list[int]] = Functions(write, list)
+    with closing(LoaderPool([writing, NEGATE], 2)) as pool:
+        training = stream_from(pool, writing, ([n] for n in count()), ahead=3)
+        assert next(training) == [0]
+        for _ in range(20):  # of which each waits for what was to be prepared before
+            assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
+        assert len(list(tmp_path.iterdir())) == 1 + 2 * 3
+        training.close()
+
+
+@pytest.mark.parametrize("pin", [None, list])
+def test_a_stream_that_is_left_early_leaves_its_processes_to_the_others(pin):
+    with closing(LoaderPool([DOUBLE, NEGATE], 2)) as pool:
+        training = stream_from(pool, DOUBLE, batched_range(40, 4), pin=pin)
+        assert next(training) == [0, 2, 4, 6]
+        validation = stream_from(pool, NEGATE, batched_range(400, 4), pin=pin)
+        next(validation)
+        validation.close()
+        pids = list_pids()
+        assert list(training) == list_batches(2)[1:]
+        assert list(stream_from(pool, NEGATE, batched_range(8, 4))) == list_batches(-1, 8)
+        assert list_pids() == pids
+        assert "deitctl-pin" not in {thread.name for thread in threading.enumerate()}
+
+
+def fail(number: int) -> int:
+    raise KeyError(number)
+
+
+def test_an_exception_of_one_stream_is_not_the_others():
+    failing: Functions[int, int, list[int]] = Functions(fail, list)
+    with closing(LoaderPool([failing, NEGATE], 1)) as pool:
+        broken = stream_from(pool, failing, batched_range(8, 4))
+        with pytest.raises(KeyError):
+            next(broken)
+        assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_processes_that_were_left_within_a_batch_are_replaced():
+    """A signal's exception may come between the halves of a message."""
+
+    def stop() -> None:
+        raise Stop
+
+    waiting: Functions[int, object, list[object]] = Functions(lambda _: signal.pause(), list)
+    with closing(LoaderPool([waiting, NEGATE], 2)) as pool:
+        hanging = stream_from(pool, waiting, batched_range(8, 4), pause=stop)
+        with pytest.raises(Stop):
+            next(hanging)
+        pids = list_pids()
+        assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
+        assert not pids & list_pids()
+
+
+def test_a_lost_process_is_an_error_of_every_stream():
+    with closing(LoaderPool([DOUBLE, NEGATE], 2)) as pool:
+        training = stream_from(pool, DOUBLE, batched_range(400, 4))
+        next(training)
+        process = multiprocessing.active_children()[0]
+        process.kill()
+        process.join()
+        for batches in (stream_from(pool, NEGATE, batched_range(40, 4)), training):
+            with pytest.raises(LoaderLost, match="SIGKILL"):
+                list(batches)
+
+
+class Recorded:
+    """Writes down what it is to read, and what it reads."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __getitem__(self, key: int) -> int:
+        self.write(f"load {key}")
+        return key
+
+    def collate(self, samples: Sequence[int]) -> Any:
+        return list(samples)
+
+    def prefetch(self, keys: Sequence[int]) -> None:
+        self.write(f"prefetch {keys[0]}")
+
+    def write(self, line: str) -> None:
+        with open(self.file, "a") as file:
+            file.write(line + "\n")
+
+
+def test_a_batch_and_the_next_are_being_read_before_it_is_decoded(tmp_path):
+    reading = Recorded(tmp_path / "0")
+    with closing(LoaderPool([reading], 0)) as pool:
+        assert list(stream_from(pool, reading, [[1], [2], [3]])) == [[1], [2], [3]]
+    expected = "prefetch 1, prefetch 2, load 1, prefetch 3, load 2, load 3"
+    assert ", ".join(reading.file.read_text().splitlines()) == expected
+
+
+def test_a_loader_reads_ahead_too(tmp_path):
+    reading = Recorded(tmp_path / "1")
+    with closing(LoaderPool([reading], 1)) as pool:
+        keys = ([n] for n in range(30))
+        assert list(stream_from(pool, reading, keys, ahead=10)) == [[n] for n in range(30)]
+    lines = reading.file.read_text().splitlines()
+    assert sorted(lines) == sorted(
+        [*(f"prefetch {n}" for n in range(30)), *(f"load {n}" for n in range(30))]
+    )
+    places = {line: place for place, line in enumerate(lines)}
+    assert all(places[f"prefetch {n}"] < places[f"load {n}"] for n in range(30))
+    ahead = [n for n in range(29) if places[f"prefetch {n + 1}"] < places[f"load {n}"]]
+    assert len(ahead) > 20  # all but those whose keys came later
