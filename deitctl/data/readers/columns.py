@@ -171,7 +171,7 @@ def list_candidates(names: Sequence[str]) -> list[int]:
 
 
 def find_columns(
-    path: Path,
+    path: Path | str,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
     images: Sequence[int] = (),
@@ -239,7 +239,7 @@ def name_columns(names: Sequence[str]) -> str:
 
 
 def _find(
-    path: Path,
+    path: Path | str,
     names: Sequence[str],
     reduced: Sequence[str],
     exact: str,
@@ -265,7 +265,7 @@ def _is_label_word(name: str) -> bool:
 
 
 def _find_split(
-    path: Path,
+    path: Path | str,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
     read_all: ReadAll,
@@ -340,7 +340,7 @@ def _holds_splits(name: str, values: Iterable[str]) -> bool:
 
 
 def _take_only(
-    path: Path, names: Sequence[str], places: Sequence[int], what: str, exact: str
+    path: Path | str, names: Sequence[str], places: Sequence[int], what: str, exact: str
 ) -> int:
     """Return the only place of a column that may be that of something.
 
@@ -357,7 +357,7 @@ def _take_only(
 
 
 def _find_group(
-    path: Path, names: Sequence[str], reduced: Sequence[str], group_by: str
+    path: Path | str, names: Sequence[str], reduced: Sequence[str], group_by: str
 ) -> int | None:
     """Return the column that is called as that of groups, in its own spelling or nearly.
 
@@ -379,7 +379,7 @@ def _find_group(
 
 
 def _refuse_columns(
-    path: Path, names: Sequence[str], missing: str, bits: dict[int, list[str]]
+    path: Path | str, names: Sequence[str], missing: str, bits: dict[int, list[str]]
 ) -> NoReturn:
     """Raise `DataError` for a table that lacks a column, with the columns of 0 and 1 that are."""
     has_pixels = sum(bool(PIXEL.fullmatch(reduce_name(name))) for name in names) >= MIN_PIXELS

@@ -1,11 +1,10 @@
-"""Parquet files as data: images in one of their columns, in one file or in many of the same columns."""
+"""Parquet and Arrow files as data: images in a column, in one file or in many of the same columns."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +15,10 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split
+from deitctl.data.readers.columnar_dataset import ColumnarDataset, StoredImages
+from deitctl.data.readers.columnar_file import ColumnarFile
 from deitctl.data.readers.columnar_files import require_all_files
+from deitctl.data.readers.columnar_schema import ColumnarSchema
 from deitctl.data.readers.columns import (
     LABEL,
     SPLIT,
@@ -25,23 +27,15 @@ from deitctl.data.readers.columns import (
     list_candidates,
     name_columns,
 )
-from deitctl.data.readers.parquet import ParquetSchema, read_rows, read_schema
-from deitctl.data.readers.parquet_images import CACHE_BYTES, ParquetDataset, open_images
+from deitctl.data.readers.parquet import ParquetFile, open_parquet
+from deitctl.data.readers.parquet_images import open_images
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
+from deitctl.data.readers.row_groups import BYTES
 from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
 from deitctl.data.readers.text import SAMPLE_ROWS
+from deitctl.data.stores.block_cache import BlockCache
 from deitctl.errors import DataError
 from deitctl.events import Reporter
-
-
-@dataclass(frozen=True)
-class ParquetFile:
-    """One of the files of a data set."""
-
-    path: Path
-    schema: ParquetSchema
-    part: str = ""
-    """Of the data, by its name; empty: not known."""
 
 
 def open_columnar_files(
@@ -63,7 +57,7 @@ def open_columnar_files(
             that its name contradicts.
     """
     require_all_files(parts, reporter)
-    files = [ParquetFile(path, read_schema(path), part) for part in parts for path in parts[part]]
+    files = [open_columnar(str(path), part) for part in parts for path in parts[part]]
     # A test part may be without labels.
     files.sort(key=lambda file: file.part == "test")
     first = files[0]
@@ -79,7 +73,7 @@ def open_columnar_files(
     return open_image_files(folder, files, columns, reporter, options)
 
 
-def find_parquet_columns(files: Sequence[ParquetFile], options: ReadOptions = AS_IS) -> Columns:
+def find_parquet_columns(files: Sequence[ColumnarFile], options: ReadOptions = AS_IS) -> Columns:
     """Find the columns of some files, by those of the first; see `find_columns`."""
     path, schema = files[0].path, files[0].schema
     of_parts = _find_part_names(schema)
@@ -109,8 +103,8 @@ def find_parquet_columns(files: Sequence[ParquetFile], options: ReadOptions = AS
 
 
 def collect_files(
-    title: Path,
-    files: Sequence[ParquetFile],
+    title: Path | str,
+    files: Sequence[ColumnarFile],
     columns: Columns,
     reporter: Reporter,
     options: ReadOptions,
@@ -138,8 +132,8 @@ def collect_files(
 
 
 def open_image_files(
-    title: Path,
-    files: Sequence[ParquetFile],
+    title: Path | str,
+    files: Sequence[ColumnarFile],
     columns: Columns,
     reporter: Reporter,
     options: ReadOptions,
@@ -147,11 +141,10 @@ def open_image_files(
     """Open images that are stored in Parquet files, those of each part."""
     table = collect_files(title, files, columns, reporter, options)
     schema = files[0].schema
-    column = schema.names[columns.path] + (".bytes" if columns.path in schema.structs else "")
-    images = open_images([file.path for file in files], column)
+    images = _open_images(files, schema.names[columns.path], columns.path in schema.structs)
     datasets: dict[str, ImageDataset] = {}
     for split, rows in table.splits.items():
-        datasets[split] = ParquetDataset(
+        datasets[split] = ColumnarDataset(
             images,
             rows,
             _name_images(table.values.take(rows.tolist()), files, rows),
@@ -159,14 +152,19 @@ def open_image_files(
             str(title),
             table.take_groups(rows),
         )
-    if sum(file.schema.num_bytes for file in files) > CACHE_BYTES:
-        reporter.note(
-            f"Images of {title} are decoded by row groups, which is slow in random order: train on "
-            f"what `deitctl pack {shlex.quote(str(title))} OUT.pack` writes."
-        )
     if notes := [*columns.notes, *table.notes]:
         reporter.note(f"{title}: {'; '.join(notes)}.")
     return datasets
+
+
+def open_columnar(path: str, part: str = "") -> ColumnarFile:
+    """Read what a file has in its columns; raise `DataError` if it cannot be read."""
+    return open_parquet(path, part)
+
+
+def _open_images(files: Sequence[ColumnarFile], column: str, is_struct: bool) -> StoredImages:
+    parquet = [file for file in files if isinstance(file, ParquetFile)]
+    return open_images(parquet, column + (f".{BYTES}" if is_struct else ""), BlockCache())
 
 
 def refuse_image_folder(path: Path) -> NoReturn:
@@ -177,7 +175,7 @@ def refuse_image_folder(path: Path) -> NoReturn:
     )
 
 
-def _require_same_columns(first: ParquetFile, other: ParquetFile, columns: Columns) -> None:
+def _require_same_columns(first: ColumnarFile, other: ColumnarFile, columns: Columns) -> None:
     """Raise `DataError` unless files have the same columns; a test part may lack that of classes."""
     name = first.schema.names[columns.path]
     label = None if columns.label is None else first.schema.names[columns.label]
@@ -217,7 +215,7 @@ def _add_part(columns: Columns) -> Columns:
     return replace(columns, split=len(columns.names), names=(*columns.names, SPLIT))
 
 
-def _read_file(file: ParquetFile, columns: Columns) -> Iterator[list[str]]:
+def _read_file(file: ColumnarFile, columns: Columns) -> Iterator[list[str]]:
     """Yield the rows of a file in the columns of the first, with names of classes, and its part."""
     schema, names = file.schema, columns.names
     place_of = {name: at for at, name in enumerate(schema.names)}
@@ -231,7 +229,7 @@ def _read_file(file: ParquetFile, columns: Columns) -> Iterator[list[str]]:
         if at is not None and (listed := _get_classes(schema, names[at]))
     }
     order = [place_of.get(name) for name in names]
-    for row in read_rows(file.path, schema.name_parts(taken)):
+    for row in file.read_rows(schema.name_parts(taken)):
         if schema.names != names:
             row = ["" if at is None else row[at] for at in order]
         for at, listed in classes.items():
@@ -244,17 +242,17 @@ def _read_file(file: ParquetFile, columns: Columns) -> Iterator[list[str]]:
 
 
 def _read_parts(
-    file: ParquetFile, columns: Mapping[int, str], *batch_rows: int
+    file: ColumnarFile, columns: Mapping[int, str], *batch_rows: int
 ) -> Iterator[list[str]]:
     """Yield the rows of some columns, with the parts that numbers in them stand for."""
     of_parts = _find_part_names(file.schema)
-    for row in read_rows(file.path, columns, *batch_rows):
+    for row in file.read_rows(columns, *batch_rows):
         for at, listed in of_parts.items():
             row[at] = _name_label(file.path, row[at], listed)
         yield row
 
 
-def _find_part_names(schema: ParquetSchema) -> dict[int, tuple[str, ...]]:
+def _find_part_names(schema: ColumnarSchema) -> dict[int, tuple[str, ...]]:
     """Return the names in the metadata of columns whose names are parts of the data, of two at least."""
     parts = {at: set(map(match_split, listed)) for at, listed in schema.class_names.items()}
     return {
@@ -262,11 +260,11 @@ def _find_part_names(schema: ParquetSchema) -> dict[int, tuple[str, ...]]:
     }
 
 
-def _get_classes(schema: ParquetSchema, label: str) -> tuple[str, ...]:
+def _get_classes(schema: ColumnarSchema, label: str) -> tuple[str, ...]:
     return schema.class_names.get(schema.names.index(label), ()) if label in schema.names else ()
 
 
-def _name_label(path: Path, label: str, classes: Sequence[str]) -> str:
+def _name_label(path: str, label: str, classes: Sequence[str]) -> str:
     """Return the name of a class by its number in a file, empty for -1."""
     if not label.removeprefix("-").isdecimal():
         return label
@@ -278,7 +276,7 @@ def _name_label(path: Path, label: str, classes: Sequence[str]) -> str:
     return classes[number] if number >= 0 else ""
 
 
-def _name_labels(path: Path, labels: str, classes: Sequence[str]) -> str:
+def _name_labels(path: str, labels: str, classes: Sequence[str]) -> str:
     """Return the names of a list of classes, by their numbers in a file."""
     if not labels:
         return ""
@@ -286,7 +284,7 @@ def _name_labels(path: Path, labels: str, classes: Sequence[str]) -> str:
     return json.dumps([_name_label(path, number, classes) for number in numbers])
 
 
-def _require_part(file: ParquetFile, columns: Columns, row: Sequence[str]) -> None:
+def _require_part(file: ColumnarFile, columns: Columns, row: Sequence[str]) -> None:
     """Raise `DataError` if the column of splits says another part than the file's name."""
     if columns.split is None or not (value := row[columns.split]):
         return
@@ -300,7 +298,7 @@ def _require_part(file: ParquetFile, columns: Columns, row: Sequence[str]) -> No
 
 
 def _name_images(
-    names: StringArray, files: Sequence[ParquetFile], rows: NDArray[np.int64]
+    names: StringArray, files: Sequence[ColumnarFile], rows: NDArray[np.int64]
 ) -> StringArray:
     """Return unique names of images: those that all of them have, else file and row."""
     image_paths = [name.replace("\\", "/").removeprefix("/") for name in names]
@@ -309,6 +307,6 @@ def _name_images(
     ends = np.cumsum([file.schema.num_rows for file in files])
     places = np.searchsorted(ends, rows, side="right")
     return StringArray.from_strings(
-        f"{files[place].path.stem}/{row - (ends[place] - files[place].schema.num_rows)}"
+        f"{files[place].stem}/{row - (ends[place] - files[place].schema.num_rows)}"
         for place, row in zip(places, rows, strict=True)
     )

@@ -28,7 +28,7 @@ class JoinedRows:
 
 
 def join_repeated(
-    path: Path,
+    path: Path | str,
     values: StringArray,
     labels: Labels,
     class_names: tuple[str, ...],
@@ -87,7 +87,7 @@ def join_repeated(
 
 
 def _warn_of_rows(
-    path: Path,
+    path: Path | str,
     values: StringArray,
     twice: NDArray[np.int64],
     what: str,

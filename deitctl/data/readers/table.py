@@ -22,11 +22,11 @@ from deitctl.data.readers.columns import (
     rate_paths,
 )
 from deitctl.data.readers.image_places import ADDRESS, ImagePlaces, find_images
-from deitctl.data.readers.parquet import is_parquet, read_schema
+from deitctl.data.readers.parquet import is_parquet
 from deitctl.data.readers.parquet_table import (
-    ParquetFile,
     collect_files,
     find_parquet_columns,
+    open_columnar,
     open_image_files,
     refuse_image_folder,
 )
@@ -146,7 +146,7 @@ def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
 
 
 def _open_parquet(path: Path, reporter: Reporter, options: ReadOptions) -> dict[str, ImageDataset]:
-    file = ParquetFile(path, read_schema(path))
+    file = open_columnar(str(path))
     columns = find_parquet_columns([file], options)
     if columns.path in file.schema.images:
         if options.image_folder:
@@ -160,7 +160,7 @@ def name_rivals(path: Path) -> str:
     """Return which other columns of a table may be that of classes, in a sentence; empty for none."""
     try:
         if is_parquet(path):
-            columns = find_parquet_columns([ParquetFile(path, read_schema(path))])
+            columns = find_parquet_columns([open_columnar(str(path))])
         elif path.suffix.lower() in LINES:
             columns = _find_line_columns(path, find_encoding(path, (*TEXT_TYPES, JSON_TYPE)))[0]
         else:

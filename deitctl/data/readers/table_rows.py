@@ -82,7 +82,7 @@ class _Texts:
 
 
 def collect_rows(
-    path: Path,
+    path: Path | str,
     columns: Columns,
     rows: Iterable[Sequence[str]],
     reporter: Reporter,
@@ -165,7 +165,7 @@ class _RawRows:
 
 
 def _read_raw(
-    path: Path, columns: Columns, rows: Iterable[Sequence[str]], needs_path: bool
+    path: Path | str, columns: Columns, rows: Iterable[Sequence[str]], needs_path: bool
 ) -> _RawRows:
     cells, splits, groups, pathless = _Texts(), _Texts(), _Texts(), bytearray()
 
@@ -198,7 +198,7 @@ def _read_raw(
 
 
 def _require_labels(
-    path: Path,
+    path: Path | str,
     columns: Columns,
     raw: _RawRows,
     cell_labels: LabelCells,
@@ -216,7 +216,9 @@ def _require_labels(
         _refuse_row(path, names, first_row, ~is_labeled, ~is_labeled, column, image, way_on)
 
 
-def _name_groups(path: Path, columns: Columns, groups: _Texts, first_row: int) -> list[str] | None:
+def _name_groups(
+    path: Path | str, columns: Columns, groups: _Texts, first_row: int
+) -> list[str] | None:
     """Return the group of each row; None without a column of groups."""
     if columns.group is None:
         return None
@@ -241,7 +243,7 @@ def _get(row: Sequence[str], at: int | None) -> str:
 
 
 def _leave_test_out(
-    path: Path, parts: NDArray[np.str_], has_class: NDArray[np.bool_], reporter: Reporter
+    path: Path | str, parts: NDArray[np.str_], has_class: NDArray[np.bool_], reporter: Reporter
 ) -> NDArray[np.bool_]:
     """Return which rows are read, [N]: all, but for a test part of which none has a class."""
     is_test = np.asarray(parts == "test", np.bool_)
@@ -254,7 +256,7 @@ def _leave_test_out(
 
 
 def _number_cells(
-    path: Path, cell_labels: LabelCells, reporter: Reporter
+    path: Path | str, cell_labels: LabelCells, reporter: Reporter
 ) -> tuple[Labels, tuple[str, ...]]:
     """Return the labels of each cell by number, -1 for none or multi-hot, and the classes."""
     texts = list(dict.fromkeys(chain(chain.from_iterable(cell_labels.labels), cell_labels.columns)))
@@ -285,7 +287,7 @@ def find_used(labels: Labels) -> NDArray[np.int64]:
 
 
 def _refuse_row(
-    path: Path,
+    path: Path | str,
     names: Sequence[str],
     first_row: int,
     lack_it: NDArray[np.bool_],
@@ -304,7 +306,7 @@ def _refuse_row(
     )
 
 
-def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list[str]:
+def _name_classes(path: Path | str, labels: Sequence[str], reporter: Reporter) -> list[str]:
     """Return the class of each label, in canonical form."""
     names = [canonicalize_name(label) for label in labels]
     for several in group_spellings(labels).values():
@@ -330,7 +332,7 @@ def _name_classes(path: Path, labels: Sequence[str], reporter: Reporter) -> list
     return names
 
 
-def _warn_of_lists(path: Path, class_names: Sequence[str], reporter: Reporter) -> None:
+def _warn_of_lists(path: Path | str, class_names: Sequence[str], reporter: Reporter) -> None:
     """Warn of labels that look like several classes."""
     # What stands alone, or in more than one list, is likely a class of its own.
     counts = Counter(part for name in class_names for part in set(_split_list(name)))
@@ -371,7 +373,7 @@ def match_value(columns: Columns, value: str) -> str | None:
     return yes if name.casefold() in YES else no if name.casefold() in NO else match_split(name)
 
 
-def _match_splits(path: Path, columns: Columns, values: Sequence[str]) -> list[str]:
+def _match_splits(path: Path | str, columns: Columns, values: Sequence[str]) -> list[str]:
     """Return the part of the data that each value of the column of splits stands for.
 
     Raises:

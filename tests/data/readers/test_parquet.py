@@ -19,8 +19,9 @@ import pytest
 from deitctl.data.dataset import ImageDataset, join, select
 from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import survey_datasets
-from deitctl.data.readers import parquet_images
-from deitctl.data.readers.parquet import read_rows
+from deitctl.data import open_file
+from deitctl.data.readers import parquet_images, row_groups
+from deitctl.data.readers.parquet import ParquetFile
 from deitctl.data.spot_check import require_images
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
@@ -60,6 +61,12 @@ def open_all(path: Path, reporter: Any) -> ImageDataset:
     dataset = open_dataset(str(path), reporter).unsplit
     assert dataset is not None
     return dataset
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """Each process decodes, in memory."""
+    monkeypatch.setattr("deitctl.data.readers.parquet_table.BlockCache", lambda: None)
 
 
 def list_labels(dataset: ImageDataset) -> list[str]:
@@ -151,17 +158,25 @@ def test_a_folder_of_the_hubs_files_is_a_data_set(files, tmp_path, reporter):
         open_dataset(str(tmp_path / "hub"), reporter)
 
 
-def test_few_row_groups_are_kept_and_each_image_is_right(files, tmp_path, reporter, monkeypatch):
+def note_decoded(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the numbers of the row groups that are decoded from now on, in order."""
+    decoded = list[int]()
+    decode = dataset.images._rows.decode
+    monkeypatch.setattr(dataset.images._rows, "decode", lambda n: decoded.append(n) or decode(n))
+    return decoded
+
+
+def test_few_row_groups_are_kept_in_memory_and_each_image_is_right(
+    files, tmp_path, reporter, monkeypatch, no_cache
+):
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
-    column = dataset.images
-    decoded = []
-    decode = column._decode
-    monkeypatch.setattr(column, "_decode", lambda n: decoded.append(n) or decode(n))
-    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 2 * max(map(len, files)) * 3)
+    column = dataset.images._rows
+    decoded = note_decoded(dataset, monkeypatch)
+    monkeypatch.setattr(row_groups, "CACHE_BYTES", 2 * max(map(len, files)) * 3)
     for index in np.random.default_rng(0).integers(0, 12, 60).tolist():
         assert dataset.read_bytes(index) == files[index]
         assert column._num_bytes == sum(block.nbytes for block in column._blocks.values())
-        assert len(column._blocks) == 1 or column._num_bytes <= parquet_images.CACHE_BYTES
+        assert len(column._blocks) == 1 or column._num_bytes <= row_groups.CACHE_BYTES
     decoded.clear()
     for index in range(12):
         dataset.read_bytes(index)
@@ -194,9 +209,12 @@ def test_a_copy_for_another_process_reads_the_same(files, tmp_path, reporter):
     assert [pickle.loads(data).read_bytes(n) for n in range(12)] == files
 
 
-def test_threads_read_the_same(files, tmp_path, reporter, monkeypatch):
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_threads_read_the_same(has_cache, files, tmp_path, reporter, monkeypatch, request):
+    if not has_cache:
+        request.getfixturevalue("no_cache")
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
-    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 1)
+    monkeypatch.setattr(row_groups, "CACHE_BYTES", 1)
     found: dict[int, bytes] = {}
     threads = [
         threading.Thread(target=lambda n=n: found.update({n: dataset.read_bytes(n)}))
@@ -238,14 +256,10 @@ def test_damaged_images_are_unreadable_and_the_others_are_not(files, tmp_path, r
         assert dataset.read_bytes(index) == files[index]
 
 
-def test_a_large_file_is_advised_to_be_packed(files, tmp_path, reporter, monkeypatch):
-    monkeypatch.setattr("deitctl.data.readers.parquet_table.CACHE_BYTES", 100)
-    open_all(write_hub(tmp_path / "t.parquet", files), reporter)
-    assert any("deitctl pack" in note for note in reporter.notes)
-
-
-def test_what_a_dictionary_repeats_is_decoded_in_small_blocks(tmp_path, reporter, monkeypatch):
-    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 10**6)
+def test_what_a_dictionary_repeats_is_decoded_in_small_blocks(
+    tmp_path, reporter, monkeypatch, no_cache
+):
+    monkeypatch.setattr(row_groups, "CACHE_BYTES", 10**6)
     monkeypatch.setattr(parquet_images, "BLOCK_BYTES", 10**6)
     table = pa.table({"image": pa.array([bytes(200_000)] * 300), "label": ["a", "b"] * 150})
     pq.write_table(table, tmp_path / "t.parquet", compression="zstd")
@@ -258,14 +272,12 @@ def test_what_a_dictionary_repeats_is_decoded_in_small_blocks(tmp_path, reporter
 
 
 def test_sizes_and_images_in_order_decode_each_row_group_once(
-    files, tmp_path, reporter, monkeypatch
+    files, tmp_path, reporter, monkeypatch, no_cache
 ):
-    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 1)
+    monkeypatch.setattr(row_groups, "CACHE_BYTES", 1)
     monkeypatch.setattr(parquet_images, "BLOCK_ROWS", 2)
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
-    decoded = []
-    decode = dataset.images._decode
-    monkeypatch.setattr(dataset.images, "_decode", lambda n: decoded.append(n) or decode(n))
+    decoded = note_decoded(dataset, monkeypatch)
     assert [dataset.read_bytes(n) for n in range(12)] == files
     assert [dataset.num_bytes(n) for n in range(12)] == list(map(len, files))
     assert decoded == [0, 1, 2, 3]
@@ -277,9 +289,7 @@ def test_a_quick_look_is_at_the_beginnings_of_few_row_groups(
     monkeypatch.setattr(parquet_images, "NUM_GROUPS", 2)
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     assert dataset.list_cheap().tolist() == [0, 1, 2, 9, 10, 11]
-    decoded = []
-    decode = dataset.images._decode
-    monkeypatch.setattr(dataset.images, "_decode", lambda n: decoded.append(n) or decode(n))
+    decoded = note_decoded(dataset, monkeypatch)
     survey_datasets([dataset])
     require_images(dataset, "", "t", reporter)
     assert sorted(decoded) == [0, 3]
@@ -293,13 +303,13 @@ def test_few_files_are_open_at_a_time_and_a_want_of_handles_is_no_damage(
 ):
     for number, file in enumerate(files):
         write_hub(tmp_path / f"train-{number:05}-of-00012.parquet", [file], number)
-    monkeypatch.setattr(parquet_images, "MAX_OPEN", 2)
+    monkeypatch.setattr(row_groups, "MAX_OPEN", 2)
     train = open_dataset(str(tmp_path), reporter).train
     for _ in range(2):
         assert [train.read_bytes(n) for n in range(12)] == files
-        assert len(train.images._readers) <= 2
+        assert len(train.images._rows._readers) <= 2
     error = OSError(errno.EMFILE, "Too many open files")
-    monkeypatch.setattr(parquet_images.os, "open", Mock(side_effect=error))
+    monkeypatch.setattr(open_file.os, "open", Mock(side_effect=error))
     with pytest.raises(OSError, match="Too many open files"):
         open_dataset(str(tmp_path), reporter)
 
@@ -309,11 +319,13 @@ def test_lists_are_not_read_and_of_texts_that_do_not_matter_the_first_rows(
 ):
     in_all, in_first = set(), set()
 
-    def read(path: Path, columns: Mapping[int, str], *batch_rows: int) -> Any:
-        (in_first if batch_rows else in_all).update(columns.values())
-        return read_rows(path, columns, *batch_rows)
+    read_rows = ParquetFile.read_rows
 
-    monkeypatch.setattr("deitctl.data.readers.parquet_table.read_rows", read)
+    def read(file: ParquetFile, columns: Mapping[int, str], *batch_rows: int) -> Any:
+        (in_first if batch_rows else in_all).update(columns.values())
+        return read_rows(file, columns, *batch_rows)
+
+    monkeypatch.setattr(ParquetFile, "read_rows", read)
     extra = {"embedding": [[0.5] * 8] * 12, "caption": ["x"] * 12, "subset": ["a"] * 12}
     open_all(write_hub(tmp_path / "t.parquet", files, **extra), reporter)
     assert in_all == {"image.path", "label", "subset"}
