@@ -8,6 +8,8 @@ from pathlib import Path
 from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split, name_some
+from deitctl.data.named.names import is_named, list_names, spell, suggest_names
+from deitctl.data.named.open_named import open_named
 from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
@@ -24,7 +26,8 @@ from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
 KINDS = (
-    "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or 'digits'."
+    "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or the name of a data set: "
+    f"digits, {', '.join(list_names())}, torchvision:CLASS."
 )
 
 
@@ -47,9 +50,12 @@ def open_splits(
     if ref == BUILT_IN and not Path(ref).is_dir():
         train, val = load_digits()
         return BUILT_IN, {"train": train, "val": val}
+    if is_named(ref):
+        return spell(ref), open_named(ref, reporter, options)
     if not path.exists():
         name = shorten(path)
-        raise DataError(f"There is no dataset {name!r}.", suggest_path(name, BUILT_IN) or KINDS)
+        hint = suggest_path(name, BUILT_IN) or suggest_names(name) or KINDS
+        raise DataError(f"There is no dataset {name!r}.", hint)
     if path.is_dir():
         return str(path), _open_folder(path, reporter, options)
     if not path.is_file():  # reading a pipe would block, reading a device never end

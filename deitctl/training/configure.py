@@ -25,6 +25,7 @@ from deitctl.data.group_by import check_group_by
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.samplers import fit_batch_size
+from deitctl.data.named.names import is_named, spell
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import REST
@@ -359,7 +360,9 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
             absolute[name] = [make_absolute({name: part})[name] for part in value]
             continue
         is_name = {
-            "data": value in ("", BUILT_IN) or str(value).startswith(PREFIX),
+            "data": value in ("", BUILT_IN)
+            or str(value).startswith(PREFIX)
+            or is_named(str(value)),
             "image_folder": not value,
             "distill.teacher_cache": value in ("", "off"),
             "distill.unlabelled": value in ("", REST),
@@ -370,6 +373,8 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
             is_name[name] = not (expand_home(value).is_file() or is_model_folder(value))
         if not is_name.get(name, True):
             absolute[name] = str(expand_home(value).resolve())
+        elif name == "data" and is_named(str(value)):
+            absolute[name] = spell(str(value))
     return absolute
 
 

@@ -95,7 +95,7 @@ def open_torch_dataset(dataset: Any, reporter: Reporter) -> TorchDataset:
     if labels is None or not _agrees(dataset, labels, title):
         indices = track(range(count), reporter, "read the labels", count)
         labels = [get_item(dataset, i, f"{title}[{i}]")[1] for i in indices]
-    array = _to_labels(labels, count, title)
+    array = to_labels(labels, count, title)
     num_classes = array.shape[1] if array.ndim == 2 else int(array.max(initial=-1)) + 1
     names = _find_names(dataset)
     class_names = tuple(map(str, names if names is not None else range(num_classes)))
@@ -244,7 +244,7 @@ def _find_names(dataset: Any) -> Sequence[str] | None:
     return names
 
 
-def _to_labels(values: Any, count: int, title: str) -> Labels:
+def to_labels(values: Any, count: int, title: str) -> Labels:
     """Return labels as int64 [N], or bool [N,K] where an image has several."""
     try:
         if isinstance(values, torch.Tensor):
