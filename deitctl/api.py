@@ -9,7 +9,8 @@ public functions are those of one package, see `deitctl/__init__.py`. Imports ar
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_overloads, overload
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from deitctl.distillation.callable_teacher import CallableTeacher
     from deitctl.distillation.precompute import CacheTeacherResult, VerifyCacheResult
     from deitctl.distillation.rank import TeacherRanking
+    from deitctl.distributed import World
     from deitctl.evaluation.multilabel_result import Result
     from deitctl.evaluation.results import EvalResults
     from deitctl.profiling.bench_result import BenchResult
@@ -298,8 +300,9 @@ def plan(
             "Leave --dry-run or --resume out.",
         )
     request, opened = _open_objects(request)
-    folded = _open_folds(request)
-    config, datasets = _configure(request, opened if folded is None else folded.split(1))
+    with _join_processes(request) as world:
+        folded = _open_folds(request, world)
+        config, datasets = _configure(request, opened if folded is None else folded.split(1), world)
     if request.auto_batch_size:
         config = with_chosen_batch_size(config, datasets, request.reporter)
     return plan_training(
@@ -382,8 +385,8 @@ def cache_teacher(
     batch_size = arguments.pop("batch_size")
     from deitctl.distillation.precompute import cache_teacher as fill_cache
 
-    config, datasets, train_run, reporter = _prepare_teacher(arguments)
-    return fill_cache(config, datasets, train_run, batch_size=batch_size, reporter=reporter)
+    with _prepare_teacher(arguments) as (config, datasets, train_run, reporter):
+        return fill_cache(config, datasets, train_run, batch_size=batch_size, reporter=reporter)
 
 
 def verify_teacher_cache(
@@ -405,10 +408,15 @@ def verify_teacher_cache(
     if is_distributed():
         raise ConfigError("--verify is for one process.", "Run it without torchrun.")
     arguments = {"data": data, "reporter": reporter, **settings}
-    config, datasets, train_run, reporter = _prepare_teacher(arguments)
-    return precompute.verify_teacher_cache(
-        config, datasets, train_run, num_images=num_images, batch_size=batch_size, reporter=reporter
-    )
+    with _prepare_teacher(arguments) as (config, datasets, train_run, reporter):
+        return precompute.verify_teacher_cache(
+            config,
+            datasets,
+            train_run,
+            num_images=num_images,
+            batch_size=batch_size,
+            reporter=reporter,
+        )
 
 
 def rank_teachers(
@@ -458,6 +466,7 @@ def rank_teachers(
     from deitctl.data.training_data import open_for_training
     from deitctl.distillation.rank import rank_teachers as rank
     from deitctl.distillation.rank import split_weights
+    from deitctl.distributed import SINGLE_PROCESS
     from deitctl.profiling.flops import count_flops
     from deitctl.training.configure import make_absolute, name_source
     from deitctl.training.head_init import fit_ridge
@@ -487,7 +496,7 @@ def rank_teachers(
             "teacher_input": "unmixed",
             "reporter": SilentReporter(),
         }
-        return _configure(_collect(settings, distilled=True), datasets)[0]
+        return _configure(_collect(settings, distilled=True), datasets, SINGLE_PROCESS)[0]
 
     return rank(
         [str(teacher) for teacher in teachers],
@@ -854,16 +863,36 @@ def _more_epochs(arguments: Mapping[str, Any]) -> int:
     return int(more)
 
 
-def _configure(request: _Request, datasets: Datasets | None = None) -> tuple[TrainConfig, Datasets]:
+@contextmanager
+def _join_processes(request: _Request) -> Iterator[World]:
+    """Join the processes of a run before its data is opened, which the main process does for all."""
+    from deitctl.device import choose_device
+    from deitctl.distributed import SINGLE_PROCESS, is_distributed, process_group
+    from deitctl.settings import read_toml
+
+    if not is_distributed():  # the device is chosen, and refused, where it is used
+        yield SINGLE_PROCESS
+        return
+    named = (read_toml(Path(request.config)) if request.config else {}) | request.settings
+    device = choose_device(str((named | request.overrides).get("device", "auto")))
+    with process_group(device.torch_device) as world:
+        yield world
+
+
+def _configure(
+    request: _Request, datasets: Datasets | None, world: World
+) -> tuple[TrainConfig, Datasets]:
     from deitctl.checks.preflight import warn_about_classes
 
-    config, opened = _open_configured(request, datasets)
+    config, opened = _open_configured(request, datasets, world)
     if datasets is None and not request.resume:
         warn_about_classes(config.data, *opened, request.reporter)
     return config, opened
 
 
-def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[TrainConfig, Datasets]:
+def _open_configured(
+    request: _Request, datasets: Datasets | None, world: World
+) -> tuple[TrainConfig, Datasets]:
     from deitctl.data.training_data import Source, open_for_training
     from deitctl.training.configure import build_config, settle_task
     from deitctl.training.repeat import read_config
@@ -877,7 +906,9 @@ def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[Trai
             distilled=request.distilled,
             reporter=request.reporter,
         )
-        opened = datasets or open_for_training(Source.of(config), reporter=request.reporter)
+        opened = datasets or open_for_training(
+            Source.of(config), reporter=request.reporter, world=world
+        )
         return settle_task(config, opened[0]), opened
     if not request.distilled:
         # other settings of a teacher stay, and are refused where there is none
@@ -888,6 +919,7 @@ def _open_configured(request: _Request, datasets: Datasets | None) -> tuple[Trai
         distilled=request.distilled,
         datasets=datasets,
         reporter=request.reporter,
+        world=world,
     )
     return config, (train, val)
 
@@ -910,7 +942,7 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
             settings["recipe.name"] = get_recipe(settings.pop("recipe")).name
         if is_folds(root):
             return _resume_folds(root, settings, request, extensions)
-        result = launch.resume(
+        return launch.resume(
             root,
             settings=settings,
             more_epochs=request.more_epochs,
@@ -918,9 +950,9 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
             extensions=extensions,
             reporter=request.reporter,
         )
-    else:
-        folded = _open_folds(request)
-        config, datasets = _configure(request, opened if folded is None else folded.split(1))
+    with _join_processes(request) as world:
+        folded = _open_folds(request, world)
+        config, datasets = _configure(request, opened if folded is None else folded.split(1), world)
 
         def choose(config: TrainConfig) -> TrainConfig:
             return with_chosen_batch_size(config, datasets, request.reporter)
@@ -935,7 +967,7 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
                 reporter=request.reporter,
                 choose=choose if request.auto_batch_size else None,
             )
-        result = launch.start_or_resume(
+        return launch.start_or_resume(
             config,
             auto=request.resume == AUTO,
             datasets=datasets,
@@ -943,7 +975,6 @@ def _run(request: _Request) -> TrainResult | FoldsResult:
             extensions=extensions,
             choose=choose if request.auto_batch_size else None,
         )
-    return result
 
 
 def _open_objects(request: _Request) -> tuple[_Request, Datasets | None]:
@@ -982,11 +1013,12 @@ def _resume_folds(
             f"Name one: --resume {root / 'fold1'}",
         )
     config = read_folds_config(root, settings)
-    folded = open_folds(Source.of(config), reporter=request.reporter)
-    return train_folds(config, folded, extensions=extensions, reporter=request.reporter)
+    with _join_processes(request) as world:
+        folded = open_folds(Source.of(config), reporter=request.reporter, world=world)
+        return train_folds(config, folded, extensions=extensions, reporter=request.reporter)
 
 
-def _open_folds(request: _Request) -> FoldedData | None:
+def _open_folds(request: _Request, world: World) -> FoldedData | None:
     """Return the images of all folds that are to be trained; None for a run, or one fold alone."""
     from deitctl.data.sources import BUILT_IN
     from deitctl.data.training_data import Source, open_folds
@@ -1003,7 +1035,7 @@ def _open_folds(request: _Request) -> FoldedData | None:
         source = name_source(str(named.get("data") or BUILT_IN), named)
     if not source.folds or source.fold:
         return None
-    return open_folds(source, reporter=request.reporter)
+    return open_folds(source, reporter=request.reporter, world=world)
 
 
 def _draw_figures(root: Path) -> list[Path]:
@@ -1058,9 +1090,10 @@ def _train_run(
     return train_run
 
 
+@contextmanager
 def _prepare_teacher(
     arguments: Mapping[str, Any],
-) -> tuple[TrainConfig, Datasets, Callable[[TrainConfig], Mapping[str, Any]], Reporter]:
+) -> Iterator[tuple[TrainConfig, Datasets, Callable[[TrainConfig], Mapping[str, Any]], Reporter]]:
     if arguments.get("mode") == "none":
         raise ConfigError("--mode none has no teacher.", "Use hard or soft.")
     request = _collect({**arguments, "teacher_input": "unmixed"}, distilled=True)
@@ -1070,5 +1103,6 @@ def _prepare_teacher(
             "Pass it to deitctl.distill(teacher=...).",
         )
     request, opened = _open_objects(request)
-    config, datasets = _configure(request, opened)
-    return config, datasets, _train_run(datasets, request.reporter), request.reporter
+    with _join_processes(request) as world:
+        config, datasets = _configure(request, opened, world)
+        yield config, datasets, _train_run(datasets, request.reporter), request.reporter

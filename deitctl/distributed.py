@@ -7,6 +7,7 @@ gradients are reduced by the device's own backend (NCCL on CUDA, gloo on CPU).
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from deitctl.errors import ConfigError, DeitctlError
+from deitctl.errors import ConfigError, DeitctlError, Interrupted
 from deitctl.launchers import read_rank
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ COLLECTIVE_TIMEOUT = timedelta(days=2)
 STEP_TIMEOUT_S = 1800.0
 """Of a step's first exchange. Loaders that get no data give up after ten minutes."""
 WARN_AFTER_S, PAUSE_AFTER_S = 60.0, 2.0
+MAX_PAUSE_S = 0.2
+"""Between two looks at whether the main process has sent."""
 RENDEZVOUS_TIMEOUT_S = 1800
 BUCKET_NUMEL = 8_000_000  # 32 MB in fp32, which bounds the flat copy of the gradients
 
@@ -125,8 +129,53 @@ class World:
         return values
 
     def broadcast_object(self, value: T) -> T:
-        """Return the main process's value, whatever the others pass."""
-        return self.all_gather_object(value if self.is_main else None)[0]  # type: ignore[return-value]
+        """Return the main process's value, picklable, whatever the others pass."""
+        if self.size == 1:
+            return value
+        data = pickle.dumps(value) if self.is_main else b""
+        size = torch.tensor([len(data)])
+        self.broadcast_(size)
+        buffer = torch.empty(int(size), dtype=torch.uint8)
+        if self.is_main:
+            buffer.numpy()[:] = np.frombuffer(data, np.uint8)
+        self.broadcast_(buffer)
+        received: T = pickle.loads(buffer.numpy().tobytes())
+        return value if self.is_main else received
+
+    def run_on_main(self, compute: Callable[[], T]) -> T:
+        """Return what a function returns in the main process, in every process; collective.
+
+        Raises:
+            DeitctlError: the main process's, in all of them; the others need not print it.
+        """
+        if self.size == 1:
+            return compute()
+        value: T | None = None
+        failure: DeitctlError | None = None
+        if self.is_main:
+            try:
+                value = compute()
+            except Interrupted:  # of all processes, each by its own signal
+                raise
+            except DeitctlError as error:
+                failure = error
+        received, failure_of_main = self.broadcast_object((value, failure))
+        if failure is not None:
+            raise failure
+        if failure_of_main is not None:
+            failure_of_main.is_reported = True
+            raise failure_of_main
+        return received  # type: ignore[return-value]
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Replace a tensor on the CPU by the main process's, which may come hours later."""
+        with _translate_connection_errors():
+            work = dist.broadcast(tensor, src=0, async_op=True)
+            pause_s = 5e-5
+            while not work.is_completed():  # so that signals are handled meanwhile
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            work.wait()
 
     def barrier(self) -> None:
         """Wait until every process has arrived."""

@@ -31,6 +31,8 @@ class DeitctlError(Exception):
     """Something a user can fix: `message` says what happened and to what, `hint` what to do."""
 
     exit_code = 1
+    is_reported = False
+    """Whether another process of the run prints it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

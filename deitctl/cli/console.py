@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deitctl.errors import Interrupted, Signalled, UsageError, did_you_mean
+from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError, did_you_mean
 from deitctl.records import to_json, to_object
 
 if TYPE_CHECKING:  # Rich takes 0.1 s to import: where nothing is drawn, it is not
@@ -111,6 +111,8 @@ def print_error(error: Exception) -> None:
         console.print(f"[yellow]interrupted[/]{error.saved and f'. {escape_markup(error.saved)}'}")
         if error.resume_command:
             console.print(escape_markup(error.resume_command))
+        return
+    if isinstance(error, DeitctlError) and error.is_reported:
         return
     text = " ".join(str(error).split())
     print_message(console, text, "error" if rank == "0" else f"[process {rank}] error", "red")

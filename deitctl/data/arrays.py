@@ -10,6 +10,8 @@ import os
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, overload
@@ -112,6 +114,19 @@ class ArrayLocation(NamedTuple):
     shape: tuple[int, ...]
 
 
+_by_content = ContextVar("_by_content", default=False)
+
+
+@contextmanager
+def pickling_by_content() -> Iterator[None]:
+    """Pickle arrays for hosts that may not have the files that these were read from."""
+    token = _by_content.set(True)
+    try:
+        yield
+    finally:
+        _by_content.reset(token)
+
+
 class StoredArray(np.ndarray[Any, Any]):
     """An array that was read from a file, and pickles as its location there.
 
@@ -124,9 +139,10 @@ class StoredArray(np.ndarray[Any, Any]):
     location: ArrayLocation | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if self.location is not None and _is_current(self.location):
+        if self.location is not None and not _by_content.get() and _is_current(self.location):
             return load_array, (self.location,)
         return np.asarray(self).__reduce_ex__(protocol)
+
 
 
 def _is_current(location: ArrayLocation) -> bool:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.bands import decode_bands
+from deitctl.data.contents import Content, Contents, hash_bytes
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
@@ -55,13 +55,13 @@ class ImageDataset(ABC):
 
     def with_augmentation(self, augmentation: Augmentation | None) -> Self:
         """Return the same images, whose training views have another augmentation of the caller's."""
-        images = copy.copy(self)
+        images = self._copy()
         object.__setattr__(images, "augmentation", augmentation)  # of a frozen one too
         return images
 
     def with_value_range(self, value_range: ValueRange | None) -> Self:
         """Return the same images, scaled by another range where they have more than 8 bits."""
-        images = copy.copy(self)
+        images = self._copy()
         object.__setattr__(images, "value_range", value_range)  # of a frozen one too
         return images
 
@@ -71,7 +71,7 @@ class ImageDataset(ABC):
         Raises:
             DataError: they are stored as RGB.
         """
-        images = copy.copy(self)
+        images = self._copy()
         object.__setattr__(images, "bands", bands)  # of a frozen one too
         return images
 
@@ -119,6 +119,27 @@ class ImageDataset(ABC):
     def num_bytes(self, index: int) -> int:
         """Size of the stored image in bytes, 0 if it is missing."""
 
+    def read_sizes(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Return `num_bytes` of images, of all without `indices`; each is looked up once."""
+        indices = np.arange(len(self.labels)) if indices is None else indices
+        return self.contents.find_sizes(indices, self.num_bytes)
+
+    @property
+    def contents(self) -> Contents:
+        """What was read of the images' files at this start; it stays in this process."""
+        contents: Contents | None = self.__dict__.get("_contents")
+        if contents is None:
+            contents = self.__dict__["_contents"] = Contents(len(self.labels))
+        return contents
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_contents"}
+
+    def _copy(self) -> Self:
+        images = copy.copy(self)
+        images.__dict__["_contents"] = self.contents
+        return images
+
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """Return the stored image.
@@ -146,9 +167,16 @@ class ImageDataset(ABC):
     def digest(self, index: int) -> int:
         """Digest of the image's file as it was before packing, 64 bits; 0 if it cannot be read."""
         try:
-            return compute_digest(self.read_bytes(index))
+            return self.hash_content(index).digest
         except DataError:
             return 0
+
+    def hash_content(self, index: int) -> Content:
+        """Return the hashes of an image's bytes, which are read once; raise `DataError` as `read_bytes`."""
+        hashes = self.contents.hashes
+        if index not in hashes:
+            hashes[index] = hash_bytes(self.read_bytes(index))
+        return hashes[index]
 
     def read(self, index: int) -> Image.Image:
         """Decode an image into RGB, or into its bands; raise `DataError` if it cannot be."""
@@ -166,6 +194,14 @@ class ImageDataset(ABC):
         if self.bands:
             return self.read(index)
         return open_image(self.read_bytes(index), self.name(index), self.value_range)
+
+    def open_hashed(self, index: int) -> LazyJpeg | Image.Image:
+        """Open an image as `open`, and remember the hashes of its bytes."""
+        if self.bands:
+            return self.read(index)
+        data = self.read_bytes(index)
+        self.contents.hashes[index] = hash_bytes(data)
+        return open_image(data, self.name(index), self.value_range)
 
 
 @dataclass(frozen=True)
@@ -187,6 +223,13 @@ class FileDataset(ImageDataset):
         return self.paths[index].removeprefix(self.root)
 
     def num_bytes(self, index: int) -> int:
+        return self.contents.find_size(index, self._look_up_size)
+
+    def read_sizes(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        indices = np.arange(len(self.labels)) if indices is None else indices
+        return self.contents.find_sizes(indices, self._look_up_size)
+
+    def _look_up_size(self, index: int) -> int:
         try:
             return os.stat(self.paths[index]).st_size
         except (OSError, ValueError):  # ValueError: a NUL in the name
@@ -194,7 +237,7 @@ class FileDataset(ImageDataset):
 
     def read_start(self, index: int) -> bytes:
         try:
-            if os.path.isfile(self.paths[index]):  # a pipe would be waited for
+            if self.num_bytes(index):  # a pipe, which has none, would be waited for
                 with open(self.paths[index], "rb") as file:
                     return file.read(START_BYTES)
         except (OSError, ValueError):
@@ -271,6 +314,12 @@ class Subset(ImageDataset):
     def num_bytes(self, index: int) -> int:
         return self.dataset.num_bytes(int(self.indices[index]))
 
+    def read_sizes(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        return self.dataset.read_sizes(self.indices if indices is None else self.indices[indices])
+
+    def hash_content(self, index: int) -> Content:
+        return self.dataset.hash_content(int(self.indices[index]))
+
     def list_cheap(self) -> NDArray[np.int64]:
         cheap = np.flatnonzero(np.isin(self.indices, self.dataset.list_cheap()))
         return cheap if len(cheap) else np.arange(min(len(self.labels), 16))
@@ -290,6 +339,9 @@ class Subset(ImageDataset):
 
     def open(self, index: int) -> LazyJpeg | Image.Image:
         return self.dataset.open(int(self.indices[index]))
+
+    def open_hashed(self, index: int) -> LazyJpeg | Image.Image:
+        return self.dataset.open_hashed(int(self.indices[index]))
 
 
 @dataclass(frozen=True)
@@ -376,6 +428,23 @@ class JoinedDataset(ImageDataset):
         dataset, place = self._locate(index)
         return dataset.num_bytes(place)
 
+    def read_sizes(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        indices = np.arange(len(self.labels)) if indices is None else indices
+        sizes, start = np.zeros(len(indices), np.int64), 0
+        for part, end in zip(self.datasets, self.ends.tolist(), strict=True):
+            is_in_part = (start <= indices) & (indices < end)
+            sizes[is_in_part] = part.read_sizes(indices[is_in_part] - start)
+            start = end
+        return sizes
+
+    def hash_content(self, index: int) -> Content:
+        dataset, place = self._locate(index)
+        return dataset.hash_content(place)
+
+    def open_hashed(self, index: int) -> LazyJpeg | Image.Image:
+        dataset, place = self._locate(index)
+        return dataset.open_hashed(place)
+
     def list_cheap(self) -> NDArray[np.int64]:
         starts = [0, *self.ends[:-1].tolist()]
         return np.concatenate(
@@ -405,11 +474,6 @@ class JoinedDataset(ImageDataset):
     def _locate(self, index: int) -> tuple[ImageDataset, int]:
         which = int(np.searchsorted(self.ends, index, side="right"))
         return self.datasets[which], index - int(self.ends[which - 1] if which else 0)
-
-
-def compute_digest(data: bytes) -> int:
-    """Return a digest of a file's bytes, 64 bits, never 0."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
 def join(datasets: Sequence[ImageDataset]) -> ImageDataset:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from deitctl.data.bands import BANDS_VERSION
+from deitctl.data.contents import NUM_THREADS, Content
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.decode import DEEP_VERSION, is_deep
+from deitctl.data.decode import DEEP_VERSION
 from deitctl.data.splits import list_relative_paths
 from deitctl.data.unlabeled import find_labeled
 from deitctl.data.value_range import NO_RANGE, write_range
@@ -24,6 +25,7 @@ from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.paths import read_json
+from deitctl.threads import DaemonThreads
 
 MAX_READ = 1 << 30
 """Bytes of images up to which all are hashed; of larger datasets all sizes, and the content of
@@ -42,7 +44,7 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     or a size. Of images of more than 8 bits their range is hashed too, and how they are decoded.
     """
     count = len(dataset.labels)
-    sizes = np.fromiter((dataset.num_bytes(i) for i in range(count)), np.dtype("<i8"), count)
+    sizes = dataset.read_sizes().astype("<i8")
     # A separator, so that ("ab", "c") and ("a", "bc") differ.
     digest = hashlib.sha256("\x1f".join(dataset.class_names).encode("utf-8", "surrogateescape"))
     digest.update(_encode_labels(dataset))
@@ -58,14 +60,12 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
         range(count) if read_all else np.linspace(0, count - 1, NUM_SAMPLED).astype(int).tolist()
     )
     has_deep_images = False
-    for index in track(sample, reporter, "fingerprint the data", len(sample)):
-        try:
-            data = dataset.read_bytes(index)
-            digest.update(hashlib.sha256(data).digest())
-            has_deep_images = has_deep_images or is_deep(data)
-        except DataError:
+    with DaemonThreads(NUM_THREADS) as threads:
+        contents = threads.map(lambda index: _hash_content(dataset, index), sample)
+        for content in track(contents, reporter, "fingerprint the data", len(sample)):
             # An unreadable image is part of the data: repairing it changes the training set.
-            digest.update(b"unreadable")
+            digest.update(content.sha256 if content is not None else b"unreadable")
+            has_deep_images = has_deep_images or (content is not None and content.is_deep)
     # What decides the pixels of images of more than 8 bits beside their files.
     value_range = "" if dataset.value_range == NO_RANGE else write_range(dataset.value_range)
     if has_deep_images or value_range:
@@ -73,6 +73,13 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     if dataset.bands:
         digest.update(f"\x1fbands {dataset.bands} {BANDS_VERSION}".encode())
     return digest.hexdigest()[:LENGTH]
+
+
+def _hash_content(dataset: ImageDataset, index: int) -> Content | None:
+    try:
+        return dataset.hash_content(index)
+    except DataError:
+        return None
 
 
 def _encode_labels(dataset: ImageDataset) -> bytes:

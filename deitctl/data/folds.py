@@ -47,6 +47,10 @@ class FoldedData:
     uses_rest: bool = False
     """Whether the training images that the fraction leaves out are used without labels."""
 
+    def list_datasets(self) -> list[ImageDataset]:
+        """Return all images, those without labels behind."""
+        return [self.images, *([] if self.unlabeled is None else [self.unlabeled])]
+
     def split(self, fold: int) -> tuple[ImageDataset, Subset]:
         """Return the training and validation images of the run of a fold, from 1."""
         is_held = self.fold_of == fold

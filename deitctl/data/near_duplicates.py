@@ -67,7 +67,7 @@ def group_duplicates(dataset: ImageDataset, reporter: Reporter) -> ImageGroups |
     more.
     """
     count = len(dataset.labels)
-    if count > MAX_IMAGES or sum(map(dataset.num_bytes, range(count))) > MAX_BYTES:
+    if count > MAX_IMAGES or dataset.read_sizes().sum() > MAX_BYTES:
         return None
     # Threads: reading, decoding and resizing release Python's lock.
     with DaemonThreads(count_cores()) as threads:
@@ -86,7 +86,7 @@ def group_duplicates(dataset: ImageDataset, reporter: Reporter) -> ImageGroups |
 def _hash_image(dataset: ImageDataset, index: int) -> tuple[bytes, bytes]:
     """Return digest and hash, both empty for an image that cannot be read."""
     try:
-        image = dataset.open(index)
+        image = dataset.open_hashed(index)  # split.csv has their digests
         if isinstance(image, LazyJpeg):
             image = image.decode_scaled(image.choose_shrink(*image.size, HASH_SIDE))
     except DataError:

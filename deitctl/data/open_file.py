@@ -10,14 +10,43 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 from deitctl.errors import DataChanged
 
-Identity = tuple[int, int, int]
-"""Inode, size and modification time of a file."""
 _one_position = threading.Lock()
+_on_other_host = ContextVar("_on_other_host", default=False)
+
+
+class Identity(NamedTuple):
+    """What tells a file from another of the same name, and from itself before a change."""
+
+    inode: int
+    """0: any. Mounts of object stores number files by themselves."""
+    size: int
+    mtime_ns: int
+    """0: any. Copies on the disks of several hosts have times of their own."""
+
+    def __reduce__(self) -> Any:
+        return _receive_identity, tuple(self)
+
+
+def _receive_identity(inode: int, size: int, mtime_ns: int) -> Identity:
+    """Return an identity in another process."""
+    return Identity(0, size, 0) if _on_other_host.get() else Identity(inode, size, mtime_ns)
+
+
+@contextmanager
+def on_other_host() -> Iterator[None]:
+    """Unpickle what names files as it was on another host: they are the same if their size is."""
+    token = _on_other_host.set(True)
+    try:
+        yield
+    finally:
+        _on_other_host.reset(token)
 
 
 class OpenFile:
@@ -26,7 +55,7 @@ class OpenFile:
     It pickles as its path, and must be unchanged where it is opened again.
     """
 
-    def __init__(self, path: str, identity: Identity | None = None) -> None:
+    def __init__(self, path: str, identity: tuple[int, int, int] | None = None) -> None:
         """Open a file.
 
         Args:
@@ -43,7 +72,7 @@ class OpenFile:
     def __reduce__(self) -> Any:
         return OpenFile, (self.path, self.identity)
 
-    def _open(self, identity: Identity | None) -> None:
+    def _open(self, identity: tuple[int, int, int] | None) -> None:
         # O_NONBLOCK: a pipe must not be waited for.
         flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
         self.handle = os.open(self.path, os.O_RDONLY | flags)
@@ -52,7 +81,7 @@ class OpenFile:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         self.identity = get_identity(status)
-        if identity not in (None, self.identity):
+        if identity is not None and not _is_same(identity, self.identity):
             raise DataChanged(f"{self.path} was replaced while in use.", "Run the command again.")
 
     @property
@@ -93,7 +122,16 @@ class OpenFile:
 
 def get_identity(status: os.stat_result) -> Identity:
     """Return what tells a file from another of the same name, and from itself before a change."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return Identity(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _is_same(expected: tuple[int, int, int], identity: Identity) -> bool:
+    inode, size, mtime_ns = expected
+    return (
+        size == identity.size
+        and inode in (0, identity.inode)
+        and mtime_ns in (0, identity.mtime_ns)
+    )
 
 
 def read_at(handle: int, offset: int, size: int) -> bytes:

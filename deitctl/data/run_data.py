@@ -113,7 +113,7 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
     if count > MAX_ROWS and not val.is_held_out:
         (folder / SPLIT_FILE).unlink(missing_ok=True)  # of a run that was killed at its start
         return
-    sizes = [[part.num_bytes(i) for i in range(len(part.labels))] for part in (train, val)]
+    sizes = [part.read_sizes().tolist() for part in (train, val)]
     has_digests = count <= MAX_DIGESTS and sum(map(sum, sizes)) <= MAX_DIGEST_BYTES
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")

@@ -16,6 +16,7 @@ from deitctl.data.group_names import compare_groups
 from deitctl.data.held_out import hold_out_fifth
 from deitctl.data.layout import name_some
 from deitctl.data.open import DatasetSplits, open_dataset
+from deitctl.data.open_once import open_once
 from deitctl.data.readers.read_options import AUTO
 from deitctl.data.readers.table import is_table, name_rivals
 from deitctl.data.readers.unlabeled import open_unlabeled
@@ -31,6 +32,7 @@ from deitctl.data.unlabeled import (
     require_other_data,
     take_rest,
 )
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -83,9 +85,13 @@ class Source:
 
 
 def open_for_training(
-    source: Source, *, reporter: Reporter, run: RunData | None = None
+    source: Source,
+    *,
+    reporter: Reporter,
+    run: RunData | None = None,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[ImageDataset, ImageDataset]:
-    """Return training and validation images with the same classes.
+    """Return training and validation images with the same classes; collective.
 
     Without validation images a fifth is held out, see `hold_out`.
 
@@ -93,11 +99,18 @@ def open_for_training(
         source: the data, and how it is read.
         reporter: receives what was held out.
         run: the run that is continued, which holds out what it held out when it began.
+        world: the processes that train together, of which the main one opens the data.
 
     Raises:
         DataError: nothing is there, a split or a second class is missing, the classes do not match,
             or images of the continued run are gone.
     """
+    return open_once(lambda: _open_for_training(source, reporter, run), world, list)
+
+
+def _open_for_training(
+    source: Source, reporter: Reporter, run: RunData | None
+) -> tuple[ImageDataset, ImageDataset]:
     _require_rest(source)
     data = _open_to_train(source, reporter)
     parts = data.list_parts()
@@ -185,8 +198,12 @@ def _open_unlabeled(
     return images
 
 
-def open_folds(source: Source, *, reporter: Reporter) -> FoldedData:
-    """Return the images of all folds of a source; raise `DataError` as `open_for_training`."""
+def open_folds(source: Source, *, reporter: Reporter, world: World = SINGLE_PROCESS) -> FoldedData:
+    """Return the images of all folds of a source; collective, raises as `open_for_training`."""
+    return open_once(lambda: _open_folds(source, reporter), world, FoldedData.list_datasets)
+
+
+def _open_folds(source: Source, reporter: Reporter) -> FoldedData:
     _require_rest(source)
     data = _open_to_train(source, reporter)
     if not data.list_parts().keys() & {"", "train"}:

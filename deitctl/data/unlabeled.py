@@ -113,7 +113,7 @@ def leave_duplicates_out(
         DataError: none is left.
     """
     count = len(images.labels)
-    size_of = [int(images.num_bytes(index)) for index in range(count)]
+    size_of = images.read_sizes().tolist()
     kinds = {"validation": val, "training": train} if train is not val else {"training": train}
     copies = dict.fromkeys(_find_same_files(images, train), "training")
     unsearched = []
@@ -164,8 +164,8 @@ def _find_copies(
 ) -> list[int] | None:
     """Return which of some images have the bytes of one of others; None where too many would be read."""
     by_size: dict[int, list[int]] = {}
-    for index in range(len(others.labels)):
-        by_size.setdefault(int(others.num_bytes(index)), []).append(index)
+    for index, size in enumerate(others.read_sizes().tolist()):
+        by_size.setdefault(size, []).append(index)
     candidates = [index for index in indices if size_of[index] and size_of[index] in by_size]
     if sum(size_of[index] for index in candidates) > MAX_COMPARED:
         return None

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deitctl.data.open_once import open_once
 from deitctl.device import Device
-from deitctl.distributed import is_main_process, process_group
+from deitctl.distributed import World, is_main_process, process_group
 from deitctl.evaluation.details import add_details, add_label_details, compare_with_first
 from deitctl.evaluation.images import ScoredImages, choose_images, find_in_chans, is_run
 from deitctl.evaluation.multilabel_bootstrap import compare_all
@@ -80,20 +81,19 @@ def evaluate_models(
         if eval_options.real_labels
         else None
     )
-    images = choose_images(
-        data,
-        [eval_options.weights] if eval_options.weights else models,
-        eval_options.split,
-        image_folder=eval_options.image_folder,
-        task=eval_options.task,
-        in_chans=find_in_chans([eval_options.weights] if eval_options.weights else models),
-        reporter=reporter,
-    )
     device = choose_eval_device(models, eval_options.device, eval_options.precision)
-    device.tune_malloc()
-    subjects = _load_subjects(models, protocols, images, real, device, eval_options, reporter)
-    note_unknown_training(subjects, images, eval_options.weights, reporter)
-    results = _run_pass(subjects, device, real, eval_options, reporter)
+    with process_group(device.torch_device) as world:
+        images = open_once(
+            lambda: _choose_images(data, models, eval_options, reporter),
+            world,
+            lambda images: [images.dataset],
+        )
+        device.tune_malloc()
+        subjects = _load_subjects(
+            models, protocols, images, real, device, eval_options, reporter, world
+        )
+        note_unknown_training(subjects, images, eval_options.weights, reporter)
+        results = _run_pass(subjects, device, real, eval_options, reporter, world)
     evaluations = _name_results(results, models, protocols, images, eval_options.weights)
     if is_main_process():
         _note_fitted_thresholds(evaluations, reporter)
@@ -106,6 +106,21 @@ def evaluate_models(
     )
 
 
+def _choose_images(
+    data: str, models: Sequence[str], options: EvalOptions, reporter: Reporter
+) -> ScoredImages:
+    by_weights = [options.weights] if options.weights else models
+    return choose_images(
+        data,
+        by_weights,
+        options.split,
+        image_folder=options.image_folder,
+        task=options.task,
+        in_chans=find_in_chans(by_weights),
+        reporter=reporter,
+    )
+
+
 def _load_subjects(
     models: Sequence[str],
     protocols: Sequence[str],
@@ -114,13 +129,14 @@ def _load_subjects(
     device: Device,
     options: EvalOptions,
     reporter: Reporter,
+    world: World,
 ) -> list[EvalSubject]:
     """Load every model, and match it with the images under every protocol."""
     data, dataset = images.data, images.dataset
     if real is not None:
         require_real_labels(dataset, real)
     networks = [load_network(ref, device, options, reporter) for ref in models]
-    networks, dataset = settle_ranges(networks, dataset, options.value_range, reporter)
+    networks, dataset = settle_ranges(networks, dataset, options.value_range, reporter, world)
     configs = [config for _, config in networks]
     dataset = drop_unknown_classes(configs, settle_kind(models, configs, data, dataset, reporter))
     if real is not None:
@@ -135,21 +151,21 @@ def _run_pass(
     real: RealLabels | None,
     options: EvalOptions,
     reporter: Reporter,
+    world: World,
 ) -> list[Result]:
     """Validate all subjects in one pass over their dataset, and add what needs no other pass."""
-    with process_group(device.torch_device) as world:
-        results = validate(
-            [subject.eval_model for subject in subjects],
-            subjects[0].dataset,
-            device=device,
-            batch_size=options.batch_size,
-            workers=device.choose_num_workers(options.workers),
-            reporter=reporter,
-            world=world,
-            stop_on_bad_image=options.on_bad_image == "stop",
-            store_logits=True,
-            require_finite=True,
-        )
+    results = validate(
+        [subject.eval_model for subject in subjects],
+        subjects[0].dataset,
+        device=device,
+        batch_size=options.batch_size,
+        workers=device.choose_num_workers(options.workers),
+        reporter=reporter,
+        world=world,
+        stop_on_bad_image=options.on_bad_image == "stop",
+        store_logits=True,
+        require_finite=True,
+    )
     return [
         add_label_details(result, subject, is_main=world.is_main)
         if isinstance(result, MultilabelResult)

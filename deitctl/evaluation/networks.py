@@ -9,8 +9,9 @@ from torch import nn
 
 from deitctl.data.class_file import apply_class_names
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.range_survey import scale_for
+from deitctl.data.range_survey import settle_range
 from deitctl.device import INFERENCE_PRECISION, Device, choose_device
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.evaluation.options import EvalOptions
 from deitctl.events import Reporter
 from deitctl.inference.onnx_classifier import SUFFIX, OnnxClassifier, load_onnx_classifier
@@ -67,8 +68,9 @@ def settle_ranges(
     dataset: ImageDataset,
     option: str,
     reporter: Reporter,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[list[tuple[Network, ModelConfig]], ImageDataset]:
-    """Return models with the value range of the option, and images with one for the other models."""
+    """Return models with the value range of the option, and images with one for the other models; collective."""
     if (value_range := parse_value_range(option)) is not None:
         return [(network, config.with_value_range(value_range)) for network, config in networks], (
             dataset
@@ -79,4 +81,5 @@ def settle_ranges(
     def warn(message: str) -> None:
         reporter.warn(f"{message} The model has no range of its own.")
 
-    return networks, scale_for(dataset, None, warn)
+    chosen = world.run_on_main(lambda: settle_range([dataset], "auto", warn))
+    return networks, dataset.with_value_range(chosen)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from deitctl.checks.image_info import JoinedImages, resolve_workers
-from deitctl.data.dataset import ImageDataset, Subset, compute_digest
+from deitctl.data.contents import compute_digest
+from deitctl.data.dataset import ImageDataset, Subset
 from deitctl.data.decode import MAX_BYTES, decode
 from deitctl.data.eval_transform import get_resized_size
 from deitctl.data.readers.digits import ArrayDataset

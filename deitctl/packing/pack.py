@@ -17,7 +17,8 @@ from PIL import Image
 from deitctl.checks.check import SplitSize
 from deitctl.checks.labels import count_labels
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, ImageDataset, Subset, compute_digest, name_label
+from deitctl.data.contents import compute_digest
+from deitctl.data.dataset import FileDataset, ImageDataset, Subset, name_label
 from deitctl.data.index import Listing
 from deitctl.data.open import DatasetSplits, open_dataset
 from deitctl.data.readers.pack import SUFFIX, PackDataset, is_pack, open_pack, write_pack

@@ -30,6 +30,7 @@ from deitctl.data.sources import BUILT_IN
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import REST
 from deitctl.distillation.teacher_size import fit_teacher_size
+from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -106,6 +107,7 @@ def build_config(
     distilled: bool = False,
     datasets: tuple[ImageDataset, ImageDataset] | None = None,
     reporter: Reporter,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[TrainConfig, ImageDataset, ImageDataset]:
     """Resolve settings into a configuration, and open its data unless they are `datasets`.
 
@@ -116,6 +118,7 @@ def build_config(
         distilled: whether there is a teacher.
         datasets: training and validation images, if they are open already.
         reporter: receives what was chosen and why.
+        world: the processes that train together, see `open_for_training`.
 
     Raises:
         ConfigError: a setting that does not exist or fit.
@@ -135,7 +138,9 @@ def build_config(
     require_input_shape(model or DEFAULT_TRAIN_MODEL, named, reporter)
     if in_chans := find_in_chans(model, named, reporter):
         settings["recipe.in_chans"] = named["recipe.in_chans"] = in_chans
-    train, val = datasets or open_for_training(name_source(data, named), reporter=reporter)
+    train, val = datasets or open_for_training(
+        name_source(data, named), reporter=reporter, world=world
+    )
     model_args: dict[str, Any] = {}
     if table is not None:
         _require_teacher(table, distilled=distilled)

@@ -171,7 +171,7 @@ def open_run(
         raise ConfigError(
             f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
         )
-    train, val = _open_data(config, datasets, reporter, resume=resume)
+    train, val = _open_data(config, datasets, reporter, world, resume=resume)
     if config.distill is None:  # a teacher that is trained first, for example
         train = select_labeled(train)
     if resume:
@@ -261,7 +261,12 @@ def _describe_saved(run: Run, stop: BaseException) -> str:
 
 
 def _open_data(
-    config: TrainConfig, datasets: Datasets | None, reporter: Reporter, *, resume: bool
+    config: TrainConfig,
+    datasets: Datasets | None,
+    reporter: Reporter,
+    world: World,
+    *,
+    resume: bool,
 ) -> Datasets:
     """Return the images of a run; those that it began with if it is resumed."""
     if datasets is not None and config.data.startswith(PREFIX):  # which no command can open again
@@ -281,7 +286,7 @@ def _open_data(
             else (train.with_value_range(value_range), val.with_value_range(value_range))
         )
     source = replace(Source.of(config), value_range=value_range or config.value_range)
-    return open_for_training(source, reporter=reporter, run=run_data)
+    return open_for_training(source, reporter=reporter, run=run_data, world=world)
 
 
 def build_trainer(

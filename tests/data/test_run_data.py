@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from deitctl.data import run_data
-from deitctl.data.dataset import FileDataset, compute_digest, select
+from deitctl.data.contents import compute_digest
+from deitctl.data.dataset import FileDataset, select
 from deitctl.data.open import open_dataset
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.run_match import apply_split
