@@ -206,11 +206,6 @@ class Recipe:
     progressive_resize: ProgressiveResize = ProgressiveResize()
 
     @property
-    def views_per_epoch(self) -> int:
-        """Views of an image in an epoch; 0: balanced sampling counts them over the epochs."""
-        return 0 if self.sampling == "balanced" else self.augment.repeated_aug
-
-    @property
     def early_epochs(self) -> int:
         """Epochs at the lower resolution; the last that was planned for the first schedule is at the full one,
         and so is all that follows it."""

@@ -91,6 +91,11 @@ class ImageDataset(ABC):
         return False
 
     @property
+    def draw_weights(self) -> NDArray[np.float32] | None:
+        """How many times each training image comes in an epoch, on average of all, [N]; None: once."""
+        return None
+
+    @property
     def blocks(self) -> NDArray[np.int32] | None:
         """Number of the block that each image is read with, [N]: a row group, a whole remote shard.
 
@@ -294,6 +299,11 @@ class Subset(ImageDataset):
         return self.holds_out or self.dataset.is_held_out
 
     @property
+    def draw_weights(self) -> NDArray[np.float32] | None:
+        weights = self.dataset.draw_weights
+        return None if weights is None else weights[self.indices]
+
+    @property
     def blocks(self) -> NDArray[np.int32] | None:
         blocks = self.dataset.blocks
         return None if blocks is None else blocks[self.indices]
@@ -353,6 +363,8 @@ class JoinedDataset(ImageDataset):
     class_names: tuple[str, ...]
     ends: NDArray[np.int64]
     """Number of images in each dataset and those before it."""
+    part_weights: tuple[float, ...] = ()
+    """How many times an image of each dataset comes in an epoch; empty: as the dataset has it."""
 
     @property
     def group_names(self) -> Sequence[str] | None:  # type: ignore[override]
@@ -371,6 +383,18 @@ class JoinedDataset(ImageDataset):
     @property
     def is_in_memory(self) -> bool:
         return all(part.is_in_memory for part in self.datasets)
+
+    @property
+    def draw_weights(self) -> NDArray[np.float32] | None:
+        parts = [part.draw_weights for part in self.datasets]
+        if all(part is None for part in parts) and all(w == 1 for w in self.part_weights):
+            return None
+        weights = np.ones(len(self.labels), np.float32)
+        starts = [0, *self.ends[:-1].tolist()]
+        factors = self.part_weights or (1.0,) * len(parts)
+        for part, start, end, factor in zip(parts, starts, self.ends, factors, strict=True):
+            weights[start:end] = factor if part is None else factor * part
+        return weights
 
     @property
     def blocks(self) -> NDArray[np.int32] | None:
@@ -513,6 +537,18 @@ def count_images(dataset: ImageDataset) -> NDArray[np.int64]:
         counts: NDArray[np.int64] = is_of_class.sum(axis=0, dtype=np.int64)
         return counts
     return np.bincount(labels[labels >= 0], minlength=len(dataset.class_names))
+
+
+def weigh_classes(dataset: ImageDataset, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sum the weights of the images of each class, [K]; which images count where as in `count_images`."""
+    labels = dataset.labels
+    if dataset.is_multilabel:
+        columns = [weights[labels[:, k] > 0].sum(dtype=np.float64) for k in range(labels.shape[1])]
+        return np.array(columns, np.float64)
+    is_labeled = labels >= 0
+    num_classes = len(dataset.class_names)
+    sums = np.bincount(labels[is_labeled], weights[is_labeled], minlength=num_classes)
+    return sums.astype(np.float64)
 
 
 def find_used_classes(dataset: ImageDataset) -> set[str]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.draws import count_epoch_views, count_views
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
 from deitctl.data.loader import TeacherView
 from deitctl.data.own_functions import identify_function
-from deitctl.data.samplers import count_views
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import select_labeled
@@ -135,11 +135,11 @@ class DistillationTeacher:
         self.label_cache: TargetCache | None = None
         self.feature_cache: TargetCache | None = None
         self.total_views = d.views or count_views(
-            train.labels,
+            train,
             seed=config.seed,
             epochs=config.recipe.epochs,
             repeats=config.recipe.augment.repeated_aug,
-            is_balanced=config.recipe.sampling == "balanced",
+            sampling=config.recipe.sampling,
         )
 
     @cached_property
@@ -605,7 +605,7 @@ class DistillationTeacher:
             self.get_network,
             self.device,
             self.distill.views,
-            self.config.recipe.views_per_epoch,
+            count_epoch_views(self.train, self.config.recipe),
         )
 
     def fill_cache(

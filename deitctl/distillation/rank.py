@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deitctl.config import TrainConfig
 from deitctl.data.classes import describe_lack
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.samplers import count_views
+from deitctl.data.draws import count_views
 from deitctl.device import Device, choose_device
 from deitctl.distillation.feature_score import FeatureSource, FitHead, score_features
 from deitctl.distillation.features import FeatureCodec
@@ -280,11 +280,11 @@ def _count_views(config: TrainConfig, train: ImageDataset) -> int:
     """Return the views of an image that a run's cache holds, as `DistillationTeacher.total_views`."""
     assert config.distill is not None
     return config.distill.views or count_views(
-        train.labels,
+        train,
         seed=config.seed,
         epochs=config.recipe.epochs,
         repeats=config.recipe.augment.repeated_aug,
-        is_balanced=config.recipe.sampling == "balanced",
+        sampling=config.recipe.sampling,
     )
 
 

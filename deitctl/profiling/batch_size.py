@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.samplers import fit_batch_size
+from deitctl.data.draws import count_draws
+from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
@@ -101,7 +102,7 @@ def choose_batch_size(
     reporter: Reporter,
 ) -> BatchSizeChoice:
     """Choose by steps of the real recipe, model and teacher; see `search_batch_size`."""
-    recipe, num_images = config.recipe, len(datasets[0].labels)
+    recipe, num_images = config.recipe, count_draws(datasets[0])
     trial = build_trial(config, datasets, device)
     size, reason, trials = search_batch_size(
         lambda batch_size: _try(trial.with_batch_size(batch_size)),

@@ -18,9 +18,10 @@ import torch
 from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.draws import count_draws
+from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.loader import Batch, EvalViews
-from deitctl.data.samplers import fit_batch_size
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import Device, choose_device, ran_out_of_memory
@@ -188,7 +189,7 @@ def _fit_batch_size(trial: TrialRun, seconds: float) -> TrialRun:
     batch = small.batch()
     image_s = measure_time(lambda: small.step(batch), seconds=0.5).median / small.batch_size
     limited = _limit_batch_size(trial.batch_size, image_s, seconds)
-    return trial.with_batch_size(fit_batch_size(len(trial.train.labels), limited))
+    return trial.with_batch_size(fit_batch_size(count_draws(trial.train), limited))
 
 
 def _limit_batch_size(batch_size: int, image_s: float, seconds: float) -> int:
@@ -207,7 +208,7 @@ def _describe(
     batch_size_reason: str | None,
 ) -> BenchSetup:
     recipe, device = config.recipe, trial.context.device
-    batch_size = fit_batch_size(len(trial.train.labels), recipe.batch_size)
+    batch_size = fit_batch_size(count_draws(trial.train), recipe.batch_size)
     return BenchSetup(
         model=config.model,
         teacher=config.distill.teacher if config.distill is not None else None,

@@ -13,9 +13,11 @@ from deitctl.config import Recipe, TrainConfig
 from deitctl.data.class_file import read_class_names
 from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.draws import BalancedDraws, choose_draws, count_draws, count_epoch_views
+from deitctl.data.epoch_steps import fit_batch_size, steps_per_epoch
 from deitctl.data.loader import Batch, EvalViews, TrainViews, ViewPlan, build_train_loader
 from deitctl.data.loader_pool import LoaderPool
-from deitctl.data.samplers import BalancedDraws, TrainBatches, fit_batch_size, steps_per_epoch
+from deitctl.data.samplers import TrainBatches
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE
@@ -82,7 +84,7 @@ class TrainSetup:
         recipe, cached_teacher = self.config.recipe, self.context.cached_teacher
         plan = ViewPlan(
             self.config.seed,
-            repeats=recipe.views_per_epoch,
+            repeats=count_epoch_views(self.train, recipe),
             early_epochs=recipe.early_epochs,
             early_size=self.early_size,
             in_chans=self.context.view_chans,
@@ -121,13 +123,13 @@ class TrainSetup:
         """
         recipe, context = self.config.recipe, self.context
         batches = TrainBatches(
-            len(self.train.labels),
+            count_draws(self.train),
             context.recipe.batch_size,
             seed=self.config.seed,
             epochs=recipe.epochs,
             repeats=recipe.augment.repeated_aug,
             first_step=self.state.progress.step,
-            balanced=BalancedDraws(self.train.labels) if recipe.sampling == "balanced" else None,
+            draws=choose_draws(self.train, recipe.sampling),
             is_labeled=find_labeled(self.train.labels) if self.num_unlabeled else None,
         )
         return build_train_loader(
@@ -293,7 +295,7 @@ def build_training(
     device.tune_malloc()
     model = device.to_device(student.model)
     world.broadcast_module_(model)
-    num_images = len(train.labels)
+    num_images = count_draws(train)
     # The learning rate is scaled by the images that a step has, not by those it might have.
     batch_size = fit_batch_size(num_images, config.recipe.batch_size)
     recipe = replace(config.recipe, batch_size=batch_size)
@@ -317,7 +319,7 @@ def build_training(
         peak_lr=compute_peak_lr(recipe.optim, batch_size),
     )
     progress = Progress(
-        num_train_images=num_images,
+        num_train_images=len(train.labels),
         micro_batch_size=round_up_to_pairs(config.micro_batch_size),
         views_version=VIEWS_VERSION,
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deitctl.config import Recipe
-from deitctl.data.dataset import ImageDataset, count_images
-from deitctl.data.samplers import BalancedDraws
-from deitctl.data.unlabeled import count_unlabeled
+from deitctl.data.dataset import ImageDataset, count_images, weigh_classes
+from deitctl.data.draws import BalancedDraws
+from deitctl.data.unlabeled import count_unlabeled, find_labeled
 
 CLASS_WEIGHTS = "class_weights.json"
 """In a run's folder, where classes are weighted."""
@@ -38,10 +39,13 @@ class ClassCounts:
 
     @classmethod
     def of(cls, dataset: ImageDataset) -> ClassCounts:
-        """Count the images of a dataset."""
-        counts = torch.from_numpy(count_images(dataset)).double()
-        unlabeled = count_unlabeled(dataset)
+        """Count the images of a dataset, each as often as it comes in an epoch."""
+        unlabeled, weights = count_unlabeled(dataset), dataset.draw_weights
         num_images = len(dataset.labels) - unlabeled
+        counts = torch.from_numpy(count_images(dataset)).double()
+        if weights is not None:
+            counts = torch.from_numpy(weigh_classes(dataset, weights))
+            num_images = round(float(weights[find_labeled(dataset.labels)].sum(dtype=np.float64)))
         scale = BalancedDraws(dataset.labels).label_scale if unlabeled else 1.0
         return cls(counts, num_images, dataset.is_multilabel, dataset.class_names, unlabeled, scale)
 

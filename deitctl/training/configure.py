@@ -21,10 +21,11 @@ from deitctl.config import (
 )
 from deitctl.data.classes import is_imagenet
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.draws import count_draws
+from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.group_by import check_group_by
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX
-from deitctl.data.samplers import fit_batch_size
 from deitctl.data.named.names import is_named, spell
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.training_data import Source, open_for_training
@@ -177,7 +178,7 @@ def build_config(
 
     config = map_teachers(config, fit_size)
     config = add_tags(_fit_recipe(config, train, {**settings, **(overrides or {})}, opt, reporter))
-    size = fit_batch_size(len(train.labels), config.recipe.batch_size)
+    size = fit_batch_size(count_draws(train), config.recipe.batch_size)
     optim = config.recipe.optim
     warn_of_rising_rate(optim, compute_peak_lr(optim, size), reporter)
     counts = ClassCounts.of(train)
@@ -289,7 +290,7 @@ def _fit_recipe(
             "fitted to the features makes the loss rise at once (--set head_init=ridge fits it)."
         )
     recipe = _choose_rates(recipe, opt, fixed, reporter)
-    size = fit_batch_size(len(train.labels), recipe.batch_size)
+    size = fit_batch_size(count_draws(train), recipe.batch_size)
     reporter.note(
         f"Recipe {recipe.name}, for {len(train.labels):,} training images and "
         f"{'a new head' if is_new else 'the head of the weights'}: "

@@ -13,6 +13,7 @@ import torch
 
 from deitctl.cores import count_cores
 from deitctl.data.batch_transforms import normalize, to_model_channels
+from deitctl.data.draws import count_draws
 from deitctl.data.loader import Batch, TrainViews, ViewPlan, collate
 from deitctl.data.samplers import EpochOrder
 from deitctl.device import ran_out_of_memory
@@ -181,7 +182,7 @@ def count_work(setup: TrainSetup) -> Work:
     context, progress, recipe = setup.context, setup.state.progress, setup.context.recipe
     steps_left = recipe.epochs * context.steps_per_epoch - progress.step
     epochs_left = recipe.epochs - progress.epoch
-    num_images = len(setup.train.labels)
+    num_images = count_draws(setup.train)
     early, full = (
         math.prod(height_width(size)) for size in (setup.early_size, context.preprocessing.img_size)
     )
@@ -191,7 +192,7 @@ def count_work(setup: TrainSetup) -> Work:
     trained = images_left - (1 - pixels) * early_left * num_images
     validations = epochs_left * (1 if setup.state.ema is None else 2) + 1  # of the saved weights
     fitted = (
-        min(num_images - setup.num_unlabeled, MAX_IMAGES)
+        min(len(setup.train.labels) - setup.num_unlabeled, MAX_IMAGES)
         if setup.fits_head and not progress.step
         else 0
     )

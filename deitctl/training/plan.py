@@ -9,8 +9,8 @@ from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset, find_folder
+from deitctl.data.epoch_steps import fit_batch_size, steps_per_epoch
 from deitctl.data.folds import FoldedData
-from deitctl.data.samplers import fit_batch_size, steps_per_epoch
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import count_unlabeled
 from deitctl.device import choose_device

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
+from deitctl.data.draws import count_draws
+from deitctl.data.epoch_steps import batch_start
 from deitctl.data.loader import Batch
-from deitctl.data.samplers import batch_start
 from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
 from deitctl.evaluation.eval_model import EvalModel
@@ -157,7 +158,7 @@ class Trainer:
         # Equal to `steps` where the run was stopped after the epoch's last step, while it validated.
         steps = self.context.steps_per_epoch
         steps_done = progress.step - epoch * steps
-        num_images = len(self.setup.train.labels)
+        num_images = count_draws(self.setup.train)
         num_done = batch_start(num_images, recipe.batch_size, steps_done)
         with self.reporter.task(label, num_images) as task:
             task.skip(num_done)

@@ -7,23 +7,12 @@ import itertools
 import tracemalloc
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.samplers import (
-    REPEAT_BLOCK,
-    BalancedDraws,
-    EpochOrder,
-    SampleKey,
-    TrainBatches,
-    batch_start,
-    count_views,
-    fit_batch_size,
-    steps_per_epoch,
-    view_of,
-)
+from deitctl.data.epoch_steps import batch_start, fit_batch_size, steps_per_epoch
+from deitctl.data.samplers import REPEAT_BLOCK, EpochOrder, SampleKey, TrainBatches, view_of
 from deitctl.distributed import World
 
 COUNTS = st.integers(1, 700)
@@ -251,108 +240,3 @@ def test_an_epoch_of_a_million_begins_without_a_million_keys(repeats):
         tracemalloc.stop()
     assert len(first) == 1022  # 977 steps, of 1,022 or 1,024 images
     assert kept < 6 << 20  # four bytes an image, and the batch
-
-
-ONE_LABEL = st.lists(st.integers(0, 5), min_size=1, max_size=60).map(np.array)
-SEVERAL_LABELS = st.lists(
-    st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=60
-).map(np.array)
-UNEVEN = np.array([0] * 100 + [1] * 7 + [3] * 30)
-
-
-def balanced_keys(labels: np.ndarray, epochs: int, repeats: int = 1) -> list[list[SampleKey]]:
-    """The keys of each epoch."""
-    draws = BalancedDraws(labels)
-    return [
-        EpochOrder(len(labels), seed=3, epoch=epoch, repeats=repeats, balanced=draws)[:]
-        for epoch in range(epochs)
-    ]
-
-
-@given(ONE_LABEL, st.integers(1, 4))
-def test_balanced_epochs_draw_every_class_equally_often(labels, epochs):
-    drawn = [labels[key.index] for keys in balanced_keys(labels, epochs) for key in keys]
-    assert len(drawn) == epochs * len(labels)
-    counts = [drawn.count(label) for label in np.unique(labels)]
-    assert max(counts) - min(counts) <= 1
-    for keys in balanced_keys(labels, epochs):
-        in_epoch = Counter(labels[key.index] for key in keys)
-        counts = [in_epoch[label] for label in np.unique(labels)]
-        assert max(counts) - min(counts) <= 1
-
-
-@given(ONE_LABEL, st.integers(1, 5))
-def test_the_images_of_a_class_come_equally_often_over_the_epochs(labels, epochs):
-    times = Counter(key.index for keys in balanced_keys(labels, epochs) for key in keys)
-    for label in np.unique(labels):
-        counts = [times[index] for index in np.flatnonzero(labels == label).tolist()]
-        assert max(counts) - min(counts) <= 1
-
-
-@given(ONE_LABEL | SEVERAL_LABELS, st.integers(1, 4), st.integers(1, 3))
-def test_an_image_that_comes_again_shows_the_next_view(labels, epochs, repeats):
-    epochs_keys = balanced_keys(labels, epochs, repeats)
-    assert all(len(keys) == len(labels) for keys in epochs_keys)
-    shown: dict[int, list[int]] = {}
-    for keys in epochs_keys:
-        assert len(set(keys)) == len(keys)
-        for key in keys:
-            shown.setdefault(key.index, []).append(view_of(key, views=0, repeats=0))
-    limit = count_views(labels, seed=3, epochs=epochs, repeats=repeats, is_balanced=True)
-    for views in shown.values():
-        assert len(set(views)) == len(views)
-        assert max(views) < limit
-        # whole but for what an epoch cuts off at its end
-        assert repeats > 1 or sorted(views) == list(range(len(views)))
-
-
-@given(SEVERAL_LABELS)
-def test_each_of_several_labels_draws_its_images_and_those_without_one_are_a_class(labels):
-    classes = [*labels.T, ~labels.any(axis=1)]
-    drawn = [key.index for keys in balanced_keys(labels, 3) for key in keys]
-    num_classes = sum(column.any() for column in classes)
-    for column in classes:
-        # at least by its own turns: images of other labels may have it too
-        if column.any():
-            assert column[drawn].sum() >= len(drawn) // num_classes
-
-
-def test_cached_views_are_shown_in_turn_by_images_of_rare_and_of_frequent_classes():
-    shown: dict[int, list[int]] = {}
-    for keys in balanced_keys(UNEVEN, 40):
-        for key in sorted(keys, key=lambda key: key.repeat):
-            shown.setdefault(key.index, []).append(view_of(key, views=8, repeats=0))
-    assert len(shown) == len(UNEVEN)
-    assert all(views == [n % 8 for n in range(len(views))] for views in shown.values())
-
-
-@given(
-    batch=st.integers(2, 200),
-    epochs=st.integers(1, 3),
-    repeats=st.sampled_from([1, 3]),
-    data=st.data(),
-)
-def test_balanced_batches_resume_at_any_step_and_are_shared_by_any_number_of_processes(
-    batch, epochs, repeats, data
-):
-    options = {"seed": 2, "epochs": epochs, "repeats": repeats}
-    size = len(UNEVEN)
-    whole = list(TrainBatches(size, batch, balanced=BalancedDraws(UNEVEN), **options))
-    first = data.draw(st.integers(0, len(whole)))
-    tail = TrainBatches(size, batch, balanced=BalancedDraws(UNEVEN), first_step=first, **options)
-    assert list(tail) == whole[first:]
-    processes = data.draw(st.integers(1, 4))
-    shards = [
-        World(rank, processes).shard(fit_batch_size(size, batch)) for rank in range(processes)
-    ]
-    for keys in whole:
-        assert [key for shard in shards for key in keys[shard]] == keys
-
-
-def test_what_a_balanced_epoch_is_stands_in_a_line():
-    line = BalancedDraws(UNEVEN).describe(("cat", "dog", "elk", "fox"), 1)
-    assert line == (
-        "Balanced sampling: an epoch is 137 draws, 45.67 by each of 3 classes, so that an image comes "
-        "6.5 times (one of the 7 of dog) to 0.46 times (one of the 100 of cat) in it, as another view "
-        "each time."
-    )

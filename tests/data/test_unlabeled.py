@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.data.dataset import FileDataset, count_images, name_labels, renumber
+from deitctl.data.draws import BalancedDraws
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.run_data import read_run_data, write_split
-from deitctl.data.samplers import BalancedDraws, EpochOrder, TrainBatches, spread_labeled
+from deitctl.data.samplers import EpochOrder, TrainBatches, spread_labeled
 from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.data.unlabeled import add_unlabeled, count_unlabeled, find_labeled, select_labeled
 from deitctl.errors import DataError
@@ -213,7 +214,7 @@ def test_the_scale_of_the_labels_makes_up_for_the_share_of_draws_that_have_one(
         for epoch in range(12 if is_balanced else 300)
         for key in EpochOrder(
             len(labels), seed=1, epoch=epoch, repeats=repeats, is_labeled=is_labeled,
-            balanced=BalancedDraws(images.labels) if is_balanced else None,
+            draws=BalancedDraws(images.labels) if is_balanced else None,
         )[:]
     )  # fmt: skip
     share = np.mean([is_labeled[key.index] for key in keys])

@@ -14,7 +14,8 @@ import pytest
 
 from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.samplers import EpochOrder, batch_start
+from deitctl.data.epoch_steps import batch_start
+from deitctl.data.samplers import EpochOrder
 from deitctl.errors import ConfigError, DeitctlError
 from deitctl.models.checkpoint_io import save_tensors
 from deitctl.models.vit import VisionTransformer

@@ -15,9 +15,10 @@ from torch import nn
 from deitctl.config import AslConfig, BceConfig, DistillConfig
 from deitctl.data.batch_transforms import normalize, student_affine
 from deitctl.data.dataset import Subset, select
+from deitctl.data.draws import BalancedDraws
 from deitctl.data.loader import Batch, TeacherView, ViewPlan, build_train_loader
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
-from deitctl.data.samplers import BalancedDraws, SampleKey, TrainBatches
+from deitctl.data.samplers import SampleKey, TrainBatches
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.joint_targets import JointCodec
@@ -380,7 +381,7 @@ def test_gradients_of_two_processes_add_up_to_those_of_one(deit, some):
     labels = np.eye(10, dtype=bool)[some.labels] | (np.arange(10) == 3)
     several = Subset(some, np.arange(8), labels, some.class_names)
     task_loss = BinaryLoss(True, BceConfig(), AslConfig(), smoothing=0.1)
-    keys = TrainBatches(8, 8, seed=0, epochs=2, balanced=BalancedDraws(labels))
+    keys = TrainBatches(8, 8, seed=0, epochs=2, draws=BalancedDraws(labels))
     state = state_of(deit(classes=10))
     gradients = []
     for world in (World(), World(0, 2), World(1, 2)):
