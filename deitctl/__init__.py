@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from deitctl.inference.classifier import load, predict
     from deitctl.models.heads import forward_heads
     from deitctl.models.model_config import Preprocessing
-    from deitctl.packing.pack import pack, verify_pack
+    from deitctl.packing.pack import pack
+    from deitctl.packing.verify import verify_pack
     from deitctl.profiling.environment import collect_env
     from deitctl.profiling.recipe_info import describe_recipe, list_recipes
     from deitctl.sweeps.run_list import compare_runs, list_runs
@@ -80,7 +81,7 @@ _MODULES = {
     "sweep": "deitctl.api",
     "train": "deitctl.api",
     "verify": "deitctl.exporters.verify:verify_export",
-    "verify_pack": "deitctl.packing.pack",
+    "verify_pack": "deitctl.packing.verify",
     "verify_teacher_cache": "deitctl.api",
 }
 __all__ = [

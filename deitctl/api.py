@@ -150,7 +150,7 @@ def train(data: Data = "", **settings: Any) -> TrainResult | FoldsResult:
     """Train a classifier, or continue a run.
 
     Args:
-        data: folder, tar, pack or table of images, a `torch.utils.data.Dataset` or a pair of them; empty: the digits.
+        data: folder, tar, shards or table of images, a `torch.utils.data.Dataset` or a pair of them; empty: the digits.
         model: alias, timm name, hub name, run folder or weights file.
         recipe: name or TOML file; None: chosen by the data.
         epochs: and every further keyword: the setting or option of `deitctl train` of that name, None for its default.

@@ -17,7 +17,7 @@ from deitctl.data.decode import decode, open_header, read_bytes
 from deitctl.data.decode_limits import limit_tags
 from deitctl.data.file_types import DAMAGED, explain_file
 from deitctl.data.near_duplicates import DIGEST_BYTES, difference_hash, digest_pixels
-from deitctl.data.readers.pack import PackDataset
+from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.stream import batched_range, stream_batches
 from deitctl.data.value_range import OPTION
 from deitctl.errors import DataError
@@ -110,7 +110,7 @@ def inspect_image(dataset: ImageDataset, index: int) -> ImageInfo:
         issue, kind = _classify_error(data, str(error).replace(name, ""))
         return ImageInfo(issue, str(error), kind, num_bands=num_bands)
     stored = header or ImageInfo()
-    if isinstance(dataset, PackDataset):
+    if isinstance(dataset, TarDataset) and dataset.is_packed:
         # the name is that of the original file, whose format packing may have changed
         stored = stored._replace(format="")
     return stored._replace(

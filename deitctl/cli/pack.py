@@ -22,7 +22,10 @@ from deitctl.errors import DataError, UsageError
 from deitctl.records import to_object
 
 if TYPE_CHECKING:
-    from deitctl.packing.pack import PackResult, PackVerification
+    from deitctl.packing.pack import PackResult
+    from deitctl.packing.verify import PackVerification
+
+FORMATS = ("wds", "parquet")
 
 
 def pack(
@@ -30,7 +33,7 @@ def pack(
     out: Annotated[
         str,
         typer.Argument(
-            metavar="OUT", help="File NAME.pack to write; another pack there is replaced."
+            metavar="OUT", help="Folder of shards to write; one that `pack` wrote is replaced."
         ),
     ],
     max_size: Annotated[
@@ -45,6 +48,23 @@ def pack(
     raw: Annotated[
         bool, o.option("--raw", help="Store pixels: nothing to decode, several times the bytes.")
     ] = False,
+    to: Annotated[
+        str,
+        o.option(
+            "--to",
+            help="wds: WebDataset tars with an index; parquet: the hub's form.",
+            choices=FORMATS,
+        ),
+    ] = "wds",
+    shard_size: Annotated[
+        str | None,
+        o.option(
+            "--shard-size",
+            help="Of a shard at most, with a unit: 500MB.",
+            metavar="SIZE",
+            default="1GB",
+        ),
+    ] = None,
     image_folder: o.ImageFolderOpt = "",
     task: o.TaskOpt = "auto",
     value_range: o.ValueRangeOpt = "auto",
@@ -63,18 +83,19 @@ def pack(
     output_format: o.FormatOpt = None,
     quiet: o.QuietOpt = False,
 ) -> None:
-    """Write a data set into one file, which every command reads as DATA at no cost for each image's file.
+    """Write a data set into shards: WebDataset tars, which every command, webdataset and timm read.
 
     Exits with 3 if some images could not be read: they are stored as they are.
 
-    Example: deitctl pack imagenet/ imagenet.pack --max-size 256
+    Example: deitctl pack imagenet/ imagenet-256 --max-size 256
     """
     shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
     follow_up = ["train", out]
     if verify:
-        if max_size or raw or workers != -1:
+        if max_size or raw or shard_size or to != "wds" or workers != -1:
             raise UsageError(
-                "--verify writes nothing.", "Leave --max-size, --raw and --workers out."
+                "--verify writes nothing.",
+                "Leave --max-size, --raw, --to, --shard-size and --workers out.",
             )
         verification = deitctl.verify_pack(data, out, image_folder=image_folder, reporter=reporter)
         if shape == "json":
@@ -94,6 +115,8 @@ def pack(
         out,
         max_size=max_size or 0,
         raw=raw,
+        to=to,
+        shard_size=shard_size or "1GB",
         image_folder=image_folder,
         task=task,
         value_range=value_range,
@@ -116,7 +139,8 @@ def _print(result: PackResult) -> None:
     unreadable = f" ({len(result.unreadable)} unreadable)" if result.unreadable else ""
     print_line(
         f"{result.num_copied:,} copied{unreadable}, {result.num_encoded:,} encoded anew; "
-        f"{result.source_bytes:,} bytes before, {result.bytes:,} after; {result.seconds:.1f} s"
+        f"{result.source_bytes:,} bytes before, {result.bytes:,} after in {result.num_shards:,} "
+        f"shard(s); {result.seconds:.1f} s"
     )
 
 

@@ -31,6 +31,10 @@ ARCHIVES = {
 """Archives by the end of their names."""
 
 
+OLD_PACK = b"deitctl pack "
+"""How files began that earlier versions packed."""
+
+
 def make_refusal(path: Path, kinds: str) -> DataError:
     """Return the error of a file that is no data set: what it is, an archive with what unpacks it.
 
@@ -40,7 +44,13 @@ def make_refusal(path: Path, kinds: str) -> DataError:
     """
     kind = ""
     with suppress(OSError), path.open("rb") as file:
-        kind = identify(file.read(START_BYTES), path.stat().st_size)
+        start = file.read(START_BYTES)
+        if start.startswith(OLD_PACK):
+            return DataError(
+                f"{path} was packed by an earlier version of deitctl, whose format is gone.",
+                "Pack the images that it was made of again: deitctl pack DATA OUT",
+            )
+        kind = identify(start, path.stat().st_size)
     # An archive by its content, else by its name.
     named = [a for suffix, a in ARCHIVES.items() if path.name.lower().endswith(suffix)]
     kind = kind or (named[0] if named else "")

@@ -21,7 +21,8 @@ from deitctl.exporters.verify import VerifyResult
 from deitctl.hub.push import PushResult
 from deitctl.inference.classifier import Prediction
 from deitctl.models.model_config import ValueRange
-from deitctl.packing.pack import PackResult, PackVerification
+from deitctl.packing.pack import PackResult
+from deitctl.packing.verify import PackVerification
 from deitctl.profiling.bench_result import BenchResult
 from deitctl.profiling.environment import Environment
 from deitctl.profiling.recipe_info import RecipeDetails, RecipeList

@@ -149,7 +149,7 @@ def test_commands_end_with_the_next_one(image_folder, tmp_path, monkeypatch):
     sound = str(image_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}))
     broken = image_folder({"train/a": 2, "train/b": 2}, "broken")
     (broken / "train" / "a" / "0.png").write_bytes(b"no image")
-    pack = str(tmp_path / "x.pack")
+    pack = str(tmp_path / "x")
 
     def run(*arguments: str) -> list[str]:
         return list_next(*arguments, monkeypatch=monkeypatch)

@@ -224,7 +224,7 @@ def test_fingerprints_tell_labels_apart(table, reporter):
 
 
 def test_a_pack_keeps_several_labels_and_is_verified(table, tmp_path, reporter):
-    path, out = table(), str(tmp_path / "out.pack")
+    path, out = table(), str(tmp_path / "out")
     result = deitctl.pack(path, out, task="multilabel", workers=0)
     assert result.splits["all"].labels.num_unlabeled == 1
     dataset, packed = open_all(path, reporter, task="multilabel"), open_all(out, reporter)

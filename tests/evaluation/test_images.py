@@ -99,11 +99,11 @@ def test_data_that_was_moved_or_packed_is_recognized_by_the_names_in_it(
     make_run, data, tmp_path, reporter
 ):
     run, held_out = make_run(data), list_held_out(data)
-    pack(str(data), tmp_path / "images.pack")
+    pack(str(data), tmp_path / "images-packed")
     shutil.move(data, tmp_path / "elsewhere")
     with pytest.raises(DataError, match=rf"{data}, which is not there.*deitctl eval DATA --model"):
         choose_images("", [str(run)], reporter=reporter)
-    for ref in ("elsewhere", "images.pack"):
+    for ref in ("elsewhere", "images-packed"):
         images = choose_images(str(tmp_path / ref), [str(run)], reporter=reporter)
         assert len(images.dataset.labels) == len(held_out), ref
         assert images.count_train_images(str(run), range(len(held_out))) == 0
@@ -322,8 +322,8 @@ def test_a_pack_of_smaller_images_is_recognized(make_run, image_folder, tmp_path
     """It holds the digests of the files that it was made of."""
     data = image_folder(SPLIT)
     run = str(make_run(data))
-    pack(str(data), tmp_path / "small.pack", max_size=8, raw=True)
-    images = choose_images(str(tmp_path / "small.pack"), [run], "train", reporter=reporter)
+    pack(str(data), tmp_path / "small", max_size=8, raw=True)
+    images = choose_images(str(tmp_path / "small"), [run], "train", reporter=reporter)
     assert images.count_train_images(run, range(10)) == 10
 
 

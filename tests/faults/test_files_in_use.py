@@ -25,12 +25,13 @@ from deitctl.training.run_dir import Run
 
 
 def make_data(kind: str, folder: Path) -> Path:
+    if kind == "shards":
+        packed = folder.with_name("packed")
+        pack(str(folder), str(packed), workers=0)
+        return packed / "all-000000.tar"
     path = folder.with_suffix(f".{kind}")
-    if kind == "pack":
-        pack(str(folder), str(path), workers=0)
-    else:
-        with tarfile.open(path, "w") as archive:
-            archive.add(folder, arcname=".")
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, arcname=".")
     return path
 
 
@@ -53,24 +54,24 @@ class ChangesTheData(SilentReporter):
 
 @pytest.mark.parametrize(
     ("kind", "change", "workers"),
-    [("pack", "cut", 0), ("pack", "written over", 1), ("tar", "cut", 0)],
+    [("shards", "cut", 0), ("shards", "written over", 1), ("tar", "cut", 0)],
 )
 def test_training_saves_and_says_that_its_data_were_changed(
     kind, change, workers, image_folder, tmp_path
 ):
-    data = make_data(kind, image_folder({"a": 10, "b": 10}))
+    file = make_data(kind, image_folder({"a": 10, "b": 10}))
     recipe = replace(DIGITS, img_size=16, epochs=9, batch_size=8)
     config = TrainConfig(
         model="test_vit",
-        data=str(data),
+        data=str(file if kind == "tar" else file.parent),
         recipe=recipe,
         precision="fp32",
         workers=workers,
         save_every="1h",
         output_dir=str(tmp_path / "run"),
     )
-    with pytest.raises(DataChanged, match=rf"\.{kind} was changed while in use\.") as stopped:
-        run_training(config, reporter=ChangesTheData(CHANGES[change], data))
+    with pytest.raises(DataChanged, match=r"\.tar was changed while in use\.") as stopped:
+        run_training(config, reporter=ChangesTheData(CHANGES[change], file))
     assert "deitctl train --resume" in stopped.value.hint
     assert Run(tmp_path / "run", writes=False).checkpoint.is_dir()
 
@@ -80,14 +81,15 @@ import os, sys
 from pathlib import Path
 from deitctl.data import index
 from deitctl.data.readers.folder import open_folder
-from deitctl.data.readers.pack import open_pack
+from deitctl.data.readers.packed_shards import INDEX, open_packed
 from deitctl.events import SilentReporter
 from deitctl.models.checkpoint_io import load_tensors
 index.MIN_IMAGES = index.MIN_AGE_NS = 1
 folder, packed, weights = map(Path, sys.argv[1:])
-indexed, (opened, *_), state = open_folder(folder, SilentReporter()), open_pack(packed).values(), load_tensors(weights)
+indexed, state = open_folder(folder, SilentReporter()), load_tensors(weights)
+(opened,) = open_packed(packed).values()
 assert type(indexed.labels).__name__ == "StoredArray"
-for path in (index.get_index_path(folder), packed, weights):
+for path in (index.get_index_path(folder), packed / INDEX, weights):
     os.truncate(path, 0)
 names = [dataset.name(i) for dataset in (indexed, opened) for i in range(len(dataset.labels))]
 print(len(names), sum(int(dataset.labels.sum()) for dataset in (indexed, opened)), float(state["w"].sum()))
@@ -97,11 +99,11 @@ print(len(names), sum(int(dataset.labels.sum()) for dataset in (indexed, opened)
 def test_what_was_read_survives_files_that_are_cut_to_nothing(
     image_folder, tmp_path, monkeypatch, noise
 ):
-    """The index of names, the index in a pack, and weights: in a process that a bus error would end."""
+    """The index of names, the index of shards, and weights: in a process that a bus error would end."""
     monkeypatch.setattr(index, "MIN_IMAGES", 1)
     monkeypatch.setattr(index, "MIN_AGE_NS", 1)
     folder = image_folder({"a": 10, "b": 10})
-    packed, weights = make_data("pack", folder), tmp_path / "w.safetensors"
+    packed, weights = make_data("shards", folder).parent, tmp_path / "w.safetensors"
     values = noise(300, 300)
     save_tensors(weights, {"w": values})
     open_folder(folder, SilentReporter())

@@ -125,7 +125,7 @@ def test_check_ends_while_an_image_is_decoded(workers, folder):
 
 
 def test_pack_ends_while_an_image_is_decoded(folder, tmp_path):
-    pack = tmp_path / "x.pack"
+    pack = tmp_path / "x"
     process = start("pack", str(folder), str(pack), "--max-size", "64", "--workers", "0")
     wait_for(process, "decoding")
     require_quick_end(process, signal.SIGINT)

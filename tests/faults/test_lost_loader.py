@@ -23,7 +23,7 @@ COMMANDS = {
     "cache-teacher": ("cache-teacher", "digits", *DISTILL[:-4]),
     "distill": ("distill", "digits", *DISTILL, "--epochs", "1", "--output", "r"),
     "check": ("check", "images"),
-    "pack": ("pack", "images", "out.pack", "--raw"),
+    "pack": ("pack", "images", "out", "--raw"),
 }
 PROGRAM = """
 import resource, sys, time

@@ -1,4 +1,4 @@
-"""`deitctl pack`: the same data in one file, written atomically, and verified against its source."""
+"""`deitctl pack`: the same data in shards, written atomically, and verified against their source."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from deitctl.data.open import open_dataset
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataChanged, DataError, LoaderLost, Signalled
 from deitctl.events import SilentReporter, Task
-from deitctl.packing import pack as packing
-from deitctl.packing.pack import pack, verify_pack
+from deitctl.packing import samples as packing
+from deitctl.packing.pack import pack
+from deitctl.packing.verify import verify_pack
 
 COUNTS = {"train/ant": 6, "train/bee": 5, "val/ant": 2, "val/bee": 1}
 
@@ -49,7 +50,31 @@ def root(tmp_path, make_image) -> Path:
 
 @pytest.fixture
 def out(tmp_path) -> str:
-    return str(tmp_path / "x.pack")
+    return str(tmp_path / "x")
+
+
+def read_all(folder: str | Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(Path(folder).rglob("*"))
+        if file.is_file()
+    }
+
+
+def count_bytes(folder: str) -> int:
+    return sum(map(len, read_all(folder).values()))
+
+
+def read_shards(folder: str | Path) -> bytes:
+    return b"".join(data for name, data in read_all(folder).items() if name.endswith(".tar"))
+
+
+def flip(folder: str | Path, at: int = 3000) -> None:
+    """Change a byte of the first image."""
+    shard = min(Path(folder).glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[at] ^= 1
+    shard.write_bytes(data)
 
 
 def hidden(tmp_path: Path) -> list[str]:
@@ -64,22 +89,22 @@ def test_the_result_counts_copied_and_encoded_images(root, out):
         "val": SplitSize(num_images=3, num_classes=2),
     }
     assert (result.num_copied, result.num_encoded, result.unreadable) == (14, 0, ())
-    assert (result.source_bytes, result.bytes) == (before, os.path.getsize(out))
+    assert (result.source_bytes, result.bytes) == (before, count_bytes(out))
     small = pack(str(root), out, max_size=18)
     assert (small.num_copied, small.num_encoded, small.source_bytes) == (0, 14, before)
-    assert small.bytes == os.path.getsize(out) < before
+    assert small.bytes == count_bytes(out) < result.bytes
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"max_size": 18}, {"raw": True}], ids=["copy", "smaller", "raw"]
 )
 def test_the_same_input_gives_the_same_bytes_whatever_the_processes(options, root, tmp_path):
-    written = set()
+    written = []
     for number, workers in enumerate((0, 0, 2)):
-        path = tmp_path / f"{number}.pack"
+        path = tmp_path / str(number)
         pack(str(root), str(path), workers=workers, **options)
-        written.add(path.read_bytes())
-    assert len(written) == 1
+        written.append(read_all(path))
+    assert written[0] == written[1] == written[2]
 
 
 def table_of(root: Path) -> str:
@@ -99,8 +124,8 @@ def tar_of(root: Path) -> str:
 
 
 def pack_of(root: Path) -> str:
-    pack(str(root), str(root.parent / "first.pack"))
-    return str(root.parent / "first.pack")
+    pack(str(root), str(root.parent / "first"))
+    return str(root.parent / "first")
 
 
 @pytest.mark.parametrize("make", [str, tar_of, pack_of, table_of])
@@ -115,11 +140,11 @@ def test_all_kinds_of_data_can_be_packed_and_checked(make, root, out, reporter):
 
 
 def test_folder_tar_and_pack_give_the_same_pack(root, out, tmp_path):
-    written = set()
+    written = []
     for data in (str(root), tar_of(root), pack_of(root)):
         pack(data, out)
-        written.add(Path(out).read_bytes())
-    assert len(written) == 1
+        written.append(read_all(out))
+    assert written[0] == written[1] == written[2]
 
 
 def test_the_test_split_is_packed_too(image_folder, out, reporter):
@@ -136,13 +161,13 @@ def test_the_test_split_is_packed_too(image_folder, out, reporter):
 
 def test_a_folder_is_called_what_it_is_called_from(root, out, monkeypatch):
     pack(str(root), out)
-    expected = Path(out).read_bytes()
+    expected = read_all(out)
     for home, name in ((root, "."), (root.parent, "photos"), (root.parent, "./photos/")):
         monkeypatch.chdir(home)
         pack(name, out)
-        assert Path(out).read_bytes() == expected
-    pack("photos/train", "train.pack")
-    assert verify_pack(str(root / "train"), "train.pack").num_different == 0
+        assert read_all(out) == expected
+    pack("photos/train", "train")
+    assert verify_pack(str(root / "train"), "train").num_different == 0
 
 
 def test_the_built_in_digits_can_be_packed(out, reporter, digit_datasets):
@@ -163,8 +188,8 @@ def test_smaller_images_and_pixels_are_other_data(root, tmp_path, reporter):
         ("c", {"raw": True}),
         ("d", {"max_size": 1000}),
     ):
-        pack(str(root), str(tmp_path / f"{name}.pack"), **options)
-        train, _ = open_for_training(Source(str(tmp_path / f"{name}.pack")), reporter=reporter)
+        pack(str(root), str(tmp_path / name), **options)
+        train, _ = open_for_training(Source(str(tmp_path / name)), reporter=reporter)
         prints.add(fingerprint_dataset(train, reporter))
     assert len(prints) == 3  # of 1000 pixels none was more
 
@@ -174,9 +199,7 @@ def other_bytes(root: Path, out: Path) -> None:
 
 
 def flipped(root: Path, out: Path) -> None:
-    data = bytearray(out.read_bytes())
-    data[1000] ^= 1
-    out.write_bytes(data)
+    flip(out)
 
 
 CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
@@ -191,7 +214,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "renamed": (
         lambda root, _: (root / "train/ant/0.jpg").rename(root / "train/ant/9.jpg"),
-        r"x\.pack:train/ant/0\.jpg is only in the pack",
+        r"x/train-000000.tar:ant/0.jpg is only in the shards",
     ),
     "renamed class": (
         lambda root, _: (root / "train/ant").rename(root / "train/ape"),
@@ -199,7 +222,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "without a split": (
         lambda root, _: shutil.rmtree(root / "val"),
-        "Split val is only in the pack",
+        "Split val is only in the shards",
     ),
     "link to nowhere": (
         lambda root, _: (
@@ -208,9 +231,9 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         ),
         r"val/bee/0\.jpg cannot be read",
     ),
-    "damaged pack": (
+    "damaged shard": (
         flipped,
-        r"x\.pack:train/ant/0\.jpg is damaged: its bytes do not match their checksum",
+        r"x/train-000000.tar:ant/0.jpg is damaged: its bytes do not match their checksum",
     ),
 }
 
@@ -241,7 +264,7 @@ def test_verification_reports_another_label(root, out):
     Path(data).write_text(text.replace("photos/train/ant/3.jpg,ant", "photos/train/ant/3.jpg,bee"))
     verification = verify_pack(data, out)
     assert verification.examples == (
-        f"{out}:train/photos/train/ant/3.jpg is of class 'ant', and of 'bee' in the data.",
+        f"{out}/train-000000.tar:photos/train/ant/3.jpg is of class 'ant', and of 'bee' in the data.",
     )
 
 
@@ -284,9 +307,7 @@ def test_check_finds_the_issues_of_a_folder_in_its_pack(root, out):
     folder, packed = ({i.code: i.count for i in check(d).issues} for d in (str(root), out))
     assert folder.pop("wrong_extension") == 1
     assert packed == folder
-    data = bytearray(Path(out).read_bytes())
-    data[1000] ^= 1
-    Path(out).write_bytes(data)
+    flip(out)
     assert {i.code: i.count for i in check(out).issues}["unreadable"] == 1
 
 
@@ -303,7 +324,7 @@ def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporte
             seed=1,
             epochs=1,
             batch_size=4,
-            img_size=160,
+            img_size=32,
             workers=0,
             precision="fp32",
         )
@@ -311,24 +332,36 @@ def test_a_training_on_a_pack_is_that_on_its_folder(root, out, tmp_path, reporte
     assert len(weights) == 1
 
 
-def test_another_file_is_not_overwritten(root, tmp_path):
-    (tmp_path / "notes.pack").write_text("dear diary")
-    (tmp_path / "folder.pack").mkdir()
-    (tmp_path / "link.pack").symlink_to("nowhere")
-    for name in ("notes", "folder", "link"):
-        with pytest.raises(DataError, match="exists and is not a pack"):
-            pack(str(root), str(tmp_path / f"{name}.pack"))
-    assert (tmp_path / "notes.pack").read_text() == "dear diary"
-    with pytest.raises(ConfigError, match=r"must end in \.pack"):
-        pack(str(root), str(tmp_path / "x.tar"))
+def test_what_pack_did_not_write_is_not_overwritten(root, out, tmp_path):
+    (tmp_path / "notes").write_text("dear diary")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    pack(str(root), str(tmp_path / "mine"))
+    (tmp_path / "mine" / "notes.txt").write_text("dear diary")
+    for name in ("notes", "folder", "link", "mine"):
+        with pytest.raises(DataError, match="exists and is not a folder that `deitctl pack` wrote"):
+            pack(str(root), str(tmp_path / name))
+    assert (tmp_path / "notes").read_text() == "dear diary"
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "dear diary"
 
 
-def test_a_pack_is_not_packed_into_itself(root, out):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.tar", "shards are a folder"), ("s3://bucket/x", "is in a store, and .* writes to a disk")],
+)
+def test_files_and_stores_are_no_place_for_shards(name, message, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        pack(str(root), name)
+
+
+def test_data_is_not_packed_into_itself(root, out):
     pack(str(root), out)
-    before = Path(out).read_bytes()
-    with pytest.raises(DataError, match="cannot be packed into itself"):
-        pack(out, out, max_size=18)
-    assert Path(out).read_bytes() == before
+    before = read_all(out)
+    for data in (out, str(Path(out, "train-000000.tar"))):
+        with pytest.raises(DataError, match="cannot be packed into itself"):
+            pack(data, out, max_size=18)
+    assert read_all(out) == before
 
 
 class At(SilentReporter):
@@ -356,13 +389,13 @@ def stop() -> None:
     raise Signalled(signal.SIGTERM)
 
 
-def test_an_interrupted_pack_leaves_the_old_file(root, out, tmp_path):
+def test_an_interrupted_pack_leaves_the_old_folder(root, out, tmp_path):
     pack(str(root), out)
-    before = Path(out).read_bytes()
+    before = read_all(out)
     for workers in (0, 2):
         with pytest.raises(Signalled):
             pack(str(root), out, max_size=18, workers=workers, reporter=At(5, stop))
-    assert Path(out).read_bytes() == before
+    assert read_all(out) == before
     assert hidden(tmp_path) == []
     assert multiprocessing.active_children() == []
 
@@ -386,7 +419,7 @@ def test_a_signal_ends_the_processes_too(signum, make_image, out, tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not any((tmp_path / name).stat().st_size > 5_000_000 for name in hidden(tmp_path)):
+        while not any(count_bytes(str(tmp_path / name)) > 5_000_000 for name in hidden(tmp_path)):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signum)
@@ -480,13 +513,14 @@ def test_verification_reports_other_images_with_valid_digests(options, root, out
     assert verify_pack(str(root), out).num_different >= 12
 
 
-def test_a_pack_overwritten_in_place_is_an_error_at_the_next_image(root, out, tmp_path, reporter):
+def test_a_shard_overwritten_in_place_is_an_error_at_the_next_image(root, out, reporter):
     pack(str(root), out)
     train, _ = open_for_training(Source(out), reporter=reporter)
     train.read(0)
-    with open(out, "r+b") as file:
+    shard = Path(out, "train-000000.tar")
+    with shard.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\0")
-    os.utime(out, ns=(1, 1))
+    os.utime(shard, ns=(1, 1))
     with pytest.raises(DataChanged, match="changed while in use"):
         train.read(1)

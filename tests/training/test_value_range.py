@@ -13,7 +13,7 @@ import deitctl
 from deitctl.config import TrainConfig
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import EvalViews
-from deitctl.data.readers.pack import open_pack
+from deitctl.data.readers.packed_shards import open_packed
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
@@ -95,9 +95,9 @@ def test_a_resumed_run_keeps_its_range_though_the_data_would_have_another(
 
 
 def test_a_pack_of_pixels_tells_the_range_to_the_model(twelve_bits, tmp_path):
-    packed = tmp_path / "deep.pack"
+    packed = tmp_path / "deep"
     deitctl.pack(str(twelve_bits), str(packed), raw=True, workers=0)
-    parts = open_pack(packed)
+    parts = open_packed(packed)
     assert {part.value_range for part in parts.values()} == {TWELVE}
     train, _ = open_for_training(Source(str(twelve_bits)), reporter=SILENT)
     for n in range(len(train.labels)):
@@ -108,11 +108,11 @@ def test_a_pack_of_pixels_tells_the_range_to_the_model(twelve_bits, tmp_path):
 
 
 def test_pixels_in_a_pack_are_not_to_be_had_by_another_range(twelve_bits, tmp_path):
-    packed = tmp_path / "deep.pack"
+    packed = tmp_path / "deep"
     deitctl.pack(str(twelve_bits), str(packed), max_size=8, value_range="0,2000", workers=0)
     opened = open_for_training(Source(str(packed), value_range="0,2000"), reporter=SILENT)
     assert opened[0].value_range == ValueRange(0, 2000, clips=True)
-    line = r"deep.pack was packed with the value range 0..2000, not with 12 bits .*. Pack"
+    line = r"deep/.*tar was packed with the value range 0..2000, not with 12 bits .*. Pack"
     with pytest.raises(DataError, match=line):
         open_for_training(Source(str(packed), value_range="0,4095"), reporter=SILENT)
     for part in opened:  # as a model with another range sees them

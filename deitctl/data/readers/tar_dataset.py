@@ -15,6 +15,7 @@ from deitctl.data.shard_files import ShardFiles, Spans
 from deitctl.data.value_range import NO_RANGE, describe_range
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange
+from deitctl.names import canonicalize_name
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,19 @@ class TarDataset(ImageDataset):
     """Whether packing made RGB of its images, so that bands are gone."""
     value_range: ValueRange | None = None
     group_names: Sequence[str] | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `pack` wrote them: their labels are as they are, and digests of the sources are recorded."""
+        return self.spans.digests is not None
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether the classes are the folders of the images, so that one of several classes has copies."""
+        if self.is_packed or self.is_multilabel or not len(self.labels):
+            return False
+        folder = canonicalize_name(self.names[0].partition("/")[0])
+        return folder == self.class_names[int(self.labels[0])]
 
     def with_value_range(self, value_range: ValueRange | None) -> TarDataset:
         """Return the same images; raise `DataError` for another range than the one they were packed by."""

@@ -1,0 +1,127 @@
+"""Shards that `deitctl pack` wrote: WebDataset tars with `_info.json` and an index beside them.
+
+The index names every image, with its label, its place in a shard, a checksum of its sample (label and
+name included), and a digest of its source. It holds as long as the shards have the sizes it records, on
+any machine; a sample that was changed is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from deitctl.data.arrays import UNREADABLE, StoredBytes, encode_block, read_block
+from deitctl.data.index import Listing, decode_listings, encode_listings, list_dtypes
+from deitctl.data.open_file import OpenFile
+from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
+from deitctl.data.shard_files import ShardFiles, open_local
+from deitctl.data.splits import SPLITS
+from deitctl.errors import DataError
+from deitctl.models.model_config import ValueRange, read_value_range
+
+INDEX = "index.deitctl"
+INFO = "_info.json"
+MAGIC = b"deitctl shards 1\n"
+Shards = Mapping[str, Sequence[tuple[str, int]]]
+"""Name and size in bytes of each shard, by split."""
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder has the index of `pack`, of any version."""
+    return (folder / INDEX).is_file()
+
+
+def open_packed(folder: Path) -> dict[str, TarDataset]:
+    """Open the `train`, `val` and `test` split of shards that `pack` wrote, or all of them under "".
+
+    Raises:
+        DataError: the index is damaged or of another version, or a shard is missing or of another size.
+    """
+    path = folder / INDEX
+    again = f"Copy the folder again, or delete {INDEX} in it to read its tars as they are."
+    try:
+        file = StoredBytes(OpenFile(os.path.abspath(path)))
+        if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
+            raise ValueError("it is of another version of deitctl")
+        header, arrays = read_block(file, len(MAGIC), list_dtypes)
+        listings = decode_listings(header, arrays)
+        _require_valid(listings, header["shards"])
+        value_range, is_rgb = read_value_range(header["value_range"]), bool(header["is_rgb"])
+    except UNREADABLE as error:
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{path} cannot be used: {why}.", again) from error
+    return {
+        name: build_tar_dataset(
+            _find_shards(folder, header["shards"][name], again), listing, value_range, is_rgb=is_rgb
+        )
+        for name, listing in listings.items()
+    }
+
+
+def _require_valid(listings: Mapping[str, Listing], shards: Shards) -> None:
+    """Raise `ValueError` if an index contradicts itself or points outside of its shards."""
+    if not listings or (set(listings) != {""} and not set(listings) <= set(SPLITS)):
+        raise ValueError("it has no splits")
+    for name, listing in listings.items():
+        spans, sizes = listing.spans, np.array([size for _, size in shards[name]], np.int64)
+        if not len(listing.labels) or spans is None or spans.leads is None or spans.crc32s is None:
+            raise ValueError("its arrays are inconsistent")
+        if len(set(listing.class_names)) != len(listing.class_names):
+            raise ValueError("it has two classes with the same name")
+        # A name that leads elsewhere would be opened there.
+        if any(
+            Path(shard).name != shard or Path(shard).suffix != ".tar" for shard, _ in shards[name]
+        ):
+            raise ValueError("a shard is not in its folder")
+        if spans.shards.max() >= len(sizes) or (spans.leads > spans.offsets).any():
+            raise ValueError("an image lies outside of its shards")
+        # Written so that sums of huge offsets cannot overflow.
+        if (spans.sizes > sizes[spans.shards] - spans.offsets).any():
+            raise ValueError("an image lies outside of its shard")
+
+
+def _find_shards(folder: Path, shards: Sequence[tuple[str, int]], again: str) -> ShardFiles:
+    paths = [Path(os.path.abspath(folder / name)) for name, _ in shards]
+    try:
+        files = open_local(paths)
+    except DataError as error:
+        raise DataError(error.message, again) from error
+    for path, (_, size) in zip(paths, shards, strict=True):
+        if (found := os.stat(path).st_size) != size:
+            raise DataError(
+                f"{path} has {found:,} bytes, and had {size:,} when it was packed.", again
+            )
+    return files
+
+
+def write_index(
+    file: BinaryIO,
+    listings: Mapping[str, Listing],
+    shards: Shards,
+    *,
+    value_range: ValueRange | None,
+    is_rgb: bool,
+) -> None:
+    """Write the index of shards.
+
+    Args:
+        file: empty, open for writing.
+        listings: the images of each split, with their spans.
+        shards: of each split, that the spans count.
+        value_range: by which images of more than 8 bits were scaled, or are to be.
+        is_rgb: whether images were encoded anew, as RGB.
+    """
+    splits, arrays = encode_listings(listings)
+    header: dict[str, Any] = {
+        "splits": splits,
+        "shards": shards,
+        "value_range": value_range,
+        "is_rgb": is_rgb,
+    }
+    file.write(MAGIC)
+    for piece in encode_block(header, arrays, len(MAGIC)):
+        file.write(piece)

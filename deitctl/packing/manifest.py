@@ -1,0 +1,74 @@
+"""`_info.json` of packed shards: what timm's reader wants to know, class names, and checksums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from deitctl.data.readers.packed_shards import INDEX, INFO
+from deitctl.packing.samples import SampleSource
+from deitctl.paths import read_json, write_json
+
+UNSPLIT = "all"
+"""What the shards of data without splits are called."""
+
+
+@dataclass
+class Shard:
+    """A file of images that was written."""
+
+    name: str
+    """Below the folder."""
+    num_samples: int = 0
+    bytes: int = 0
+    sha256: str = ""
+
+
+def write_info(folder: Path, splits: Mapping[str, Sequence[Shard]], source: SampleSource) -> None:
+    """Write `_info.json`.
+
+    Args:
+        folder: of the shards.
+        splits: the shards of each.
+        source: what was packed.
+    """
+    info: dict[str, Any] = {
+        "splits": {
+            name: {
+                "name": name,
+                "filenames": [shard.name for shard in shards],
+                "shard_lengths": [shard.num_samples for shard in shards],
+                "num_samples": sum(shard.num_samples for shard in shards),
+                # timm reads the key of `.json` that this names; without it, `.cls`
+                **({"alt_label": "labels"} if source.is_multilabel else {}),
+            }
+            for name, shards in splits.items()
+        },
+        "class_names": source.class_names,
+        "value_range": source.value_range,
+        "shards": [asdict(shard) for shards in splits.values() for shard in shards],
+    }
+    write_json(folder / INFO, info)
+
+
+def is_packed_folder(folder: Path) -> bool:
+    """Whether a folder has nothing but what `pack` wrote, as its `_info.json` lists it."""
+    try:
+        names = {shard["name"] for shard in read_json(folder / INFO)["shards"]}
+        files = {
+            str(path.relative_to(folder).as_posix())
+            for path in folder.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        }
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
+    return files <= names | {INFO, INDEX}
+
+
+def flush(file: BinaryIO) -> None:
+    """Have a file's bytes on the disk before its folder is renamed."""
+    file.flush()
+    os.fsync(file.fileno())
