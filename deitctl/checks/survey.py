@@ -19,13 +19,12 @@ from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind, reading_ar
 from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import open_dataset
-from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.folder import open_folder, open_folders
 from deitctl.data.readers.parquet_table import refuse_image_folder
+from deitctl.data.readers.shard_contents import iterate_files
 from deitctl.data.readers.table import is_table
-from deitctl.data.readers.tar import iterate_files
 from deitctl.data.several_labels import settle_labels
-from deitctl.data.sources import BUILT_IN
+from deitctl.data.sources import BUILT_IN, is_image_folder
 from deitctl.data.trees import FolderTree, NameTree, is_image_file
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, Task
@@ -88,7 +87,7 @@ def survey(
     try:
         if image_folder and path.is_dir():
             refuse_image_folder(path)
-        if path.is_dir() and not find_columnar_files(path):
+        if is_image_folder(path):
             bands = in_chans if has_bands(in_chans) else 0
             with reading_arrays(bool(bands)):
                 surveyed = _survey_folder(path, quiet)
@@ -99,7 +98,7 @@ def survey(
                 ]
             return _settle(surveyed, convert(task, TaskChoice, "task"), reporter)
         is_tar = path.suffix.lower() == ".tar" and path.is_file()
-        issues = list(_check_tar(path, quiet)) if is_tar else []
+        issues = list(_check_tar(path)) if is_tar else []
     except OSError as error:
         raise DataError(f"{error.filename or ref} cannot be read: {error.strerror}.") from error
     try:
@@ -303,17 +302,19 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
         )
 
 
-def _check_tar(path: Path, reporter: Reporter) -> Iterator[Issue]:
+def _check_tar(path: Path) -> Iterator[Issue]:
     """Report what opening a tar leaves out: other files, and images outside class folders."""
     others: dict[str, _Names] = {}
     images: dict[str, _Names] = {}  # by folder
-    for member in iterate_files(path, reporter):
-        name = PurePosixPath(member.name)
-        if member.is_image:
+    for member, is_read in iterate_files(path):
+        name = PurePosixPath(member)
+        if is_read:
             names = images.setdefault(str(name.parent).removeprefix("."), _Names())
         else:
             names = others.setdefault(name.suffix.lower(), _Names())
         names.add(f"{path}:{name}")
+    if ".cls" in others or ".json" in others:  # samples of WebDataset, not class folders
+        return
     tree = NameTree(f"{folder}/.".lstrip("/") for folder in images)
     layout = find_layout(tree, str(path))
     yield from _report_layout(layout, [], f"{path}:")  # one folder around all is usual

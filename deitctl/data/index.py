@@ -80,7 +80,7 @@ class ScanState:
         """Record the state of a directory, of a link's target, or of a file that is no image yet.
 
         Args:
-            path: relative to the root, "" for the root itself.
+            path: relative to the root, "" for the root itself; or absolute.
         """
         self.states[path] = read_state(os.path.join(self.root, path) if path else self.root)
 
@@ -89,7 +89,8 @@ class ScanState:
         times = [when for state in self.states.values() if state[-1] for when in state[:2]]
         # As git's "racily clean" entries. min > 0: some object stores mounted as folders have no
         # times.
-        return self.complete and min(times) > 0 and max(times) < self.started - MIN_AGE_NS
+        oldest, latest = min(times, default=1), max(times, default=1)
+        return self.complete and oldest > 0 and latest < self.started - MIN_AGE_NS
 
 
 def read_state(path: str) -> tuple[int, ...]:
@@ -104,30 +105,47 @@ def read_state(path: str) -> tuple[int, ...]:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size, 1
 
 
-def get_index_path(root: Path) -> Path:
-    """Return the file for the index of a folder or tar."""
+def get_index_path(root: Path, files: Sequence[str] = ()) -> Path:
+    """Return the file for the index of a folder or tar, or of some files in a folder or a store."""
     # realpath: one index, by whichever link or relative path the data is named.
-    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    return choose_cache_path(f"indexes/{name}.index")
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
+    for file in files:
+        digest.update(os.fsencode(f"\0{file}"))
+    return choose_cache_path(f"indexes/{digest.hexdigest()[:32]}.index")
 
 
 def load_or_scan(
-    root: Path, scan: Callable[[ScanState], dict[str, Listing]], reporter: Reporter
+    root: Path,
+    scan: Callable[[ScanState], dict[str, Listing]],
+    reporter: Reporter,
+    files: Sequence[str] = (),
 ) -> dict[str, Listing]:
     """Return the splits of a folder or tar from its index.
 
     Without a valid one, scan it and save the index.
+
+    Args:
+        root: the folder or tar.
+        scan: lists it, and records the state of what the index relies on.
+        reporter: receives a note if the index cannot be saved.
+        files: names of the files that are read, where they are not all that is in the folder; those in a
+            store with what tells them from others of the same name.
     """
-    splits = load_index(root)
+    splits = load_index(root, files)
     if splits is None:
         state = ScanState(root)
         splits = scan(state)
-        save_index(splits, state, reporter)
-        splits = load_index(root) or splits  # spawned workers then read it from the file
+        save_index(splits, state, reporter, files)
+        splits = load_index(root, files) or splits  # spawned workers then read it from the file
     return splits
 
 
-def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Reporter) -> None:
+def save_index(
+    splits: Mapping[str, Listing],
+    state: ScanState,
+    reporter: Reporter,
+    files: Sequence[str] = (),
+) -> None:
     """Write the index of a large, settled dataset; a cache that cannot be written is no error."""
     # An index of an unsettled folder could miss a change for ever; the next start writes one.
     if sum(len(s.labels) for s in splits.values()) < MIN_IMAGES or not state.is_settled():
@@ -135,11 +153,12 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
     listings, arrays = encode_listings(splits)
     header = {
         "root": state.root,
+        "files": list(files),
         "directories": state.states,
         "extensions": sorted(get_extensions()),
         "splits": listings,
     }
-    path = get_index_path(Path(state.root))
+    path = get_index_path(Path(state.root), files)
     try:
         write_bytes(path, b"".join([MAGIC, *encode_block(header, arrays, len(MAGIC))]))
     except DeitctlError as error:
@@ -148,7 +167,7 @@ def save_index(splits: Mapping[str, Listing], state: ScanState, reporter: Report
         )
 
 
-def load_index(root: Path) -> dict[str, Listing] | None:
+def load_index(root: Path, files: Sequence[str] = ()) -> dict[str, Listing] | None:
     """Return the splits of a folder or tar, read from its index.
 
     Returns None if there is no valid, current index.
@@ -156,12 +175,14 @@ def load_index(root: Path) -> dict[str, Listing] | None:
     Reads the state of each directory, and lists none.
     """
     try:
-        file = StoredBytes(OpenFile(str(get_index_path(root))))
+        file = StoredBytes(OpenFile(str(get_index_path(root, files))))
         if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
             return None
         header, arrays = read_block(file, len(MAGIC), list_dtypes)
         # The root again: the cache may have been copied from another machine.
-        if header["root"] != os.path.realpath(root) or not _is_current(header):
+        if header["root"] != os.path.realpath(root) or header["files"] != list(files):
+            return None
+        if not _is_current(header):
             return None
         return decode_listings(header, arrays)
     except (*UNREADABLE, DataChanged):  # absent, truncated, not an index, or being written
@@ -173,7 +194,7 @@ def _is_current(header: Mapping[str, Any]) -> bool:
     if header["extensions"] != sorted(get_extensions()):  # a decoder was installed or removed
         return False
     root, directories = header["root"], header["directories"]
-    return bool(directories) and all(
+    return bool(directories or header["files"]) and all(
         read_state(os.path.join(root, path) if path else root) == tuple(state)
         for path, state in directories.items()
     )

@@ -12,8 +12,8 @@ from deitctl.config import TaskChoice
 from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import FileDataset, ImageDataset, describe_labels, join
 from deitctl.data.file_types import reading_arrays
+from deitctl.data.named.names import is_named
 from deitctl.data.range_survey import settle_range
-from deitctl.data.readers.pack import PackDataset
 from deitctl.data.readers.read_options import AUTO, ReadOptions
 from deitctl.data.readers.table import is_table
 from deitctl.data.readers.tar_dataset import TarDataset
@@ -183,7 +183,7 @@ def open_dataset(
     with_missing: bool = False,
     in_chans: int = 0,
 ) -> DatasetSplits:
-    """Open a folder, tar, pack, table or `digits`, the default.
+    """Open a folder, tar, shards, table or `digits`, the default.
 
     Args:
         ref: the user's name of the dataset.
@@ -211,13 +211,14 @@ def open_dataset(
                     f"{name} has the class {class_name!r}, which is not UTF-8.",
                     "Rename the class.",
                 ) from error
-    is_tree = not is_table(expand_home(name)) and all(
-        isinstance(part, FileDataset | TarDataset) for part in splits.values()
+    is_tree = not (is_named(name) or is_table(expand_home(name))) and all(
+        isinstance(part, FileDataset) or (isinstance(part, TarDataset) and part.is_tree)
+        for part in splits.values()
     )
     splits = settle_labels(name, splits, options.task, reporter, is_tree=is_tree)
     if bands:
         splits = {part: dataset.with_bands(bands) for part, dataset in splits.items()}
     first = next(iter(splits.values()), None)
-    if task == AUTO and isinstance(first, PackDataset) and first.is_multilabel:
+    if task == AUTO and isinstance(first, TarDataset) and first.is_multilabel:
         reporter.note(f"{name}: task multilabel, as {describe_labels(first.labels)}.")
     return DatasetSplits(name, *(splits.get(part) for part in ("train", "val", "test", "")))

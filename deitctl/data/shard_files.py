@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.open_file import OpenFile, get_identity
+from deitctl.data.open_file import get_identity
 from deitctl.data.stores.address import is_remote
 from deitctl.data.stores.stored_file import StoredFile, open_stored
-from deitctl.errors import DataChanged, DataError
+from deitctl.errors import DataError
+from deitctl.threads import DaemonThreads
 
 Identity = tuple[int | str, ...]
 """What tells a shard from another of the same name, see `StoredFile`."""
 MAX_OPEN = 256
 """Shards that a process holds open: a process often may have 1,024 files, and data sets have 10,000
 shards."""
+
+REMOTE_THREADS = 32
+"""In which shards of a store are opened and scanned: each mostly waits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +96,7 @@ def open_shard(path: str, identity: Identity) -> StoredFile:
         OSError: it cannot be opened.
         DataChanged: it is not what was indexed.
     """
-    if not is_remote(path):
-        return OpenFile(path, identity)  # type: ignore[arg-type]
-    file = open_stored(path)
-    if file.identity != identity:
-        raise DataChanged(f"{file.path} was replaced while in use.", "Run the command again.")
-    return file
+    return open_stored(path, identity)
 
 
 def open_local(paths: Sequence[Path]) -> ShardFiles:
@@ -116,3 +115,22 @@ def open_local(paths: Sequence[Path]) -> ShardFiles:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     return ShardFiles([str(path) for path in paths], identities)
+
+
+def open_shards(paths: Sequence[str]) -> ShardFiles:
+    """Return shards as they are now, in local files or in a store.
+
+    Raises:
+        DataError: one is missing or cannot be read.
+    """
+    if not any(map(is_remote, paths)):
+        return open_local([Path(path) for path in paths])
+    with DaemonThreads(REMOTE_THREADS) as threads:
+        return ShardFiles(paths, list(threads.map(_find_identity, paths)))
+
+
+def _find_identity(path: str) -> Identity:
+    try:
+        return open_stored(path).identity
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error

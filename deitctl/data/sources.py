@@ -1,4 +1,4 @@
-"""Which reader opens a reference: a folder, tar, pack, table or the built-in digits."""
+"""Which reader opens a reference: a folder, tar, shards, table or the built-in digits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from deitctl.data.named.open_named import open_named
 from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
-from deitctl.data.readers.pack import SUFFIX, open_pack
+from deitctl.data.readers.packed_shards import is_packed, open_packed
 from deitctl.data.readers.parquet_table import open_columnar_files, refuse_image_folder
 from deitctl.data.readers.read_options import ReadOptions
+from deitctl.data.readers.shard_names import find_shards
 from deitctl.data.readers.table import is_table, open_table
-from deitctl.data.readers.tar import open_tar
+from deitctl.data.readers.tar import open_tars
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -26,7 +27,8 @@ from deitctl.paths import shorten, suggest_path
 
 BUILT_IN = "digits"
 KINDS = (
-    "DATA is a folder, a .tar, a .pack, a table (.csv, .tsv, .txt, .jsonl, .parquet), or the name of a data set: "
+    "DATA is a folder, a .tar, shards ('x-{000..146}.tar'), a table (.csv, .tsv, .txt, .jsonl, .parquet), "
+    "or the name of a data set: "
     f"digits, {', '.join(list_names())}, torchvision:CLASS."
 )
 
@@ -45,6 +47,8 @@ def open_splits(
             "That program passes it again: deitctl.train(data, resume=RUN).",
         )
     path = expand_home(ref)
+    if not is_packed(path) and (shards := find_shards(ref)):
+        return shards.name, open_tars(shards, reporter)
     if options.image_folder and not is_table(path):
         refuse_image_folder(path)
     if ref == BUILT_IN and not Path(ref).is_dir():
@@ -62,19 +66,22 @@ def open_splits(
         raise DataError(
             f"{ref} is a pipe, a device or a socket, not a dataset.", "Write it to a file first."
         )
-    if path.suffix.lower() == ".tar":
-        return str(path), open_tar(path, reporter)
-    if path.suffix == SUFFIX:
-        return str(path), open_pack(path)
     if is_table(path):
         return str(path), open_table(path, reporter, options)
     raise make_refusal(path, KINDS)
 
 
+def is_image_folder(path: Path) -> bool:
+    """Whether a path is a folder that is read for image files, in class folders or not."""
+    return path.is_dir() and not (is_packed(path) or find_columnar_files(path) or find_shards(str(path)))
+
+
 def _open_folder(
     path: Path, reporter: Reporter, options: ReadOptions
 ) -> Mapping[str, ImageDataset]:
-    """Open a folder of Parquet files, else of images."""
+    """Open a folder of what `pack` wrote, of Parquet files, else of images."""
+    if is_packed(path):
+        return open_packed(path)
     if parts := find_columnar_files(path):
         return open_columnar_files(path, parts, reporter, options)
     try:

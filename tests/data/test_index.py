@@ -60,14 +60,14 @@ def content(dataset) -> tuple[list[str], list[int], tuple[str, ...]]:
 def scans(monkeypatch) -> Callable[[], int]:
     """How often something was listed since the last call."""
     counted = [0]
-    for module in (scan, tars):
-        real = module._scan
+    for module, name in ((scan, "_scan"), (tars, "scan_shards")):
+        real = getattr(module, name)
 
         def listing(*args, real=real):
             counted[0] += 1
             return real(*args)
 
-        monkeypatch.setattr(module, "_scan", listing)
+        monkeypatch.setattr(module, name, listing)
 
     def taken() -> int:
         number, counted[0] = counted[0], 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +13,14 @@ from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import describe_unread
 from deitctl.data.layout import is_junk
-from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.image_places import find_images
-from deitctl.data.readers.tar import iterate_files
+from deitctl.data.readers.packed_shards import is_packed
+from deitctl.data.readers.shard_contents import join_spans, scan_shards
+from deitctl.data.readers.shard_names import ShardSet, find_shards
 from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.readers.text import open_text
-from deitctl.data.shard_files import Spans, open_local
+from deitctl.data.shard_files import open_shards
+from deitctl.data.sources import is_image_folder
 from deitctl.data.trees import is_image_file
 from deitctl.errors import DataError
 from deitctl.events import Reporter, Task
@@ -28,7 +29,7 @@ from deitctl.paths import suggest_path
 
 LISTS = (".txt", ".csv", ".tsv", ".tab")
 """Of files that may list one path a line."""
-KINDS = "--unlabelled takes a folder of images at any depth, a .tar, a .pack, a list of paths, or a table."
+KINDS = "--unlabelled takes a folder of images at any depth, a .tar, shards, a list of paths, or a table."
 
 
 def open_unlabeled(
@@ -45,13 +46,14 @@ def open_unlabeled(
         DataError: nothing is there, or no image.
     """
     path = expand_home(ref)
-    if not path.exists():
+    shards = None if is_packed(path) else find_shards(ref)
+    if shards is None and not path.exists():
         raise DataError(f"There is no --unlabelled {ref}.", suggest_path(ref) or KINDS)
     images: ImageDataset
-    if path.is_dir() and not find_columnar_files(path):
+    if shards is not None:
+        images = _open_tars(shards, reporter)
+    elif is_image_folder(path):
         images = _open_folder(path, reporter)
-    elif path.suffix.lower() == ".tar":
-        images = _open_tar(path, reporter)
     else:
         images = _open_list(path, reporter) or open_labeled(str(path))
     if not len(images.labels):
@@ -96,19 +98,13 @@ def _iterate_images(root: Path, unread: Counter[str], task: Task) -> Iterator[st
             task.advance()
 
 
-def _open_tar(path: Path, reporter: Reporter) -> TarDataset:
-    files = open_local([path])  # before it is scanned: offsets are those of this file
-    places = array("q")
-
-    def iterate_names() -> Iterator[str]:
-        for member in iterate_files(path, reporter):
-            if member.is_image:
-                places.extend((member.offset, member.size))
-                yield member.name
-
-    names = StringArray.from_strings(iterate_names())
-    offsets, sizes = np.frombuffer(places, np.int64).reshape(-1, 2).T.copy()
-    spans = Spans(np.zeros(len(names), np.int32), offsets, sizes)
+def _open_tars(shards: ShardSet, reporter: Reporter) -> TarDataset:
+    files = open_shards(
+        shards.list_shards()
+    )  # before they are scanned: offsets are those of these files
+    contents = scan_shards(files, shards.name, reporter)
+    names = StringArray.from_strings(name for shard in contents for name in shard.names)
+    spans = join_spans(contents, range(len(contents)))
     return TarDataset(files, names, spans, _make_labels(len(names)), ())
 
 

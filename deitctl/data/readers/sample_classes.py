@@ -1,0 +1,184 @@
+"""Which class a sample of a shard has, and how the classes are named.
+
+Letters: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deitctl.data.dataset import Labels
+from deitctl.data.layout import match_split
+from deitctl.data.readers.sample_labels import CLASS_SUFFIXES, LABEL_FIELDS, TEXT, Label
+from deitctl.errors import DataError
+from deitctl.models.catalog import load_imagenet_classes
+from deitctl.names import canonicalize_name
+
+COLUMNS = (*CLASS_SUFFIXES, *(f"json.{name}" for name in LABEL_FIELDS), "json", TEXT)
+"""That may hold the label, in the order of preference."""
+IMAGENET_CLASSES = 1000
+MIN_CAPTIONS = 20
+"""Texts from which on it shows whether they repeat, as names of classes do."""
+
+
+@dataclass(frozen=True)
+class SampleLabels:
+    """The label of each sample, and all classes."""
+
+    labels: Labels
+    """[N]: -1 for a sample without one; of several labels bool [N,K]."""
+    has_label: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    """[N]."""
+    class_names: tuple[str, ...]
+    note: str = ""
+    """Where the names are from, if that had to be decided."""
+
+
+def choose_column(counts: Mapping[str, int]) -> str:
+    """Return the column that the labels are read from: the first that most samples have; empty for none."""
+    most = max((counts.get(column, 0) for column in COLUMNS), default=0)
+    if not most:
+        return ""
+    # A few samples may lack a member, or have one more.
+    return next(column for column in COLUMNS if counts.get(column, 0) >= 0.99 * most)
+
+
+def number_samples(
+    values: Sequence[Label | None],
+    files: Sequence[str | None],
+    names: Sequence[str],
+    column: str,
+    data: str,
+) -> SampleLabels:
+    """Return the labels of samples as numbers of classes, and the names of those.
+
+    Args:
+        values: label of each sample, [N], None where it has none.
+        files: path of each image before it was put into a shard, [N], as far as they are known.
+        names: of the classes by number, as what lies beside the shards has them; may be empty.
+        column: where the labels are from, for messages.
+        data: name of the data, for messages.
+
+    Raises:
+        DataError: the labels are captions, are of different kinds, or are numbers without a name.
+    """
+    values = _unify(values, column, data)
+    has_label = np.array([value is not None for value in values], np.bool_)
+    flat = [one for value in values for one in _iterate(value)]
+    if not flat:
+        return SampleLabels(np.full(len(values), -1, np.int64), has_label, tuple(names))
+    if isinstance(flat[0], str):
+        if column == TEXT:
+            _refuse_captions(flat, data)  # type: ignore[arg-type]
+        class_names, note = tuple(sorted(set(flat))), ""  # type: ignore[type-var]
+        number = {name: at for at, name in enumerate(class_names)}
+    else:
+        class_names, number, note = _name_numbers(values, flat, files, names, data)  # type: ignore[arg-type]
+    if not any(isinstance(value, tuple) for value in values):
+        labels = [-1 if value is None else number[value] for value in values]  # type: ignore[index]
+        return SampleLabels(np.array(labels, np.int64), has_label, class_names, note)
+    multi = np.zeros((len(values), len(class_names)), np.bool_)
+    for row, value in enumerate(values):
+        multi[row, [number[one] for one in _iterate(value)]] = True  # type: ignore[index]
+    return SampleLabels(multi, has_label, class_names, note)
+
+
+def _iterate(value: Label | None) -> Sequence[int | str]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
+def _unify(values: Sequence[Label | None], column: str, data: str) -> Sequence[Label | None]:
+    """Return labels of one kind: numbers or names; those of 0 and 1 for every class as numbers of classes."""
+    kinds = {type(one) for value in values for one in _iterate(value)}
+    if len(kinds) > 1:  # a class is called "7"
+        return [
+            tuple(map(str, value))
+            if isinstance(value, tuple)
+            else None
+            if value is None
+            else str(value)
+            for value in values
+        ]
+    lists = [value for value in values if isinstance(value, tuple)]
+    lengths = {len(value) for value in lists}
+    if len(lists) == sum(value is not None for value in values) and len(lengths) == 1:
+        is_binary = all(one in (0, 1) for value in lists for one in value)
+        if is_binary and any(len(set(value)) < len(value) for value in lists):
+            return [
+                None if value is None else tuple(at for at, one in enumerate(value) if one)  # type: ignore[arg-type]
+                for value in values
+            ]
+    return values
+
+
+def _refuse_captions(texts: Sequence[str], data: str) -> None:
+    """Raise `DataError` for texts that are no names of classes: nearly every one is different."""
+    if len(texts) >= MIN_CAPTIONS and len(set(texts)) > len(texts) / 2:
+        raise DataError(
+            f"{data}: the .txt of a sample is a caption ({texts[0]!r:.60}), not the name of a class: "
+            f"{len(set(texts)):,} of {len(texts):,} are different.",
+            "Images without labels are for --unlabelled; labels go into a .cls beside each image.",
+        )
+
+
+def _name_numbers(
+    values: Sequence[Label | None],
+    flat: Sequence[int],
+    files: Sequence[str | None],
+    names: Sequence[str],
+    data: str,
+) -> tuple[tuple[str, ...], dict[int, int], str]:
+    """Return the names of classes that labels number, the place of each number, and a note."""
+    used = sorted(set(flat))
+    if names:
+        if used[-1] >= len(names):
+            raise DataError(
+                f"{data} has the label {used[-1]}, and the list of classes beside it has "
+                f"{len(names)} names, for 0 to {len(names) - 1}.",
+                "Correct the list.",
+            )
+        if len(set(names)) < len(names):
+            raise DataError(f"{data}: the list of classes beside it has a name twice.")
+        return tuple(names), {number: number for number in used}, ""
+    if folders := _name_by_folders(values, files):
+        return tuple(folders[n] for n in used), {number: at for at, number in enumerate(used)}, ""
+    if used == list(range(IMAGENET_CLASSES)):
+        return (
+            load_imagenet_classes()[0],
+            {n: n for n in used},
+            ("The labels 0 to 999 without names are ImageNet's classes."),
+        )
+    return tuple(map(str, used)), {number: at for at, number in enumerate(used)}, ""
+
+
+def _name_by_folders(
+    values: Sequence[Label | None], files: Sequence[str | None]
+) -> dict[int, str] | None:
+    """Return the class folder of each label, if the files' paths tell one for each and no two the same."""
+    folders = dict[int, str]()
+    for value, file in zip(values, files, strict=True):
+        if value is None:
+            continue
+        folder = find_class_folder(file) if file else ""
+        if not folder or isinstance(value, tuple) or folders.setdefault(value, folder) != folder:  # type: ignore[arg-type]
+            return None
+    return folders if len(set(folders.values())) == len(folders) else None
+
+
+def shorten_file(file: str) -> str:
+    """Return the path of an image below its data set: `/data/train/rose/1.jpg` is `rose/1.jpg`."""
+    parts = [part for part in file.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    is_absolute = file.startswith(("/", "\\")) or file[1:2] == ":"
+    for at in range(len(parts) - 2, -1, -1):
+        if match_split(parts[at]):
+            return "/".join(parts[at + 1 :])
+    return "/".join(parts[-2:] if is_absolute else parts)
+
+
+def find_class_folder(file: str) -> str:
+    """Return the class folder in an image's path, empty for none."""
+    folder, slash, _ = shorten_file(file).partition("/")
+    return canonicalize_name(folder) if slash else ""

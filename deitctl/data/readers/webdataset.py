@@ -1,0 +1,198 @@
+"""WebDataset shards: samples are members that follow each other and have one key, an image and its label.
+
+Letters: N images, M samples of a shard.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deitctl.data.arrays import StringArray
+from deitctl.data.index import Listing
+from deitctl.data.readers.sample_classes import choose_column, number_samples, shorten_file
+from deitctl.data.readers.sample_labels import CLASS_SUFFIXES, FILE, TEXT, Label
+from deitctl.data.readers.shard_contents import ShardContents, join_spans
+from deitctl.data.shard_files import Spans
+from deitctl.errors import DataError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+"""Of the image of a sample that has several images, in the order of preference, as timm's."""
+INPUT_NAMES = ("input", "image", "img")
+"""Before the extension of the image, where others are masks: `input.jpg`, `mask.png`."""
+
+
+@dataclass
+class _Counts:
+    """Samples that are left out."""
+
+    no_image: int = 0
+    no_label: int = 0
+    several: int = 0
+    repeated: int = 0
+
+    def describe(self) -> str:
+        parts = [
+            (self.no_image, "without an image"),
+            (self.no_label, "without a label"),
+            (self.several, "with several images, of which none is the input"),
+            (self.repeated, "with two members of one name"),
+        ]
+        return ", ".join(f"{count:,} {words}" for count, words in parts if count)
+
+
+@dataclass
+class _Chosen:
+    """The images of a shard that are samples, N of them."""
+
+    places: NDArray[np.int64]
+    """Of each image among those of the shard, [N]."""
+    values: list[Label | None]
+    files: list[str | None]
+
+
+def has_samples(contents: Sequence[ShardContents]) -> bool:
+    """Whether the images of shards are labeled by the members beside them."""
+    counts = _count_columns(contents)
+    num_images = sum(len(shard.names) for shard in contents)
+    if any(counts[suffix] for suffix in CLASS_SUFFIXES):
+        return True
+    if any(count > num_images / 2 for column, count in counts.items() if column.startswith("json")):
+        return True
+    # Texts beside images in class folders are about them, as boxes are.
+    is_flat = all("/" not in name for shard in contents for name in shard.names[:100])
+    return is_flat and counts[TEXT] > num_images / 2
+
+
+def list_samples(
+    contents: Sequence[ShardContents],
+    parts: Mapping[str, Sequence[int]],
+    shards: Sequence[str],
+    class_names: Sequence[str],
+    data: str,
+) -> dict[str, Listing]:
+    """Return the samples of shards by split, in the order in which they are stored.
+
+    Args:
+        contents: of each shard.
+        parts: numbers of the shards of each split.
+        shards: path of each.
+        class_names: by the number in a label, as what lies beside the shards has them; may be empty.
+        data: name of the data, for messages.
+
+    Raises:
+        DataError: there is no sample with an image and a label, or the labels are not clear.
+    """
+    counts, order = _Counts(), [number for part in parts.values() for number in part]
+    column = choose_column(_count_columns(contents))
+    chosen = {number: _choose(contents[number], column, counts) for number in order}
+    labels = number_samples(
+        [value for number in order for value in chosen[number].values],
+        [file for number in order for file in chosen[number].files],
+        class_names,
+        column,
+        data,
+    )
+    left_out = counts.describe()
+    if not labels.has_label.any():
+        raise DataError(
+            f"{data} has no sample with an image and a label{left_out and ': '}{left_out}.",
+            "A sample is KEY.jpg and KEY.cls, one after the other; a key ends at the first dot.",
+        )
+    warning = f"Samples that are left out: {left_out}." if left_out else ""
+    words = f"{labels.note}\n{warning}".rstrip()
+    listings, start = {}, 0
+    for split, numbers in parts.items():
+        names, spans = _join(numbers, contents, chosen, shards)
+        own = labels.labels[start : start + len(names)]
+        start += len(names)
+        listings[split] = Listing(names, own, labels.class_names, spans, layout=words)
+    unread = sum((Counter(shard.unread) for shard in contents), Counter[str]())
+    first = next(iter(listings))
+    listings[first] = Listing(**{**vars(listings[first]), "unread": dict(unread)})
+    return listings
+
+
+def _count_columns(contents: Sequence[ShardContents]) -> Counter[str]:
+    return sum(
+        (Counter({c: len(v) for c, v in shard.labels.items()}) for shard in contents),
+        Counter[str](),
+    )
+
+
+def _choose(shard: ShardContents, column: str, counts: _Counts) -> _Chosen:
+    """Return the image of each sample of a shard, and count those that are left out."""
+    values, files = shard.labels.get(column, {}), shard.labels.get(FILE, {})
+    places = list[int]()
+    samples = shard.samples.tolist()
+    images: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        images.setdefault(sample, []).append(place)
+    for sample, own in images.items():
+        if sample in shard.repeated:
+            counts.repeated += 1
+        elif sample < 0 or sample not in values:
+            counts.no_label += 1
+        elif (place := own[0] if len(own) == 1 else _find_input(shard.names, own)) < 0:
+            counts.several += 1
+        else:
+            places.append(place)
+    counts.no_image += len(values.keys() - images.keys())
+    return _Chosen(
+        np.array(places, np.int64),
+        [values[samples[place]] for place in places],
+        [file if isinstance(file := files.get(samples[place]), str) else None for place in places],
+    )
+
+
+def _find_input(names: Sequence[str], places: Sequence[int]) -> int:
+    """Return which of a sample's images is the one to classify, -1 if that is not clear."""
+    suffixes = {posixpath.basename(names[at]).partition(".")[2].lower(): at for at in places}
+    plain = [suffix for suffix in suffixes if "." not in suffix]
+    for suffix in (*IMAGE_SUFFIXES, *sorted(plain)):
+        if suffix in suffixes:
+            return suffixes[suffix]
+    inputs = [at for suffix, at in suffixes.items() if suffix.split(".")[0] in INPUT_NAMES]
+    return inputs[0] if len(inputs) == 1 else -1
+
+
+def _join(
+    numbers: Sequence[int],
+    contents: Sequence[ShardContents],
+    chosen: Mapping[int, _Chosen],
+    shards: Sequence[str],
+) -> tuple[StringArray, Spans]:
+    """Return names and places of the samples of some shards."""
+    files = [file for number in numbers for file in chosen[number].files]
+    spans = join_spans(contents, numbers, {number: chosen[number].places for number in numbers})
+    if all(files):
+        named = StringArray.from_strings(map(shorten_file, files))  # type: ignore[arg-type]
+        if is_unique(named):
+            return named, spans
+    names = StringArray.from_strings(_iterate_keys(numbers, contents, chosen))
+    if not is_unique(names):  # writers that number from 0 in each shard
+        stems = (posixpath.basename(shards[n]).removesuffix(".tar") for n in spans.shards.tolist())
+        names = StringArray.from_strings(
+            f"{stem}/{name}" for stem, name in zip(stems, names, strict=True)
+        )
+    return names, spans
+
+
+def _iterate_keys(
+    numbers: Sequence[int], contents: Sequence[ShardContents], chosen: Mapping[int, _Chosen]
+) -> Iterator[str]:
+    for number in numbers:
+        names = contents[number].names
+        yield from (names[place] for place in chosen[number].places.tolist())
+
+
+def is_unique(names: StringArray) -> bool:
+    """Whether no two names are the same."""
+    # Sixty-four bits each, not a set of strings: a tenth of the memory.
+    hashes = np.fromiter(map(hash, names), np.int64, len(names))
+    return len(np.unique(hashes)) == len(names)
