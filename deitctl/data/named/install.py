@@ -18,7 +18,7 @@ from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
 from deitctl.home import choose_cache_path
 from deitctl.lock import locked
-from deitctl.paths import DiskError
+from deitctl.paths import DISK_ERRNOS, DiskError
 
 FOLDER = "datasets"
 """Below `$DEITCTL_CACHE`."""
@@ -105,9 +105,11 @@ def _fill(
             try:
                 with unpacking(torch_class, archives, task, fetch):
                     dataset = torch_class(str(staging), **split.arguments, download=True)
-            except (OSError, DeitctlError, MemoryError):
+            except (DeitctlError, MemoryError):
                 raise
             except Exception as error:  # whatever torchvision, an archive or a table in it may be
+                if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+                    raise
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise DataError(f"{data.name} cannot be unpacked: {reason}") from error
         parts[name] = list_samples(dataset, title, reporter)

@@ -20,7 +20,7 @@ from deitctl.events import Reporter, track
 
 FILES = (("_image_files", "_labels"), ("_images", "_labels"))
 """Attributes with the files, and with their labels."""
-PAIRS = ("samples", "_samples")
+PAIRS = ("samples", "_samples", "imgs")
 """Attributes with pairs of a file and its label."""
 CLASSES = ("wnids", "classes", "categories", "all_categories")
 """Attributes with the names of classes; WordNet ids first, which say which classes of ImageNet's they are."""
@@ -55,12 +55,12 @@ def list_samples(dataset: Any, title: str, reporter: Reporter) -> Samples:
     try:
         if pixels is not None:
             values = next(v for n in LABELS if (v := getattr(dataset, n, None)) is not None)
-            labels, files = to_labels(values, len(pixels), title), []
+            files: list[str] = []
+        elif (listed := _find_files(dataset)) is not None:
+            files, values = listed
         else:
-            files, values = _find_files(dataset) or _read_items(dataset, title, reporter)
-            if not isinstance(files, list):
-                files, pixels = [], files
-            labels = to_labels(values, len(values), title)
+            files, pixels, values = _read_items(dataset, title, reporter)
+        labels = to_labels(values, len(files) if pixels is None else len(pixels), title)
     except ExtensionError as error:
         raise DataError(
             f"{title} is no data set of images with a label: {error.message}"
@@ -68,7 +68,7 @@ def list_samples(dataset: Any, title: str, reporter: Reporter) -> Samples:
     names = _name_classes(dataset, labels)
     if not files:
         return Samples([], pixels, labels, names)
-    order = np.array(sorted(range(len(files)), key=files.__getitem__), np.int64)
+    order = np.array(sorted(range(len(files)), key=lambda n: files[n].split(os.sep)), np.int64)
     # Some classes list a folder in the file system's order, which is another on each machine.
     return Samples([files[n] for n in order.tolist()], None, labels[order], names)
 
@@ -104,7 +104,7 @@ def _find_files(dataset: Any) -> tuple[list[str], Sequence[Any]] | None:
 
 def _read_items(
     dataset: Any, title: str, reporter: Reporter
-) -> tuple[list[str] | NDArray[np.uint8], list[Any]]:
+) -> tuple[list[str], NDArray[np.uint8] | None, list[Any]]:
     """Read every item: the file that its image comes from, else its pixels; and its label."""
     files: list[str] = []
     pixels: list[NDArray[np.uint8]] = []
@@ -130,7 +130,7 @@ def _read_items(
         pixels.append(array)
     if pixels and files:
         raise ExtensionError("its images are neither files nor all of one size")
-    return (files, labels) if files or not pixels else (np.stack(pixels), labels)
+    return files, np.stack(pixels) if pixels else None, labels
 
 
 def _name_classes(dataset: Any, labels: Labels) -> tuple[str, ...]:

@@ -53,10 +53,10 @@ class PixelDataset(ImageDataset):
         return f"{index:06d}.{'ppm' if self.pixels.ndim == 4 else 'pgm'}"
 
     def num_bytes(self, index: int) -> int:
-        return len(self._header) + self.pixels[index].nbytes
+        return len(self._header) + int(self.pixels[index].nbytes)
 
     def read_bytes(self, index: int) -> bytes:
-        return self._header + self.pixels[index].tobytes()
+        return self._header + bytes(self.pixels[index].tobytes())
 
 
 def write_stored(path: Path, parts: Mapping[str, Samples]) -> None:
@@ -139,7 +139,7 @@ def _build(
         if not is_image or len(pixels) != len(labels):
             raise ValueError("its pixels are inconsistent")
         return PixelDataset(pixels, labels, class_names, f"{title}/{name}".rstrip("/"))
-    names = StringArray(*content)
+    names = StringArray(content[0], content[1])
     if not names.is_valid() or len(names) != len(labels):
         raise ValueError("its names are inconsistent")
     root = os.path.join(path.parent, prefix)
