@@ -65,24 +65,29 @@ def number_samples(
     Raises:
         DataError: the labels are captions, are of different kinds, or are numbers without a name.
     """
-    values = _unify(values, column, data)
+    values = _unify(values)
     has_label = np.array([value is not None for value in values], np.bool_)
     flat = [one for value in values for one in _iterate(value)]
-    if not flat:
-        return SampleLabels(np.full(len(values), -1, np.int64), has_label, tuple(names))
-    if isinstance(flat[0], str):
-        if column == TEXT:
-            _refuse_captions(flat, data)  # type: ignore[arg-type]
-        class_names, note = tuple(sorted(set(flat))), ""  # type: ignore[type-var]
-        number = {name: at for at, name in enumerate(class_names)}
+    number: dict[int | str, int]
+    note = ""
+    if numbers := [one for one in flat if isinstance(one, int)]:
+        used = sorted(set(numbers))
+        class_names, note = _name_numbers(used, values, files, names, data)
+        number = {one: one if names else at for at, one in enumerate(used)}
     else:
-        class_names, number, note = _name_numbers(values, flat, files, names, data)  # type: ignore[arg-type]
+        texts = [one for one in flat if isinstance(one, str)]
+        if column == TEXT:
+            _refuse_captions(texts, data)
+        class_names = tuple(sorted(set(texts)))
+        number = {name: at for at, name in enumerate(class_names)}
     if not any(isinstance(value, tuple) for value in values):
-        labels = [-1 if value is None else number[value] for value in values]  # type: ignore[index]
-        return SampleLabels(np.array(labels, np.int64), has_label, class_names, note)
+        places = [number[one] for one in flat]
+        single = np.full(len(values), -1, np.int64)
+        single[has_label] = places
+        return SampleLabels(single, has_label, class_names, note)
     multi = np.zeros((len(values), len(class_names)), np.bool_)
     for row, value in enumerate(values):
-        multi[row, [number[one] for one in _iterate(value)]] = True  # type: ignore[index]
+        multi[row, [number[one] for one in _iterate(value)]] = True
     return SampleLabels(multi, has_label, class_names, note)
 
 
@@ -90,28 +95,25 @@ def _iterate(value: Label | None) -> Sequence[int | str]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
-def _unify(values: Sequence[Label | None], column: str, data: str) -> Sequence[Label | None]:
+def _unify(values: Sequence[Label | None]) -> Sequence[Label | None]:
     """Return labels of one kind: numbers or names; those of 0 and 1 for every class as numbers of classes."""
-    kinds = {type(one) for value in values for one in _iterate(value)}
-    if len(kinds) > 1:  # a class is called "7"
-        return [
-            tuple(map(str, value))
-            if isinstance(value, tuple)
-            else None
-            if value is None
-            else str(value)
-            for value in values
-        ]
+    if len({type(one) for value in values for one in _iterate(value)}) > 1:  # a class is called "7"
+        return [None if value is None else _to_text(value) for value in values]
     lists = [value for value in values if isinstance(value, tuple)]
-    lengths = {len(value) for value in lists}
-    if len(lists) == sum(value is not None for value in values) and len(lengths) == 1:
-        is_binary = all(one in (0, 1) for value in lists for one in value)
-        if is_binary and any(len(set(value)) < len(value) for value in lists):
-            return [
-                None if value is None else tuple(at for at, one in enumerate(value) if one)  # type: ignore[arg-type]
-                for value in values
-            ]
-    return values
+    num_labels = sum(value is not None for value in values)
+    if not lists or len(lists) < num_labels or len({len(value) for value in lists}) > 1:
+        return values
+    is_binary = all(one in (0, 1) for value in lists for one in value)
+    if not is_binary or all(len(set(value)) == len(value) for value in lists):
+        return values
+    return [
+        tuple(at for at, one in enumerate(_iterate(value)) if one) if value is not None else None
+        for value in values
+    ]
+
+
+def _to_text(value: Label) -> Label:
+    return tuple(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _refuse_captions(texts: Sequence[str], data: str) -> None:
@@ -125,14 +127,13 @@ def _refuse_captions(texts: Sequence[str], data: str) -> None:
 
 
 def _name_numbers(
+    used: Sequence[int],
     values: Sequence[Label | None],
-    flat: Sequence[int],
     files: Sequence[str | None],
     names: Sequence[str],
     data: str,
-) -> tuple[tuple[str, ...], dict[int, int], str]:
-    """Return the names of classes that labels number, the place of each number, and a note."""
-    used = sorted(set(flat))
+) -> tuple[tuple[str, ...], str]:
+    """Return the names of the classes that labels number, and where they are from if that is a guess."""
     if names:
         if used[-1] >= len(names):
             raise DataError(
@@ -142,16 +143,14 @@ def _name_numbers(
             )
         if len(set(names)) < len(names):
             raise DataError(f"{data}: the list of classes beside it has a name twice.")
-        return tuple(names), {number: number for number in used}, ""
+        return tuple(names), ""
     if folders := _name_by_folders(values, files):
-        return tuple(folders[n] for n in used), {number: at for at, number in enumerate(used)}, ""
+        return tuple(folders[number] for number in used), ""
     if used == list(range(IMAGENET_CLASSES)):
-        return (
-            load_imagenet_classes()[0],
-            {n: n for n in used},
-            ("The labels 0 to 999 without names are ImageNet's classes."),
+        return load_imagenet_classes()[0], (
+            "The labels 0 to 999 have no names: they are read as ImageNet's classes."
         )
-    return tuple(map(str, used)), {number: at for at, number in enumerate(used)}, ""
+    return tuple(map(str, used)), ""
 
 
 def _name_by_folders(
@@ -160,10 +159,10 @@ def _name_by_folders(
     """Return the class folder of each label, if the files' paths tell one for each and no two the same."""
     folders = dict[int, str]()
     for value, file in zip(values, files, strict=True):
+        folder = find_class_folder(file) if file else ""
         if value is None:
             continue
-        folder = find_class_folder(file) if file else ""
-        if not folder or isinstance(value, tuple) or folders.setdefault(value, folder) != folder:  # type: ignore[arg-type]
+        if not folder or not isinstance(value, int) or folders.setdefault(value, folder) != folder:
             return None
     return folders if len(set(folders.values())) == len(folders) else None
 

@@ -75,9 +75,10 @@ def parse_label(value: Any) -> Label | None:
     """Return the label that a value means: a class, or several; None for none, as of -1, timm's for it."""
     if isinstance(value, list):
         labels = [parse_label(entry) for entry in value]
-        if all(isinstance(label, int) for label in labels):
-            return tuple(labels)  # type: ignore[arg-type]
-        return tuple(labels) if all(isinstance(label, str) for label in labels) else None  # type: ignore[arg-type]
+        numbers = tuple(label for label in labels if isinstance(label, int))
+        texts = tuple(label for label in labels if isinstance(label, str))
+        # an empty list: none of the classes
+        return next((own for own in (numbers, texts) if len(own) == len(labels)), None)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
