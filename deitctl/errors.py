@@ -9,6 +9,7 @@ DeitctlError            exit code 1
 │   └── WeightsNotFound no file, no cache and no network gave the weights
 ├── TeacherError        the teacher cannot teach this data
 ├── DataChanged         a file that many images are read from was changed while in use
+├── StoreLost           a store of files does not answer any more
 ├── LoaderLost          a loader process ended, or no batch comes any more
 ├── ExtensionError      a function of the caller's failed, or returned something else than it is to
 ├── ExportError         the format is not there, or the exported file disagrees with the model
@@ -79,6 +80,10 @@ class ExportError(DeitctlError):
 
 class DataChanged(DeitctlError):
     """A file that many images are read from was changed while in use. Not a `DataError`, which may be one image's."""
+
+
+class StoreLost(DeitctlError):
+    """A store that many images are read from does not answer any more. Not a `DataError`, which may be one image's."""
 
 
 class LoaderLost(DeitctlError):

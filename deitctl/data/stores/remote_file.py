@@ -1,29 +1,40 @@
-"""A file in a store, read by ranges."""
+"""A file in a store, read by ranges: each from the store, or in blocks that a cache keeps."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
-from deitctl.data.stores.address import find_version, open_file_system, redact
+from deitctl.data.stores.address import redact
+from deitctl.data.stores.block_cache import BlockCache, CachedBlock
+from deitctl.data.stores.cache_room import CacheFailed
+from deitctl.data.stores.patience import read_from_store
+from deitctl.data.stores.read_threads import get_reads_ahead
+from deitctl.data.stores.store_settings import get_cache, warn
+from deitctl.data.stores.stores import NoRanges, StoredPath, get_store
+from deitctl.data.stores.web import WebStore
+from deitctl.errors import DataChanged, DataError
+
+BLOCK = 2**20
+"""Bytes of a block. An image of ImageNet has a tenth: the first batches of an epoch over a cold cache
+fetch ten times what they use, and the whole epoch everything once."""
+_without_ranges: set[str] = set()
+"""Hosts that send whole files alone, as this process has met them."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file in a store, which is the same as long as it is used."""
+    """A file in a store, which must be the same as long as it is used. It pickles as what it is."""
 
     address: str
     size: int
     version: str
-
-    @classmethod
-    def open(cls, address: str) -> RemoteFile:
-        """Return the file of an address; raise `OSError` if it is not there."""
-        info = open_file_system(address).info(address)
-        if info.get("size") is None:
-            raise OSError(errno.EIO, "its server does not say how large it is", redact(address))
-        return cls(address, int(info["size"]), find_version(info))
+    cache: BlockCache | None = None
+    """That its blocks are read through; None: each range is read from the store."""
 
     @property
     def path(self) -> str:
@@ -36,12 +47,140 @@ class RemoteFile:
         return self.size, self.version
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from an offset on; raise `OSError` if they cannot be read."""
-        end = min(offset + size, self.size)
-        if end <= offset:
+        """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
+
+        Raises:
+            OSError: they cannot be read.
+            StoreLost: the store does not answer any more.
+            DataChanged: the file is another than it was.
+        """
+        size = min(size, self.size - offset)
+        if size <= 0:
             return b""
-        system = open_file_system(self.address)
-        return bytes(system.cat_file(self.address, start=offset, end=end))
+        if self.cache is not None and _get_host(self.address) not in _without_ranges:
+            return self._read_blocks(offset, size)
+        data = get_reads_ahead().get((self.address, self.version, offset, size))
+        return self._read_now(offset, size) if data is None else data
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Start to read ranges."""
+        """Start to read these (offset, size), as far as there is room for them."""
+        ahead = get_reads_ahead()
+        for offset, size in ranges:
+            size = min(size, self.size - offset)
+            if size <= 0:
+                continue
+            if _get_host(self.address) in _without_ranges:
+                return  # the first read fetches all of the file
+            if self.cache is not None:
+                for number in range(offset // BLOCK, (offset + size - 1) // BLOCK + 1):
+                    block = self.address, self.version, number
+                    if not ahead.start(block, BLOCK, partial(self._read_block, number)):
+                        return
+            else:
+                key = self.address, self.version, offset, size
+                if not ahead.start(key, size, partial(self._read_now, offset, size)):
+                    return
+
+    def has_ranges(self) -> bool:
+        """Return whether parts of the file can be read, which one request tells of its server."""
+        if self.size > 1:
+            self._read_now(0, 1)
+        return _get_host(self.address) not in _without_ranges
+
+    def _read_blocks(self, offset: int, size: int) -> bytes:
+        first, last = offset // BLOCK, (offset + size - 1) // BLOCK
+        ahead, parts = get_reads_ahead(), []
+        for number in range(first, last + 1):
+            block = ahead.get((self.address, self.version, number))
+            start = max(offset - number * BLOCK, 0)
+            end = offset + size - number * BLOCK
+            if block is not None:
+                parts.append(block[start:end])
+            else:
+                parts.append(self._read_block(number, start, min(end, BLOCK)))
+        return b"".join(parts)
+
+    def _read_block(self, number: int, start: int = 0, end: int = BLOCK) -> bytes:
+        """Return bytes of a block, from the cache, which it is written to first."""
+        offset = number * BLOCK
+        key = f"{self.address}\n{self.size}\n{self.version}\n{BLOCK}\n{number}"
+
+        def write(target: BinaryIO) -> None:
+            target.write(self._read_now(offset, min(BLOCK, self.size - offset)))
+
+        try:
+            return _read_through(self.cache or get_cache(), key, write, start, end - start)
+        except CacheFailed as error:
+            _warn_once(self.cache or get_cache(), error)
+            size = min(end, self.size - offset) - start
+            return self._read_now(offset + start, size)
+
+    def _read_now(self, offset: int, size: int) -> bytes:
+        """Return bytes from the store; raise as `read`."""
+        if _get_host(self.address) in _without_ranges:
+            return self._read_of_copy(offset, size)
+        try:
+            data = read_from_store(partial(self._fetch, offset, size), self.path, warn=warn)
+        except NoRanges:
+            _without_ranges.add(_get_host(self.address))
+            return self._read_of_copy(offset, size)
+        except FileNotFoundError as error:
+            raise DataChanged(
+                f"{self.path} is gone.", "Put it back, or name other data."
+            ) from error
+        return data
+
+    def _fetch(self, offset: int, size: int) -> bytes:
+        file = StoredPath(self.address, self.size, self.version)
+        data = get_store(self.address).fetch(file, offset, size)
+        if len(data) < size:
+            raise OSError(errno.EIO, f"{len(data):,} of {size:,} bytes came")
+        return data
+
+    def _read_of_copy(self, offset: int, size: int) -> bytes:
+        """Return bytes of a file whose server sends it whole alone, from a copy in the cache."""
+        store, cache = get_store(self.address), self.cache or get_cache()
+        file = StoredPath(self.address, self.size, self.version)
+        assert isinstance(store, WebStore)
+
+        def write(target: BinaryIO) -> None:
+            read_from_store(partial(store.copy, file, target), self.path, warn=warn)
+
+        try:
+            key = f"{self.address}\n{self.size}\n{self.version}"
+            return _read_through(cache, key, write, offset, size)
+        except CacheFailed as error:
+            raise DataError(
+                f"The server of {self.path} sends no parts of a file, and all of it "
+                f"({self.size:,} bytes) has no place in {cache.room.folder}: {error.strerror}.",
+                "Make room there, set a larger --cache-size, or name another --cache-dir.",
+            ) from error
+
+
+def _read_through(cache: BlockCache, key: str, write: object, offset: int, size: int) -> bytes:
+    """Return bytes of a block; a damaged one is fetched again."""
+    for _ in range(2):
+        block: CachedBlock = cache.get(key, write)  # type: ignore[arg-type]
+        try:
+            return block.read(offset, size)
+        except OSError as error:  # damaged, or of a file server that forgot it
+            failure = error
+    raise CacheFailed(failure.errno, failure.strerror or str(failure)) from failure
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(cache: BlockCache, error: CacheFailed) -> None:
+    folder = str(cache.room.folder)
+    if folder not in _warned:
+        _warned.add(folder)
+        warn(
+            f"{folder} cannot hold blocks of the data ({error.strerror}): they are read from their "
+            "store each time. --cache-dir names another folder."
+        )
+
+
+def _get_host(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}"

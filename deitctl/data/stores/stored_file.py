@@ -8,6 +8,8 @@ from typing import Protocol
 from deitctl.data.open_file import OpenFile
 from deitctl.data.stores.address import is_remote
 
+Identity = tuple[int | str, ...]
+
 
 class StoredFile(Protocol):
     """A file that stays the same as long as it is used; pickles small, and survives a fork."""
@@ -17,7 +19,7 @@ class StoredFile(Protocol):
         """Path or address, as it may be shown."""
 
     @property
-    def identity(self) -> tuple[int | str, ...]:
+    def identity(self) -> Identity:
         """What tells it from another of the same name, and from itself before a change."""
 
     @property
@@ -29,6 +31,7 @@ class StoredFile(Protocol):
 
         Raises:
             OSError: they cannot be read.
+            StoreLost: the store does not answer any more.
             DataChanged: it is not what was opened.
         """
 
@@ -36,15 +39,23 @@ class StoredFile(Protocol):
         """Start to read these (offset, size), so that a later `read` of each finds it here."""
 
 
-def open_stored(address: str) -> StoredFile:
+def open_stored(address: str, identity: Identity | None = None) -> StoredFile:
     """Open a file for reading by offset: a path, or an address in a store.
+
+    Args:
+        address: of the file.
+        identity: what it must be, as a listing or an index has it; None: whatever it is. A file in a
+            store is then not looked up: the first read notices another version.
 
     Raises:
         OSError: it is not there, or cannot be opened.
-        DataError: the package that reads its store is not installed.
+        DataError: its store cannot be read.
+        DataChanged: it is another.
     """
     if not is_remote(address):
-        return OpenFile(address)
+        return OpenFile(address, identity)  # type: ignore[arg-type]
+    from deitctl.data.stores.listing import describe_file
     from deitctl.data.stores.remote_file import RemoteFile
 
-    return RemoteFile.open(address)
+    size, version = identity or describe_file(address).identity
+    return RemoteFile(address, int(size), str(version))

@@ -1,0 +1,95 @@
+"""Files in S3 and what speaks as it does, by its own credentials, profiles and `AWS_ENDPOINT_URL`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deitctl.data.stores.address import redact
+from deitctl.data.stores.checksums import verify_headers
+from deitctl.data.stores.stores import (
+    TIMEOUT_S,
+    StoredPath,
+    make_stored_path,
+    open_file_system,
+)
+from deitctl.errors import DataChanged
+
+
+class S3Store:
+    """Objects of buckets; public ones without credentials."""
+
+    def __init__(self, system: Any) -> None:
+        """Read by a file system.
+
+        Args:
+            system: s3fs's.
+        """
+        self.system = system
+
+    def describe(self, address: str) -> StoredPath:
+        """Return size and version of an object."""
+        return make_stored_path(address, self._try_without_credentials("info", address))
+
+    def find(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Return the descriptions of all objects below a folder, by path."""
+        self.system.invalidate_cache()  # it remembers listings, of an hour ago perhaps
+        found: dict[str, dict[str, Any]] = self._try_without_credentials(
+            "find", folder, detail=True
+        )
+        return found
+
+    def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
+        """Return bytes of an object, see `Store`."""
+        from fsspec.asyn import sync
+
+        arguments = (file, offset, size)
+        try:
+            return bytes(sync(self.system.loop, self._fetch, *arguments, timeout=TIMEOUT_S))
+        except Exception as error:
+            if not self._goes_anonymous(error):
+                raise
+            return bytes(sync(self.system.loop, self._fetch, *arguments, timeout=TIMEOUT_S))
+
+    async def _fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
+        bucket, key, _ = self.system.split_path(file.address)
+        conditions = {"IfMatch": f'"{file.version}"'} if file.version else {}
+        if is_part := offset > 0 or size < file.size:
+            conditions["Range"] = f"bytes={offset}-{offset + size - 1}"
+        try:
+            response = await self.system._call_s3(
+                "get_object", Bucket=bucket, Key=key, **conditions
+            )
+        except OSError as error:
+            if _get_status(error) in (412, 416):
+                name = redact(file.address)
+                raise DataChanged(
+                    f"{name} was replaced while in use.", "Run the command again."
+                ) from error
+            raise
+        async with response["Body"] as body:
+            data: bytes = await body.read()
+        if not is_part and len(data) == size:
+            verify_headers(response["ResponseMetadata"]["HTTPHeaders"], data)
+        return data
+
+    def _try_without_credentials(self, method: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            return getattr(self.system, method)(*arguments, **options)
+        except Exception as error:
+            if not self._goes_anonymous(error):
+                raise
+            return getattr(self.system, method)(*arguments, **options)
+
+    def _goes_anonymous(self, error: Exception) -> bool:
+        """Where there are no credentials, ask without from now on, as public buckets allow."""
+        if "NoCredentials" not in type(error).__name__:
+            return False
+        if not self.system.anon:  # another thread may have come first
+            self.system = open_file_system("s3", anon=True)
+        return True
+
+
+def _get_status(error: OSError) -> int:
+    """Return the status of the response that s3fs has made an error of; 0 if there is none."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,0 +1,145 @@
+"""Stores of files by scheme: what is asked of each, and how fsspec's file systems are opened.
+
+fsspec's event loop and connections belong to the process that made them, so each process has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+from deitctl.data.stores.address import EXTRAS, get_scheme, redact
+from deitctl.errors import DataError
+
+IN_FLIGHT = 32
+"""Reads at a time, a process: at 30 ms each about 1,000 a second."""
+TIMEOUT_S = 60.0
+"""For the answer to one request, after which it is sent again."""
+
+
+class StoredPath(NamedTuple):
+    """A file in a store, as the store describes it."""
+
+    address: str
+    size: int
+    """In bytes."""
+    version: str
+    """What tells the file from another of the same name: its ETag, generation or time; may be empty."""
+
+    @property
+    def identity(self) -> tuple[int | str, ...]:
+        """What `StoredFile.identity` is of this file."""
+        return self.size, self.version
+
+
+class NoRanges(Exception):
+    """A server sends whole files alone."""
+
+
+class Store(Protocol):
+    """What is asked of a store; each call sends one request, and may fail."""
+
+    def describe(self, address: str) -> StoredPath:
+        """Return size and version of a file."""
+
+    def find(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Return fsspec's descriptions of all files below a folder, by path."""
+
+    def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
+        """Return bytes that lie in a file, not more than `size`.
+
+        Raises:
+            DataChanged: the file is another than it was.
+            NoRanges: its server sends it whole alone.
+            OSError: it cannot be read, perhaps now.
+        """
+
+
+def get_store(address: str) -> Store:
+    """Return the store of an address, one a process.
+
+    Raises:
+        DataError: the package that reads it is not installed.
+    """
+    return _open_store(get_scheme(address), os.getpid())
+
+
+@cache
+def _open_store(scheme: str, pid: int) -> Store:
+    if scheme in ("http", "https"):
+        from deitctl.data.stores.web import WebStore
+
+        return WebStore(open_file_system(scheme))
+    if scheme == "s3":
+        from deitctl.data.stores.s3 import S3Store
+
+        return S3Store(open_file_system(scheme))
+    return OtherStore(open_file_system(scheme))
+
+
+def open_file_system(scheme: str, **settings: Any) -> Any:
+    """Return fsspec's file system for a scheme, of this process.
+
+    Args:
+        scheme: `s3`.
+        settings: beside those of fsspec's own configuration files.
+
+    Raises:
+        DataError: the package that reads it is not installed.
+    """
+    settings = _SETTINGS.get(scheme, {}) | settings
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, **settings)
+    except (ImportError, ValueError) as error:
+        extra = f"deitctl[{EXTRAS[scheme]}]"
+        raise DataError(
+            f"{scheme}:// is read by a package that is not installed ({error}).",
+            f"Install it: pip install '{extra}'",
+        ) from error
+
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"max_pool_connections": 2 * IN_FLIGHT, "connect_timeout": 10}},
+    # as everything else that reads the web, by the proxies of the environment
+    "http": {"client_kwargs": {"trust_env": True}},
+    "https": {"client_kwargs": {"trust_env": True}},
+}
+
+
+class OtherStore:
+    """A store of which fsspec's own calls are used: Google's, Azure's, Hugging Face's."""
+
+    def __init__(self, system: Any) -> None:
+        self.system = system
+
+    def describe(self, address: str) -> StoredPath:
+        return make_stored_path(address, self.system.info(address))
+
+    def find(self, folder: str) -> dict[str, dict[str, Any]]:
+        self.system.invalidate_cache()  # it remembers listings, of an hour ago perhaps
+        found: dict[str, dict[str, Any]] = self.system.find(folder, detail=True)
+        return found
+
+    def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
+        # Google's keeps nothing but the newest: an older generation is not found.
+        exact = {"generation": file.version} if get_scheme(file.address) in ("gs", "gcs") else {}
+        end = offset + size
+        return bytes(self.system.cat_file(file.address, start=offset, end=end, **exact))
+
+
+def make_stored_path(address: str, info: dict[str, Any]) -> StoredPath:
+    """Return a file of a store from fsspec's description of it.
+
+    Raises:
+        OSError: it is a folder, or of unknown size.
+    """
+    if info.get("type") == "directory":
+        raise IsADirectoryError(21, "it is a folder", redact(address))
+    if info.get("size") is None:
+        raise OSError(22, "its store does not say how large it is", redact(address))
+    keys = ("generation", "ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime")
+    version = next((str(info[key]) for key in keys if info.get(key)), "")
+    return StoredPath(address, int(info["size"]), version.strip('"'))
