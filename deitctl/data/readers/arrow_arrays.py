@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +63,14 @@ def _count(kind: Any) -> tuple[int, int]:
     own += types.is_string(kind) or types.is_large_string(kind)
     parts = [_count(kind.field(number).type) for number in range(kind.num_fields)]
     return 1 + sum(nodes for nodes, _ in parts), own + sum(buffers for _, buffers in parts)
+
+
+def has_dictionary(kind: Any) -> bool:
+    """Whether values of a type, or of a part of it, are places in a dictionary."""
+    import pyarrow.types as types
+
+    parts = (kind.field(number).type for number in range(kind.num_fields))
+    return bool(types.is_dictionary(kind)) or any(map(has_dictionary, parts))
 
 
 def _extension() -> Any:
@@ -189,9 +196,3 @@ def _read_validity(file: StoredFile, batch: Batch, place: Place) -> NDArray[np.b
         raise ValueError("a batch has more rows than it says are there")
     bits = np.frombuffer(_read(file, start, -(-count // 8)), np.uint8)
     return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_)
-
-
-def require_places(batch: Batch, places: Sequence[Place]) -> None:
-    """Raise `ValueError` unless a batch has as many columns and parts as its schema."""
-    if (len(batch.nodes), len(batch.buffers)) != (places[-1].node, places[-1].buffer):
-        raise ValueError("its batches are not those of its schema")

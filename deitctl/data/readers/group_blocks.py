@@ -14,8 +14,8 @@ import numpy as np
 from deitctl.data.readers.parquet_file import list_errors
 from deitctl.data.readers.row_groups import RowGroups
 from deitctl.data.stores.block_cache import BlockCache
+from deitctl.data.stores.cache_room import CacheFailed
 from deitctl.data.stores.stored_file import StoredFile
-from deitctl.errors import DataChanged
 
 VERSION = 1
 """Of the form of a block."""
@@ -74,6 +74,10 @@ class GroupBlocks:
         Args:
             number: of the row group.
             writes: whether it is decoded into the cache if it is not there.
+
+        Raises:
+            OSError: it cannot be read now.
+            DataChanged: its file is another than it was.
         """
         if number in self._open:
             self._open.move_to_end(number)
@@ -82,10 +86,9 @@ class GroupBlocks:
             return None
         try:
             block = self._get(number, writes=writes)
-        except DataChanged:
-            self._unusable.add(number)
-            return None
-        except list_errors():
+        except list_errors() as error:
+            if getattr(error, "errno", None) is not None and not isinstance(error, CacheFailed):
+                raise  # the data's disk or store, which is waited for
             # Damage, a full disk: what can be read in memory is, and the rest says why it cannot.
             self._unusable.add(number)
             return None

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split
+from deitctl.data.readers.arrow import SUFFIXES as ARROW
+from deitctl.data.readers.arrow import ArrowFile, open_arrow
+from deitctl.data.readers.arrow_images import open_arrow_images
 from deitctl.data.readers.columnar_dataset import ColumnarDataset, StoredImages
 from deitctl.data.readers.columnar_file import ColumnarFile
 from deitctl.data.readers.columnar_files import require_all_files
@@ -33,6 +36,7 @@ from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.data.readers.row_groups import BYTES
 from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
 from deitctl.data.readers.text import SAMPLE_ROWS
+from deitctl.data.stores.address import get_name
 from deitctl.data.stores.block_cache import BlockCache
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -159,10 +163,14 @@ def open_image_files(
 
 def open_columnar(path: str, part: str = "") -> ColumnarFile:
     """Read what a file has in its columns; raise `DataError` if it cannot be read."""
-    return open_parquet(path, part)
+    is_arrow = get_name(path).lower().endswith(ARROW)
+    return open_arrow(path, part) if is_arrow else open_parquet(path, part)
 
 
 def _open_images(files: Sequence[ColumnarFile], column: str, is_struct: bool) -> StoredImages:
+    arrow = [file for file in files if isinstance(file, ArrowFile)]
+    if arrow:
+        return open_arrow_images(arrow, column)
     parquet = [file for file in files if isinstance(file, ParquetFile)]
     return open_images(parquet, column + (f".{BYTES}" if is_struct else ""), BlockCache())
 

@@ -1,4 +1,4 @@
-"""Reader of tables: text of many kinds, lines of JSON, Parquet; of paths of images, or images."""
+"""Reader of tables: text of many kinds, lines of JSON, Parquet, Arrow; of paths of images, or images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import get_extensions
 from deitctl.data.layout import match_split
+from deitctl.data.readers.arrow import SUFFIXES as ARROW
 from deitctl.data.readers.columns import (
     LABEL,
     PATH,
@@ -39,24 +40,16 @@ from deitctl.home import expand_home
 
 TEXT = (".csv", ".tsv", ".tab", ".txt")
 LINES = (".jsonl", ".ndjson")
-PARQUET = (".parquet", ".pq")
-SUFFIXES = (*TEXT, *LINES, *PARQUET)
+COLUMNAR = (".parquet", ".pq", *ARROW)
+SUFFIXES = (*TEXT, *LINES, *COLUMNAR)
 """Of tables that are read, in any case."""
 JSON_TYPE = "a JSON file"
 """What `identify` calls lines of JSON."""
 OTHERS = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "a spreadsheet's own format"),
-    **dict.fromkeys((".arrow", ".feather", ".ipc"), "an Arrow file"),
     ".json": "JSON",
 }
 """Tables that are not read."""
-WAYS_ON = {
-    ".json": "Save one object a line as .jsonl, or a table as .csv.",
-    **dict.fromkeys(
-        (".arrow", ".feather", ".ipc"),
-        "Save it as Parquet: `datasets.load_from_disk(FOLDER)['train'].to_parquet('train.parquet')`.",
-    ),
-}
 
 
 def is_table(path: Path) -> bool:
@@ -82,10 +75,12 @@ def open_table(
     if suffix in OTHERS:
         raise DataError(
             f"{path} is {OTHERS[suffix]}, which is not read.",
-            WAYS_ON.get(suffix, "Save the sheet as CSV in UTF-8."),
+            "Save one object a line as .jsonl, or a table as .csv."
+            if suffix == ".json"
+            else "Save the sheet as CSV in UTF-8.",
         )
-    if suffix in PARQUET or is_parquet(path):
-        return _open_parquet(path, reporter, options)
+    if suffix in COLUMNAR or is_parquet(path):
+        return _open_columns(path, reporter, options)
     if suffix in LINES:
         return _open_lines(path, reporter, options)
     return _open_text(path, reporter, options)
@@ -145,7 +140,7 @@ def _warn_of_windows(path: Path, table: TableRows, reporter: Reporter) -> None:
     )
 
 
-def _open_parquet(path: Path, reporter: Reporter, options: ReadOptions) -> dict[str, ImageDataset]:
+def _open_columns(path: Path, reporter: Reporter, options: ReadOptions) -> dict[str, ImageDataset]:
     file = open_columnar(str(path))
     columns = find_parquet_columns([file], options)
     if columns.path in file.schema.images:
@@ -159,7 +154,7 @@ def _open_parquet(path: Path, reporter: Reporter, options: ReadOptions) -> dict[
 def name_rivals(path: Path) -> str:
     """Return which other columns of a table may be that of classes, in a sentence; empty for none."""
     try:
-        if is_parquet(path):
+        if path.suffix.lower() in COLUMNAR or is_parquet(path):
             columns = find_parquet_columns([open_columnar(str(path))])
         elif path.suffix.lower() in LINES:
             columns = _find_line_columns(path, find_encoding(path, (*TEXT_TYPES, JSON_TYPE)))[0]

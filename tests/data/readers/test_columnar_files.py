@@ -143,7 +143,7 @@ def test_missing_files_of_a_part_are_counted_and_versions_are_not_mixed(tmp_path
     write(tmp_path / "test-00000-of-00001.parquet", ["a", "b"])
     open_dataset(str(tmp_path), reporter)
     (warning,) = reporter.warnings
-    assert warning.startswith("1 of the 8 Parquet files of train")
+    assert warning.startswith("1 of the 8 files of train")
     assert "00000-of-00008" in warning
     for name in ("train-00001-of-00002", "train-00001-of-00008-0a9f", "train"):
         write(tmp_path / f"{name}.parquet", ["a", "b"])

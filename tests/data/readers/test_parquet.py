@@ -16,10 +16,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from deitctl.data import open_file
 from deitctl.data.dataset import ImageDataset, join, select
 from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import survey_datasets
-from deitctl.data import open_file
 from deitctl.data.readers import parquet_images, row_groups
 from deitctl.data.readers.parquet import ParquetFile
 from deitctl.data.spot_check import require_images

@@ -231,7 +231,7 @@ def test_lines_of_json_are_a_table(folder, reporter):
     [
         ("t.xlsx", "spreadsheet.*CSV in UTF-8"),
         ("t.json", "JSON.*jsonl"),
-        ("t.arrow", "Arrow file.*to_parquet"),
+        ("t.arrow", "not a readable Arrow file"),
     ],
 )
 def test_tables_that_are_not_read_are_named_with_the_way_on(name, what, tmp_path, reporter):
