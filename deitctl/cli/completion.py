@@ -36,6 +36,17 @@ def _list_teachers() -> list[str]:
     return [*TIMM_TAGS, *_list_models()]
 
 
+def complete_data(incomplete: str) -> list[str]:
+    """Return data sets that have a name, and files beside them that begin so; the shell completes other paths."""
+    from deitctl.data.named.names import list_names
+
+    names = complete_from(list_names(), incomplete)
+    if not (incomplete and names):
+        return []
+    with os.scandir() as entries:
+        return [*names, *complete_from((e.name for e in islice(entries, MAX_RUNS)), incomplete)]
+
+
 def list_runs() -> Iterator[str]:
     """Yield the runs in `runs/`."""
     try:

@@ -32,6 +32,7 @@ def evaluate(
             help=f"{o.DATA_HELP} A run folder stands for its held-out images. "
             "Default: those of the model's run, else the built-in 'digits'.",
             show_default=False,
+            autocompletion=completion.complete_data,
         ),
     ] = "",
     model: Annotated[

@@ -184,7 +184,10 @@ def _check_change(ctx: typer.Context, values: Any) -> Any:
 DataArg = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", help=f"{DATA_HELP} Default: the built-in 'digits'.", show_default=False
+        metavar="DATA",
+        help=f"{DATA_HELP} Default: the built-in 'digits'.",
+        show_default=False,
+        autocompletion=completion.complete_data,
     ),
 ]
 ImagesArg = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import deitctl
+from deitctl.cli import completion
 from deitctl.cli import options as o
 from deitctl.cli.console import (
     choose_format,
@@ -29,7 +30,10 @@ FORMATS = ("wds", "parquet")
 
 
 def pack(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=o.DATA_HELP)],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help=o.DATA_HELP, autocompletion=completion.complete_data),
+    ],
     out: Annotated[
         str,
         typer.Argument(

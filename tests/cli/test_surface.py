@@ -259,6 +259,7 @@ def test_help_cuts_no_option_off(command: str, columns: int) -> None:
         ("predict --head avg-l", "avg-logits"),
         ("predict --format js", "jsonl"),
         ("eval --protocol na", "native"),
+        ("train flow", "flowers102"),
     ],
 )
 def test_the_shell_completes_values_that_exist(line: str, value: str) -> None:

@@ -17,6 +17,7 @@ TORCHVISION = "torchvision:"
 """Before the name of a class: `torchvision:DTD`."""
 TRAINVAL = "-trainval"
 """Behind the name of data with three parts: `flowers102-trainval`."""
+PARTS = ("train", "val", "test")
 HUB = "hf://datasets/"
 MIN_SIMILARITY = 0.75
 """Of a misspelled name to the one that was meant, 0..1, as difflib counts it."""
@@ -206,7 +207,8 @@ def find_named(ref: str) -> NamedData | None:
         reduced = "imagenet1k"
     for data in NAMED:
         if reduced in map(_reduce, (data.name, *data.aliases)):
-            return data if not ref.endswith(TRAINVAL) or "val" in data.splits else None
+            has_parts = len(data.splits) == len(PARTS)
+            return data if has_parts or not ref.endswith(TRAINVAL) else None
     return None
 
 
@@ -225,7 +227,8 @@ def spell(ref: str) -> str:
 
 def list_names() -> list[str]:
     """Return all names, in the order of the documentation."""
-    return [data.name for data in NAMED]
+    joined = [data.name + TRAINVAL for data in NAMED if len(data.splits) == len(PARTS)]
+    return [data.name for data in NAMED] + joined
 
 
 def suggest_names(ref: str) -> str:
