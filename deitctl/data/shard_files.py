@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from deitctl.data.open_file import get_identity
 from deitctl.data.stores.address import is_remote
+from deitctl.data.stores.block_cache import BlockCache
+from deitctl.data.stores.store_settings import get_cache
 from deitctl.data.stores.stored_file import StoredFile, open_stored
+from deitctl.data.stores.web import has_ranges
 from deitctl.errors import DataError
 from deitctl.threads import DaemonThreads
 
@@ -62,17 +65,23 @@ class ShardFiles:
     It pickles as paths and identities; a shard must be unchanged wherever it is opened.
     """
 
-    def __init__(self, paths: Sequence[str], identities: Sequence[Identity]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        identities: Sequence[Identity],
+        cache: BlockCache | None = None,
+    ) -> None:
         """Name the shards.
 
         Args:
             paths: of the shards, [S].
             identities: what each must be when it is opened, [S].
+            cache: that those in stores are read through.
         """
-        self.paths, self.identities = tuple(paths), tuple(identities)
+        self.paths, self.identities, self.cache = tuple(paths), tuple(identities), cache
 
     def __reduce__(self) -> Any:
-        return ShardFiles, (self.paths, self.identities)
+        return ShardFiles, (self.paths, self.identities, self.cache)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,11 +93,22 @@ class ShardFiles:
             OSError: it cannot be opened.
             DataChanged: it is another file than the one that was indexed.
         """
-        return open_shard(self.paths[shard], self.identities[shard])
+        return open_shard(self.paths[shard], self.identities[shard], self.cache)
+
+    @property
+    def come_whole(self) -> bool:
+        """Whether an image costs reading all of its shard: a server sends no parts of files."""
+        return any(is_remote(path) and not has_ranges(path) for path in self.paths)
+
+    @property
+    def num_cached(self) -> int:
+        """How many of the shards the cache holds at once."""
+        room = (self.cache or get_cache()).room.max_bytes
+        return min(len(self), room // max((int(size) for size, _ in self.identities), default=1))
 
 
 @lru_cache(MAX_OPEN)
-def open_shard(path: str, identity: Identity) -> StoredFile:
+def open_shard(path: str, identity: Identity, cache: BlockCache | None = None) -> StoredFile:
     """Return an open shard; the least recently used of more than `MAX_OPEN` is closed, when its last
     read has ended.
 
@@ -96,7 +116,7 @@ def open_shard(path: str, identity: Identity) -> StoredFile:
         OSError: it cannot be opened.
         DataChanged: it is not what was indexed.
     """
-    return open_stored(path, identity)
+    return open_stored(path, identity, cache)
 
 
 def open_local(paths: Sequence[Path]) -> ShardFiles:
@@ -126,7 +146,9 @@ def open_shards(paths: Sequence[str]) -> ShardFiles:
     if not any(map(is_remote, paths)):
         return open_local([Path(path) for path in paths])
     with DaemonThreads(REMOTE_THREADS) as threads:
-        return ShardFiles(paths, list(threads.map(_find_identity, paths)))
+        identities = list(threads.map(_find_identity, paths))
+    num_bytes = sum(int(identity[0]) for identity in identities)
+    return ShardFiles(paths, identities, get_cache() if get_cache().fits(num_bytes) else None)
 
 
 def _find_identity(path: str) -> Identity:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import require_bytes
 from deitctl.data.index import Listing
@@ -102,6 +105,14 @@ class TarDataset(ImageDataset):
 
     def _get_lead(self, index: int) -> int:
         return 0 if self.spans.leads is None else int(self.spans.leads[index])
+
+    @property
+    def blocks(self) -> NDArray[np.int32] | None:
+        return self.spans.shards if self.files.come_whole else None
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return self.files.num_cached if self.files.come_whole else 0
 
     def prefetch(self, indices: Sequence[int]) -> None:
         ranges: dict[int, list[tuple[int, int]]] = {}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from deitctl.data.stores.address import redact
 from deitctl.data.stores.block_cache import BlockCache, CachedBlock
@@ -16,14 +15,12 @@ from deitctl.data.stores.patience import read_from_store
 from deitctl.data.stores.read_threads import get_reads_ahead
 from deitctl.data.stores.store_settings import get_cache, warn
 from deitctl.data.stores.stores import NoRanges, StoredPath, get_store
-from deitctl.data.stores.web import WebStore
+from deitctl.data.stores.web import WebStore, has_ranges
 from deitctl.errors import DataChanged, DataError
 
 BLOCK = 2**20
 """Bytes of a block. An image of ImageNet has a tenth: the first batches of an epoch over a cold cache
 fetch ten times what they use, and the whole epoch everything once."""
-_without_ranges: set[str] = set()
-"""Hosts that send whole files alone, as this process has met them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class RemoteFile:
         size = min(size, self.size - offset)
         if size <= 0:
             return b""
-        if self.cache is not None and _get_host(self.address) not in _without_ranges:
+        if self.cache is not None and has_ranges(self.address):
             return self._read_blocks(offset, size)
         data = get_reads_ahead().get((self.address, self.version, offset, size))
         return self._read_now(offset, size) if data is None else data
@@ -69,7 +66,7 @@ class RemoteFile:
             size = min(size, self.size - offset)
             if size <= 0:
                 continue
-            if _get_host(self.address) in _without_ranges:
+            if not has_ranges(self.address):
                 return  # the first read fetches all of the file
             if self.cache is not None:
                 for number in range(offset // BLOCK, (offset + size - 1) // BLOCK + 1):
@@ -80,12 +77,6 @@ class RemoteFile:
                 key = self.address, self.version, offset, size
                 if not ahead.start(key, size, partial(self._read_now, offset, size)):
                     return
-
-    def has_ranges(self) -> bool:
-        """Return whether parts of the file can be read, which one request tells of its server."""
-        if self.size > 1:
-            self._read_now(0, 1)
-        return _get_host(self.address) not in _without_ranges
 
     def _read_blocks(self, offset: int, size: int) -> bytes:
         first, last = offset // BLOCK, (offset + size - 1) // BLOCK
@@ -117,12 +108,11 @@ class RemoteFile:
 
     def _read_now(self, offset: int, size: int) -> bytes:
         """Return bytes from the store; raise as `read`."""
-        if _get_host(self.address) in _without_ranges:
+        if not has_ranges(self.address):
             return self._read_of_copy(offset, size)
         try:
             data = read_from_store(partial(self._fetch, offset, size), self.path, warn=warn)
         except NoRanges:
-            _without_ranges.add(_get_host(self.address))
             return self._read_of_copy(offset, size)
         except FileNotFoundError as error:
             raise DataChanged(
@@ -179,8 +169,3 @@ def _warn_once(cache: BlockCache, error: CacheFailed) -> None:
             f"{folder} cannot hold blocks of the data ({error.strerror}): they are read from their "
             "store each time. --cache-dir names another folder."
         )
-
-
-def _get_host(address: str) -> str:
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}"

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from deitctl.data.open_file import OpenFile
 from deitctl.data.stores.address import is_remote
+from deitctl.data.stores.block_cache import BlockCache
 
 Identity = tuple[int | str, ...]
 
@@ -39,13 +40,16 @@ class StoredFile(Protocol):
         """Start to read these (offset, size), so that a later `read` of each finds it here."""
 
 
-def open_stored(address: str, identity: Identity | None = None) -> StoredFile:
+def open_stored(
+    address: str, identity: Identity | None = None, cache: BlockCache | None = None
+) -> StoredFile:
     """Open a file for reading by offset: a path, or an address in a store.
 
     Args:
         address: of the file.
         identity: what it must be, as a listing or an index has it; None: whatever it is. A file in a
             store is then not looked up: the first read notices another version.
+        cache: that blocks of a file in a store are read through; None: each range is read from it.
 
     Raises:
         OSError: it is not there, or cannot be opened.
@@ -58,4 +62,4 @@ def open_stored(address: str, identity: Identity | None = None) -> StoredFile:
     from deitctl.data.stores.remote_file import RemoteFile
 
     size, version = identity or describe_file(address).identity
-    return RemoteFile(address, int(size), str(version))
+    return RemoteFile(address, int(size), str(version), cache)

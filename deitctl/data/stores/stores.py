@@ -33,7 +33,7 @@ class StoredPath(NamedTuple):
         return self.size, self.version
 
 
-class NoRanges(Exception):
+class NoRanges(NotImplementedError):
     """A server sends whole files alone."""
 
 

@@ -17,7 +17,18 @@ from deitctl.errors import DataChanged, DataError
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Statuses after which it is worth to ask again."""
 PIECE = 2**20
+_without_ranges: set[str] = set()
+"""Hosts that send whole files alone, as this process has met them."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+def has_ranges(address: str) -> bool:
+    """Return whether the store of an address sends parts of files, as far as is known."""
+    return _get_host(address) not in _without_ranges
+
+
+def _get_host(address: str) -> str:
+    return address[: address.find("/", address.find("://") + 3)]
 
 
 class WebStore:
@@ -83,6 +94,8 @@ class WebStore:
                 raise OSError(errno.EINVAL, "its server does not say how large it is")
             else:
                 size = response.content_length
+                if size > 1:
+                    _without_ranges.add(_get_host(address))
             return StoredPath(address, size, _get_version(response.headers))
 
     async def _fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
@@ -93,6 +106,7 @@ class WebStore:
             _raise_for_status(response, file.address)
             _require_same(response, file)
             if response.status != 206 and not is_all:
+                _without_ranges.add(_get_host(file.address))
                 raise NoRanges(redact(file.address))
             if response.status == 206:
                 first, _, total = _parse_range(response)
