@@ -185,14 +185,11 @@ def test_a_chain_of_long_names_ends(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 511, 513, 700, 1500])
-def test_a_tar_cut_short_is_one_line_or_its_whole_part(cut, tmp_path):
+def test_a_tar_cut_short_is_one_line(cut, tmp_path):
     path = tar_of(tmp_path / "x.tar", *members())
     path.write_bytes(path.read_bytes()[:cut])
-    if cut < 1024:
-        with pytest.raises(DataError):
-            opened(path)
-    else:
-        assert opened(path).unsplit.read(0).size == (6, 5)
+    with pytest.raises(DataError, match="x.tar is not a readable, uncompressed tar: it is (cut|no tar)"):
+        opened(path)
 
 
 def test_links_that_loop_are_left_and_images_found(tmp_path):

@@ -17,7 +17,7 @@ from deitctl.data.stores.address import get_name, is_remote, is_web, join_addres
 from deitctl.data.stores.listing import list_addresses
 from deitctl.data.stores.stored_file import open_stored
 from deitctl.data.stores.stores import StoredPath
-from deitctl.data.trees import FolderTree, has_images
+from deitctl.data.trees import FolderTree, has_images, is_folder
 from deitctl.errors import DataError
 from deitctl.home import expand_home
 from deitctl.names import canonicalize_name
@@ -83,9 +83,10 @@ def find_shards(ref: str) -> ShardSet | None:
     Raises:
         DataError: tars are missing, are compressed, or come from a program.
     """
-    if ref.startswith("pipe:"):
+    # a run's data are named by an absolute path
+    if "pipe:" in ref and re.search(r"(^|/)pipe:", ref) and not os.path.exists(ref):
         raise DataError(
-            f"{ref:.80} would run a program, which deitctl does not.",
+            f"{ref[ref.index('pipe:') :]:.80} would run a program, which deitctl does not.",
             "Name the shards by their address: s3://..., gs://..., https://..., or a path.",
         )
     if is_remote(ref):
@@ -195,7 +196,7 @@ def _find_in_folder(folder: Path) -> ShardSet | None:
     inside = {
         entry.name: _list_tars(Path(entry))
         for entry in (() if tars else sorted(_scan(folder), key=lambda entry: entry.name))
-        if entry.is_dir() and match_split(entry.name)
+        if is_folder(entry) and match_split(entry.name)
     }
     inside = {name: shards for name, shards in inside.items() if shards}
     if not tars and not inside:
@@ -223,8 +224,15 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
 def _list_tars(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in _scan(folder) if entry.is_file())
+    names = sorted(entry.name for entry in _scan(folder) if _is_file(entry))
     return [str(folder / name) for name in names if name.lower().endswith((TAR, *COMPRESSED))]
 
 

@@ -82,7 +82,7 @@ def iterate_entries(window: Window, start: int, end: int) -> Iterator[Entry]:
         header = window.read(at, BLOCK) if at + BLOCK <= end else b""
         if len(header) < BLOCK:
             raise DamagedTar(f"it is cut short at byte {end - start:,}, in a header")
-        if header == ZEROS:
+        if header == ZEROS and not extra:
             return
         if not _has_checksum(header):
             where = f"it is damaged at byte {at - start:,}" if at > start else "it is no tar"
@@ -108,8 +108,8 @@ def iterate_entries(window: Window, start: int, end: int) -> Iterator[Entry]:
                 )
             at = entry.offset + _round_up(entry.size)
         yield entry
-    if at == start:
-        raise DamagedTar("it is empty")
+    if at != end or at == start or extra:
+        raise DamagedTar("it is empty" if start == end else "it is cut short behind its last member")
 
 
 def _make_entry(
