@@ -8,11 +8,13 @@ from pathlib import Path
 from deitctl.data.archives import make_refusal
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split, name_some
-from deitctl.data.named.names import is_named, list_names, spell, suggest_names
+from deitctl.data.named.names import NAMED, is_named, spell, suggest_names
 from deitctl.data.named.open_named import open_named
 from deitctl.data.readers.columnar_files import find_columnar_files
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
+from deitctl.data.readers.hub import open_hub
+from deitctl.data.readers.hub_address import HUB, is_hub
 from deitctl.data.readers.packed_shards import is_packed, open_packed
 from deitctl.data.readers.parquet_table import open_columnar_files, refuse_image_folder
 from deitctl.data.readers.read_options import ReadOptions
@@ -20,6 +22,7 @@ from deitctl.data.readers.shard_names import find_shards
 from deitctl.data.readers.table import is_table, open_table
 from deitctl.data.readers.tar import open_tars
 from deitctl.data.readers.torch_dataset import PREFIX
+from deitctl.data.stores.address import is_remote
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -29,7 +32,7 @@ BUILT_IN = "digits"
 KINDS = (
     "DATA is a folder, a .tar, shards ('x-{000..146}.tar'), a table (.csv, .tsv, .txt, .jsonl, .parquet), "
     "or the name of a data set: "
-    f"digits, {', '.join(list_names())}, torchvision:CLASS."
+    f"digits, {', '.join(data.name for data in NAMED)}, torchvision:CLASS, {HUB}OWNER/NAME."
 )
 
 
@@ -45,6 +48,10 @@ def open_splits(
         raise DataError(
             f"The data of this run is {ref.removeprefix(PREFIX)}, a data set of a program's.",
             "That program passes it again: deitctl.train(data, resume=RUN).",
+        )
+    if is_hub(ref):
+        return open_hub(
+            ref, reporter, options, lambda path: open_splits(str(path), reporter, options)[1]
         )
     path = expand_home(ref)
     if not is_packed(path) and (shards := find_shards(ref)):
@@ -71,9 +78,21 @@ def open_splits(
     raise make_refusal(path, KINDS)
 
 
+def is_there(ref: str) -> bool:
+    """Whether there is something where a reference leads, which may be no data."""
+    if ref == BUILT_IN or is_named(ref) or is_hub(ref) or is_remote(ref):
+        return True
+    try:
+        return expand_home(ref).exists() or find_shards(ref) is not None
+    except DataError:  # some of the shards are missing: opening them says which
+        return True
+
+
 def is_image_folder(path: Path) -> bool:
     """Whether a path is a folder that is read for image files, in class folders or not."""
-    return path.is_dir() and not (is_packed(path) or find_columnar_files(path) or find_shards(str(path)))
+    return path.is_dir() and not (
+        is_packed(path) or find_columnar_files(path) or find_shards(str(path))
+    )
 
 
 def _open_folder(

@@ -17,7 +17,6 @@ from deitctl.data.open import DatasetSplits, EvalData, choose_eval_split, open_d
 from deitctl.data.readers.read_options import AUTO
 from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
 from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
-from deitctl.data.named.names import is_named
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.splits import ALL
 from deitctl.errors import ConfigError, DataError, ModelError
@@ -250,7 +249,7 @@ def _leave_out_train_images(images: ScoredImages, reporter: Reporter) -> ScoredI
 def require_data(run: RunData) -> None:
     """Raise `DataError` unless the data of a run is where it was."""
     ref = run.ref or BUILT_IN
-    if ref != BUILT_IN and not is_named(ref) and not expand_home(ref).exists():
+    if ref != BUILT_IN and not is_named(ref) and not is_remote(ref) and not expand_home(ref).exists():
         raise DataError(
             f"{run.folder} was trained on {ref}, which is not there.",
             f"Say where it is now: deitctl eval DATA --model {shlex.quote(str(run.folder))}",

@@ -22,7 +22,7 @@ from deitctl.data.find_layout import find_layout
 from deitctl.data.open import choose_eval_split, open_dataset
 from deitctl.data.range_survey import scale_for
 from deitctl.data.run_match import match_run
-from deitctl.data.sources import BUILT_IN
+from deitctl.data.sources import BUILT_IN, is_image_folder
 from deitctl.data.splits import ALL
 from deitctl.data.trees import FolderTree
 from deitctl.errors import ConfigError, DataError, ExportError
@@ -167,6 +167,8 @@ def open_calibration_images(
 def _find_loose_images(data: str, in_chans: int) -> ImageDataset | None:
     """Return the images of a folder without class folders, or one image; None if it is neither."""
     path, bands = expand_home(data), in_chans if has_bands(in_chans) else 0
+    if path.is_dir() and not is_image_folder(path):
+        return None
     with reading_arrays(bool(bands)):
         names = _list_loose(path, data, FolderScan(reads_arrays=bool(bands)))
     if names is None:

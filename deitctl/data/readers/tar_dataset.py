@@ -85,6 +85,9 @@ class TarDataset(ImageDataset):
     def num_bytes(self, index: int) -> int:
         return int(self.spans.sizes[index])
 
+    def read_sizes(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        return self.spans.sizes if indices is None else self.spans.sizes[indices]
+
     def read_bytes(self, index: int) -> bytes:
         spans, shard, lead = self.spans, int(self.spans.shards[index]), self._get_lead(index)
         offset, size = int(spans.offsets[index]) - lead, int(spans.sizes[index]) + lead
