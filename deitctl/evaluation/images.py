@@ -19,7 +19,6 @@ from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
 from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.splits import ALL
-from deitctl.data.stores.address import is_remote
 from deitctl.errors import ConfigError, DataError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
@@ -250,12 +249,7 @@ def _leave_out_train_images(images: ScoredImages, reporter: Reporter) -> ScoredI
 def require_data(run: RunData) -> None:
     """Raise `DataError` unless the data of a run is where it was."""
     ref = run.ref or BUILT_IN
-    if (
-        ref != BUILT_IN
-        and not is_named(ref)
-        and not is_remote(ref)
-        and not expand_home(ref).exists()
-    ):
+    if not is_there(ref):
         raise DataError(
             f"{run.folder} was trained on {ref}, which is not there.",
             f"Say where it is now: deitctl eval DATA --model {shlex.quote(str(run.folder))}",
