@@ -17,7 +17,7 @@ from deitctl.data.open import DatasetSplits, EvalData, choose_eval_split, open_d
 from deitctl.data.readers.read_options import AUTO
 from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
 from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
-from deitctl.data.sources import BUILT_IN
+from deitctl.data.sources import BUILT_IN, is_there
 from deitctl.data.splits import ALL
 from deitctl.errors import ConfigError, DataError, ModelError
 from deitctl.events import Reporter, SilentReporter
