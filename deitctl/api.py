@@ -125,6 +125,8 @@ def train(
     patience: int | None = None,
     freeze_blocks: int | None = None,
     thaw_epoch: int | None = None,
+    cache_dir: PathLike | None = None,
+    cache_size: str | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -238,6 +240,8 @@ def distill(
     patience: int | None = None,
     freeze_blocks: int | None = None,
     thaw_epoch: int | None = None,
+    cache_dir: PathLike | None = None,
+    cache_size: str | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -368,6 +372,8 @@ def cache_teacher(
     pretrained: bool | None = None,
     weights: PathLike | None = None,
     classes: PathLike | None = None,
+    cache_dir: PathLike | None = None,
+    cache_size: str | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -437,6 +443,8 @@ def rank_teachers(
     mode: Literal["hard", "soft", "features", "features+hard", "features+soft"] | None = None,
     view_seed: int | None = None,
     logits_topk: int | None = None,
+    cache_dir: PathLike | None = None,
+    cache_size: str | None = None,
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -660,6 +668,8 @@ def evaluate(
     image_folder: PathLike = "",
     value_range: str = "auto",
     on_bad_image: OnBadImage = "skip",
+    cache_dir: PathLike = "",
+    cache_size: str = "",
     workers: int = -1,
     device: str = "auto",
     precision: str = "auto",
@@ -692,6 +702,8 @@ def evaluate(
         value_range: `LOW,HIGH`, black and white of images of more than 8 bits, whose values outside
             are clipped; `auto`: what their files state, else the model's, else one for all.
         on_bad_image: `skip` leaves out an image that cannot be read, `stop` raises.
+        cache_dir: folder of what is read from stores; empty: `data/` below `$DEITCTL_CACHE`.
+        cache_size: of that folder, `200GB`; `0`: nothing is cached.
         workers: loader processes; -1: chosen from the machine.
         device: auto, cuda, cuda:N, mps or cpu.
         precision: auto (fp32), fp32, bf16 or fp16.

@@ -19,6 +19,7 @@ from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
 from deitctl.checks.labels import LabelCounts, count_labels
 from deitctl.checks.survey import ALL, Split, survey
 from deitctl.data.dataset import name_labels
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home
@@ -64,6 +65,8 @@ def check(
     value_range: str = "auto",
     in_chans: int = 0,
     workers: int = -1,
+    cache_dir: str = "",
+    cache_size: str = "",
     reporter: Reporter | None = None,
 ) -> CheckResult:
     """Read every image of a data set and report its issues; nothing in it is changed.
@@ -79,6 +82,8 @@ def check(
         in_chans: channels of the model that is to be trained: images are read by their bands where
             these are neither 1 nor 3.
         workers: decoding processes, 0 for none, -1 for one a core.
+        cache_dir: folder of what is read from stores, see `reading_stores`.
+        cache_size: of that folder.
         reporter: shows progress.
 
     Raises:
@@ -94,7 +99,8 @@ def check(
     for output in filter(None, (fix_list, write_manifest)):
         _require_writable(Path(output))
     labels = read_ground_truth(expand_home(ground_truth)) if ground_truth else {}
-    surveyed = survey(data, reporter, image_folder, task, in_chans)
+    with reading_stores(cache_dir, cache_size, reporter):
+        surveyed = survey(data, reporter, image_folder, task, in_chans)
     issues = surveyed.issues
     if ground_truth and not any(split.flat for split in surveyed.splits):
         in_a_tar = any(issue.code == "flat_split" for issue in issues)

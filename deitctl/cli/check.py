@@ -58,6 +58,8 @@ def check(
             "--in-chans", help="Bands of the images, where not 1 or 3.", default="", min=0, max=256
         ),
     ] = 0,
+    cache_dir: o.CacheDirOpt = "",
+    cache_size: o.CacheSizeOpt = "",
     workers: Annotated[
         int,
         o.option("--workers", help="Decoding processes; -1: one a core.", panel=MACHINE, min=-1),
@@ -83,6 +85,8 @@ def check(
         task=task,
         value_range=value_range,
         in_chans=in_chans,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
         workers=workers,
         reporter=reporter,
     )

@@ -38,11 +38,13 @@ from deitctl.settings import (
 )
 from deitctl.sizes import ImageSize, format_size
 
-DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar or .pack of either, table of path,label."
+DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar of either, shards, table of path,label."
 FORMATS = ("table", "json")
 OUTPUT = "Output"
 """Panel of `--help` for what is printed and written."""
 VERIFICATION = "Verification"
+DATA_CACHE = "data/ below $DEITCTL_CACHE"
+CACHE_BOUND = "8 GiB, or half of the free disk"
 IMAGES_DEFAULT = "where the table or its run leads"
 
 
@@ -220,6 +222,8 @@ ModelTaskOpt = Annotated[
 ]
 DeviceOpt = Annotated[str, setting_option("device", default=None, panel=MACHINE)]
 PrecisionOpt = Annotated[str, setting_option("precision", default=None, panel=MACHINE)]
+CacheDirOpt = Annotated[str, setting_option("cache_dir", default=DATA_CACHE, panel=MACHINE)]
+CacheSizeOpt = Annotated[str, setting_option("cache_size", default=CACHE_BOUND, panel=MACHINE)]
 WorkersOpt = Annotated[int, setting_option("workers", default=None, panel=MACHINE, min=-1)]
 ImgSizeOpt = Annotated[Any, setting_option("img_size", default="", panel=EVERYDAY)]
 ImageFolderOpt = Annotated[

@@ -75,6 +75,8 @@ def pack(
     verify: Annotated[
         bool, o.option("--verify", help="Write nothing: compare OUT with DATA, image by image.")
     ] = False,
+    cache_dir: o.CacheDirOpt = "",
+    cache_size: o.CacheSizeOpt = "",
     workers: Annotated[
         int,
         o.option(
@@ -101,7 +103,14 @@ def pack(
                 "--verify writes nothing.",
                 "Leave --max-size, --raw, --to, --shard-size and --workers out.",
             )
-        verification = deitctl.verify_pack(data, out, image_folder=image_folder, reporter=reporter)
+        verification = deitctl.verify_pack(
+            data,
+            out,
+            image_folder=image_folder,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
+            reporter=reporter,
+        )
         if shape == "json":
             print_json(to_object(verification))
         else:
@@ -124,6 +133,8 @@ def pack(
         image_folder=image_folder,
         task=task,
         value_range=value_range,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
         workers=workers,
         reporter=reporter,
     )

@@ -127,6 +127,22 @@ class TrainConfig:
             EVERYDAY,
         ),
     ] = "auto"
+    cache_dir: Annotated[
+        str,
+        Option(
+            "Folder of what is read from stores (s3://, https://), or decoded once; hosts may share it.",
+            MACHINE,
+            "data/ below $DEITCTL_CACHE",
+        ),
+    ] = ""
+    cache_size: Annotated[
+        str,
+        Option(
+            "Of that folder at most, as 200GB; 0: nothing is cached.",
+            MACHINE,
+            "8 GiB, or half of the free disk",
+        ),
+    ] = ""
     workers: Annotated[
         int, Option("Loader processes; -1: chosen from the machine.", MACHINE, ge=-1)
     ] = -1
@@ -182,6 +198,8 @@ class TrainConfig:
 
 
 MACHINE_SETTINGS = (
+    "cache_dir",
+    "cache_size",
     "device",
     "precision",
     "compile",

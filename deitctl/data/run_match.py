@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deitctl.data.dataset import ImageDataset, Subset, name_labels, number_labels, select
 from deitctl.data.run_data import RunData, SplitRows
 from deitctl.data.splits import ALL, list_relative_paths
+from deitctl.data.stores.address import redact
 from deitctl.names import canonicalize_name
 
 MIN_FOUND = 0.95
@@ -100,7 +101,7 @@ def apply_split(dataset: ImageDataset, run: RunData, ref: str) -> AppliedSplit:
 def is_place_of(run: RunData, ref: str) -> bool:
     """Whether a run found its data where `ref` is."""
     real, real_other = (
-        os.path.realpath(os.path.expanduser(place or "digits")) for place in (ref, run.ref)
+        os.path.realpath(os.path.expanduser(redact(place) or "digits")) for place in (ref, run.ref)
     )
     return real == real_other
 

@@ -19,6 +19,7 @@ from deitctl.data.readers.packed_shards import is_packed, open_packed
 from deitctl.data.readers.parquet_table import open_columnar_files, refuse_image_folder
 from deitctl.data.readers.read_options import ReadOptions
 from deitctl.data.readers.shard_names import find_shards
+from deitctl.data.readers.stored import open_address
 from deitctl.data.readers.table import is_table, open_table
 from deitctl.data.readers.tar import open_tars
 from deitctl.data.readers.torch_dataset import PREFIX
@@ -53,6 +54,8 @@ def open_splits(
         return open_hub(
             ref, reporter, options, lambda path: open_splits(str(path), reporter, options)[1]
         )
+    if is_remote(ref):
+        return open_address(ref, reporter)
     path = expand_home(ref)
     if not is_packed(path) and (shards := find_shards(ref)):
         return shards.name, open_tars(shards, reporter)
@@ -62,7 +65,9 @@ def open_splits(
         train, val = load_digits()
         return BUILT_IN, {"train": train, "val": val}
     if is_named(ref):
-        return spell(ref), open_named(ref, reporter, options)
+        return spell(ref), open_named(
+            ref, reporter, lambda address: open_splits(address, reporter, options)[1]
+        )
     if not path.exists():
         name = shorten(path)
         hint = suggest_path(name, BUILT_IN) or suggest_names(name) or KINDS

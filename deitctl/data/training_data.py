@@ -25,6 +25,7 @@ from deitctl.data.run_match import apply_split
 from deitctl.data.several_labels import drop_unused, require_same_kind
 from deitctl.data.splits import relabel
 from deitctl.data.spot_check import require_images
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.data.unlabeled import (
     REST,
     add_unlabeled,
@@ -65,6 +66,10 @@ class Source:
     """Training images without labels, see `open_unlabeled`; `rest`: those that the fraction leaves out."""
     in_chans: int = 0
     """Channels of the model; images are read as RGB for 1, 3 and 0, else by their bands."""
+    cache_dir: str = ""
+    """Folder of the cache, see `reading_stores`."""
+    cache_size: str = ""
+    """Of the cache, see `reading_stores`."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> Source:
@@ -81,6 +86,8 @@ class Source:
             config.fraction,
             config.distill.unlabelled if config.distill else "",
             config.recipe.in_chans,
+            cache_dir=config.cache_dir,
+            cache_size=config.cache_size,
         )
 
 
@@ -183,7 +190,8 @@ def _open_unlabeled(
     require_other_data(ref, name)
 
     def open_labeled(ref: str) -> ImageDataset:
-        data = open_dataset(ref, reporter, in_chans=source.in_chans)
+        with reading_stores(source.cache_dir, source.cache_size, reporter):
+            data = open_dataset(ref, reporter, in_chans=source.in_chans)
         return join(list(data.list_parts().values()))
 
     with reading_arrays(has_bands(source.in_chans)):
@@ -239,14 +247,16 @@ def _require_classes(name: str, source: Source, train: ImageDataset, val: ImageD
 
 
 def _open_to_train(source: Source, reporter: Reporter) -> DatasetSplits:
-    data = open_dataset(
-        source.ref,
-        reporter,
-        source.image_folder,
-        task=source.task,
-        group_by=source.group_by,
-        in_chans=source.in_chans,
-    ).with_value_range(source.value_range, reporter.note)
+    with reading_stores(source.cache_dir, source.cache_size, reporter):
+        data = open_dataset(
+            source.ref,
+            reporter,
+            source.image_folder,
+            task=source.task,
+            group_by=source.group_by,
+            in_chans=source.in_chans,
+        )
+    data = data.with_value_range(source.value_range, reporter.note)
     for name, part in data.list_parts().items():
         if name != "test":
             require_images(part, name, data.name, reporter)

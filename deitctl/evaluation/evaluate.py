@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.data.open_once import open_once
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.device import Device
 from deitctl.distributed import World, is_main_process, process_group
 from deitctl.evaluation.details import add_details, add_label_details, compare_with_first
@@ -110,15 +111,16 @@ def _choose_images(
     data: str, models: Sequence[str], options: EvalOptions, reporter: Reporter
 ) -> ScoredImages:
     by_weights = [options.weights] if options.weights else models
-    return choose_images(
-        data,
-        by_weights,
-        options.split,
-        image_folder=options.image_folder,
-        task=options.task,
-        in_chans=find_in_chans(by_weights),
-        reporter=reporter,
-    )
+    with reading_stores(options.cache_dir, options.cache_size, reporter):
+        return choose_images(
+            data,
+            by_weights,
+            options.split,
+            image_folder=options.image_folder,
+            task=options.task,
+            in_chans=find_in_chans(by_weights),
+            reporter=reporter,
+        )
 
 
 def _load_subjects(

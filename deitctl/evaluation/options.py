@@ -54,6 +54,10 @@ class EvalOptions:
     """Whether to store the fitted temperatures in the folder of the one model."""
     save_thresholds: bool = False
     """Whether to store the fitted thresholds of several labels an image there."""
+    cache_dir: str = ""
+    """Folder of what is read from stores; empty: `data/` below `$DEITCTL_CACHE`."""
+    cache_size: str = ""
+    """Of that folder, see `reading_stores`."""
     on_bad_image: str = "skip"
     """`skip` leaves out an image that cannot be read, `stop` raises."""
 

@@ -10,6 +10,7 @@ from deitctl.byte_sizes import parse_bytes
 from deitctl.checks.check import SplitSize
 from deitctl.checks.labels import count_labels
 from deitctl.data.open import open_dataset
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.packing.destination import choose_folder, require_space, write_folder
@@ -65,6 +66,8 @@ def pack(
     task: str = "auto",
     value_range: str = "auto",
     workers: int = -1,
+    cache_dir: str = "",
+    cache_size: str = "",
     reporter: Reporter | None = None,
 ) -> PackResult:
     """Write the images of a data set, with their names, labels and splits, into shards.
@@ -81,6 +84,8 @@ def pack(
         value_range: of images of more than 8 bits that are encoded anew, see `settle_range`; the
             shards keep it, so that a model that is trained on them does.
         workers: processes that decode and encode, 0 for none, -1 for one a core; same result.
+        cache_dir: folder of what is read from stores, see `reading_stores`.
+        cache_size: of that folder.
         reporter: shows progress.
 
     Raises:
@@ -95,7 +100,8 @@ def pack(
         raise ConfigError(f"to = {to!r} is not a format.", f"Choose from: {', '.join(FORMATS)}.")
     max_bytes = parse_bytes(shard_size, "shard_size")
     path = choose_folder(out, data)
-    opened = open_dataset(data, reporter, image_folder, task=task)
+    with reading_stores(cache_dir, cache_size, reporter):
+        opened = open_dataset(data, reporter, image_folder, task=task)
     encoding = Encoding(max_size, raw)
     # Files that are copied keep their values, and whoever reads them decides.
     if not encoding.copies_files or value_range != "auto":

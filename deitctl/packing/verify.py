@@ -17,6 +17,7 @@ from deitctl.data.contents import compute_digest
 from deitctl.data.dataset import ImageDataset, name_label
 from deitctl.data.open import open_dataset
 from deitctl.data.readers.tar_dataset import TarDataset
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.home import expand_home
@@ -54,6 +55,8 @@ def verify_pack(
     out: str,
     *,
     image_folder: str = "",
+    cache_dir: str = "",
+    cache_size: str = "",
     reporter: Reporter | None = None,
 ) -> PackVerification:
     """Compare shards with the data that they were made of: splits, classes, names, labels, bytes.
@@ -71,7 +74,8 @@ def verify_pack(
     packs = open_dataset(out, reporter).list_parts()
     is_multilabel = any(packed.is_multilabel for packed in packs.values())
     task = MULTILABEL if is_multilabel else CLASSIFICATION
-    opened = open_dataset(data, reporter, image_folder, task=task)
+    with reading_stores(cache_dir, cache_size, reporter):
+        opened = open_dataset(data, reporter, image_folder, task=task)
     if (value_range := next(iter(packs.values())).value_range) is not None:
         opened = opened.with_value_range(value_range, reporter.note)
     differences = _compare(opened.list_parts(), packs, find_folder(opened), reporter)

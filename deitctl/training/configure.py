@@ -24,10 +24,11 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.group_by import check_group_by
+from deitctl.data.named.names import is_named, spell
 from deitctl.data.rand_augment import parse_rand_augment
 from deitctl.data.readers.torch_dataset import PREFIX
-from deitctl.data.named.names import is_named, spell
 from deitctl.data.sources import BUILT_IN
+from deitctl.data.stores.address import hide_secrets, is_remote
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import REST
 from deitctl.distillation.teacher_size import fit_teacher_size
@@ -244,6 +245,8 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         convert(named.get("fraction", TrainConfig.fraction), float, "fraction"),
         str(named.get("distill.unlabelled", "")),
         in_chans,
+        cache_dir=str(named.get("cache_dir", "")),
+        cache_size=str(named.get("cache_size", "")),
     )
     check_split(source.group_by, source.folds, source.fold)
     return source
@@ -367,17 +370,21 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         is_name = {
             "data": value in ("", BUILT_IN)
+            or is_remote(str(value))
             or str(value).startswith(PREFIX)
             or is_named(str(value)),
             "image_folder": not value,
             "distill.teacher_cache": value in ("", "off"),
-            "distill.unlabelled": value in ("", REST),
+            "distill.unlabelled": value in ("", REST) or is_remote(str(value)),
+            "cache_dir": not value,
             "classes": not value,
             "distill.teacher_classes": not value,
         }
         if name in ("model", "weights", "distill.teacher", "distill.teacher_weights"):
             is_name[name] = not (expand_home(value).is_file() or is_model_folder(value))
-        if not is_name.get(name, True):
+        if is_remote(str(value)):
+            absolute[name] = hide_secrets(str(value))
+        elif not is_name.get(name, True):
             absolute[name] = str(expand_home(value).resolve())
         elif name == "data" and is_named(str(value)):
             absolute[name] = spell(str(value))

@@ -18,6 +18,8 @@ EXTRAS = {
     "hf": "http",
 }
 """The extra of deitctl that reads an address, by its scheme."""
+_whole: dict[str, str] = {}
+"""Addresses whose secrets are hidden, by what is shown of them."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -52,6 +54,19 @@ def get_name(address: str) -> str:
 def get_folder(address: str) -> str:
     """Return the address of the folder that a file's lies in."""
     return (address.partition("?")[0] if is_web(address) else address).rpartition("/")[0]
+
+
+def hide_secrets(ref: str) -> str:
+    """Return an address as it may be written and shown; `reveal` returns the whole of it in this process."""
+    public = redact(ref)
+    if public != ref:
+        _whole[public] = ref
+    return public
+
+
+def reveal(ref: str) -> str:
+    """Return an address with its secrets, where they were hidden in this process."""
+    return _whole.get(ref, ref)
 
 
 def redact(address: str) -> str:
