@@ -184,8 +184,12 @@ def _explain(title: str, error: Exception, missing: Sequence[Download], folder: 
     reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    files = "; ".join(
-        f"{each.url}" + (f" (MD5 {each.md5})" if each.md5 else "") + f" as {folder / each.name}"
+    files = ", ".join(
+        each.url
+        + (f" as {each.name}" if Path(each.url).name != each.name else "")
+        + (f" (MD5 {each.md5})" if each.md5 else "")
         for each in missing
     )
-    return DataError(f"{title} cannot be downloaded: {reason}.", f"Put {files}, and start again.")
+    return DataError(
+        f"{title} cannot be downloaded: {reason}.", f"Put into {folder}, and start again: {files}."
+    )

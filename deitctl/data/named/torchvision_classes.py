@@ -23,7 +23,7 @@ from typing import Any
 from deitctl.data.named import array_pickles
 from deitctl.data.named.downloads import MANUAL, Download
 from deitctl.data.named.names import OWN, TORCHVISION, NamedData, Split
-from deitctl.errors import DataError
+from deitctl.errors import DataError, did_you_mean
 from deitctl.events import Task
 
 TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -51,9 +51,8 @@ def load_class(torch_class: str | type) -> type:
 
     names = {name.lower(): name for name in torchvision.datasets.__all__}
     if torch_class.lower() not in names:
-        raise DataError(
-            f"torchvision has no data set {torch_class!r}.", f"It has: {', '.join(names.values())}."
-        )
+        hint = did_you_mean(torch_class, names.values())
+        raise DataError(f"torchvision has no data set {torch_class!r}.", hint)
     chosen: type = getattr(torchvision.datasets, names[torch_class.lower()])
     return chosen
 

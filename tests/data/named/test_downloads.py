@@ -111,8 +111,8 @@ def test_an_error_says_which_file_goes_where(server: Server, tmp_path) -> None:
     with pytest.raises(DataError) as caught:
         fetch(server, folder, "gone")
     assert str(caught.value) == (
-        f"cifar10 cannot be downloaded: Not Found. Put {server.address}/gone (MD5 {MD5}) as "
-        f"{folder / 'data.tgz'}, and start again."
+        f"cifar10 cannot be downloaded: Not Found. Put into {folder}, and start again: "
+        f"{server.address}/gone as data.tgz (MD5 {MD5})."
     )
     assert folder.is_dir()
     assert len(server.starts) == 1  # no second attempt

@@ -18,7 +18,6 @@ from deitctl.data.named.names import NamedData, Split, find_named
 from deitctl.data.named.open_named import open_named
 from deitctl.data.named.stored import FILE, read_stored
 from deitctl.data.readers.folder import open_folders
-from deitctl.data.readers.read_options import AS_IS
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from tests.data.named import published
@@ -63,6 +62,15 @@ def put_archives(name: str) -> tuple[NamedData, Path]:
     return describe(name, torch_class, COUNTS[name]), folder
 
 
+def open_by_name(ref: str) -> Mapping[str, ImageDataset]:
+    """Open data by its name, which nobody looks for on the hub."""
+
+    def open_hub(address: str) -> Mapping[str, ImageDataset]:
+        raise AssertionError(address)
+
+    return open_named(ref, SILENT, open_hub)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DEITCTL_CACHE", str(tmp_path / "cache"))
@@ -77,7 +85,7 @@ def opened(request, tmp_path_factory) -> Iterator[tuple[str, dict[str, ImageData
         patch.setenv("DEITCTL_CACHE", str(tmp_path_factory.mktemp("cache")))
         data, folder = put_archives(request.param)
         install(data, folder, SILENT)
-        yield request.param, open_named(request.param, SILENT, AS_IS), folder
+        yield request.param, open_by_name(request.param), folder
 
 
 def test_parts_have_the_published_images(opened) -> None:
@@ -107,7 +115,7 @@ def test_archives_that_somebody_put_there_stay(opened) -> None:
 def test_pixels_are_those_of_the_published_arrays(cache) -> None:
     data, folder = put_archives("cifar10")
     install(data, folder, SILENT)
-    parts = open_named("cifar10", SILENT, AS_IS)
+    parts = open_by_name("cifar10")
     first = np.random.default_rng(0).integers(0, 256, (10, 3072), np.uint8)[3]
     assert np.array_equal(
         np.asarray(parts["train"].read(3)), first.reshape(3, 32, 32).transpose(1, 2, 0)
@@ -121,7 +129,7 @@ def test_pixels_are_those_of_the_published_arrays(cache) -> None:
 def test_gray_digits_are_read_and_called_by_their_numbers() -> None:
     data, folder = put_archives("mnist")
     install(data, folder, SILENT)
-    train = open_named("mnist", SILENT, AS_IS)["train"]
+    train = open_by_name("mnist")["train"]
     assert train.class_names == tuple("0123456789")
     assert train.read_bytes(0).startswith(b"P5\n28 28\n255\n")
     assert train.read(0).size == (28, 28)
@@ -130,12 +138,12 @@ def test_gray_digits_are_read_and_called_by_their_numbers() -> None:
 def test_flowers_have_the_labels_and_names_of_their_lists() -> None:
     data, folder = put_archives("flowers102")
     install(data, folder, SILENT)
-    parts = open_named("flowers102", SILENT, AS_IS)
+    parts = open_by_name("flowers102")
     names = [parts["train"].class_names[label] for label in parts["train"].labels]
     assert names == ["pink primrose", "hard-leaved pocket orchid", "blackberry lily"]
     assert parts["val"].relative_path(0) == "image_00004.jpg"
     assert parts["val"].read_bytes(0) == published.encode_jpeg(4)
-    both = open_named("flowers102-trainval", SILENT, AS_IS)
+    both = open_by_name("flowers102-trainval")
     assert {part: len(images.labels) for part, images in both.items()} == {"train": 6, "test": 3}
     assert both["train"].class_names == parts["train"].class_names
     assert both["train"].read_bytes(3) == parts["val"].read_bytes(0)
@@ -144,7 +152,7 @@ def test_flowers_have_the_labels_and_names_of_their_lists() -> None:
 def test_imagenette_by_name_is_the_folder_that_it_unpacks_to() -> None:
     data, folder = put_archives("imagenette")
     install(data, folder, SILENT)
-    named = open_named("imagenette", SILENT, AS_IS)
+    named = open_by_name("imagenette")
     folders = open_folders(folder / "imagenette2", SILENT)
     for part in ("train", "val"):
         assert fingerprint_dataset(named[part], SILENT) == fingerprint_dataset(
@@ -157,7 +165,7 @@ def test_imagenette_by_name_is_the_folder_that_it_unpacks_to() -> None:
 def test_validation_images_of_tiny_imagenet_have_the_labels_of_their_list() -> None:
     data, folder = put_archives("tiny-imagenet")
     install(data, folder, SILENT)
-    val = open_named("tiny-imagenet", SILENT, AS_IS)["val"]
+    val = open_by_name("tiny-imagenet")["val"]
     assert val.class_names == tuple(sorted(published.WNIDS))
     assert [val.read_bytes(i) for i in range(3)] == [
         published.encode_jpeg(100 + n) for n in range(3)
@@ -170,11 +178,11 @@ def test_a_data_set_that_is_there_needs_no_archive_and_moves(monkeypatch) -> Non
     install(data, folder, SILENT)
     for archive in find_archives(folder).iterdir():
         archive.unlink()
-    before = fingerprint_dataset(open_named("imagenette", SILENT, AS_IS)["train"], SILENT)
+    before = fingerprint_dataset(open_by_name("imagenette")["train"], SILENT)
     moved = folder.parent.parent.parent / "elsewhere"
     os.rename(folder.parent.parent, moved)
     monkeypatch.setenv("DEITCTL_CACHE", str(moved))
-    train = open_named("imagenette", SILENT, AS_IS)["train"]
+    train = open_by_name("imagenette")["train"]
     assert fingerprint_dataset(train, SILENT) == before
     assert isinstance(train, FileDataset)
     assert train.name(0).startswith(str(moved))
@@ -275,7 +283,7 @@ def test_one_process_installs_and_another_waits_for_it() -> None:
     second.join()
     assert notes == ["Another process downloads mnist: waiting for it."]
     assert Slow.num_made == 2
-    assert len(open_named("mnist", SILENT, AS_IS)["train"].labels) == 50
+    assert len(open_by_name("mnist")["train"].labels) == 50
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "other version"])
