@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from deitctl.cores import count_cores
 from deitctl.errors import ConfigError, DeitctlError, Interrupted
 from deitctl.launchers import read_rank
 
@@ -171,6 +172,7 @@ class World:
         """Replace a tensor on the CPU by the main process's, which may come hours later."""
         with _translate_connection_errors():
             work = dist.broadcast(tensor, src=0, async_op=True)
+            assert work is not None  # as for a process that is not of the group
             pause_s = 5e-5
             while not work.is_completed():  # so that signals are handled meanwhile
                 time.sleep(pause_s)
@@ -259,6 +261,8 @@ def process_group(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets
+        torch.set_num_threads(count_cores())
     with _translate_connection_errors():
         store, rank, size = _open_store()
         dist.init_process_group(

@@ -10,12 +10,16 @@ ROOT = Path("/")
 
 
 def read_free_memory(device: Device, root: Path = ROOT) -> int | None:
-    """Return the memory that tensors may still take, None where the system does not say.
+    """Return the memory that tensors may still take, None where the system does not say."""
+    free = device.read_free_memory()
+    return read_host_memory(root) if free is None else free
 
-    On a CPU it is Linux's MemAvailable, or less where a control group (a container's) leaves less.
+
+def read_host_memory(root: Path = ROOT) -> int | None:
+    """Return the memory that processes of this host may still take, None where the system does not say.
+
+    It is Linux's MemAvailable, or less where a control group (a container's) leaves less.
     """
-    if (free := device.read_free_memory()) is not None:
-        return free
     available = read_fields(root / "proc/meminfo").get("MemAvailable:")
     limits = _read_cgroup_limits(root)
     if available is not None:

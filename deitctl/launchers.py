@@ -13,6 +13,8 @@ from deitctl.errors import ConfigError, UsageError
 
 MPI_LIBRARIES = ("OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD")
 """Beginning of the variables of Open MPI, of MPICH and Intel MPI, and of MVAPICH: _SIZE and _RANK."""
+LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+"""Variables of theirs for the processes of a host."""
 MAX_PROCESSES = 1_000_000
 NO_STEP = 4_000_000_000
 """Slurm's step numbers from here on mean the script of a batch job, or other things but a step."""
@@ -32,6 +34,25 @@ def read_rank(name: str, environ: Mapping[str, str] = os.environ) -> int:
             f"torchrun sets it; otherwise: unset {name}",
         )
     return int(text)
+
+
+def count_local_processes(environ: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes of this run the launcher started on this host; 1 where it does not say."""
+    if (num_processes := _read_int(environ, "LOCAL_WORLD_SIZE")) > 0:  # torchrun's
+        return num_processes
+    if _read_int(environ, "WORLD_SIZE") <= 1:  # tasks that have nothing to do with each other
+        return 1
+    for name in LOCAL_SIZES:
+        if (num_processes := _read_int(environ, name)) > 0:
+            return num_processes
+    counts = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
+    nodes: list[int] = []
+    for part in counts.split(","):  # 4(x2),3
+        count, _, times = part.rstrip(")").partition("(x")
+        if count.isdecimal() and (times or "1").isdecimal():
+            nodes += [int(count)] * min(int(times or 1), MAX_PROCESSES)
+    place = _read_int(environ, "SLURM_NODEID")
+    return max(1, nodes[place]) if place < len(nodes) else 1
 
 
 def require_torchrun(

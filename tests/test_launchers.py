@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app
 from deitctl.errors import ConfigError, UsageError
-from deitctl.launchers import read_rank, require_torchrun, suggest_torchrun
+from deitctl.launchers import count_local_processes, read_rank, require_torchrun, suggest_torchrun
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
 BATCH = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}
@@ -132,3 +132,33 @@ def test_a_number_of_processes_that_is_none_is_refused_by_its_name(name: str, te
 def test_without_torchrun_a_process_is_the_first_of_one() -> None:
     assert [read_rank(name, {}) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == [0, 0, 1]
     assert read_rank("RANK", {"RANK": "3"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("environ", "processes"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "8"}, 8),
+        ({"LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "32"}, 8),
+        ({"WORLD_SIZE": "32"}, 1),
+        ({"WORLD_SIZE": "32", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
+        ({"WORLD_SIZE": "11", "SLURM_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "1"}, 4),
+        ({"WORLD_SIZE": "11", "SLURM_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2"}, 3),
+        ({"WORLD_SIZE": "11", "SLURM_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "3"}, 1),
+        (
+            {
+                "WORLD_SIZE": "2",
+                "SLURM_TASKS_PER_NODE": "64",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_NODEID": "0",
+            },
+            2,
+        ),
+        ({"SLURM_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}, 1),  # runs of their own
+        ({"WORLD_SIZE": "2", "SLURM_TASKS_PER_NODE": "many(x", "SLURM_NODEID": "0"}, 1),
+    ],
+)
+def test_the_launchers_say_how_many_processes_a_host_has(
+    environ: dict[str, str], processes: int
+) -> None:
+    assert count_local_processes(environ) == processes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -19,8 +20,9 @@ from deitctl.data.contents import NUM_THREADS, Content
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import DEEP_VERSION
 from deitctl.data.splits import list_relative_paths
-from deitctl.data.unlabeled import find_labeled
+from deitctl.data.unlabeled import find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE, write_range
+from deitctl.distributed import World
 from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
@@ -73,6 +75,40 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     if dataset.bands:
         digest.update(f"\x1fbands {dataset.bands} {BANDS_VERSION}".encode())
     return digest.hexdigest()[:LENGTH]
+
+
+class RunFingerprints:
+    """Fingerprints of a run's images, each computed once, by the main process."""
+
+    def __init__(
+        self, train: ImageDataset, val: ImageDataset, reporter: Reporter, world: World
+    ) -> None:
+        """Name the images; nothing is read before a fingerprint is needed, or shared."""
+        self._train, self._val = train, val
+        self._reporter, self._world, self._is_shared = reporter, world, world.size == 1
+
+    @cached_property
+    def train(self) -> str:
+        """Of the training images."""
+        return fingerprint_dataset(self._train, self._reporter)
+
+    @cached_property
+    def labeled(self) -> str:
+        """Of those that have labels."""
+        part = select_labeled(self._train)
+        return self.train if part is self._train else fingerprint_dataset(part, self._reporter)
+
+    @cached_property
+    def val(self) -> str:
+        """Of the validation images."""
+        return fingerprint_dataset(self._val, self._reporter)
+
+    def share(self) -> None:
+        """Have the main process compute all, for the others too, which read nothing; collective."""
+        if not self._is_shared:
+            values = self._world.run_on_main(lambda: (self.train, self.labeled, self.val))
+            self.__dict__.update(zip(("train", "labeled", "val"), values, strict=True))
+            self._is_shared = True
 
 
 def _hash_content(dataset: ImageDataset, index: int) -> Content | None:

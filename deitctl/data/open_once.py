@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from itertools import zip_longest
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import TypeVar
@@ -122,7 +121,8 @@ def _share(
 
 def _broadcast(message: Message, lengths: Sequence[int], world: World) -> Iterator[bytes]:
     """Yield the bytes of the main process's message in pieces, in every process."""
-    for part, length in zip_longest(message.parts, lengths, fillvalue=b""):
+    parts = message.parts if world.is_main else [b""] * len(lengths)
+    for part, length in zip(parts, lengths, strict=True):
         for start in range(0, length, PIECE_BYTES):
             piece = torch.empty(min(PIECE_BYTES, length - start), dtype=torch.uint8)
             if world.is_main:

@@ -189,7 +189,7 @@ def merge_copies(part: ImageDataset) -> Subset:
 def _list_contents(part: ImageDataset) -> list[object]:
     """Return what is equal for copies of each image, None for an image that has none in another class."""
     count = len(part.labels)
-    sizes = np.fromiter((part.num_bytes(n) for n in range(count)), np.int64, count)
+    sizes = part.read_sizes()
     if count > MAX_IMAGES:
         names = (part.relative_path(n).replace("\\", "/").rpartition("/")[2] for n in range(count))
         return [

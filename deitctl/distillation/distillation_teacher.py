@@ -13,7 +13,7 @@ from torch import Tensor
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import count_epoch_views, count_views
-from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_model
+from deitctl.data.fingerprint import RunFingerprints, fingerprint_model
 from deitctl.data.loader import TeacherView
 from deitctl.data.own_functions import identify_function
 from deitctl.data.sources import BUILT_IN
@@ -99,6 +99,7 @@ class DistillationTeacher:
         own: CallableTeacher | None = None,
         is_averaged: bool = False,
         world: World = SINGLE_PROCESS,
+        fingerprints: RunFingerprints | None = None,
     ) -> None:
         """Name the teacher; nothing is loaded or written before `prepare`.
 
@@ -113,12 +114,14 @@ class DistillationTeacher:
             own: the caller's function, in place of the named teacher.
             is_averaged: whether its logits are stored, to be averaged with those of others.
             world: the processes that train together; every one of them constructs the teacher.
+            fingerprints: of the images, which several teachers share; None: its own.
         """
         assert config.distill is not None
         self.config, self.distill, self.train, self.val = config, config.distill, train, val
         self.student_preprocessing, self.device = student_preprocessing, device
         self.train_run, self.own, self.is_averaged = train_run, own, is_averaged
         self.reporter, self.world = reporter, world
+        self.fingerprints = fingerprints or RunFingerprints(train, val, reporter, world)
         self._network: Teacher | None = None
         self._resolved: tuple[ResolvedTeacher, str] | None = None
         """Of the network that is loaded, with the fingerprint of its weights."""
@@ -143,26 +146,9 @@ class DistillationTeacher:
         )
 
     @cached_property
-    def train_fingerprint(self) -> str:
-        """Hash of the training images."""
-        return fingerprint_dataset(self.train, self.reporter)
-
-    @cached_property
     def labeled(self) -> ImageDataset:
         """The training images that have labels, on which a teacher is trained."""
         return select_labeled(self.train)
-
-    @cached_property
-    def labeled_fingerprint(self) -> str:
-        """Hash of these."""
-        if self.labeled is self.train:
-            return self.train_fingerprint
-        return fingerprint_dataset(self.labeled, self.reporter)
-
-    @cached_property
-    def val_fingerprint(self) -> str:
-        """Hash of the validation images."""
-        return fingerprint_dataset(self.val, self.reporter)
 
     def prepare(self, *, on_views: bool = True) -> DistillationTeacher:
         """Open the cache of targets, check the teacher unless the cache has the record of its check,
@@ -176,9 +162,10 @@ class DistillationTeacher:
         """
         d, val, reporter, world = self.distill, self.val, self.reporter, self.world
         self._require_usable()
+        self.fingerprints.share()
         self._open_caches()
         preflight = self._read_preflight()
-        is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
+        is_checked = preflight is not None and preflight.val_fingerprint == self.fingerprints.val
         # The check is collective: all processes take part, or none.
         if all(world.all_gather_object(is_checked)) and preflight is not None:
             require_above_chance(d, preflight, val)
@@ -209,7 +196,7 @@ class DistillationTeacher:
                 assert self.cache is not None
                 is_complete = self.cache.count_missing(self.total_views) == 0
         preflight = self._read_preflight()
-        is_checked = preflight is not None and preflight.val_fingerprint == self.val_fingerprint
+        is_checked = preflight is not None and preflight.val_fingerprint == self.fingerprints.val
         if is_checked and preflight is not None:
             require_above_chance(self.distill, preflight, self.val)
         try:
@@ -324,7 +311,7 @@ class DistillationTeacher:
             "teacher_img_size": d.teacher_img_size or None,
             "finetune_teacher": d.finetune_teacher,
             "finetune_recipes": self._stamp_finetuning(),
-            "train_images": self.train_fingerprint,
+            "train_images": self.fingerprints.train,
             "view_seed": d.view_seed,
             "view_augmentation": stamp_views(self.config.recipe.augment),
         }
@@ -446,7 +433,7 @@ class DistillationTeacher:
             resolved,
             self.val,
             weights_fingerprint=weights_fingerprint,
-            val_fingerprint=self.val_fingerprint,
+            val_fingerprint=self.fingerprints.val,
             device=self.device,
             workers=self.device.choose_num_workers(
                 self.config.workers, in_memory=self.val.is_in_memory
@@ -532,7 +519,7 @@ class DistillationTeacher:
         resolved = resolve_teacher(
             self.config,
             self.labeled,
-            self.labeled_fingerprint,
+            self.fingerprints.labeled,
             train_run,
             self.reporter,
             own=self.own,

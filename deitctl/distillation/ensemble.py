@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.fingerprint import RunFingerprints
 from deitctl.data.loader import Batch, TeacherView
 from deitctl.device import Device
 from deitctl.distillation.average import average_labels, check_average
@@ -272,6 +273,7 @@ def name_teachers(
     assert config.distill is not None
     alone = config.distill.list_teachers()
     averages = averages_labels(config.distill)
+    fingerprints = RunFingerprints(train, val, reporter, world)
     teachers = [
         DistillationTeacher(
             replace(config, distill=distill),
@@ -284,6 +286,7 @@ def name_teachers(
             own=own if own is not None and distill.teacher == own.name else None,
             is_averaged=averages and bool(distill.label_mode),
             world=world,
+            fingerprints=fingerprints,
         )
         for distill in alone
     ]

@@ -16,6 +16,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import BalancedDraws, choose_draws, count_draws, count_epoch_views
 from deitctl.data.epoch_steps import fit_batch_size, steps_per_epoch
 from deitctl.data.loader import Batch, EvalViews, TrainViews, ViewPlan, build_train_loader
+from deitctl.data.loader_memory import count_batch_bytes, fit_loaders
 from deitctl.data.loader_pool import LoaderPool
 from deitctl.data.samplers import TrainBatches
 from deitctl.data.transforms import VIEWS_VERSION
@@ -370,9 +371,14 @@ def build_training(
     note_sampling(config.recipe, train, reporter)
     workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
     fits_head = student.has_new_head and recipe.head_init == "ridge"
-    return TrainSetup(
+    setup = TrainSetup(
         config, model_config, train, val, teacher, context, state, early_size, workers, fits_head
     )
+    if config.workers >= 0:
+        return setup
+    own_size = -(-batch_size // world.size)
+    batch_bytes = count_batch_bytes(own_size, img_size, setup.view_plan)
+    return replace(setup, workers=fit_loaders(workers, batch_bytes, reporter.note))
 
 
 def build_feature_term(

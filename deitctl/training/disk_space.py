@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deitctl.config import Recipe
+from deitctl.device import Device
 from deitctl.events import Reporter
 from deitctl.home import expand_home
+from deitctl.launchers import count_local_processes
 from deitctl.training.build import TrainSetup
 from deitctl.training.freezing import count_trained
 from deitctl.training.state import TrainState
 
 MIB = 2**20
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_BYTES = 2**26
+"""Of it for each process: Docker gives a container 64 MiB, NCCL's troubleshooting page says 1 GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,28 @@ def warn_of_full_disks(root: Path, setup: TrainSetup, reporter: Reporter) -> Non
     ):
         if not disk.is_enough:
             reporter.warn(disk.message)
+
+
+def warn_of_small_shared_memory(
+    device: Device,
+    reporter: Reporter,
+    environ: Mapping[str, str] = os.environ,
+    folder: Path = SHARED_MEMORY,
+) -> None:
+    """Warn if NCCL may not have the room in /dev/shm by which GPUs of a host exchange gradients.
+
+    Loader processes need none: their batches are in files of no name, see `data/channel.py`.
+    """
+    num_processes = count_local_processes(environ)
+    if device.torch_device.type != "cuda" or num_processes == 1 or not folder.is_dir():
+        return
+    free = shutil.disk_usage(folder).free
+    if free < num_processes * SHARED_BYTES:
+        reporter.warn(
+            f"{folder} has {free / MIB:,.0f} MiB free for {num_processes} processes: NCCL, by which their GPUs "
+            "exchange gradients, can fail for want of it (No space left on device). In Docker: "
+            "docker run --shm-size 1g, or --ipc host."
+        )
 
 
 def measure_folder(root: Path) -> int:

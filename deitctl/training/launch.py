@@ -41,7 +41,7 @@ from deitctl.settings import list_learning, override, write_toml
 from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_class_weights
 from deitctl.training.configure import check, name_command, settle_task
-from deitctl.training.disk_space import warn_of_full_disks
+from deitctl.training.disk_space import warn_of_full_disks, warn_of_small_shared_memory
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.extensions import (
     NO_EXTENSIONS,
@@ -189,8 +189,10 @@ def open_run(
         warn_of_trained_images(config, val, reporter)
     # As the run began: images that can be read now, and could not be then, would change it.
     channels = Run(Path(config.output_dir)).saved_channels() if resume and train.bands else None
+    if train.bands and not world.is_main:  # the main process measures them
+        channels = ChannelStats((0.0,) * train.bands, (1.0,) * train.bands)
     student = build_student(config, train, reporter, channels=channels)
-    if train.bands:  # one process's, because a file may not be readable everywhere
+    if train.bands:
         pre = student.model_config.preprocessing
         stats = world.broadcast_object(ChannelStats(pre.mean, pre.std))
         student = replace(student, model_config=set_channels(student.model_config, stats))
@@ -335,6 +337,7 @@ def build_trainer(
     if run.writes:
         _write_class_weights(run, config, setup.train)
         warn_of_full_disks(run.root, setup, reporter)
+        warn_of_small_shared_memory(device, reporter)
     return Trainer(run, setup, reporter, extensions.callbacks)
 
 

@@ -274,7 +274,7 @@ def plan_training(
         train_state_mib=round(_count_memory(setup.state, recipe) / 2**20, 1),
         device=str(device.torch_device),
         precision=device.precision,
-        num_workers=device.choose_num_workers(config.workers, in_memory=train.is_in_memory),
+        num_workers=setup.workers,
         loss=loss,
         class_weights=describe_class_weights(recipe, counts, loss=loss),
         teacher=teacher,

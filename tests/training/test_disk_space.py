@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,18 @@ from deitctl.models import weights
 from deitctl.recipes import DIGITS
 from deitctl.training import disk_space
 from deitctl.training.build import build_student
-from deitctl.training.disk_space import count_run_bytes, measure_folder, plan_disks
+from deitctl.training.disk_space import (
+    MIB,
+    count_run_bytes,
+    measure_folder,
+    plan_disks,
+    warn_of_small_shared_memory,
+)
 from deitctl.training.launch import run_training
 from deitctl.training.optim import build_optimizer
 from deitctl.training.plan import plan_training
 from deitctl.training.state import Progress, TrainState
+from tests.conftest import Recorder
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -101,3 +109,28 @@ def test_a_plan_has_the_expected_time_and_whether_its_weights_are_here(
         monkeypatch.setattr(weights, name, lambda *_: None)
     assert plan_training(published, datasets=little).is_local is False
     assert plan_training(replace(config, model=str(saved)), datasets=little).is_local is True
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "free", "warned"),
+    [
+        ("cuda", "8", 64 * MIB, True),  # what Docker gives a container
+        ("cuda", "8", 1024 * MIB, False),
+        ("cuda", "1", 64 * MIB, False),
+        ("cpu", "8", 64 * MIB, False),
+    ],
+)
+def test_gpus_that_exchange_over_little_shared_memory_are_warned_of(
+    kind: str,
+    processes: str,
+    free: int,
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    device: Any = SimpleNamespace(torch_device=torch.device(kind))
+    recorder = Recorder()
+    environ = {"LOCAL_WORLD_SIZE": processes}
+    warn_of_small_shared_memory(device, recorder, environ, tmp_path)
+    assert ["--shm-size" in line for line in recorder.warnings] == [True] * warned
