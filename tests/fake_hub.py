@@ -1,7 +1,8 @@
 """A fake hub: the requests by which its client creates a repository, commits to it and reads from it.
 
 Of the documented layout only: creation, branches, preupload (small files in the commit, weights through LFS), commit,
-and `resolve`, of a range of bytes too. No Xet, no multipart uploads, no pull requests.
+and `resolve`, of a range of bytes too; of data sets what is read of them, files put in by the test. No Xet, no
+multipart uploads, no pull requests.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
     """LFS: content by its SHA-256."""
+    datasets: dict[str, Repository] = field(default_factory=dict)
+    status: int = 0
+    """That every request about a data set is answered with; 0: what there is."""
+    breaks: list[int] = field(default_factory=list)
+    """Bytes after which the connection of one download breaks, each once."""
     requests: list[str] = field(default_factory=list)
     broken: str = ""
     """Part of an address that is answered with 500."""
@@ -102,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self, path: str, token: str) -> None:
         if path == "/":
             return self._answer(200)
+        if path.startswith(("/datasets/", "/api/datasets/")):
+            return self._read_dataset(path, token)
         name, _, rest = path.removeprefix("/api/models").strip("/").partition("/resolve/")
         repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and not token):
@@ -122,6 +130,56 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = map(int, span.removeprefix("bytes=").split("-"))
             return self._answer(206, data[first : last + 1], ETag=etag, X_Repo_Commit=commit)
         return self._answer(200, data, ETag=etag, X_Repo_Commit=commit)
+
+    def _read_dataset(self, path: str, token: str) -> None:
+        owner, name, verb, rest = path.partition("datasets/")[2].split("/", 3)
+        repository = self.hub.datasets.get(f"{owner}/{name}")
+        if self.hub.status:
+            code = {"X_Error_Code": "GatedRepo"} if self.hub.status == 403 else {}
+            return self._answer(self.hub.status, **code)
+        if repository is None or (repository.private and not token):
+            return self._answer(401, X_Error_Code="RepoNotFound")
+        names = {b: b for b in repository.branches} | {
+            repository.commit(b): b for b in repository.branches
+        }
+        at = next((n for n in names if f"{rest}/".startswith(f"{n}/")), "")
+        if not at:
+            return self._answer(404, X_Error_Code="RevisionNotFound")
+        files, commit = repository.branches[names[at]], repository.commit(names[at])
+        if verb == "revision":
+            return self._answer(200, {"id": f"{owner}/{name}", "sha": commit, "siblings": []})
+        if verb == "tree":
+            entries = [
+                {
+                    "type": "file",
+                    "path": p,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
+                for p, data in files.items()
+            ]
+            return self._answer(200, entries)
+        file = rest[len(at) + 1 :]
+        if file not in files:
+            return self._answer(404, X_Error_Code="EntryNotFound")
+        return self._send_file(files[file], commit)
+
+    def _send_file(self, data: bytes, commit: str) -> None:
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        part = data[int(first) : int(last) + 1 if last else None]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        is_broken = self.hub.breaks and self.hub.breaks[0] < len(part)
+        size = self.hub.breaks.pop(0) if is_broken else len(part)
+        self.wfile.write(part[:size])
+        if size < len(part):
+            self.close_connection = True
+            self.connection.close()
 
     def _write(self, path: str, body: bytes) -> None:
         if path == "/api/validate-yaml":
@@ -190,7 +248,7 @@ def serve() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from deitctl.exporters.metadata import METADATA
 from deitctl.exporters.model_card import README, is_unedited
 from deitctl.home import expand_home
 from deitctl.models.checkpoint_io import CONFIG, WEIGHTS, read_tensor_shapes
+from deitctl.models.hub_errors import find_cause, find_status, to_line
 from deitctl.models.weights import require_hub
 from deitctl.paths import read_json, read_text, suggest_path
 from deitctl.training.run_dir import Run
@@ -254,11 +254,7 @@ def _has_edited_readme(api: Any, result: PushResult, ours: Path) -> bool:
 
 def _to_hub_error(error: BaseException, repository: str) -> DeitctlError:
     """Return in one line what the hub answered, which its client wraps in several."""
-    cause = error
-    # The client wraps the HTTP error in errors of its own; the status is in the innermost.
-    while getattr(cause, "response", None) is None and cause.__cause__ is not None:
-        cause = cause.__cause__
-    status = getattr(getattr(cause, "response", None), "status_code", 0)
+    cause, status = find_cause(error), find_status(error)
     if status == 401:
         return DeitctlError(
             "The hub does not accept the token that is here.", "Log in again: hf auth login."
@@ -270,12 +266,8 @@ def _to_hub_error(error: BaseException, repository: str) -> DeitctlError:
         )
     if status:
         reason = getattr(cause, "server_message", None) or f"HTTP {status}"
-        return DeitctlError(f"The hub refuses {repository}: {_to_line(reason)}.")
+        return DeitctlError(f"The hub refuses {repository}: {to_line(reason)}.")
     return DeitctlError(
-        f"The hub did not answer: {_to_line(cause)}.",
+        f"The hub did not answer: {to_line(cause)}.",
         "Nothing was committed, unless the answer was lost after it.",
     )
-
-
-def _to_line(reason: object) -> str:
-    return re.sub(r"\s+", " ", str(reason)).strip().rstrip(".")[:200]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import MACHINE_SETTINGS, MAX_COUNT, PLACES, TrainConfig
+from deitctl.data.readers.hub import is_pin_of
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter
 from deitctl.settings import list_differences, override
@@ -87,7 +88,8 @@ def find_unfinished(
         # `auto` is what the data has, as the run was opened.
         task = existing.task if config.task == TrainConfig.task else config.task
         recipe = replace(config.recipe, batch_size=batch_size)
-        requested = replace(config, recipe=recipe, task=task)
+        data = existing.data if is_pin_of(existing.data, config.data) else config.data
+        requested = replace(config, recipe=recipe, task=task, data=data)
         changed = list_differences(add_tags(existing), requested)
         finished = run.result() is not None
         if changed and output:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.readers.group_blocks import GroupBlocks
+from deitctl.data.readers.image_sizes import load_sizes, save_sizes
 from deitctl.data.readers.parquet import ParquetFile
 from deitctl.data.readers.parquet_file import (
     Place,
@@ -46,7 +47,7 @@ class ImageColumn:
         groups: Sequence[Group],
         block_rows: int,
         names: Sequence[str],
-        cache: BlockCache | None,
+        cache: BlockCache,
     ) -> None:
         """Describe a column.
 
@@ -56,7 +57,8 @@ class ImageColumn:
             groups: their row groups, in order.
             block_rows: rows that are decoded at a time in memory.
             names: of each file what names its content.
-            cache: where row groups are decoded to once; None: each process decodes them, in memory.
+            cache: where row groups are decoded to once; those that it has no room for each process decodes,
+                in memory.
         """
         self.places, self.column, self.groups = tuple(places), column, tuple(groups)
         self.block_rows, self.names, self.cache = block_rows, tuple(names), cache
@@ -73,7 +75,8 @@ class ImageColumn:
         # A forked process has neither the parent's threads, which may hold the lock, nor its readers.
         self._process, self._lock = os.getpid(), threading.Lock()
         self._rows = RowGroups(self.places, self.column, self.groups, self.block_rows)
-        self._blocks = GroupBlocks(self._rows, self.cache or BlockCache(), self.names)
+        self._blocks = GroupBlocks(self._rows, self.cache, self.names)
+        self._measured = set[int]()
 
     def read(self, row: int) -> bytes | None:
         """Return the bytes of an image, None where there are none.
@@ -83,7 +86,7 @@ class ImageColumn:
             DataChanged: a file is another than it was.
         """
         number, at = self._locate(row)
-        for _ in range(0 if self.cache is None else 2):  # a damaged block is written anew
+        for _ in range(2):  # a damaged block is written anew
             with self._get_lock():
                 # A quick look at the first rows decodes no more than these.
                 block = self._blocks.find(number, writes=at >= BLOCK_ROWS)
@@ -100,41 +103,46 @@ class ImageColumn:
     def num_bytes(self, row: int) -> int:
         """Return the size of an image in bytes, 0 where there are none."""
         with self._get_lock():
+            if self._rows.sizes[row] < 0 and not self._measured:
+                saved = load_sizes(self.names, self.column, len(self._rows.sizes))
+                if saved is not None:
+                    self._rows.sizes[:] = saved
             if self._rows.sizes[row] < 0:
                 self._measure(self._locate(row)[0])
             return int(self._rows.sizes[row])
 
     def _measure(self, number: int) -> None:
-        """Find the sizes of all images of a row group."""
-        group, sizes = self.groups[number], self._rows.sizes
-        start = group.end - group.num_rows
-        if self.cache is not None:
-            block = self._blocks.find(number, writes=self.fits)
-            if block is not None:
-                sizes[start : group.end] = np.maximum(block.sizes, 0)
-                return
-        try:
-            for _ in self._rows.decode(number):
-                pass
-        except list_errors() as error:
-            if getattr(error, "errno", None) is not None:
-                raise
-            # Damaged: what was not reached has no size, and is not looked for again.
-            sizes[start : group.end] = np.maximum(sizes[start : group.end], 0)
+        """Find the sizes of all images of a row group; those of all are saved."""
+        group = self.groups[number]
+        sizes = self._rows.sizes[group.end - group.num_rows : group.end]
+        block = self._blocks.find(number, writes=self.fits)
+        if block is not None:
+            sizes[:] = np.maximum(block.sizes, 0)
+        else:
+            try:
+                for _ in self._rows.decode(number):
+                    pass
+            except list_errors() as error:
+                if getattr(error, "errno", None) is not None:
+                    raise
+                # Damaged: what was not reached has no size, and is not looked for again.
+                np.maximum(sizes, 0, out=sizes)
+        self._measured.add(number)
+        if len(self._measured) == len(self.groups):
+            save_sizes(self.names, self.column, self._rows.sizes)
 
     @property
     def fits(self) -> bool:
         """Whether all images fit into the cache at once."""
-        num_bytes = sum(group.num_bytes for group in self.groups)
-        return num_bytes <= CACHE_BYTES if self.cache is None else self.cache.fits(num_bytes)
+        return self.cache.fits(sum(group.num_bytes for group in self.groups))
 
     @property
     def num_cached_blocks(self) -> int:
         """How many row groups the cache holds at once."""
         if self.fits:
             return len(self.groups)
-        size = CACHE_BYTES if self.cache is None else self.cache.room.max_bytes
-        return int(size // max(group.num_bytes for group in self.groups))
+        size = max(CACHE_BYTES, self.cache.room.max_bytes)
+        return int(size // max(1, *(group.num_bytes for group in self.groups)))
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Do nothing: a row group is decoded when the first of its images is read."""
@@ -163,9 +171,7 @@ class ImageColumn:
         return number, row - (group.end - group.num_rows)
 
 
-def open_images(
-    files: Sequence[ParquetFile], column: str, cache: BlockCache | None = None
-) -> ImageColumn:
+def open_images(files: Sequence[ParquetFile], column: str, cache: BlockCache) -> ImageColumn:
     """Open the images of a column of some files of one schema.
 
     Args:

@@ -37,13 +37,13 @@ from deitctl.data.readers.row_groups import BYTES
 from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
 from deitctl.data.readers.text import SAMPLE_ROWS
 from deitctl.data.stores.address import get_name
-from deitctl.data.stores.block_cache import BlockCache
+from deitctl.data.stores.store_settings import get_cache
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
 
 def open_columnar_files(
-    folder: Path,
+    folder: Path | str,
     parts: Mapping[str, Sequence[Path]],
     reporter: Reporter,
     options: ReadOptions = AS_IS,
@@ -172,7 +172,7 @@ def _open_images(files: Sequence[ColumnarFile], column: str, is_struct: bool) ->
     if arrow:
         return open_arrow_images(arrow, column)
     parquet = [file for file in files if isinstance(file, ParquetFile)]
-    return open_images(parquet, column + (f".{BYTES}" if is_struct else ""), BlockCache())
+    return open_images(parquet, column + (f".{BYTES}" if is_struct else ""), get_cache())
 
 
 def refuse_image_folder(path: Path) -> NoReturn:

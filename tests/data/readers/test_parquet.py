@@ -23,6 +23,7 @@ from deitctl.data.range_survey import survey_datasets
 from deitctl.data.readers import parquet_images, row_groups
 from deitctl.data.readers.parquet import ParquetFile
 from deitctl.data.spot_check import require_images
+from deitctl.data.stores.block_cache import BlockCache
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
 
@@ -66,7 +67,8 @@ def open_all(path: Path, reporter: Any) -> ImageDataset:
 @pytest.fixture
 def no_cache(monkeypatch):
     """Each process decodes, in memory."""
-    monkeypatch.setattr("deitctl.data.readers.parquet_table.BlockCache", lambda: None)
+    cache = BlockCache(max_bytes=0)
+    monkeypatch.setattr("deitctl.data.readers.parquet_table.get_cache", lambda: cache)
 
 
 def list_labels(dataset: ImageDataset) -> list[str]:
