@@ -32,7 +32,7 @@ def choose_folder(out: str, data: str) -> Path:
         DataError: something else is there, or the data itself.
         DiskError: it cannot be written.
     """
-    if is_remote(out):
+    if is_remote(str(out)):
         raise ConfigError(
             f"{out} is in a store, and `deitctl pack` writes to a disk.",
             "Name a folder as OUT, and copy it there.",
@@ -47,7 +47,7 @@ def choose_folder(out: str, data: str) -> Path:
         )
     if path.suffix in FILE_SUFFIXES and not path.exists():
         raise ConfigError(
-            f"OUT {out!r} is called like a file, and shards are a folder.",
+            f"OUT {str(out)!r} is called like a file, and shards are a folder.",
             f"Name it {path.with_suffix('').name!r} for example.",
         )
     source = expand_home(data)
