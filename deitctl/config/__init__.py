@@ -32,7 +32,14 @@ from deitctl.config.option import (
     Option,
 )
 from deitctl.config.recipe import AslConfig, BceConfig, ProgressiveResize, Recipe
-from deitctl.config.train import MACHINE_SETTINGS, PLACES, SelectChoice, TaskChoice, TrainConfig
+from deitctl.config.train import (
+    MACHINE_SETTINGS,
+    PLACES,
+    OrderChoice,
+    SelectChoice,
+    TaskChoice,
+    TrainConfig,
+)
 
 __all__ = [
     "AVERAGE_TAU",
@@ -60,6 +67,7 @@ __all__ = [
     "ModeChoice",
     "OptimConfig",
     "Option",
+    "OrderChoice",
     "ProgressiveResize",
     "Recipe",
     "RoleChoice",

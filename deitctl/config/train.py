@@ -21,6 +21,8 @@ from deitctl.config.recipe import Recipe
 
 SelectChoice = Literal["auto", "top1", "balanced", "f1", "map", "loss"]
 """The metric that the best weights are selected by; auto: top-1, of several labels an image mAP."""
+OrderChoice = Literal["auto", "full", "window"]
+"""Order of the training images; auto, before the run starts: by how they are read."""
 TaskChoice = Literal["auto", "classification", "multilabel"]
 """One label an image, or several; auto, before the data is opened: as the data has them."""
 
@@ -90,6 +92,22 @@ class TrainConfig:
             le=1,
         ),
     ] = 1.0
+    data_order: Annotated[
+        OrderChoice,
+        Option(
+            "full: random over all images; window: blocks mixed in windows; auto: full unless it reads blocks anew.",
+            OPTIMIZATION,
+        ),
+    ] = "auto"
+    window: Annotated[
+        int,
+        Option(
+            "Blocks (row groups, whole remote shards) that are mixed at a time; 0: by the data and the cache.",
+            OPTIMIZATION,
+            ge=0,
+            le=MAX_COUNT,
+        ),
+    ] = 0
     group_by: Annotated[
         str,
         Option(

@@ -7,6 +7,7 @@ epoch is a function of its generator alone.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,11 @@ class Windows:
     """Block of each image, as `ImageDataset.blocks`, [N]."""
     size: int
     """Blocks that are begun and not done at any place of the order, at most; 2 or more."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of which images lie in one block, as the order rests on it."""
+        return hashlib.sha256(self.blocks.astype("<i4").tobytes()).hexdigest()[:16]
 
     def shuffle(
         self, images: NDArray[np.int64] | None, draw: np.random.Generator

@@ -52,6 +52,8 @@ SOURCE_SETTINGS = (
     "fraction",
     "folds",
     "fold",
+    "data_order",
+    "window",
 )
 """What a teacher's run has from its student's: it opens the same images when it goes on."""
 

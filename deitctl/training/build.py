@@ -22,6 +22,7 @@ from deitctl.data.samplers import TrainBatches
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE
+from deitctl.data.windows import Windows
 from deitctl.device import Device, list_compiled
 from deitctl.distillation.ensemble import RunTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
@@ -45,6 +46,7 @@ from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.data_order import make_windows, note_order
 from deitctl.training.ema import ExponentialMovingAverage
 from deitctl.training.feature_loss import FeatureTerm
 from deitctl.training.freezing import freeze, get_layers
@@ -78,6 +80,11 @@ class TrainSetup:
     def num_unlabeled(self) -> int:
         """Training images without labels."""
         return count_unlabeled(self.train)
+
+    @property
+    def windows(self) -> Windows | None:
+        """The order of images that are read by blocks; None: a random order over all."""
+        return make_windows(self.config, self.train)
 
     @property
     def view_plan(self) -> ViewPlan:
@@ -131,6 +138,7 @@ class TrainSetup:
             repeats=recipe.augment.repeated_aug,
             first_step=self.state.progress.step,
             draws=choose_draws(self.train, recipe.sampling),
+            windows=self.windows,
             is_labeled=find_labeled(self.train.labels) if self.num_unlabeled else None,
         )
         return build_train_loader(
@@ -369,6 +377,7 @@ def build_training(
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
     note_sampling(config.recipe, train, reporter)
+    note_order(config, train, reporter)
     workers = device.choose_num_workers(config.workers, in_memory=train.is_in_memory)
     fits_head = student.has_new_head and recipe.head_init == "ridge"
     setup = TrainSetup(

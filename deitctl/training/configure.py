@@ -592,6 +592,11 @@ def check(config: TrainConfig) -> None:
             f"planned_epochs = {planned} does not fit restart_epochs = {config.recipe.restart_epochs}.",
             "There is one for each restart, at least the epochs until it.",
         )
+    if config.window and config.data_order == "full":
+        raise ConfigError(
+            f"--window {config.window} is of window order, and --data-order is full.",
+            "Leave one of them out.",
+        )
     check_optimizer(config.recipe.optim)
     check_freezing(config.recipe)
     parse_interval(config.save_every)

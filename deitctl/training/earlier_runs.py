@@ -89,7 +89,9 @@ def find_unfinished(
         task = existing.task if config.task == TrainConfig.task else config.task
         recipe = replace(config.recipe, batch_size=batch_size)
         data = existing.data if is_pin_of(existing.data, config.data) else config.data
-        requested = replace(config, recipe=recipe, task=task, data=data)
+        requested = replace(
+            config, recipe=recipe, task=task, data=data, **_settle_order(config, existing)
+        )
         changed = list_differences(add_tags(existing), requested)
         finished = run.result() is not None
         if changed and output:
@@ -107,6 +109,14 @@ def find_unfinished(
                 f"{root} is unfinished, but of another configuration: {'; '.join(changed)}."
             )
     return None
+
+
+def _settle_order(config: TrainConfig, existing: TrainConfig) -> dict[str, Any]:
+    """Return the order of images that a configuration leaves to the data, as a run of it has chosen it."""
+    is_open = config.data_order == TrainConfig.data_order
+    order = existing.data_order if is_open else config.data_order
+    window = config.window or (existing.window if order == "window" else 0)
+    return {"data_order": order, "window": window}
 
 
 def _age(root: Path) -> float:

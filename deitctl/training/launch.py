@@ -41,6 +41,7 @@ from deitctl.settings import list_learning, override, write_toml
 from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_class_weights
 from deitctl.training.configure import check, name_command, settle_task
+from deitctl.training.data_order import settle_order
 from deitctl.training.disk_space import warn_of_full_disks, warn_of_small_shared_memory
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.extensions import (
@@ -183,6 +184,8 @@ def open_run(
             "Leave it out.",
         )
     config = settle_task(config, train)
+    if not resume:  # elsewhere the cache may be another
+        config = settle_order(config, train)
     train = train.with_augmentation(extensions.augmentation)
     require_same_images(config.data, train, val, world)
     if world.is_main:
@@ -331,6 +334,8 @@ def build_trainer(
     )
     setup.state.progress.settings = list_learning(config)
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
+    windows = setup.windows
+    setup.state.progress.blocks_fingerprint = "" if windows is None else windows.fingerprint
     setup.state.progress.value_range = write_range(setup.train.value_range)
     if setup.train.bands:
         setup.state.progress.channels = write_channels(setup.model_config)

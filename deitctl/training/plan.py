@@ -9,6 +9,7 @@ from typing import Any
 
 from deitctl.config import DistillConfig, Recipe, TrainConfig
 from deitctl.data.dataset import ImageDataset, find_folder
+from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import fit_batch_size, steps_per_epoch
 from deitctl.data.folds import FoldedData
 from deitctl.data.training_data import Source, open_for_training
@@ -34,6 +35,7 @@ from deitctl.training.build import (
 )
 from deitctl.training.class_balance import ClassCounts, ClassWeights, describe_class_weights
 from deitctl.training.configure import check
+from deitctl.training.data_order import OrderPlan, note_order, settle_order
 from deitctl.training.disk_space import DiskNeed, count_run_bytes, plan_disks
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.freezing import count_trained
@@ -128,6 +130,8 @@ class TrainPlan:
     """Those of them that have no labels, of which the teacher alone speaks."""
     num_val_images: int
     """Validation images."""
+    order: OrderPlan | None
+    """Their order and how it mixes classes, where images are read by blocks; null: a random order over all."""
     recipe: str
     """Name of the recipe."""
     initial_weights: str
@@ -198,6 +202,7 @@ def plan_training(
     check(config)
     silent = SilentReporter()
     train, val = datasets or open_for_training(Source.of(config), reporter=silent)
+    config = settle_order(config, train)
     # What the run calls too, in its order, so that what it would refuse is refused here.
     device = choose_device(config.device, config.precision)
     warn_of_trained_images(config, val, reporter or silent)
@@ -209,14 +214,18 @@ def plan_training(
     early_size: ImageSize = 0
     if recipe.early_epochs:
         early_size = compute_early_size(student.model, student.model_config, recipe)
-    warn_about_sizes(recipe, num_images, student.model, img_size, early_size, reporter or silent)
+    warn_about_sizes(
+        recipe, count_draws(train), student.model, img_size, early_size, reporter or silent
+    )
     note_sampling(recipe, train, reporter or silent)
+    order = note_order(config, train, reporter or silent)
     counts = ClassCounts.of(train)
     loss = choose_loss(recipe, is_multilabel=train.is_multilabel)
     report_loss(config, counts, reporter or silent)
     num_params = sum(p.numel() for p in student.model.parameters())
-    batch_size = fit_batch_size(num_images, recipe.batch_size)
-    steps = steps_per_epoch(num_images, recipe.batch_size)
+    num_drawn = count_draws(train)
+    batch_size = fit_batch_size(num_drawn, recipe.batch_size)
+    steps = steps_per_epoch(num_drawn, recipe.batch_size)
     teacher, more_teachers = None, list[TeacherPlan]()
     if distill is not None:
         run_teacher = name_teachers(
@@ -260,6 +269,7 @@ def plan_training(
         num_train_images=num_images,
         num_unlabeled_images=counts.num_unlabeled,
         num_val_images=len(val.labels),
+        order=order,
         recipe=recipe.name,
         initial_weights=student.weights or "random",
         is_local=_are_weights_local(student.weights),
@@ -347,7 +357,7 @@ def _plan_teacher(
     """
     distill, train = named.distill, named.train
     num_classes, num_images = len(train.class_names), len(train.labels)
-    num_seen = num_images * recipe.epochs
+    num_seen = count_draws(train) * recipe.epochs
     num_views = distill.views or recipe.epochs * recipe.augment.repeated_aug
     finetuned, finetune_recipe = finetuning
     finetune_epochs = finetune_recipe.epochs if finetune_recipe else 0

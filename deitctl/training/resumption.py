@@ -181,6 +181,12 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
             f"{trainer.config.data} is not the data that {run.root} began with: {change}.",
             "Put it back, or start a new run on it.",
         )
+    windows = setup.windows
+    if windows is not None and began.blocks_fingerprint not in ("", windows.fingerprint):
+        raise DataError(
+            f"{trainer.config.data} lies in other blocks than when {run.root} began, which orders images by them.",
+            "Put it back as it was, or start a new run on it.",
+        )
     if rows is not None and trainer.world.is_main:
         _warn_of_contents(trainer, rows)
 

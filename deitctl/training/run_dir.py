@@ -95,7 +95,8 @@ class Run:
                 else suggest_path(root) or "A run is a folder that `deitctl train` made.",
             )
         settings = read_toml(run.config_file)
-        settings.setdefault("task", "classification")  # earlier versions knew no other
+        # earlier versions knew no other
+        settings = {"task": "classification", "data_order": "full"} | settings
         return run, from_dict(TrainConfig, settings, str(run.config_file))
 
     def extend(self, config: TrainConfig, launch: str) -> None:

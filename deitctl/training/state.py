@@ -57,6 +57,8 @@ class Progress:
     """Of the data that the run began with."""
     data_fingerprint: str = ""
     """Of that data, see `fingerprint_split`; a resume on other data is refused."""
+    blocks_fingerprint: str = ""
+    """Of its blocks, where the order of images is by them; empty for a random order over all."""
     value_range: str = ""
     """Of that data, as `write_range` writes it; empty: not known."""
     channels: str = ""
