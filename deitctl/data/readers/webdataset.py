@@ -62,10 +62,11 @@ def has_samples(contents: Sequence[ShardContents]) -> bool:
     num_images = sum(len(shard.names) for shard in contents)
     if any(counts[suffix] for suffix in CLASS_SUFFIXES):
         return True
-    if any(count > num_images / 2 for column, count in counts.items() if column.startswith("json")):
-        return True
-    # Texts beside images in class folders are about them, as boxes are.
     is_flat = all("/" not in name for shard in contents for name in shard.names[:100])
+    # A few files beside images in class folders are about them, as boxes are.
+    fewest = 0 if is_flat else num_images / 2
+    if any(count > fewest for column, count in counts.items() if column.startswith("json")):
+        return True
     return is_flat and counts[TEXT] > num_images / 2
 
 

@@ -1,0 +1,293 @@
+"""Samples are those of the webdataset library, with their labels; what is left out is in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deitctl.data.dataset import name_labels
+from deitctl.data.open import open_dataset
+from deitctl.data.readers.tar_dataset import TarDataset
+from deitctl.errors import DataError
+from deitctl.events import SilentReporter
+from tests.data.readers.tars import jpeg, sample, write_tar
+
+
+def opened(path: Path | str, reporter=None) -> TarDataset:
+    dataset = open_dataset(str(path), reporter or SilentReporter()).unsplit
+    assert isinstance(dataset, TarDataset)
+    return dataset
+
+
+def names(dataset) -> list[str]:
+    return [dataset.relative_path(index) for index in range(len(dataset.labels))]
+
+
+def group_by_library(path: Path) -> list[dict[str, bytes]]:
+    """The samples of a shard as webdataset has them; its `WebDataset` leaves files open."""
+    with path.open("rb") as stream:
+        members = webdataset.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
+        return list(webdataset.tariterators.group_by_keys(members))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """Two shards that webdataset's own writer wrote."""
+    folder = tmp_path_factory.mktemp("written")
+    with webdataset.ShardWriter(str(folder / "x-%06d.tar"), maxcount=4, verbose=0) as shards:
+        for n in range(7):
+            shards.write(
+                {
+                    "__key__": f"{n:04d}",
+                    "jpg": jpeg(n * 30),
+                    "cls": n % 3,
+                    "json": {
+                        "filename": f"{['ant', 'bee', 'cow'][n % 3]}/{n}.JPEG",
+                        "label": n % 3,
+                    },
+                }
+            )
+    return folder
+
+
+def test_what_webdatasets_writer_wrote_is_read_as_its_reader_reads_it(written):
+    urls = str(written / "x-{000000..000001}.tar")
+    theirs = [one for n in range(2) for one in group_by_library(written / f"x-{n:06}.tar")]
+    ours = opened(urls)
+    assert [ours.read_bytes(n) for n in range(len(ours.labels))] == [s["jpg"] for s in theirs]
+    assert ours.labels.tolist() == [int(s["cls"]) for s in theirs] == [0, 1, 2, 0, 1, 2, 0]
+    assert ours.class_names == ("ant", "bee", "cow")
+    assert names(ours)[:2] == ["ant/0.JPEG", "bee/1.JPEG"]
+    assert ours.name(4) == f"{written}/x-000001.tar:bee/4.JPEG"
+
+
+members = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "d/a", "d/e.f/c", "__m__", "."]),
+        st.sampled_from(["jpg", "JPG", "cls", "x.y", "npy", ""]),
+    ),
+    max_size=9,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(listed=members)
+def test_members_are_grouped_as_the_library_groups_them(listed, tmp_path):
+    listed = [("first", "cls"), ("first", "jpg"), *listed]
+    files = {f"{key}.{suffix}" if suffix else key: b"1" for key, suffix in listed}
+    files = {
+        name: jpeg(1) if name.lower().endswith("jpg") else data for name, data in files.items()
+    }
+    path = write_tar(tmp_path / "x.tar", files)
+    try:
+        grouped = group_by_library(path)
+    except ValueError:  # a member twice, `a.jpg` and `a.JPG`, which deitctl counts
+        return
+    # the names of hidden files and folders are those of systems
+    theirs = [one["__key__"] for one in grouped if {"jpg", "cls"} <= one.keys()]
+    assert [name[: -len(".jpg")] for name in names(opened(path))] == theirs
+
+
+LABELS: dict[str, tuple[list[dict[str, object]], list[tuple[str, ...]]]] = {
+    "numbers in .cls": ([{"cls": 4}, {"cls": 1}], [("4",), ("1",)]),
+    "names in .cls": ([{"cls": "rose"}, {"cls": " tulip\n"}], [("rose",), ("tulip",)]),
+    "names in .txt": ([{"txt": "rose"}, {"txt": "tulip"}], [("rose",), ("tulip",)]),
+    "numbers in .json": ([{"json": {"label": 2}}, {"json": {"label": 0}}], [("2",), ("0",)]),
+    "a class in .json": ([{"json": {"class": "b"}}, {"json": {"class": "a"}}], [("b",), ("a",)]),
+    "several in .json": (
+        [{"json": {"labels": ["a", "b"]}}, {"json": {"labels": ["b"]}}],
+        [("a", "b"), ("b",)],
+    ),
+    "several numbers": ([{"json": {"label": [0, 2]}}, {"json": {"label": []}}], [("0", "2"), ()]),
+    "multi-hot": (
+        [{"json": {"label": [1, 0, 1]}}, {"json": {"label": [0, 0, 1]}}],
+        [("0", "2"), ("2",)],
+    ),
+    "a number that is a name": ([{"cls": "007"}, {"cls": "7"}], [("007",), ("7",)]),
+    ".cls before .json": (
+        [{"cls": 1, "json": {"label": 9}}, {"cls": 0, "json": {"label": 9}}],
+        [("1",), ("0",)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_are_read_from_the_member_that_has_them(kind, tmp_path):
+    listed, expected = LABELS[kind]
+    files = {
+        name: d for n, own in enumerate(listed) for name, d in sample(f"{n}", n, **own).items()
+    }
+    dataset = opened(write_tar(tmp_path / "x.tar", files))
+    assert name_labels(dataset) == expected
+
+
+def shard(tmp_path: Path, *labels: object, **files: bytes) -> Path:
+    own = {
+        name: d for n, cls in enumerate(labels) for name, d in sample(f"{n:02}", n, cls=cls).items()
+    }
+    for name, data in files.items():
+        (tmp_path / name.replace("__", ".")).write_bytes(data)
+    return write_tar(tmp_path / "x-000.tar", own)
+
+
+def test_numbers_are_named_by_the_list_beside_the_shards(tmp_path):
+    path = shard(tmp_path, 2, 0, classes__txt=b"rose\ntulip\nlily\n")
+    assert opened(path).class_names == ("rose", "tulip", "lily")
+    assert opened(path).labels.tolist() == [2, 0]
+    info = {"class_names": ["a", "b", "c"], "splits": {}}
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    assert opened(path).class_names == ("a", "b", "c")
+    shard(tmp_path, 2, 7)
+    with pytest.raises(
+        DataError, match="has the label 7, and the list of classes beside it has 3 names"
+    ):
+        opened(path)
+
+
+def test_a_thousand_numbers_without_names_are_imagenets(tmp_path, reporter):
+    files = {
+        f"{n:04}.{s}": d for n in range(1000) for s, d in (("jpg", b"\xff\xd8"), ("cls", b"%d" % n))
+    }
+    dataset = opened(write_tar(tmp_path / "x.tar", files), reporter)
+    assert dataset.class_names[:2] == ("n01440764", "n01443537")
+    assert any("are read as ImageNet's classes" in note for note in reporter.notes)
+
+
+def test_what_is_left_out_is_counted_in_one_line(tmp_path, reporter):
+    files = {
+        **sample("good", 1, cls=0),
+        **sample("masks", 2, cls=1, mask_png=b"x"),
+        "alone.cls": b"1",
+        "unlabeled.jpg": jpeg(3),
+        "skipped.jpg": jpeg(4),
+        "skipped.cls": b"-1",
+        "two.left.jpg": jpeg(5),
+        "two.right.jpg": jpeg(6),
+        "two.cls": b"0",
+        "again.jpg": jpeg(7),
+        "again.JPG": jpeg(8),
+        "again.cls": b"0",
+        "stereo.input.jpg": jpeg(9),
+        "stereo.depth.png": b"x",
+        "stereo.cls": b"1",
+    }
+    dataset = opened(write_tar(tmp_path / "x.tar", files), reporter)
+    assert names(dataset) == ["good.jpg", "masks.jpg", "stereo.input.jpg"]
+    assert reporter.warnings == [
+        f"{tmp_path}/x.tar: Samples that are left out: 1 without an image, 2 without a label, 1 with "
+        "several images, of which none is the input, 1 with two members of one name."
+    ]
+
+
+def test_captions_are_no_classes(tmp_path):
+    texts = [f"a photo of number {n} in the sun" for n in range(25)]
+    files = {
+        name: data
+        for n, text in enumerate(texts)
+        for name, data in sample(f"{n:09}", n, txt=text, json={"caption": text, "key": n}).items()
+    }
+    with pytest.raises(DataError, match=r"is a caption \('a photo of number 0.*--unlabelled"):
+        opened(write_tar(tmp_path / "00000.tar", files))
+
+
+def test_keys_that_begin_anew_in_each_shard_are_told_apart(tmp_path):
+    for n in range(2):
+        write_tar(tmp_path / f"x-{n}.tar", {**sample("0", n, cls=0), **sample("1", 5 + n, cls=1)})
+    dataset = opened(tmp_path)
+    assert names(dataset) == ["x-0/0.jpg", "x-0/1.jpg", "x-1/0.jpg", "x-1/1.jpg"]
+
+
+def test_a_shard_with_fewer_samples_than_info_says_is_an_error(tmp_path):
+    path = shard(tmp_path, 0, 1)
+    content = {"filenames": ["x-000.tar"], "shard_lengths": [3], "num_samples": 3, "name": "train"}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"train": content}}))
+    with pytest.raises(
+        DataError, match=r"x-000.tar has 2 samples, and _info.json beside it says 3"
+    ):
+        opened(path)
+
+
+def test_timms_splits_are_those_of_its_info(tmp_path):
+    splits = {}
+    for split, count in (("train", 3), ("validation", 2)):
+        files = {k: v for n in range(count) for k, v in sample(f"{n}", n, cls=n % 2).items()}
+        write_tar(tmp_path / f"imagenet-{split}-0000.tar", files)
+        splits[split] = {
+            "name": split,
+            "filenames": [f"imagenet-{split}-0000.tar"],
+            "shard_lengths": [count],
+            "num_samples": count,
+        }
+    for info in ({}, {"splits": splits}):  # by names alone, too
+        (tmp_path / "_info.json").write_text(json.dumps(info))
+        data = open_dataset(str(tmp_path), SilentReporter())
+        assert (len(data.train.labels), len(data.val.labels)) == (3, 2)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut in an image": lambda data: data[:2300],
+    "cut in a header": lambda data: data[:3000],
+    "no tar": lambda data: b"PK\3\4" + data,
+    "gzip": lambda data: b"\x1f\x8b" + data,
+    "changed in a header": lambda data: data.replace(b"1.cls\0", b"1.cls!", 1),
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_one_line_with_its_name(damage, tmp_path):
+    for n in range(3):
+        write_tar(tmp_path / f"x-{n}.tar", {**sample("0", n, cls=0), **sample("1", n, cls=1)})
+    for n in (1, 2):
+        path = tmp_path / f"x-{n}.tar"
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(DataError) as raised:
+        opened(tmp_path)
+    text = str(raised.value)
+    assert len(text.splitlines()) == 1
+    assert f"{tmp_path}/x-1.tar is not a readable, uncompressed tar" in text
+    assert "1 more of its 3 shards" in text
+
+
+def test_hostile_labels_are_no_labels(tmp_path, reporter):
+    bad = [
+        b"9" * 5000,
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"label": NaN}',
+        b'{"label": {"a": 1}}',
+        b"",
+        b"true",
+    ]
+    files = {**sample("ok", 1, json={"label": 1})}
+    for n, data in enumerate(bad):
+        files |= {f"{n}.jpg": jpeg(n), f"{n}.json": data}
+    dataset = opened(write_tar(tmp_path / "x.tar", files), reporter)
+    assert names(dataset) == ["ok.jpg"]
+    assert "7 without a label" in reporter.warnings[0]
+
+
+def test_hard_links_are_the_image_that_they_lead_to(tmp_path):
+    import tarfile
+
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, data in {**sample("0", 1, cls=0), "1.cls": b"1"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("1.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "0.jpg"
+        archive.addfile(info)
+    dataset = opened(path)
+    assert names(dataset) == ["0.jpg", "1.jpg"]
+    assert dataset.labels.tolist() == [0, 1]
+    assert np.array_equal(dataset.read(0), dataset.read(1))
