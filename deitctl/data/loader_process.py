@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -31,6 +31,8 @@ POLL_S = 1.0
 """Between two looks at signals while nothing comes, and between two signs of life of a loader."""
 END_S = 2.0
 """For killed processes to end."""
+PREFETCH_EVERY = 32
+"""Samples of a batch, at which those left are prefetched again: there may have been no room for all."""
 CANNOT_SEND = 74
 """Exit code of a loader that cannot send (EX_IOERR of sysexits.h)."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -62,17 +64,27 @@ class Loading(Protocol[Key, Sample, Batch]):
         """Join samples."""
 
     def prefetch(self, keys: Sequence[Key], /) -> None:
-        """Start reading what the samples of these keys are made of, without waiting for it."""
+        """Start reading what the samples of these keys are made of, unless that is under way; wait for nothing."""
 
 
 def make_batch(
     loading: Loading[Key, Sample, Batch],
-    keys: Iterable[Key],
+    keys: Sequence[Key],
     report: Callable[[], None] = lambda: None,
+    next_keys: Sequence[Key] = (),
 ) -> Batch:
-    """Return the batch of `keys`; `report` is called after each."""
+    """Return the batch of `keys`.
+
+    Args:
+        loading: makes it.
+        keys: of its samples.
+        report: called after each sample.
+        next_keys: of the batch after it, for which reading starts too, as far as they are known.
+    """
     samples = []
-    for key in keys:
+    for place, key in enumerate(keys):
+        if place % PREFETCH_EVERY == 0:
+            loading.prefetch([*keys[place:], *next_keys])
         samples.append(loading[key])
         report()
     return loading.collate(samples)
@@ -98,13 +110,15 @@ def work(
             _send_or_end(channel.send_alive)
             last_sent = time.monotonic()
 
-    def answer(task: Any, new_tasks: Sequence[Any]) -> None:
+    def answer(task: Any, next_task: Any) -> None:
         try:
-            _prefetch(loadings, new_tasks)
             if isinstance(task, Failure):
                 raise task.error
             number, keys = task
-            message = encode(make_batch(loadings[number], keys, report))
+            next_number, next_keys = next_task or (number, ())
+            if next_number != number:
+                next_keys = ()
+            message = encode(make_batch(loadings[number], keys, report, next_keys))
         except BaseException as error:
             message = encode(Failure(_make_portable(error)))
         _send_or_end(lambda: channel.send_message(message))
@@ -116,31 +130,21 @@ def work(
         threading.Thread(target=_read_tasks, args=(channel, tasks), daemon=True).start()
     except BaseException as error:
         tasks.put(Failure(error))
-    for task, new_tasks in _look_ahead(tasks):
-        answer(task, new_tasks)
+    for task, next_task in _look_ahead(tasks):
+        answer(task, None if isinstance(next_task, Failure) else next_task)
         if isinstance(task, Failure):
             break
         last_sent = time.monotonic()
     _wait_for_parent()
 
 
-def _look_ahead(tasks: SimpleQueue[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield tasks in turn, each with those of itself and the next that were not among such before."""
-    task = tasks.get()
-    new_tasks = [task]
+def _look_ahead(tasks: SimpleQueue[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield tasks in turn, each with the next one if it has come, else None."""
+    next_task = None
     while True:
-        following = [] if tasks.empty() else [tasks.get()]
-        yield task, new_tasks + following
-        new_tasks = [] if following else [tasks.get()]
-        (task,) = following or new_tasks
-
-
-def _prefetch(loadings: Sequence[Loading[Any, Any, Any]], tasks: Sequence[Any]) -> None:
-    """Start reading for tasks to come, so that it goes on while images are decoded."""
-    for task in tasks:
-        if not isinstance(task, Failure):
-            number, keys = task
-            loadings[number].prefetch(keys)
+        task = tasks.get() if next_task is None else next_task
+        next_task = None if tasks.empty() else tasks.get()
+        yield task, next_task
 
 
 def _send_or_end(send: Callable[[], None]) -> None:

@@ -138,16 +138,12 @@ def stream_from(
 def _load_here(
     loading: Loading[Key, Sample, Batch], batches: Iterable[Sequence[Key]]
 ) -> Iterator[Batch]:
-    """Yield batches made in this process; the next one's reads begin before one is decoded."""
+    """Yield batches made in this process."""
     following = iter(batches)
     keys = next(following, None)
-    if keys is not None:
-        loading.prefetch(keys)
     while keys is not None:
         next_keys = next(following, None)
-        if next_keys is not None:
-            loading.prefetch(next_keys)
-        yield make_batch(loading, keys)
+        yield make_batch(loading, keys, next_keys=next_keys or ())
         keys = next_keys
 
 
