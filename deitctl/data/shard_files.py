@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.open_file import get_identity
-from deitctl.data.stores.address import is_remote
+from deitctl.data.stores.address import is_remote, redact
 from deitctl.data.stores.block_cache import BlockCache
 from deitctl.data.stores.store_settings import get_cache
 from deitctl.data.stores.stored_file import StoredFile, open_stored
@@ -79,6 +79,7 @@ class ShardFiles:
             cache: that those in stores are read through.
         """
         self.paths, self.identities, self.cache = tuple(paths), tuple(identities), cache
+        self.are_remote = any(map(is_remote, self.paths))
 
     def __reduce__(self) -> Any:
         return ShardFiles, (self.paths, self.identities, self.cache)
@@ -94,6 +95,10 @@ class ShardFiles:
             DataChanged: it is another file than the one that was indexed.
         """
         return open_shard(self.paths[shard], self.identities[shard], self.cache)
+
+    def name(self, shard: int) -> str:
+        """Return the path or address of a shard for messages, without secrets."""
+        return redact(self.paths[shard])
 
     @property
     def come_whole(self) -> bool:
@@ -155,4 +160,4 @@ def _find_identity(path: str) -> Identity:
     try:
         return open_stored(path).identity
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{redact(path)} cannot be read: {error.strerror or error}.") from error

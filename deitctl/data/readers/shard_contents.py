@@ -38,7 +38,6 @@ from deitctl.data.readers.sample_labels import (
 )
 from deitctl.data.readers.tar_headers import DamagedTar, Entry, Window, iterate_entries
 from deitctl.data.shard_files import REMOTE_THREADS, ShardFiles, Spans
-from deitctl.data.stores.address import is_remote
 from deitctl.data.stores.stored_file import StoredFile
 from deitctl.data.stream import stream_batches
 from deitctl.errors import DataError
@@ -282,9 +281,9 @@ def scan_shards(files: ShardFiles, name: str, reporter: Reporter) -> list[ShardC
     )
     contents = list[ShardContents]()
     with reporter.task(f"scan {name}", len(files), "shards") as task:
-        for path, result in zip(files.paths, _scan_in_parallel(files, scan), strict=True):
+        for shard, result in enumerate(_scan_in_parallel(files, scan)):
             if isinstance(result, (DamagedTar, OSError)):
-                damaged.append((path, result))
+                damaged.append((files.name(shard), result))
             else:
                 contents.append(result)
             task.advance()
@@ -299,7 +298,7 @@ def _scan_in_parallel(
     files: ShardFiles, scan: partial[ShardContents | DamagedTar | OSError]
 ) -> Iterator[ShardContents | DamagedTar | OSError]:
     shards = range(len(files))
-    if any(map(is_remote, files.paths)):
+    if files.are_remote:
         with DaemonThreads(REMOTE_THREADS) as threads:
             yield from threads.map(scan, shards)
         return

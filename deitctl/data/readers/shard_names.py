@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 LISTS = (".txt", ".list", ".lst")
 MAX_SHARDS = 1_000_000
 """Of a reference in braces: a typing mistake may mean more."""
+MAX_BRACES = 50
 MAX_INFO_BYTES = 64 * 2**20
 INFO_FILES = ("_info.json", "info.json")
 """Of timm's shards: splits, numbers of samples, names of classes."""
@@ -112,44 +113,69 @@ def find_shards(ref: str) -> ShardSet | None:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that braces mean, as a shell does: `{000..146}`, `{a,b}`, several of them.
+    """Return the names that braces mean, as in bash: `{000..146}`, `{a,b}`, several, one in another.
 
     Raises:
-        DataError: they mean more than `MAX_SHARDS`.
+        DataError: they mean more than `MAX_SHARDS`, or nothing.
     """
-    names = [pattern]
-    while any(BRACES.search(name) for name in names):
-        expanded = list[str]()
-        for name in names:
-            match = BRACES.search(name)
-            assert match is not None
-            for value in _list_values(match[1], pattern, MAX_SHARDS - len(expanded)):
-                expanded.append(name[: match.start()] + value + name[match.end() :])
-        if expanded == names or len(expanded) > MAX_SHARDS:
-            raise _refuse_braces(pattern)
-        names = expanded
-    return names
+    if pattern.count("{") > MAX_BRACES:
+        raise _refuse_braces(pattern)
+    return _expand(pattern, pattern)
 
 
-def _list_values(text: str, pattern: str, most: int) -> Iterator[str]:
+def _expand(text: str, pattern: str) -> list[str]:
+    """Return the names that a part of a pattern means."""
+    start = text.find("{")
+    end = _find_end(text, start)
+    if start < 0 or end < 0:
+        return [text]
+    values = _list_values(text[start + 1 : end], pattern)
+    tails = _expand(text[end + 1 :], pattern)
+    if len(values) * len(tails) > MAX_SHARDS:
+        raise _refuse_braces(pattern)
+    return [text[:start] + value + tail for value in values for tail in tails]
+
+
+def _find_end(text: str, start: int) -> int:
+    """Return where the brace that opens at `start` closes, -1 if it does not."""
+    depth = 0
+    for at in range(start, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if not depth:
+            return at
+    return -1
+
+
+def _list_values(text: str, pattern: str) -> list[str]:
+    """Return what the inside of braces means: numbers, or what stands between commas."""
     span = RANGE.fullmatch(text)
     if span is None:
-        if "," not in text:
+        alternatives = _split_commas(text)
+        if len(alternatives) < 2:
             raise DataError(
                 f"{pattern!r:.200} has {{{text:.40}}}, which means no numbers.",
                 "Shards are named as in a shell: x-{000000..000146}.tar or x-{a,b}.tar.",
             )
-        yield from text.split(",")
-        return
+        return [value for part in alternatives for value in _expand(part, pattern)]
     first, last, step = int(span[1]), int(span[2]), abs(int(span[3] or 1)) or 1
-    if abs(last - first) // step >= most:
+    if abs(last - first) // step >= MAX_SHARDS:
         raise _refuse_braces(pattern)
-    padded = any(end.lstrip("-").startswith("0") and len(end) > 1 for end in (span[1], span[2]))
-    width = max(len(span[1]), len(span[2])) if padded else 0
-    for number in range(
-        first, last + (1 if last >= first else -1), step if last >= first else -step
-    ):
-        yield f"{number:0{width}d}"
+    is_padded = any(re.match(r"-?0\d", end) for end in (span[1], span[2]))
+    width = max(len(span[1]), len(span[2])) if is_padded else 0
+    numbers = range(first, last + 1, step) if last >= first else range(first, last - 1, -step)
+    return [f"{number:0{width}d}" for number in numbers]
+
+
+def _split_commas(text: str) -> list[str]:
+    """Return what stands between commas that are in no inner braces."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _refuse_braces(pattern: str) -> DataError:
@@ -172,7 +198,7 @@ def _read_list(path: Path) -> ShardSet | None:
     """Return the tars of a file that lists one a line, None for one that lists something else."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "").strip()
+            first = next((line.strip() for line in file if line.strip() and line[0] != "#"), "")
             if not first.lower().endswith((TAR, *COMPRESSED)):
                 return None
             file.seek(0)

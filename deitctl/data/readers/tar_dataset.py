@@ -65,7 +65,7 @@ class TarDataset(ImageDataset):
             return self
         if value_range[:2] != packed[:2]:
             raise DataError(
-                f"{self.files.paths[0]} was packed with the value range {describe_range(packed)}, not "
+                f"{self.files.name(0)} was packed with the value range {describe_range(packed)}, not "
                 f"with {describe_range(value_range)}.",
                 "Pack the images again with the one that you want (--value-range).",
             )
@@ -75,14 +75,14 @@ class TarDataset(ImageDataset):
         """Return the images; raise `DataError` for bands that packing removed."""
         if bands and self.is_rgb:
             raise DataError(
-                f"{self.files.paths[0]} was packed as RGB, and --in-chans {bands} takes images of "
+                f"{self.files.name(0)} was packed as RGB, and --in-chans {bands} takes images of "
                 f"{bands} bands.",
                 "Name the folder, table or tar that has the images.",
             )
         return super().with_bands(bands)
 
     def name(self, index: int) -> str:
-        return f"{self.files.paths[self.spans.shards[index]]}:{self.names[index]}"
+        return f"{self.files.name(self.spans.shards[index])}:{self.names[index]}"
 
     def relative_path(self, index: int) -> str:
         return self.names[index]
@@ -128,6 +128,8 @@ class TarDataset(ImageDataset):
         return self.files.num_cached if self.files.come_whole else 0
 
     def prefetch(self, indices: Sequence[int]) -> None:
+        if not self.files.are_remote:  # the system reads ahead, and opening shards costs more
+            return
         ranges: dict[int, list[tuple[int, int]]] = {}
         for index in indices:
             lead, size = self._get_lead(index), int(self.spans.sizes[index])
