@@ -10,6 +10,7 @@ from deitctl.data.dataset import ImageDataset, JoinedDataset
 from deitctl.data.named.install import find_archives, find_folder, install
 from deitctl.data.named.names import TORCHVISION, TRAINVAL, NamedData, find_named
 from deitctl.data.named.stored import FILE, read_stored
+from deitctl.data.named.torchvision_classes import describe_class, list_downloads, load_class
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -46,8 +47,6 @@ def _open(
     folder = find_folder(data.name, reporter)
     is_here, archives = (folder / FILE).is_file(), find_archives(folder)
     if data.hub and not is_here and not (archives.is_dir() and any(archives.iterdir())):
-        from deitctl.data.named.torchvision_classes import list_downloads
-
         try:
             return open_hub(data.hub)
         except DataError as error:
@@ -61,8 +60,6 @@ def _open(
 
 
 def _open_class(ref: str, reporter: Reporter) -> dict[str, ImageDataset]:
-    from deitctl.data.named.torchvision_classes import describe_class, load_class
-
     name = TORCHVISION + load_class(ref.removeprefix(TORCHVISION)).__name__
     folder = find_folder(name, reporter)
     if not (folder / FILE).is_file():
