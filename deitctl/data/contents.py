@@ -26,11 +26,9 @@ SLOW_S = 100e-6
 thread would double."""
 
 
-class Content(NamedTuple):
-    """Hashes of a file's bytes."""
+class Fingerprint(NamedTuple):
+    """What a fingerprint of the data holds of an image's bytes."""
 
-    digest: int
-    """64 bits of BLAKE2, see `ImageDataset.digest`."""
     sha256: bytes
     is_deep: bool
     """Whether it is an image of more than 8 bits."""
@@ -41,9 +39,29 @@ class Contents:
 
     def __init__(self, count: int) -> None:
         """Know nothing of `count` images."""
+        self.are_fingerprinted = False
+        """Whether fingerprints will be needed, so that they are taken when bytes are read for something else."""
         self._sizes = np.full(count, -1, np.int64)
-        self.hashes: dict[int, Content] = {}
-        """By index."""
+        self._digests: dict[int, int] = {}
+        self._fingerprints: dict[int, Fingerprint] = {}
+
+    def add(self, index: int, data: bytes) -> None:
+        """Remember the hashes of an image's bytes."""
+        self._digests[index] = compute_digest(data)
+        if self.are_fingerprinted:
+            self._fingerprints[index] = _take_fingerprint(data)
+
+    def find_digest(self, index: int, read: Callable[[int], bytes]) -> int:
+        """Return the digest of an image, which `read` returns if its bytes were not read yet."""
+        if index not in self._digests:
+            self.add(index, read(index))
+        return self._digests[index]
+
+    def find_fingerprint(self, index: int, read: Callable[[int], bytes]) -> Fingerprint:
+        """Return the fingerprint of an image, as `find_digest`."""
+        if index not in self._fingerprints:
+            self._fingerprints[index] = _take_fingerprint(read(index))
+        return self._fingerprints[index]
 
     def find_size(self, index: int, read: Callable[[int], int]) -> int:
         """Return the size of an image, which `read` returns if it is not known yet."""
@@ -73,9 +91,8 @@ class Contents:
         return self._sizes[indices]
 
 
-def hash_bytes(data: bytes) -> Content:
-    """Return the hashes of a file's bytes."""
-    return Content(compute_digest(data), hashlib.sha256(data).digest(), is_deep(data))
+def _take_fingerprint(data: bytes) -> Fingerprint:
+    return Fingerprint(hashlib.sha256(data).digest(), is_deep(data))
 
 
 def compute_digest(data: bytes) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deitctl.data.bands import decode_bands
-from deitctl.data.contents import Content, Contents, hash_bytes
+from deitctl.data.contents import Contents, Fingerprint
 from deitctl.data.decode import decode, read_bytes
 from deitctl.data.file_types import START_BYTES
 from deitctl.data.lazy_jpeg import LazyJpeg, open_image
@@ -172,16 +172,17 @@ class ImageDataset(ABC):
     def digest(self, index: int) -> int:
         """Digest of the image's file as it was before packing, 64 bits; 0 if it cannot be read."""
         try:
-            return self.hash_content(index).digest
+            return self.contents.find_digest(index, self.read_bytes)
         except DataError:
             return 0
 
-    def hash_content(self, index: int) -> Content:
-        """Return the hashes of an image's bytes, which are read once; raise `DataError` as `read_bytes`."""
-        hashes = self.contents.hashes
-        if index not in hashes:
-            hashes[index] = hash_bytes(self.read_bytes(index))
-        return hashes[index]
+    def expect_fingerprints(self) -> None:
+        """Take fingerprints of images when their bytes are read for something else."""
+        self.contents.are_fingerprinted = True
+
+    def fingerprint(self, index: int) -> Fingerprint:
+        """Return what a fingerprint of the data holds of an image's bytes; raise `DataError` as `read_bytes`."""
+        return self.contents.find_fingerprint(index, self.read_bytes)
 
     def read(self, index: int) -> Image.Image:
         """Decode an image into RGB, or into its bands; raise `DataError` if it cannot be."""
@@ -205,7 +206,7 @@ class ImageDataset(ABC):
         if self.bands:
             return self.read(index)
         data = self.read_bytes(index)
-        self.contents.hashes[index] = hash_bytes(data)
+        self.contents.add(index, data)
         return open_image(data, self.name(index), self.value_range)
 
 
@@ -327,8 +328,11 @@ class Subset(ImageDataset):
     def read_sizes(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         return self.dataset.read_sizes(self.indices if indices is None else self.indices[indices])
 
-    def hash_content(self, index: int) -> Content:
-        return self.dataset.hash_content(int(self.indices[index]))
+    def expect_fingerprints(self) -> None:
+        self.dataset.expect_fingerprints()
+
+    def fingerprint(self, index: int) -> Fingerprint:
+        return self.dataset.fingerprint(int(self.indices[index]))
 
     def list_cheap(self) -> NDArray[np.int64]:
         cheap = np.flatnonzero(np.isin(self.indices, self.dataset.list_cheap()))
@@ -461,9 +465,13 @@ class JoinedDataset(ImageDataset):
             start = end
         return sizes
 
-    def hash_content(self, index: int) -> Content:
+    def expect_fingerprints(self) -> None:
+        for part in self.datasets:
+            part.expect_fingerprints()
+
+    def fingerprint(self, index: int) -> Fingerprint:
         dataset, place = self._locate(index)
-        return dataset.hash_content(place)
+        return dataset.fingerprint(place)
 
     def open_hashed(self, index: int) -> LazyJpeg | Image.Image:
         dataset, place = self._locate(index)

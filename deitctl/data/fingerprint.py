@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from deitctl.data.bands import BANDS_VERSION
-from deitctl.data.contents import NUM_THREADS, Content
+from deitctl.data.contents import NUM_THREADS, Fingerprint
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import DEEP_VERSION
 from deitctl.data.splits import list_relative_paths
@@ -63,11 +63,11 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
     )
     has_deep_images = False
     with DaemonThreads(NUM_THREADS) as threads:
-        contents = threads.map(lambda index: _hash_content(dataset, index), sample)
-        for content in track(contents, reporter, "fingerprint the data", len(sample)):
+        images = threads.map(lambda index: _fingerprint_image(dataset, index), sample)
+        for image in track(images, reporter, "fingerprint the data", len(sample)):
             # An unreadable image is part of the data: repairing it changes the training set.
-            digest.update(content.sha256 if content is not None else b"unreadable")
-            has_deep_images = has_deep_images or (content is not None and content.is_deep)
+            digest.update(image.sha256 if image is not None else b"unreadable")
+            has_deep_images = has_deep_images or (image is not None and image.is_deep)
     # What decides the pixels of images of more than 8 bits beside their files.
     value_range = "" if dataset.value_range == NO_RANGE else write_range(dataset.value_range)
     if has_deep_images or value_range:
@@ -111,9 +111,9 @@ class RunFingerprints:
             self._is_shared = True
 
 
-def _hash_content(dataset: ImageDataset, index: int) -> Content | None:
+def _fingerprint_image(dataset: ImageDataset, index: int) -> Fingerprint | None:
     try:
-        return dataset.hash_content(index)
+        return dataset.fingerprint(index)
     except DataError:
         return None
 

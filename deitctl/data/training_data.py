@@ -70,6 +70,8 @@ class Source:
     """Folder of the cache, see `reading_stores`."""
     cache_size: str = ""
     """Of the cache, see `reading_stores`."""
+    has_teacher: bool = False
+    """Whether the images are fingerprinted, as targets of theirs are cached."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> Source:
@@ -88,6 +90,7 @@ class Source:
             config.recipe.in_chans,
             cache_dir=config.cache_dir,
             cache_size=config.cache_size,
+            has_teacher=config.distill is not None,
         )
 
 
@@ -259,6 +262,8 @@ def _open_to_train(source: Source, reporter: Reporter) -> DatasetSplits:
     data = data.with_value_range(source.value_range, reporter.note)
     for name, part in data.list_parts().items():
         if name != "test":
+            if source.has_teacher:
+                part.expect_fingerprints()
             require_images(part, name, data.name, reporter)
     return _leave_unused_out(data, reporter)
 

@@ -247,6 +247,7 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         in_chans,
         cache_dir=str(named.get("cache_dir", "")),
         cache_size=str(named.get("cache_size", "")),
+        has_teacher=any(name.startswith("distill.") for name in named),
     )
     check_split(source.group_by, source.folds, source.fold)
     return source

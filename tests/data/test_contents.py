@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import threading
 import time
@@ -76,12 +77,23 @@ def test_all_views_of_images_share_what_was_read(
 
     monkeypatch.setattr(FileDataset, "read_bytes", count_reads)
     data = [Path(path).read_bytes() for path in files.paths]
+    select(files, [4]).expect_fingerprints()
     files.open_hashed(4)
     for view in list_views(files):
         assert view.read_sizes().tolist() == [len(part) for part in data]
         assert [view.digest(n) for n in range(5)] == [compute_digest(part) for part in data]
-        assert [view.hash_content(n).is_deep for n in range(5)] == [False] * 5
+        assert [view.fingerprint(n).is_deep for n in range(5)] == [False] * 5
     assert reads == dict.fromkeys(range(5), 1)
+
+
+def test_fingerprints_that_nobody_expects_are_taken_when_they_are_needed(
+    files: FileDataset,
+) -> None:
+    data = [Path(path).read_bytes() for path in files.paths]
+    files.open_hashed(0)
+    files.digest(1)
+    expected = [hashlib.sha256(part).digest() for part in data]
+    assert [files.fingerprint(n).sha256 for n in range(5)] == expected
 
 
 def test_joined_images_have_the_sizes_of_their_parts(files: FileDataset) -> None:
@@ -89,7 +101,7 @@ def test_joined_images_have_the_sizes_of_their_parts(files: FileDataset) -> None
     sizes = files.read_sizes()
     assert both.read_sizes().tolist() == sizes[[4, 0, 0, 1, 2, 3, 4]].tolist()
     assert both.read_sizes(np.array([6, 1])).tolist() == sizes[[4, 0]].tolist()
-    assert both.hash_content(0) == files.hash_content(4)
+    assert both.fingerprint(0) == files.fingerprint(4)
 
 
 def test_what_was_read_stays_in_the_process(files: FileDataset) -> None:
@@ -109,7 +121,7 @@ def test_an_image_that_cannot_be_read_has_no_hashes_and_may_have_some_later(
     data = Path(files.paths[0]).read_bytes()
     Path(files.paths[0]).unlink()
     with pytest.raises(DataError):
-        files.hash_content(0)
+        files.fingerprint(0)
     assert files.digest(0) == 0
     Path(files.paths[0]).write_bytes(data)
     assert files.digest(0) == compute_digest(data)

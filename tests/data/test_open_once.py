@@ -113,7 +113,8 @@ def test_the_main_process_looks_at_each_image_once_and_the_others_at_none(tmp_pa
 
     def start(world: World) -> Any:
         looks = Looks(folder)
-        train, val = open_for_training(Source(str(folder)), reporter=SILENT, world=world)
+        source = Source(str(folder), has_teacher=True)
+        train, val = open_for_training(source, reporter=SILENT, world=world)
         if world.is_main:
             write_split(tmp_path, train, val)
         fingerprints = RunFingerprints(train, val, SILENT, world)
