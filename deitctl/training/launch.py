@@ -13,8 +13,11 @@ from typing import Any
 from deitctl.config import MACHINE_SETTINGS, PLACES, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
+from deitctl.data.readers.hub import pin_reference
+from deitctl.data.readers.hub_address import is_hub, parse_address
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import select_labeled
 from deitctl.data.value_range import write_range
@@ -89,6 +92,7 @@ def run_training(
     device = choose_device(config.device, config.precision)
     with (
         process_group(device.torch_device) as world,
+        reading_stores(config.cache_dir, config.cache_size, reporter or SilentReporter()),
         open_run(config, datasets, reporter, device, world, extensions, resume=False) as trainer,
     ):
         return trainer.fit()
@@ -131,7 +135,10 @@ def resume(
     check(config)
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
-    with process_group(device.torch_device) as world:
+    with (
+        process_group(device.torch_device) as world,
+        reading_stores(config.cache_dir, config.cache_size, reporter),
+    ):
         before = config.recipe
         if more_epochs and world.is_main:
             config = add_epochs(run, config, more_epochs, launch=_launch())
@@ -173,6 +180,8 @@ def open_run(
             f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
         )
     train, val = _open_data(config, datasets, reporter, world, resume=resume)
+    if is_hub(config.data):  # what it is now is what a resumed run trains on
+        config = replace(config, data=world.broadcast_object(pin_reference(config.data)))
     if config.distill is None:  # a teacher that is trained first, for example
         train = select_labeled(train)
     if resume:
@@ -435,7 +444,7 @@ def name_run(config: TrainConfig) -> list[str]:
     names = [config.model]
     if config.distill is not None:
         names += ["from", config.distill.teacher]
-    names.append(config.data)
+    names.append(parse_address(config.data).short if is_hub(config.data) else config.data)
     return [Path(name).name for name in names] + ([f"s{config.seed}"] if config.seed else [])
 
 
