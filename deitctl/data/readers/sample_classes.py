@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -172,12 +173,17 @@ def shorten_file(file: str) -> str:
     parts = [part for part in file.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     is_absolute = file.startswith(("/", "\\")) or file[1:2] == ":"
     for at in range(len(parts) - 2, -1, -1):
-        if match_split(parts[at]):
+        if _match_split(parts[at]):
             return "/".join(parts[at + 1 :])
     return "/".join(parts[-2:] if is_absolute else parts)
+
+
+_canonicalize = lru_cache(100_000)(canonicalize_name)
+_match_split = lru_cache(100_000)(match_split)
+"""Class folders repeat."""
 
 
 def find_class_folder(file: str) -> str:
     """Return the class folder in an image's path, empty for none."""
     folder, slash, _ = shorten_file(file).partition("/")
-    return canonicalize_name(folder) if slash else ""
+    return _canonicalize(folder) if slash else ""

@@ -133,16 +133,17 @@ class _Scan:
 
     def _add(self, name: str, file: str, suffix: str, sample: int, entry: Entry) -> bool:
         """Add a file, and return whether it is an image."""
+        if suffix in LABEL_SUFFIXES:  # before others: there is one beside each image
+            if entry.size <= MAX_LABEL_BYTES:
+                data = self.window.read(entry.offset, entry.size)
+                for column, label in read_label_member(suffix, data).items():
+                    self.labels.setdefault(column, {})[sample] = label
+            return False
         is_image, kind = identify_entry(self.window, entry, file, self.extensions)
         if is_image:
             self.names.append(name)
             self.places.extend((entry.offset, entry.size))
             self.samples.append(sample)
-        elif suffix in LABEL_SUFFIXES:
-            if entry.size <= MAX_LABEL_BYTES:
-                data = self.window.read(entry.offset, entry.size)
-                for column, label in read_label_member(suffix, data).items():
-                    self.labels.setdefault(column, {})[sample] = label
         elif kind:
             self.unread[kind] += 1
         return is_image
