@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 PART = ".part"
 """Suffix of a block that is being written."""
 STEP = 2**22
-"""Bytes that a writer takes at a time."""
+"""Bytes that the writer of a large block takes at a time."""
 FREED = 0.1
 """Share of the cache that is freed when it is full, so that its files are listed seldom."""
 STALE_S = 3600.0
@@ -48,8 +48,12 @@ class CacheRoom:
             return cls(folder, max_bytes)
         return cls(folder, min(max_bytes, free // 2))
 
-    def take(self, num_bytes: int) -> None:
+    def take(self, num_bytes: int, grow: Callable[[], object]) -> None:
         """Take room for so many bytes, which old blocks make.
+
+        Args:
+            num_bytes: that a file gets more.
+            grow: gives it that size, before others count.
 
         Raises:
             CacheFailed: there is less, even without any block.
@@ -62,10 +66,12 @@ class CacheRoom:
                 self._write_total(total)
                 raise CacheFailed(errno.ENOSPC, f"the cache has {self.max_bytes:,} bytes at most")
             self._write_total(total + num_bytes)
+            grow()
 
-    def give_back(self, num_bytes: int) -> None:
-        """Give back room that was taken and is not used."""
+    def give_back(self, num_bytes: int, shrink: Callable[[], object]) -> None:
+        """Give back room that was taken and is not used; `shrink` takes it from the file."""
         with self._locked():
+            shrink()
             total = self._read_total()
             if total is not None:
                 self._write_total(max(total - num_bytes, 0))
@@ -180,11 +186,10 @@ class BoundedFile(io.RawIOBase):
         end = self._file.tell() + len(view)
         try:
             if end > self._taken:
-                more = max(min(STEP, self._taken), end - self._taken)
-                self._room.take(more)
-                self._taken += more
+                more = max(end - self._taken, STEP if self._taken >= STEP else 0)
                 # Its size is what was taken, for whoever counts.
-                self._file.truncate(self._taken)
+                self._room.take(more, lambda: self._file.truncate(self._taken + more))
+                self._taken += more
             rest = view
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -197,16 +202,15 @@ class BoundedFile(io.RawIOBase):
 
     def finish(self, path: Path) -> None:
         """Cut the file to what was written, give it its name, and the rest of the room back."""
-        self._file.truncate(self._size)
-        self._file.close()
-        os.replace(self._path, path)
-        if self._taken > self._size:
-            self._room.give_back(self._taken - self._size)
+
+        def complete() -> None:
+            self._file.truncate(self._size)
+            self._file.close()
+            os.replace(self._path, path)
+
+        self._room.give_back(self._taken - self._size, complete)
 
     def discard(self) -> None:
         """Delete the file, and give its room back."""
         self._file.close()
-        with suppress(OSError):
-            os.unlink(self._path)
-        if self._taken:
-            self._room.give_back(self._taken)
+        self._room.give_back(self._taken, lambda: os.unlink(self._path))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from deitctl.data.stores.cache_room import CacheFailed
 from deitctl.errors import DeitctlError, StoreLost
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ WARN_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 30.0
 PERMANENT = (
+    CacheFailed,
     FileNotFoundError,
     PermissionError,
     IsADirectoryError,

@@ -61,13 +61,12 @@ class S3Store:
             )
         except OSError as error:
             if _get_status(error) in (412, 416):
-                name = redact(file.address)
-                raise DataChanged(
-                    f"{name} was replaced while in use.", "Run the command again."
-                ) from error
+                raise _report_change(file) from error
             raise
         async with response["Body"] as body:
             data: bytes = await body.read()
+        if file.version and response["ETag"].strip('"') != file.version:  # some ignore IfMatch
+            raise _report_change(file)
         if not is_part and len(data) == size:
             verify_headers(response["ResponseMetadata"]["HTTPHeaders"], data)
         return data
@@ -87,6 +86,12 @@ class S3Store:
         if not self.system.anon:  # another thread may have come first
             self.system = open_file_system("s3", anon=True)
         return True
+
+
+def _report_change(file: StoredPath) -> DataChanged:
+    return DataChanged(
+        f"{redact(file.address)} was replaced while in use.", "Run the command again."
+    )
 
 
 def _get_status(error: OSError) -> int:

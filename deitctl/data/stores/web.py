@@ -85,7 +85,7 @@ class WebStore:
     async def _describe(self, address: str) -> StoredPath:
         session = await self.system.set_session()
         async with self._get(session, address, {"Range": "bytes=0-0"}) as response:
-            _raise_for_status(response, address, empty=416)
+            _raise_for_status(response, address)
             if response.status == 206:
                 size = int(_parse_range(response)[2])
             elif response.status == 416:
@@ -173,10 +173,10 @@ def _parse_range(response: Any) -> tuple[int, int, int]:
     return int(match[1]), int(match[2]), int(match[3])
 
 
-def _raise_for_status(response: Any, address: str, empty: int = 0) -> None:
-    """Raise what a status means."""
+def _raise_for_status(response: Any, address: str) -> None:
+    """Raise what a status means, but for those of another version."""
     status, name = response.status, redact(address)
-    if status in (200, 206, 412, 416 if empty else 206, 416):
+    if status in (200, 206, 412, 416):
         return
     reason = f"HTTP {status} {response.reason or ''}".strip()
     if status in BUSY:
