@@ -174,6 +174,8 @@ def _require_one_process(command: str) -> None:
         )
 
 
+SHARD_ENDS = (".tar", ".parquet", ".arrow")
+"""Of files that a shell makes of `x-{000..146}.tar` without quotes."""
 TyperUsageError: Any = typer.BadParameter.__base__
 PLAIN_WORDS = (
     (r"^Invalid value for '(--[\w-]+)'.*?: ", r"\1: "),
@@ -193,6 +195,14 @@ def _describe_usage_error(error: Any) -> UsageError:
     command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
     hint = f"See `{' '.join(['deitctl', *command.split(), '--help'])}`."
     flag = getattr(error, "option_name", "")
+    shards = [word for word in sys.argv[1:] if word.endswith(SHARD_ENDS)]
+    if len(shards) > 1 and "extra argument" in message:
+        start = os.path.commonprefix(shards)  # noqa: RUF071  # of names, not of folders
+        end = os.path.splitext(shards[0])[1]
+        return UsageError(
+            f"The shell made {len(shards):,} arguments of a pattern of shards, and DATA is one.",
+            f"Put it into quotes, '{start}{{...}}{end}' or '{start}*{end}'.",
+        )
     if command == "train" and flag in _list_teacher_flags():
         return UsageError(
             f"{flag} is an option of `deitctl distill`, which has a teacher.",

@@ -383,6 +383,12 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         ),
         (["pack", "digits"], 2, "Missing argument"),
         (["train", "/nowhere"], 1, "There is no dataset"),
+        (
+            ["train", "x-00.tar", "x-01.tar"],
+            2,
+            "The shell made 2 arguments of a pattern of shards, and DATA is one. Put it into quotes, "
+            "'x-0{...}.tar' or 'x-0*.tar'.",
+        ),
         (["train", "/nowhere", "--set", "epoch=3"], 2, "Did you mean 'epochs'"),
         (["train", "/nowhere", "--set", "lr=-1"], 2, "optim.lr = -1.0 is out of range"),
         (["train", "/nowhere", "--set", "mixup"], 2, "is not key=value"),
