@@ -124,6 +124,10 @@ class BlockCache:
         """Return whether so many bytes can be in the cache at once."""
         return num_bytes + num_bytes // 1000 <= self.room.max_bytes  # with checksums
 
+    def has(self, key: str) -> bool:
+        """Return whether the block of a key seems to be there, by a look at its name alone."""
+        return self._find_path(key).exists()
+
     def find(self, key: str) -> CachedBlock | None:
         """Return the block of a key if it is there and whole."""
         path = self._find_path(key)

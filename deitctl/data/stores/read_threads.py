@@ -26,6 +26,8 @@ class _Read:
 
     size: int
     """In bytes that it holds."""
+    is_kept: bool
+    """Whether its result stays when it is done."""
     future: Future[bytes] = field(default_factory=Future)
     started_s: float = field(default_factory=time.monotonic)
     is_used: bool = False
@@ -36,26 +38,35 @@ class ReadsAhead:
 
     def __init__(self) -> None:
         """Start nothing: threads are started by the reads that need them."""
-        self._tasks = SimpleQueue[tuple[_Read, Callable[[], bytes]]]()
+        self._tasks = SimpleQueue[tuple[Hashable, _Read, Callable[[], bytes]]]()
         self._reads = OrderedDict[Hashable, _Read]()
         self._lock = threading.Lock()
         self._num_bytes = self._num_threads = 0
 
-    def start(self, key: Hashable, size: int, read: Callable[[], bytes]) -> bool:
-        """Start a read, unless it was; return whether there was room for its bytes."""
+    def start(
+        self, key: Hashable, size: int, read: Callable[[], bytes], *, is_kept: bool = True
+    ) -> bool:
+        """Start a read, unless it was; return whether there was room for its bytes.
+
+        Args:
+            key: names what is read.
+            size: of it, in bytes.
+            read: called in a thread.
+            is_kept: whether its result stays here; else it is to be waited for, and lies elsewhere.
+        """
         with self._lock:
             if key in self._reads:
                 return True
             if not self._make_room(size):
                 return False
-            entry = _Read(size)
+            entry = _Read(size, is_kept)
             self._reads[key] = entry
             self._num_bytes += size
             if self._num_threads < IN_FLIGHT:
                 self._num_threads += 1
                 # Not an executor's, which the interpreter waits for at its exit.
                 threading.Thread(target=self._work, name="deitctl-read", daemon=True).start()
-        self._tasks.put((entry, read))
+        self._tasks.put((key, entry, read))
         return True
 
     def get(self, key: Hashable) -> bytes | None:
@@ -94,11 +105,15 @@ class ReadsAhead:
 
     def _work(self) -> None:
         while True:
-            entry, read = self._tasks.get()
+            key, entry, read = self._tasks.get()
             try:
                 entry.future.set_result(read())
             except BaseException as error:
                 entry.future.set_exception(error)
+                continue
+            if not entry.is_kept:
+                with self._lock:
+                    self._forget(key)
 
 
 def get_reads_ahead() -> ReadsAhead:

@@ -70,8 +70,10 @@ class RemoteFile:
                 return  # the first read fetches all of the file
             if self.cache is not None:
                 for number in range(offset // BLOCK, (offset + size - 1) // BLOCK + 1):
-                    block = self.address, self.version, number
-                    if not ahead.start(block, BLOCK, partial(self._read_block, number)):
+                    block, fill = (self.address, self.version, number), partial(self._fill, number)
+                    if self.cache.has(self._name_block(number)):
+                        continue
+                    if not ahead.start(block, BLOCK, fill, is_kept=False):
                         return
             else:
                 key = self.address, self.version, offset, size
@@ -82,19 +84,24 @@ class RemoteFile:
         first, last = offset // BLOCK, (offset + size - 1) // BLOCK
         ahead, parts = get_reads_ahead(), []
         for number in range(first, last + 1):
-            block = ahead.get((self.address, self.version, number))
+            ahead.get((self.address, self.version, number))  # waits for a thread that fetches it
             start = max(offset - number * BLOCK, 0)
-            end = offset + size - number * BLOCK
-            if block is not None:
-                parts.append(block[start:end])
-            else:
-                parts.append(self._read_block(number, start, min(end, BLOCK)))
+            end = min(offset + size - number * BLOCK, BLOCK)
+            parts.append(self._read_block(number, start, end))
         return b"".join(parts)
 
-    def _read_block(self, number: int, start: int = 0, end: int = BLOCK) -> bytes:
+    def _name_block(self, number: int) -> str:
+        return f"{self.address}\n{self.size}\n{self.version}\n{BLOCK}\n{number}"
+
+    def _fill(self, number: int) -> bytes:
+        """Fetch a block into the cache."""
+        self._read_block(number, 0, 0)
+        return b""
+
+    def _read_block(self, number: int, start: int, end: int) -> bytes:
         """Return bytes of a block, from the cache, which it is written to first."""
         offset = number * BLOCK
-        key = f"{self.address}\n{self.size}\n{self.version}\n{BLOCK}\n{number}"
+        key = self._name_block(number)
 
         def write(target: BinaryIO) -> None:
             target.write(self._read_now(offset, min(BLOCK, self.size - offset)))
@@ -104,7 +111,7 @@ class RemoteFile:
         except CacheFailed as error:
             _warn_once(self.cache or get_cache(), error)
             size = min(end, self.size - offset) - start
-            return self._read_now(offset + start, size)
+            return self._read_now(offset + start, size) if size > 0 else b""
 
     def _read_now(self, offset: int, size: int) -> bytes:
         """Return bytes from the store; raise as `read`."""

@@ -240,3 +240,15 @@ def test_a_size_of_the_cache_is_a_number_of_bytes():
         reading_stores("", "big", SilentReporter()),
     ):
         pass
+
+
+def test_reading_ahead_fills_a_cache_and_holds_nothing_in_memory(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(read_threads, "MAX_BYTES", 2 * remote_file.BLOCK)
+    file = open_stored(f"{server.url}/x.tar", cache=BlockCache(str(tmp_path)))
+    for number in range(4):  # more than there is room for at a time
+        file.prefetch([(number * remote_file.BLOCK, 10)])
+        file.read(number * remote_file.BLOCK, 10)
+    server.requests.clear()
+    file.prefetch([(0, file.size)])
+    assert file.read(0, file.size) == CONTENT
+    assert server.requests == []
