@@ -69,6 +69,12 @@ def pack(
             default="1GB",
         ),
     ] = None,
+    shuffle: Annotated[
+        bool,
+        o.option(
+            "--shuffle", help="Write images in a random order, for readers that stream shards."
+        ),
+    ] = False,
     image_folder: o.ImageFolderOpt = "",
     task: o.TaskOpt = "auto",
     value_range: o.ValueRangeOpt = "auto",
@@ -98,10 +104,10 @@ def pack(
     shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
     follow_up = ["train", out]
     if verify:
-        if max_size or raw or shard_size or to != "wds" or workers != -1:
+        if max_size or raw or shuffle or shard_size or to != "wds" or workers != -1:
             raise UsageError(
                 "--verify writes nothing.",
-                "Leave --max-size, --raw, --to, --shard-size and --workers out.",
+                "Leave --max-size, --raw, --to, --shard-size, --shuffle and --workers out.",
             )
         verification = deitctl.verify_pack(
             data,
@@ -130,6 +136,7 @@ def pack(
         raw=raw,
         to=to,
         shard_size=shard_size or "1GB",
+        shuffle=shuffle,
         image_folder=image_folder,
         task=task,
         value_range=value_range,

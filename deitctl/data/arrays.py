@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.open_file import Identity, OpenFile, get_identity
+from deitctl.data.stores.stored_file import StoredFile
 from deitctl.errors import DataChanged
 
 CHUNK = 4096
@@ -144,7 +145,6 @@ class StoredArray(np.ndarray[Any, Any]):
         return np.asarray(self).__reduce_ex__(protocol)
 
 
-
 def _is_current(location: ArrayLocation) -> bool:
     try:
         return get_identity(os.stat(location.path)) == location.identity
@@ -158,16 +158,18 @@ class StoredBytes:
     Copied, not mapped: touching a map of a file that was cut or replaced in place ends the process.
     """
 
-    def __init__(self, file: OpenFile, start: int = 0) -> None:
-        """Read a file from byte `start` on.
+    def __init__(self, file: StoredFile, start: int = 0) -> None:
+        """Read a file from byte `start` on; arrays of one in a store pickle by content.
 
         Raises:
             OSError, ValueError: it cannot be read, or is truncated, or has more than `MAX_BLOCK` bytes
                 there.
             DataChanged: it was changed since it was opened.
         """
-        self.path, self.identity = os.path.abspath(file.path), file.identity
-        self.start, self.size = start, file.identity[1]
+        self.place = (
+            (os.path.abspath(file.path), file.identity) if isinstance(file, OpenFile) else None
+        )
+        self.start, self.size = start, file.size
         if start >= self.size:
             raise ValueError("it is truncated")
         if self.size - start > MAX_BLOCK:
@@ -183,11 +185,12 @@ class StoredBytes:
         count = int(np.prod(shape, dtype=np.int64))
         values = np.frombuffer(self._bytes, dtype=dtype, count=count, offset=offset - self.start)
         stored = values.reshape(shape).view(StoredArray)
-        stored.location = ArrayLocation(self.path, self.identity, offset, dtype, shape)
+        if self.place is not None:
+            stored.location = ArrayLocation(*self.place, offset, dtype, shape)
         return stored
 
 
-def _read_bytes(file: OpenFile, offset: int, size: int) -> NDArray[np.uint8]:
+def _read_bytes(file: StoredFile, offset: int, size: int) -> NDArray[np.uint8]:
     # An array, because torch warns of those that cannot be written, as `bytes` cannot.
     values = np.empty(size, np.uint8)
     for start in range(0, size, READ_SIZE):

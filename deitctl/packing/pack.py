@@ -62,6 +62,7 @@ def pack(
     raw: bool = False,
     to: str = WEBDATASET,
     shard_size: str | int = "1GB",
+    shuffle: bool = False,
     image_folder: str = "",
     task: str = "auto",
     value_range: str = "auto",
@@ -79,6 +80,8 @@ def pack(
         raw: store pixels, which need no decoding.
         to: wds, WebDataset tars with an index; parquet, the hub's form.
         shard_size: bytes of a shard at most, with a unit: `500MB`; one image may be larger.
+        shuffle: write images in a random order, always the same, for readers that stream shards; the
+            index has the order of the data.
         image_folder: folder that the paths of a table are below; empty: where the table leads.
         task: whether an image has one label or several; auto: as the data has them.
         value_range: of images of more than 8 bits that are encoded anew, see `settle_range`; the
@@ -106,7 +109,7 @@ def pack(
     # Files that are copied keep their values, and whoever reads them decides.
     if not encoding.copies_files or value_range != "auto":
         opened = opened.with_value_range(value_range, reporter.note)
-    source = SampleSource(opened, encoding, workers, reporter)
+    source = SampleSource(opened, encoding, shuffles=shuffle, workers=workers, reporter=reporter)
     if encoding.copies_files:
         require_space(path, source.count_bytes() + source.count * SAMPLE_OVERHEAD)
     write = write_webdataset if to == WEBDATASET else write_parquet

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deitctl import rng
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, ImageDataset, Subset
+from deitctl.data.dataset import FileDataset, ImageDataset, Subset, select
 from deitctl.data.file_types import AVIF, START_BYTES, TIFF, get_extensions, identify
 from deitctl.data.open import DatasetSplits
 from deitctl.data.readers.tar_dataset import TarDataset
@@ -79,9 +82,22 @@ class SampleSource:
     """The images of a data set, encoded one after the other, and what was noticed of them."""
 
     def __init__(
-        self, data: DatasetSplits, encoding: Encoding, workers: int, reporter: Reporter
+        self,
+        data: DatasetSplits,
+        encoding: Encoding,
+        *,
+        shuffles: bool,
+        workers: int,
+        reporter: Reporter,
     ) -> None:
         """Take the splits that have images.
+
+        Args:
+            data: the images.
+            encoding: of each.
+            shuffles: yield them in a random order, always the same.
+            workers: processes that encode, see `encode_images`.
+            reporter: shows progress.
 
         Raises:
             DataError: none has one.
@@ -95,6 +111,11 @@ class SampleSource:
         value_range = next(iter(self.datasets.values())).value_range
         self.value_range = None if value_range == NO_RANGE else value_range
         self.count = sum(len(part.labels) for part in self.datasets.values())
+        self.orders = {
+            name: _shuffle(name, len(part.labels)) if shuffles else np.arange(len(part.labels))
+            for name, part in self.datasets.items()
+        }
+        """Index in its split of each image, as they are yielded."""
         self.encoding, self.workers, self.reporter = encoding, workers, reporter
         self.source_bytes = self.num_encoded = 0
         self.unreadable: list[str] = []
@@ -106,11 +127,7 @@ class SampleSource:
 
     def count_bytes(self) -> int:
         """Return the size of all images' files."""
-        return sum(
-            part.num_bytes(index)
-            for part in self.datasets.values()
-            for index in range(len(part.labels))
-        )
+        return sum(int(part.read_sizes().sum()) for part in self.datasets.values())
 
     def iterate_samples(self) -> Generator[Sample]:
         """Yield all images, split by split; closing it ends the processes that encode.
@@ -118,30 +135,37 @@ class SampleSource:
         Raises:
             LoaderLost: a process ended, or cannot be started.
         """
-        datasets = list(self.datasets.values())
+        datasets = [select(part, self.orders[name]) for name, part in self.datasets.items()]
         encoded = encode_images(datasets, self.encoding, self.workers, self.reporter)
+        first = 0
         with closing(encoded):
-            images = enumerate(track(encoded, self.reporter, "pack", self.count))
-            for name, part in self.datasets.items():
+            images = iter(track(encoded, self.reporter, "pack", self.count))
+            for part, (name, order) in zip(datasets, self.orders.items(), strict=True):
                 labels = _number_labels(part, self.class_names)
-                for file_name, label in zip(self.names[name], labels, strict=True):
-                    number, image = next(images)
+                encoded_part = islice(images, len(order))
+                for index, label, image in zip(order.tolist(), labels, encoded_part, strict=True):
                     self._count(image)
+                    file_name = self.names[name][index]
                     # Keys are numbers: a dot ends a key, and names of files may have dots, and any length.
                     yield Sample(
-                        f"{number:09}",
+                        f"{first + index:09}",
                         label,
                         file_name,
                         choose_extension(file_name, image.data),
                         image.data,
                         image.digest,
                     )
+                first += len(order)
 
     def _count(self, image: EncodedImage) -> None:
         self.source_bytes += image.source_bytes
         self.num_encoded += image.encoded
         if image.error:
             self.unreadable.append(image.error)
+
+
+def _shuffle(name: str, count: int) -> NDArray[np.int64]:
+    return rng.generator(0, "pack", name).permutation(count)
 
 
 def _number_labels(
@@ -162,4 +186,4 @@ def choose_extension(name: str, data: bytes) -> str:
     if extension := EXTENSIONS.get(identify(data[:START_BYTES])):
         return extension
     suffix = PurePath(name).suffix.lower()
-    return suffix[1:] if suffix in get_extensions() else "jpg"
+    return suffix[1:] if suffix in get_extensions() - {".jpeg"} else "jpg"

@@ -73,7 +73,13 @@ def write_webdataset(folder: Path, source: SampleSource, shard_size: int) -> lis
             images = islice(samples, len(part.labels))
             written[name] = _write_split(folder, name or UNSPLIT, images, shard_size)
     listings = {
-        name: Listing(source.names[name], part.labels, part.class_names, written[name].make_spans())
+        name: Listing(
+            source.names[name],
+            part.labels,
+            part.class_names,
+            # in the order of the data, whatever the order in the shards
+            written[name].make_spans().take(np.argsort(source.orders[name])),
+        )
         for name, part in source.datasets.items()
     }
     shards = {name: [(s.name, s.bytes) for s in part.shards] for name, part in written.items()}

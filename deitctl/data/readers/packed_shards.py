@@ -16,10 +16,12 @@ import numpy as np
 
 from deitctl.data.arrays import UNREADABLE, StoredBytes, encode_block, read_block
 from deitctl.data.index import Listing, decode_listings, encode_listings, list_dtypes
-from deitctl.data.open_file import OpenFile
+from deitctl.data.open_file import Identity
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
-from deitctl.data.shard_files import ShardFiles, open_local
+from deitctl.data.shard_files import ShardFiles, open_shards
 from deitctl.data.splits import SPLITS
+from deitctl.data.stores.address import is_remote, join_address, redact
+from deitctl.data.stores.stored_file import open_stored
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange, read_value_range
 
@@ -35,28 +37,36 @@ def is_packed(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def open_packed(folder: Path) -> dict[str, TarDataset]:
+def open_packed(folder: Path | str) -> dict[str, TarDataset]:
     """Open the `train`, `val` and `test` split of shards that `pack` wrote, or all of them under "".
 
+    Args:
+        folder: a path, or an address in a store.
+
     Raises:
+        FileNotFoundError: there is no index.
         DataError: the index is damaged or of another version, or a shard is missing or of another size.
     """
-    path = folder / INDEX
+    place = str(folder) if is_remote(str(folder)) else os.path.abspath(folder)
+    path = join_address(place, INDEX)
     again = f"Copy the folder again, or delete {INDEX} in it to read its tars as they are."
     try:
-        file = StoredBytes(OpenFile(os.path.abspath(path)))
+        file = StoredBytes(open_stored(path))
         if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
             raise ValueError("it is of another version of deitctl")
         header, arrays = read_block(file, len(MAGIC), list_dtypes)
         listings = decode_listings(header, arrays)
-        _require_valid(listings, header["shards"])
+        shards = {name: [(str(s), int(n)) for s, n in header["shards"][name]] for name in listings}
+        _require_valid(listings, shards)
         value_range, is_rgb = read_value_range(header["value_range"]), bool(header["is_rgb"])
+    except FileNotFoundError:
+        raise
     except UNREADABLE as error:
         why = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{path} cannot be used: {why}.", again) from error
+        raise DataError(f"{redact(path)} cannot be used: {why}.", again) from error
     return {
         name: build_tar_dataset(
-            _find_shards(folder, header["shards"][name], again), listing, value_range, is_rgb=is_rgb
+            _find_shards(place, shards[name], again), listing, value_range, is_rgb=is_rgb
         )
         for name, listing in listings.items()
     }
@@ -84,16 +94,18 @@ def _require_valid(listings: Mapping[str, Listing], shards: Shards) -> None:
             raise ValueError("an image lies outside of its shard")
 
 
-def _find_shards(folder: Path, shards: Sequence[tuple[str, int]], again: str) -> ShardFiles:
-    paths = [Path(os.path.abspath(folder / name)) for name, _ in shards]
+def _find_shards(place: str, shards: Sequence[tuple[str, int]], again: str) -> ShardFiles:
     try:
-        files = open_local(paths)
+        files = open_shards([join_address(place, name) for name, _ in shards])
     except DataError as error:
         raise DataError(error.message, again) from error
-    for path, (_, size) in zip(paths, shards, strict=True):
-        if (found := os.stat(path).st_size) != size:
+    for number, (_, size) in enumerate(shards):
+        identity = files.identities[number]
+        present = identity.size if isinstance(identity, Identity) else int(identity[0])
+        if present != size:
             raise DataError(
-                f"{path} has {found:,} bytes, and had {size:,} when it was packed.", again
+                f"{files.name(number)} has {present:,} bytes, and had {size:,} when it was packed.",
+                again,
             )
     return files
 
