@@ -55,7 +55,7 @@ def open_splits(
             ref, reporter, options, lambda path: open_splits(str(path), reporter, options)[1]
         )
     if is_remote(ref):
-        return open_address(ref, reporter)
+        return open_address(ref, reporter, options)
     path = expand_home(ref)
     if not is_packed(path) and (shards := find_shards(ref)):
         return shards.name, open_tars(shards, reporter)

@@ -16,6 +16,7 @@ from deitctl.data.readers.columnar_file import (
 from deitctl.data.readers.columnar_schema import describe_schema
 from deitctl.data.readers.parquet_file import (
     Place,
+    count_nulls,
     get_place,
     list_ranges,
     measure_column,
@@ -93,9 +94,8 @@ def open_parquet(path: str, part: str = "") -> ParquetFile:
         metadata = reader.metadata
 
         def has_bytes(column: str) -> bool:
-            reader.view.expect(
-                list_ranges(metadata, 0, [column]) if metadata.num_row_groups else ()
-            )
+            if (num_nulls := count_nulls(metadata, f"{column}.{BYTES}")) is not None:
+                return num_nulls < int(metadata.row_group(0).num_rows)
             first = next(reader.iter_batches(1, columns=[column], use_threads=False), None)
             value = None if first is None or not first.num_rows else first.column(0)[0].as_py()
             return value is None or value[BYTES] is not None or not value[PATH]

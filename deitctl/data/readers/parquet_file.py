@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import errno
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ BUFFER_BYTES = 2**20
 """Of a column that are read at a time."""
 RANGE_BYTES = 8 * 2**20
 """Of a column of a remote file that are one request."""
-NUM_AHEAD = 4
-"""Such requests that are under way while one is read."""
+NUM_AHEAD, BYTES_AHEAD = 32, 64 * 2**20
+"""Such requests, and their bytes, that are under way while one is read."""
 Place = tuple[str, Identity] | StoredFile
 """Of a file: on a disk its path and identity, because few are open at a time; else the remote file."""
 WIDTH = 120
@@ -49,7 +50,7 @@ class FileView:
             for at in range(0, length, RANGE_BYTES)
         )
         self._current = 0, b""
-        self.file.prefetch(self._ranges[:NUM_AHEAD])
+        self._read_ahead(0)
 
     def read(self, size: int = -1) -> bytes:
         rest = max(0, self.file.size - self.position)
@@ -63,9 +64,15 @@ class FileView:
             return self.file.read(offset, size)
         start, length = self._ranges[number]
         if self._current[0] != start or not self._current[1]:
-            self.file.prefetch(self._ranges[number + 1 : number + 1 + NUM_AHEAD])
+            self._read_ahead(number)
             self._current = start, self.file.read(start, length)
         return self._current[1][offset - start : offset - start + size]
+
+    def _read_ahead(self, number: int) -> None:
+        """Start to read ranges from one on, as many as may be under way."""
+        ahead = self._ranges[number : number + NUM_AHEAD]
+        ends = itertools.accumulate(size for _, size in ahead)
+        self.file.prefetch([r for r, end in zip(ahead, ends, strict=True) if end <= BYTES_AHEAD])
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.file.size}
@@ -151,6 +158,15 @@ def list_ranges(metadata: Any, group: int, columns: Sequence[str]) -> list[tuple
 def measure_column(row_group: Any, column: str) -> int:
     """Return the bytes of a column in a row group of pyarrow's metadata, without compression."""
     return sum(max(0, chunk.total_uncompressed_size) for chunk in _list_chunks(row_group, column))
+
+
+def count_nulls(metadata: Any, column: str) -> int | None:
+    """Return the rows of the first row group that have no value in a column; None if that is not said."""
+    chunks = _list_chunks(metadata.row_group(0), column) if metadata.num_row_groups else []
+    statistics = chunks[0].statistics if chunks else None
+    if statistics is None or not statistics.has_null_count:
+        return None
+    return int(statistics.null_count)
 
 
 def _list_chunks(row_group: Any, column: str) -> list[Any]:

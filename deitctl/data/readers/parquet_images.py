@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.data.open_file import OpenFile
 from deitctl.data.readers.group_blocks import GroupBlocks
 from deitctl.data.readers.image_sizes import load_sizes, save_sizes
 from deitctl.data.readers.parquet import ParquetFile
@@ -32,9 +33,10 @@ from deitctl.data.readers.row_groups import (
 from deitctl.data.stores.block_cache import BlockCache
 from deitctl.data.stores.stored_file import StoredFile
 from deitctl.errors import DataChanged
+from deitctl.home import can_write
 
-NUM_GROUPS = 32
-"""Row groups whose first images stand for all in a quick look."""
+NUM_GROUPS, QUICK_ROWS = 32, 16
+"""Row groups whose first images stand for all in a quick look, and how many of each."""
 
 
 class ImageColumn:
@@ -89,7 +91,7 @@ class ImageColumn:
         for _ in range(2):  # a damaged block is written anew
             with self._get_lock():
                 # A quick look at the first rows decodes no more than these.
-                block = self._blocks.find(number, writes=at >= BLOCK_ROWS)
+                block = self._blocks.find(number, writes=at >= QUICK_ROWS)
             if block is None:
                 break
             try:
@@ -144,6 +146,27 @@ class ImageColumn:
         size = max(CACHE_BYTES, self.cache.room.max_bytes)
         return int(size // max(1, *(group.num_bytes for group in self.groups)))
 
+    def explain_slowness(self) -> str:
+        """Say in a sentence why images are slow to read in random order; empty where they are not."""
+        num_bytes = sum(group.num_bytes for group in self.groups)
+        room = self.cache.room
+        if (
+            num_bytes <= CACHE_BYTES or self.cache.max_bytes == 0
+        ):  # all in memory, or as it is wished
+            return ""
+        largest = max(group.num_bytes for group in self.groups)
+        if not can_write(room.folder):
+            why, hint = (
+                f"the cache {room.folder} cannot be written",
+                "--cache-dir names another folder",
+            )
+        elif not self.cache.fits(largest):
+            size = f"{largest / 2**20:,.0f} MiB, the cache {room.max_bytes / 2**20:,.0f}"
+            why, hint = f"a row group has {size}", "--cache-size makes it larger"
+        else:
+            return ""
+        return f"{why}, so that each process decodes row groups anew, in memory; {hint}."
+
     def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Do nothing: a row group is decoded when the first of its images is read."""
 
@@ -153,7 +176,7 @@ class ImageColumn:
         used = np.unique(groups)
         chosen = used[np.linspace(0, len(used) - 1, min(len(used), NUM_GROUPS)).astype(np.int64)]
         return np.concatenate(
-            [np.flatnonzero(groups == g)[:BLOCK_ROWS] for g in chosen] or [np.arange(0)]
+            [np.flatnonzero(groups == g)[:QUICK_ROWS] for g in chosen] or [np.arange(0)]
         )
 
     def find_blocks(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -198,8 +221,14 @@ def open_images(files: Sequence[ParquetFile], column: str, cache: BlockCache) ->
 
 
 def name_content(file: StoredFile) -> str:
-    """Return what names the content of a Parquet file, on every host that has it: identity and footer."""
+    """Return what names the content of a Parquet file, on every host that has it: identity and footer.
+
+    Of one in a store identity and address, without a request.
+    """
+    identity = repr(tuple(file.identity)).encode()
+    if not isinstance(file, OpenFile):
+        return hashlib.sha256(identity + file.path.encode()).hexdigest()[:32]
     tail = file.read(max(0, file.size - 8), 8)
     length = int.from_bytes(tail[:4], "little")
     footer = file.read(max(0, file.size - 8 - length), length + 8) if length < file.size else tail
-    return hashlib.sha256(repr(tuple(file.identity)).encode() + footer).hexdigest()[:32]
+    return hashlib.sha256(identity + footer).hexdigest()[:32]

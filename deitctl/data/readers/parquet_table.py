@@ -31,7 +31,7 @@ from deitctl.data.readers.columns import (
     name_columns,
 )
 from deitctl.data.readers.parquet import ParquetFile, open_parquet
-from deitctl.data.readers.parquet_images import open_images
+from deitctl.data.readers.parquet_images import ImageColumn, open_images
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.data.readers.row_groups import BYTES
 from deitctl.data.readers.table_rows import TableRows, collect_rows, match_value, number_classes
@@ -40,6 +40,10 @@ from deitctl.data.stores.address import get_name
 from deitctl.data.stores.store_settings import get_cache
 from deitctl.errors import DataError
 from deitctl.events import Reporter
+from deitctl.threads import DaemonThreads
+
+NUM_THREADS = 16
+"""That open files of a store."""
 
 
 def open_columnar_files(
@@ -47,21 +51,29 @@ def open_columnar_files(
     parts: Mapping[str, Sequence[Path]],
     reporter: Reporter,
     options: ReadOptions = AS_IS,
+    addresses: Mapping[Path, str] | None = None,
 ) -> dict[str, ImageDataset]:
-    """Open the Parquet files of a folder, as the hub has them.
+    """Open the Parquet or Arrow files of a folder, as the hub has them.
 
     Args:
         folder: the folder, for messages.
         parts: of each part of the data its files, see `find_columnar_files`.
         reporter: receives how they were read where that had to be decided.
         options: the task, and the column of groups.
+        addresses: of files in a store.
 
     Raises:
         DataError: one of them cannot be read, has other columns than the first, no images, or a split
             that its name contradicts.
     """
     require_all_files(parts, reporter)
-    files = [open_columnar(str(path), part) for part in parts for path in parts[part]]
+    places = [(path, part) for part in parts for path in parts[part]]
+    if addresses is None:
+        files = [open_columnar(str(path), part) for path, part in places]
+    else:  # each takes some requests
+        with DaemonThreads(NUM_THREADS) as threads:
+            named = ((addresses[path], part) for path, part in places)
+            files = list(threads.map(lambda place: open_columnar(*place), named))
     # A test part may be without labels.
     files.sort(key=lambda file: file.part == "test")
     first = files[0]
@@ -80,6 +92,12 @@ def open_columnar_files(
 def find_parquet_columns(files: Sequence[ColumnarFile], options: ReadOptions = AS_IS) -> Columns:
     """Find the columns of some files, by those of the first; see `find_columns`."""
     path, schema = files[0].path, files[0].schema
+    if schema.several and not (schema.images or schema.paths):
+        at = min(schema.several)
+        raise DataError(
+            f"{path} has lists of images in its column {schema.names[at]!r}; a row is one image here.",
+            "Write a row for each image, with its label.",
+        )
     of_parts = _find_part_names(schema)
     hidden = schema.nested - schema.lists
     labels = [at for at in schema.class_names if at not in hidden and at not in of_parts]
@@ -156,7 +174,13 @@ def open_image_files(
             str(title),
             table.take_groups(rows),
         )
-    if notes := [*columns.notes, *table.notes]:
+    if isinstance(images, ImageColumn) and (slowness := images.explain_slowness()):
+        reporter.warn(f"{title}: {slowness}")
+    # The only column of images is no choice.
+    usual = (
+        f"images by the column {schema.names[columns.path]!r}" if len(schema.images) == 1 else ""
+    )
+    if notes := [note for note in (*columns.notes, *table.notes) if note != usual]:
         reporter.note(f"{title}: {'; '.join(notes)}.")
     return datasets
 

@@ -1,35 +1,80 @@
-"""Data at an address in a store: shards there, or what to do with something else."""
+"""Data at an address in a store: shards or columnar files there, or what to do with something else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from glob import has_magic
+from pathlib import Path, PurePosixPath
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.file_types import may_be_image
-from deitctl.data.readers.shard_names import find_shards
+from deitctl.data.readers.columnar_files import ARROW, PARQUET, sort_columnar_files
+from deitctl.data.readers.packed_shards import open_packed
+from deitctl.data.readers.parquet_table import open_columnar_files
+from deitctl.data.readers.read_options import ReadOptions
+from deitctl.data.readers.shard_names import BRACES, expand_braces, find_shards
 from deitctl.data.readers.tar import open_tars
-from deitctl.data.stores.address import get_name, hide_secrets, is_web, reveal
+from deitctl.data.stores.address import get_name, hide_secrets, is_web, redact, reveal
 from deitctl.data.stores.listing import list_addresses
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
+COLUMNAR = (PARQUET, ".pq", ARROW)
 SHARDS = "Shards are read where they are: FOLDER of tars, or FOLDER/x-{000000..000146}.tar."
 
 
-def open_address(ref: str, reporter: Reporter) -> tuple[str, Mapping[str, ImageDataset]]:
+def open_address(
+    ref: str, reporter: Reporter, options: ReadOptions
+) -> tuple[str, Mapping[str, ImageDataset]]:
     """Return the name of the data at an address, without secrets, and its images by split.
 
     Raises:
         DataError: nothing is there, it is not read from a store, or the store does not answer.
     """
     name = hide_secrets(ref)
+    if redact(ref).lower().endswith(COLUMNAR):
+        return name, _open_columnar(name, _list_files(reveal(ref)), reporter, options)
+    if not PurePosixPath(redact(ref)).suffix:
+        with suppress(OSError):  # there is no index, or the store does not say so
+            return name, open_packed(reveal(ref))
     try:
         shards = find_shards(reveal(ref))
     except FileNotFoundError as error:
+        if files := _list_columnar(reveal(ref)):
+            return name, _open_columnar(name, files, reporter, options)
         raise _explain(ref, name) from error
     if shards is None:
         raise DataError(f"{name} is not read from a store.", f"Copy it to a disk. {SHARDS}")
     return name, open_tars(shards, reporter)
+
+
+def _list_files(address: str) -> list[str]:
+    """Return the addresses that one in braces, or a pattern, means."""
+    if BRACES.search(address):
+        return expand_braces(address)
+    if is_web(address) or not has_magic(address):
+        return [address]
+    try:
+        return [file.address for file in list_addresses(address)]
+    except FileNotFoundError as error:
+        raise DataError(f"Nothing matches {redact(address)}.") from error
+
+
+def _list_columnar(folder: str) -> list[str]:
+    try:
+        return [file.address for file in list_addresses(folder, COLUMNAR)]
+    except FileNotFoundError:
+        return []
+
+
+def _open_columnar(
+    name: str, files: Sequence[str], reporter: Reporter, options: ReadOptions
+) -> Mapping[str, ImageDataset]:
+    """Open Parquet or Arrow files in a store: their footers, labels and names are read, no images."""
+    addresses = {Path(redact(file)): file for file in files}
+    parts = sort_columnar_files(name, list(addresses))
+    return open_columnar_files(name, parts, reporter, options, addresses)
 
 
 def _explain(ref: str, name: str) -> DataError:

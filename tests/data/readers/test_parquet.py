@@ -364,3 +364,71 @@ def test_a_split_that_begins_late_is_found(files, tmp_path, reporter):
         open_dataset(str(path), reporter)
     path = write_hub(tmp_path / "t.parquet", files, is_test=[0] * 30 + [1] * 6)
     assert len(open_dataset(str(path), reporter).test.labels) == 6
+
+
+def test_lists_of_images_are_refused_in_words(files, tmp_path, reporter):
+    images = [[{"bytes": file, "path": "x"}] * 2 for file in files]
+    write_hub(tmp_path / "t.parquet", files, image=images)
+    with pytest.raises(
+        DataError, match="lists of images in its column 'image'; a row is one image"
+    ):
+        open_all(tmp_path / "t.parquet", reporter)
+
+
+def test_the_hubs_usual_form_has_no_line(files, tmp_path, reporter):
+    open_all(write_hub(tmp_path / "t.parquet", files), reporter)
+    assert reporter.notes == []
+
+
+def test_a_cache_that_is_of_no_use_is_one_line(files, tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr(parquet_images, "CACHE_BYTES", 100)
+    write_hub(tmp_path / "t.parquet", files)
+    cache = BlockCache(str(tmp_path / "blocks"), 1000)
+    monkeypatch.setattr("deitctl.data.readers.parquet_table.get_cache", lambda: cache)
+    dataset = open_all(tmp_path / "t.parquet", reporter)
+    assert [dataset.read_bytes(n) for n in range(12)] == files
+    assert [w for w in reporter.warnings if "--cache-size makes it larger" in w]
+    monkeypatch.setattr(parquet_images, "can_write", lambda _: False)
+    open_all(tmp_path / "t.parquet", reporter)
+    assert [w for w in reporter.warnings if "cannot be written" in w and "--cache-dir" in w]
+
+
+def test_a_row_group_is_decoded_once_for_all_processes(files, tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr(parquet_images, "QUICK_ROWS", 0)
+    dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
+    copy = pickle.loads(pickle.dumps(dataset))  # another process's
+    decoded, decoded_by_copy = note_decoded(dataset, monkeypatch), note_decoded(copy, monkeypatch)
+    for index in np.random.default_rng(0).permutation(12).tolist():
+        assert dataset.read_bytes(index) == files[index]
+        assert copy.read_bytes(index) == files[index]
+    assert (sorted(decoded), decoded_by_copy) == ([0, 1, 2, 3], [])
+    assert dataset.blocks.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert dataset.num_cached_blocks >= 4
+
+
+def test_a_damaged_block_of_the_cache_is_written_anew(files, tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr(parquet_images, "QUICK_ROWS", 0)
+    dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
+    assert dataset.read_bytes(4) == files[4]
+    folder = dataset.images.cache.room.folder
+    blocks = [
+        block for block in folder.rglob("*") if block.stat().st_size > 1000 and block.is_file()
+    ]
+    for block in blocks:
+        data = bytearray(block.read_bytes())
+        data[len(data) // 2] ^= 1
+        block.write_bytes(data)
+    assert blocks
+    assert [dataset.read_bytes(n) for n in range(12)] == files
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert [copy.read_bytes(n) for n in range(12)] == files
+
+
+def test_sizes_of_many_images_are_found_once(tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr("deitctl.data.readers.image_sizes.MIN_IMAGES", 2)
+    images = [bytes(n) for n in range(1, 13)]
+    dataset = open_all(write_hub(tmp_path / "t.parquet", images), reporter)
+    assert dataset.read_sizes().tolist() == list(range(1, 13))
+    again = open_all(tmp_path / "t.parquet", reporter)
+    monkeypatch.setattr(again.images._blocks, "find", Mock(side_effect=AssertionError))
+    assert again.read_sizes().tolist() == list(range(1, 13))
