@@ -15,14 +15,16 @@ from deitctl.checks.issues import NUM_EXAMPLES, WARNING, Issue, Remedy, report
 from deitctl.config import TaskChoice
 from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import FileDataset, ImageDataset
-from deitctl.data.file_types import KIND_OF_EXTENSION, is_image_kind, reading_arrays
+from deitctl.data.file_types import KIND_OF_EXTENSION, get_extensions, is_image_kind, reading_arrays
 from deitctl.data.find_layout import find_layout
 from deitctl.data.layout import Layout, is_junk
 from deitctl.data.open import open_dataset
+from deitctl.data.open_file import OpenFile
 from deitctl.data.readers.folder import open_folder, open_folders
 from deitctl.data.readers.parquet_table import refuse_image_folder
-from deitctl.data.readers.shard_contents import iterate_files
-from deitctl.data.readers.table import is_table
+from deitctl.data.readers.shard_contents import iterate_files, scan_tar
+from deitctl.data.readers.tar_headers import DamagedTar
+from deitctl.data.readers.webdataset import has_samples
 from deitctl.data.several_labels import settle_labels
 from deitctl.data.sources import BUILT_IN, is_image_folder
 from deitctl.data.trees import FolderTree, NameTree, is_image_file
@@ -97,13 +99,13 @@ def survey(
                     for split in surveyed.splits
                 ]
             return _settle(surveyed, convert(task, TaskChoice, "task"), reporter)
-        is_tar = path.suffix.lower() == ".tar" and path.is_file()
+        is_tar = path.suffix.lower() == ".tar" and path.is_file() and _is_of_folders(path)
         issues = list(_check_tar(path)) if is_tar else []
     except OSError as error:
         raise DataError(f"{error.filename or ref} cannot be read: {error.strerror}.") from error
     try:
-        # How tables and Parquet files were read is no issue of their images.
-        messages = reporter if is_table(path) or path.is_dir() else quiet
+        # How tables, Parquet files and shards were read is no issue of their images.
+        messages = quiet if is_tar else reporter
         data = open_dataset(
             ref, messages, image_folder, task=task, with_missing=True, in_chans=in_chans
         )
@@ -302,6 +304,15 @@ def _report_other_files(by_extension: dict[str, _Names]) -> Iterator[Issue]:
         )
 
 
+def _is_of_folders(path: Path) -> bool:
+    """Whether a tar holds images as a folder does: no samples of WebDataset and no class tars."""
+    try:
+        contents = scan_tar(OpenFile(str(path)), get_extensions())
+    except (DamagedTar, OSError):  # opening it says so
+        return True
+    return not (contents.num_nested or has_samples([contents]))
+
+
 def _check_tar(path: Path) -> Iterator[Issue]:
     """Report what opening a tar leaves out: other files, and images outside class folders."""
     others: dict[str, _Names] = {}
@@ -313,8 +324,6 @@ def _check_tar(path: Path) -> Iterator[Issue]:
         else:
             names = others.setdefault(name.suffix.lower(), _Names())
         names.add(f"{path}:{name}")
-    if ".cls" in others or ".json" in others:  # samples of WebDataset, not class folders
-        return
     tree = NameTree(f"{folder}/.".lstrip("/") for folder in images)
     layout = find_layout(tree, str(path))
     yield from _report_layout(layout, [], f"{path}:")  # one folder around all is usual
