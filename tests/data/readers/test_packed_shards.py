@@ -36,6 +36,7 @@ from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
 from deitctl.packing.pack import pack
 from deitctl.recipes import RECIPES
+from tests.data.stores.web_server import serve
 
 COUNTS = {"train/ant": 5, "train/bee": 4, "val/ant": 1, "val/bee": 2}
 SHARD_SIZE = 18_000
@@ -379,3 +380,15 @@ def test_a_pack_of_an_earlier_version_is_named(tmp_path, reporter):
         (tmp_path / name).write_bytes(b"deitctl pack 2\n" + bytes(100))
         with pytest.raises(DataError, match="was packed by an earlier version of deitctl"):
             open_dataset(str(tmp_path / name), reporter)
+
+
+def test_packed_shards_on_a_web_server_are_found_by_their_index(packed, reporter):
+    """A server lists no folders; one request for the index, then ranges of samples."""
+    expected = {name: everything(dataset) for name, dataset in open_packed(packed).items()}
+    with serve() as server:
+        server.files = {f"/x/{file.name}": file.read_bytes() for file in packed.iterdir()}
+        parts = open_dataset(f"{server.url}/x", reporter).list_parts()
+        assert {name: everything(dataset) for name, dataset in parts.items()} == expected
+        server.files["/x/val-000000.tar"] += bytes(512)
+        with pytest.raises(DataError, match=r"val-000000\.tar has [\d,]+ bytes, and had"):
+            open_dataset(f"{server.url}/x", reporter)
