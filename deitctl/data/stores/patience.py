@@ -77,7 +77,8 @@ def read_from_store(
             pause_s = _choose_pause(attempt, error)
             waited_s = time.monotonic() - start
             reason = describe(error)
-            if waited_s + pause_s > patience_s:
+            pause_s = min(pause_s, patience_s - waited_s)
+            if pause_s <= 0:
                 raise StoreLost(
                     f"{name} cannot be read: its store has not answered for {waited_s:.0f} s "
                     f"({reason}).",
