@@ -26,6 +26,7 @@ PACKAGES = (
         "launchers",
         "names",
         "sizes",
+        "byte_sizes",
         "threads",
     ),
     ("device", "distributed", "free_memory", "lock", "rng"),
