@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deitctl.threads import AHEAD, DaemonThreads
+from deitctl.threads import AHEAD, NUM_TRIED, NUM_WAITING, DaemonThreads, map_patiently
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -50,3 +50,36 @@ def test_the_end_waits_for_nothing_and_begins_nothing():
     hold.set()
     futures[0].result(5)
     assert begun == [0]
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "num_threads", "num_used"), [(0.0, 1, 1), (0.0, 3, 3), (5e-4, 1, NUM_WAITING)]
+)
+def test_what_is_waited_for_is_waited_for_by_many_threads(
+    pause_s: float, num_threads: int, num_used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[int] = set()
+    if not pause_s:  # work, also where other programs take the core
+        monkeypatch.setattr(time, "thread_time", time.perf_counter)
+
+    def work(n: int) -> int:
+        used.add(threading.get_ident())
+        time.sleep(pause_s or 0.001)
+        return n * n
+
+    count = 4 * NUM_TRIED
+    results = map_patiently(work, range(count), num_threads=num_threads)
+    assert list(results) == [n * n for n in range(count)]
+    others = used - {threading.get_ident()}
+    assert len(others) == (num_used if num_used > 1 else 0)
+
+
+def test_an_error_is_raised_from_many_threads_too() -> None:
+    def work(n: int) -> float:
+        time.sleep(5e-4)
+        return 1 / (200 - n)
+
+    results = map_patiently(work, range(300))
+    assert [next(results) for _ in range(200)] == [1 / (200 - n) for n in range(200)]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

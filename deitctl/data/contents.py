@@ -7,23 +7,18 @@ Splits, near duplicates, split.csv and fingerprints need the same: on a file ser
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.decode import is_deep
-from deitctl.threads import DaemonThreads
+from deitctl.threads import map_patiently
 
-NUM_THREADS = 32
-"""That wait for a file server at a time, whatever the cores."""
 NUM_AT_A_TIME = 256
-"""Files of a task of a thread."""
-SLOW_S = 100e-6
-"""Of a look at a file's size, from which on threads look: a local disk's takes 2 microseconds, which a
-thread would double."""
+"""Files whose sizes a thread looks up at a time: to start a thread on one takes longer than a look."""
 
 
 class Fingerprint(NamedTuple):
@@ -75,19 +70,11 @@ class Contents:
     ) -> NDArray[np.int64]:
         """Return the sizes of images as `find_size`, read by many threads where one read takes long."""
         missing = indices[self._sizes[indices] < 0]
-        parts = [missing[at : at + NUM_AT_A_TIME] for at in range(0, len(missing), NUM_AT_A_TIME)]
-
-        def read_part(part: NDArray[np.int64]) -> None:
-            self._sizes[part] = [read(index) for index in part.tolist()]
-
-        while parts:
-            part, start = parts.pop(), time.perf_counter()
-            read_part(part)
-            if parts and time.perf_counter() - start > SLOW_S * len(part):
-                with DaemonThreads(NUM_THREADS) as threads:
-                    for _ in threads.map(read_part, parts):
-                        pass
-                break
+        parts = np.split(missing, range(NUM_AT_A_TIME, len(missing), NUM_AT_A_TIME))
+        sizes = map_patiently(
+            lambda part: [read(index) for index in part.tolist()], parts, num_units=NUM_AT_A_TIME
+        )
+        self._sizes[missing] = list(chain.from_iterable(sizes))
         return self._sizes[indices]
 
 

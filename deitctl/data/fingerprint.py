@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from deitctl.data.bands import BANDS_VERSION
-from deitctl.data.contents import NUM_THREADS, Fingerprint
+from deitctl.data.contents import Fingerprint
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import DEEP_VERSION
 from deitctl.data.splits import list_relative_paths
@@ -27,7 +27,7 @@ from deitctl.errors import DataError, ModelError
 from deitctl.events import Reporter, track
 from deitctl.models.checkpoint_io import CONFIG
 from deitctl.paths import read_json
-from deitctl.threads import DaemonThreads
+from deitctl.threads import map_patiently
 
 MAX_READ = 1 << 30
 """Bytes of images up to which all are hashed; of larger datasets all sizes, and the content of
@@ -62,12 +62,11 @@ def fingerprint_dataset(dataset: ImageDataset, reporter: Reporter) -> str:
         range(count) if read_all else np.linspace(0, count - 1, NUM_SAMPLED).astype(int).tolist()
     )
     has_deep_images = False
-    with DaemonThreads(NUM_THREADS) as threads:
-        images = threads.map(lambda index: _fingerprint_image(dataset, index), sample)
-        for image in track(images, reporter, "fingerprint the data", len(sample)):
-            # An unreadable image is part of the data: repairing it changes the training set.
-            digest.update(image.sha256 if image is not None else b"unreadable")
-            has_deep_images = has_deep_images or (image is not None and image.is_deep)
+    images = map_patiently(lambda index: _fingerprint_image(dataset, index), sample)
+    for image in track(images, reporter, "fingerprint the data", len(sample)):
+        # An unreadable image is part of the data: repairing it changes the training set.
+        digest.update(image.sha256 if image is not None else b"unreadable")
+        has_deep_images = has_deep_images or (image is not None and image.is_deep)
     # What decides the pixels of images of more than 8 bits beside their files.
     value_range = "" if dataset.value_range == NO_RANGE else write_range(dataset.value_range)
     if has_deep_images or value_range:

@@ -22,7 +22,7 @@ from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.errors import DataError
 from deitctl.paths import open_regular, write_bytes
 from deitctl.settings import read_toml
-from deitctl.threads import DaemonThreads
+from deitctl.threads import map_patiently
 
 SPLIT_FILE = "split.csv"
 COLUMNS = ["path", "label", "split", "part", "bytes", "digest"]
@@ -119,22 +119,21 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
     rows = csv.writer(text, lineterminator="\n")
     is_multilabel = train.is_multilabel
     rows.writerow(SEVERAL_COLUMNS if is_multilabel else COLUMNS)
-    with DaemonThreads(count_cores()) as threads:
-        for split, dataset, bytes_ in zip(("train", "val"), (train, val), sizes, strict=True):
-            labels = (
-                json.dumps(names, ensure_ascii=False) if is_multilabel else names[0]
-                for names in name_labels(dataset)
-            )
-            part = ALL if val.is_held_out else split
-            digests = (
-                threads.map(dataset.digest, range(len(bytes_)))
-                if has_digests
-                else [0] * len(bytes_)
-            )
-            for path, label, size, digest in zip(
-                list_relative_paths(dataset), labels, bytes_, digests, strict=True
-            ):
-                rows.writerow((path, label, split, part, size, f"{digest:x}"))
+    for split, dataset, bytes_ in zip(("train", "val"), (train, val), sizes, strict=True):
+        labels = (
+            json.dumps(names, ensure_ascii=False) if is_multilabel else names[0]
+            for names in name_labels(dataset)
+        )
+        part = ALL if val.is_held_out else split
+        digests = (
+            map_patiently(dataset.digest, range(len(bytes_)), num_threads=count_cores())
+            if has_digests
+            else [0] * len(bytes_)
+        )
+        for path, label, size, digest in zip(
+            list_relative_paths(dataset), labels, bytes_, digests, strict=True
+        ):
+            rows.writerow((path, label, split, part, size, f"{digest:x}"))
     write_bytes(folder / SPLIT_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
