@@ -55,6 +55,8 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         """Keep `end`, a stream socket; with a timeout if there is something to do while nothing comes."""
         self.end = end
+        self.is_within_message = False
+        """Whether a message may have been received in part, or be no object."""
 
     def send(self, value: object) -> None:
         """Send a picklable object; its large tensors and arrays are not copied into the pickle."""
@@ -84,7 +86,7 @@ class Channel:
     def receive(
         self, note_alive: Callable[[], None] = _wait_on, wait: Callable[[], None] = _wait_on
     ) -> Any:
-        """Return the next object; after any exception but of what it is made of, no other can be received.
+        """Return the next object; after an exception within a message no other can be received.
 
         Args:
             note_alive: called where the other end says that work goes on.
@@ -100,14 +102,19 @@ class Channel:
             if kind == INLINE:
                 data = bytearray(size)
                 self._receive_into(memoryview(data), wait)
-                return unpickle(memoryview(data), num_blocks)
+                value = unpickle(memoryview(data), num_blocks)
+                self.is_within_message = False
+                return value
             if kind == FILE:
                 if not descriptors:  # the system drops what it has no room for
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 try:
-                    return unpickle(memoryview(mmap.mmap(descriptors[0], size)), num_blocks)
+                    value = unpickle(memoryview(mmap.mmap(descriptors[0], size)), num_blocks)
                 finally:
                     os.close(descriptors[0])
+                self.is_within_message = False
+                return value
+            self.is_within_message = False
             note_alive()
 
     def _send_in_file(self, message: Message) -> bool:
@@ -142,6 +149,7 @@ class Channel:
 
     def _receive_header(self, wait: Callable[[], None]) -> tuple[bytes, list[int]]:
         while True:
+            self.is_within_message = True
             try:
                 if hasattr(socket, "recv_fds"):
                     data, descriptors, _, _ = socket.recv_fds(self.end, HEADER.size, 1)
@@ -149,6 +157,7 @@ class Channel:
                     data, descriptors = self.end.recv(HEADER.size), []
                 break
             except TimeoutError:
+                self.is_within_message = False
                 wait()
             except ConnectionError as error:
                 raise EOFError from error

@@ -51,6 +51,7 @@ class LoaderPool:
         self._loaders: list[Loader] = []
         self._processes = ExitStack()
         self._is_broken = False
+        """Whether a message to or from a process has broken off, so that none of them can be used again."""
 
     def __contains__(self, loading: Loading[Any, Any, Any]) -> bool:
         """Return whether the processes make these batches."""
@@ -83,8 +84,11 @@ class LoaderPool:
         wait: Callable[[], None],
     ) -> Promise:
         """Send the keys of a batch to a process; `wait` is called about once a second, and may raise."""
-        with self._notice_break():
+        try:
             return loader.send(self.loadings.index(loading), keys, wait)
+        except BaseException:
+            self._is_broken = True
+            raise
 
     def receive(
         self, promise: Promise, note_alive: Callable[[], None], wait: Callable[[], None]
@@ -103,18 +107,13 @@ class LoaderPool:
             # Also of those whose turn it is not yet: a step may take long.
             if not loader.process.is_alive():
                 raise explain_end(loader.process.exitcode)
-        with self._notice_break():
-            promise.loader.receive(promise, note_alive, wait)
-        return promise.batch
-
-    @contextmanager
-    def _notice_break(self) -> Iterator[None]:
-        """Note an exception in a message, of which the rest would be read as the next one."""
         try:
-            yield
+            promise.loader.receive(promise, note_alive, wait)
         except BaseException:
-            self._is_broken = True
+            # The rest of a message would be read as the next one.
+            self._is_broken |= promise.loader.channel.is_within_message
             raise
+        return promise.batch
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -103,21 +102,20 @@ def test_an_exception_of_one_stream_is_not_the_others():
         assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
 
 
-class Stop(Exception):
-    pass
+class Unreadable:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
 
 
-def test_processes_that_were_left_within_a_batch_are_replaced():
-    """A signal's exception may come between the halves of a message."""
-
-    def stop() -> None:
-        raise Stop
-
-    waiting: Functions[int, object, list[object]] = Functions(lambda _: signal.pause(), list)
-    with closing(LoaderPool([waiting, NEGATE], 2)) as pool:
-        hanging = stream_from(pool, waiting, batched_range(8, 4), pause=stop)
-        with pytest.raises(Stop):
-            next(hanging)
+def test_processes_are_replaced_where_a_message_was_not_received_in_full():
+    unreadable: Functions[int, Unreadable, list[Unreadable]] = Functions(
+        lambda _: Unreadable(), list
+    )
+    with closing(LoaderPool([unreadable, NEGATE], 2)) as pool:
+        with pytest.raises(ValueError, match="invalid literal"):
+            next(stream_from(pool, unreadable, batched_range(8, 4)))
         pids = list_pids()
         assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
         assert not pids & list_pids()
