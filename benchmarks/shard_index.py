@@ -1,13 +1,14 @@
 """Index of a data set of ImageNet's size in WebDataset shards: seconds, bytes, memory of loaders.
 
-`python benchmarks/shard_index.py --samples 1280000 --shards 1281`: writes synthetic shards, whose images are
-holes of 110 KB (no disk), then opens them by headers and by the index, compares a part with webdataset's own
+`python benchmarks/shard_index.py --samples 1280000 --shards 1281`: writes synthetic shards, whose images
+are 110 KB of mostly holes, then opens them by headers and by the index, compares a part with webdataset's own
 pass, and reads at random in processes whose memory it measures. All that it writes is deleted.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -20,9 +21,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from deitctl.data.index import get_index_path
 from deitctl.data.open import open_dataset
+from deitctl.data.training_data import Source, open_for_training
 from deitctl.events import SilentReporter
 
 IMAGE_BYTES = 110_000
@@ -50,17 +53,25 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
+def make_image() -> bytes:
+    """Return a JPEG, which zeros may follow."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (90, 120, 60)).save(file, "jpeg")
+    return file.getvalue()
+
+
 def write_shard(path: Path, numbers: range) -> None:
     """Write a shard by its headers: `.cls`, an image that is a hole, `.json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    image = make_image()
     with path.open("wb") as file:
         at = 0
         for number in numbers:
             key, label = f"n{number % 1000:08d}_{number}", number % 1000
             info = json.dumps({"filename": f"n{label:08d}/{key}.JPEG", "label": label}).encode()
-            for suffix, data in (("cls", b"%d" % label), ("jpg", b""), ("json", info)):
+            for suffix, data in (("cls", b"%d" % label), ("jpg", image), ("json", info)):
                 header = tarfile.TarInfo(f"{key}.{suffix}")
-                header.size = len(data) or IMAGE_BYTES
+                header.size = IMAGE_BYTES if suffix == "jpg" else len(data)
                 file.seek(at)
                 file.write(header.tobuf(tarfile.USTAR_FORMAT) + data)
                 at += 512 + -(-header.size // 512) * 512
@@ -81,6 +92,9 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         dataset = open_dataset(str(folder), SilentReporter()).unsplit
         results[f"open_by_{name}_process_s"] = round(seconds_of_all_processes() - start, 2)
         results[f"open_by_{name}_wall_s"] = round(time.perf_counter() - wall, 2)
+    start = time.process_time()
+    open_for_training(Source(str(folder)), reporter=SilentReporter())
+    results["open_for_training_process_s"] = round(time.process_time() - start, 2)
     assert dataset is not None
     assert len(dataset.labels) == args.samples
     (index,) = get_index_path(folder).parent.iterdir()
