@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_overloads, overload
 
-from deitctl.config import TEACHER_SETTINGS
+from deitctl.config import EXTRA_SETTINGS, TEACHER_SETTINGS
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter, SilentReporter
 from deitctl.settings import convert, dotted_name, list_options
@@ -70,6 +70,8 @@ OF_NAMED_DATA = (
     "fold",
     "image_folder",
     "value_range",
+    "extra_data",
+    "extra_weight",
 )
 """Settings that say how data is read which the settings name."""
 NO_SETTINGS = ("overrides", "reporter", "resume", "more_epochs", "config")
@@ -107,6 +109,8 @@ def train(
     task: TaskChoice | None = None,
     split_seed: int | None = None,
     fraction: float | None = None,
+    extra_data: PathLike | Sequence[PathLike] | None = None,
+    extra_weight: float | Sequence[float] | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -204,6 +208,8 @@ def distill(
     task: TaskChoice | None = None,
     split_seed: int | None = None,
     fraction: float | None = None,
+    extra_data: PathLike | Sequence[PathLike] | None = None,
+    extra_weight: float | Sequence[float] | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -355,6 +361,8 @@ def cache_teacher(
     task: TaskChoice | None = None,
     split_seed: int | None = None,
     fraction: float | None = None,
+    extra_data: PathLike | Sequence[PathLike] | None = None,
+    extra_weight: float | Sequence[float] | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -439,6 +447,8 @@ def rank_teachers(
     task: TaskChoice | None = None,
     split_seed: int | None = None,
     fraction: float | None = None,
+    extra_data: PathLike | Sequence[PathLike] | None = None,
+    extra_weight: float | Sequence[float] | None = None,
     group_by: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
@@ -789,7 +799,11 @@ def _collect(arguments: Mapping[str, Any], *, distilled: bool = False) -> _Reque
             continue
         if keyword in keywords:
             name = keywords[keyword]
-            if name in TEACHER_SETTINGS and isinstance(value, list):  # of several teachers
+            if name in EXTRA_SETTINGS:
+                settings[name] = (
+                    [value] if isinstance(value, str | Path | int | float) else [*value]
+                )
+            elif name in TEACHER_SETTINGS and isinstance(value, list):  # of several teachers
                 settings[name] = [_spell(part, name in texts, keyword) for part in value]
             else:
                 settings[name] = _spell(value, name in texts, keyword)

@@ -109,7 +109,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
                 f"--set {text!r} is not key=value.", "Example: --set optim.weight_decay=0.1"
             )
         name = dotted_name(key)
-        if name in ("data", "image_folder", "seed", "model", "weights", "output_dir"):
+        if name in ("data", "image_folder", "extra_data", "seed", "model", "weights", "output_dir"):
             raise ConfigError(
                 f"--set {key} is not possible.",
                 f"Use the command's own argument or option for {key}.",

@@ -21,6 +21,7 @@ from deitctl.api import FUNCTIONS
 from deitctl.cli import completion
 from deitctl.config import (
     EVERYDAY,
+    EXTRA_SETTINGS,
     MACHINE,
     MODEL_HELP,
     OPTIMIZATION,
@@ -146,7 +147,8 @@ def setting_option(keyword: str, *, default: str | None, panel: str | None, **de
         if keyword == "device" and not re.fullmatch(r"cuda:\d+", value):
             _require(flag, value, DEVICES)
         with blame_command_line():
-            require_range(setting, convert(value, setting.kind, flag), flag)
+            kind = get_args(setting.kind)[0] if keyword in EXTRA_SETTINGS else setting.kind
+            require_range(setting, convert(value, kind, flag), flag)
 
     return option(
         setting.flag,
@@ -436,6 +438,8 @@ def _annotate(keyword: str) -> Any:
     default = setting.option.default or (str(fixed) if has_default else "")
     info = setting_option(keyword, default=default, panel=setting.option.panel)
     is_text = get_origin(kind) is Literal or kind == ImageSize  # which a parser reads
+    if setting.name in EXTRA_SETTINGS:
+        return Annotated[list[get_args(kind)[0]] | None, info]  # type: ignore[misc]
     if setting.name in TEACHER_SETTINGS:  # once for each of several teachers
         return Annotated[list[str] | None, info]
     return Annotated[(str if is_text else kind) | None, info]

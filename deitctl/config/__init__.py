@@ -33,6 +33,7 @@ from deitctl.config.option import (
 )
 from deitctl.config.recipe import AslConfig, BceConfig, ProgressiveResize, Recipe
 from deitctl.config.train import (
+    EXTRA_SETTINGS,
     MACHINE_SETTINGS,
     PLACES,
     OrderChoice,
@@ -44,6 +45,7 @@ from deitctl.config.train import (
 __all__ = [
     "AVERAGE_TAU",
     "EVERYDAY",
+    "EXTRA_SETTINGS",
     "MACHINE",
     "MACHINE_SETTINGS",
     "MAX_CHANS",

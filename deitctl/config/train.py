@@ -92,6 +92,22 @@ class TrainConfig:
             le=1,
         ),
     ] = 1.0
+    extra_data: Annotated[
+        tuple[str, ...],
+        Option(
+            "Other images to train on, of the classes of DATA; repeat for several sources. None is validated on.",
+            EVERYDAY,
+        ),
+    ] = ()
+    extra_weight: Annotated[
+        tuple[float, ...],
+        Option(
+            "How many times an epoch shows an image of each --extra-data, 0.5 or 3 for example; repeat. Default: once.",
+            EVERYDAY,
+            gt=0,
+            le=1000,
+        ),
+    ] = ()
     data_order: Annotated[
         OrderChoice,
         Option(
@@ -232,5 +248,8 @@ MACHINE_SETTINGS = (
 )
 """Settings that may change when a run is resumed: where and how it runs, not what it learns."""
 
-PLACES = ("data", "image_folder", "distill.unlabelled")
+EXTRA_SETTINGS = ("extra_data", "extra_weight")
+"""Settings that are named once for each of several sources."""
+
+PLACES = ("data", "image_folder", "extra_data", "distill.unlabelled")
 """Settings that say where a run's images lie, which may be moved before it is resumed."""

@@ -96,6 +96,11 @@ class ImageDataset(ABC):
         return None
 
     @property
+    def is_extra(self) -> NDArray[np.bool_] | None:
+        """Which images are of a source beside the data itself, [N]; None: none is."""
+        return None
+
+    @property
     def blocks(self) -> NDArray[np.int32] | None:
         """Number of the block that each image is read with, [N]: a row group, a whole remote shard.
 
@@ -305,6 +310,11 @@ class Subset(ImageDataset):
         return None if weights is None else weights[self.indices]
 
     @property
+    def is_extra(self) -> NDArray[np.bool_] | None:
+        is_extra = self.dataset.is_extra
+        return None if is_extra is None else is_extra[self.indices]
+
+    @property
     def blocks(self) -> NDArray[np.int32] | None:
         blocks = self.dataset.blocks
         return None if blocks is None else blocks[self.indices]
@@ -368,7 +378,8 @@ class JoinedDataset(ImageDataset):
     ends: NDArray[np.int64]
     """Number of images in each dataset and those before it."""
     part_weights: tuple[float, ...] = ()
-    """How many times an image of each dataset comes in an epoch; empty: as the dataset has it."""
+    """How many times an image of each dataset comes in an epoch: the first is the data itself, the others
+    are extra; empty: they are parts of one source."""
 
     @property
     def group_names(self) -> Sequence[str] | None:  # type: ignore[override]
@@ -399,6 +410,17 @@ class JoinedDataset(ImageDataset):
         for part, start, end, factor in zip(parts, starts, self.ends, factors, strict=True):
             weights[start:end] = factor if part is None else factor * part
         return weights
+
+    @property
+    def is_extra(self) -> NDArray[np.bool_] | None:
+        parts = [part.is_extra for part in self.datasets]
+        if all(part is None for part in parts) and not self.part_weights:
+            return None
+        is_extra, start = np.zeros(len(self.labels), np.bool_), 0
+        for number, (part, end) in enumerate(zip(parts, self.ends.tolist(), strict=True)):
+            is_extra[start:end] = bool(self.part_weights) and number > 0 if part is None else part
+            start = end
+        return is_extra
 
     @property
     def blocks(self) -> NDArray[np.int32] | None:
@@ -525,6 +547,12 @@ def select(dataset: ImageDataset, indices: Sequence[int] | NDArray[np.int64]) ->
     # An array, not a list: forked workers would copy a list's pages by counting references.
     index = np.asarray(indices, dtype=np.int64)
     return Subset(dataset, index, dataset.labels[index], dataset.class_names)
+
+
+def select_own(dataset: ImageDataset) -> ImageDataset:
+    """Return the images of the data itself, without those of other sources."""
+    is_extra = dataset.is_extra
+    return dataset if is_extra is None else select(dataset, np.flatnonzero(~is_extra))
 
 
 def find_folder(dataset: ImageDataset) -> str | None:

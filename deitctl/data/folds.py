@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset, Labels, Subset
+from deitctl.data.extra import add_extra
 from deitctl.data.fraction import take_fraction
 from deitctl.data.group_names import MAX_NAMED, name_groups
 from deitctl.data.groups import join_duplicates, number_groups
@@ -42,14 +43,22 @@ class FoldedData:
     """Share of the training images of each fold that is used, see `take_fraction`."""
     seed: int = 0
     """Of that choice."""
+    extra: tuple[ImageDataset, ...] = ()
+    """Training images of every fold that are of other sources, one after the other."""
+    extra_weight: tuple[float, ...] = ()
+    """How many times the images of each source come in an epoch; empty: once."""
     unlabeled: ImageDataset | None = None
     """Training images of every fold that have no labels."""
     uses_rest: bool = False
     """Whether the training images that the fraction leaves out are used without labels."""
 
     def list_datasets(self) -> list[ImageDataset]:
-        """Return all images, those without labels behind."""
-        return [self.images, *([] if self.unlabeled is None else [self.unlabeled])]
+        """Return all images, those of other sources and those without labels behind."""
+        return [
+            self.images,
+            *self.extra,
+            *([] if self.unlabeled is None else [self.unlabeled]),
+        ]
 
     def split(self, fold: int) -> tuple[ImageDataset, Subset]:
         """Return the training and validation images of the run of a fold, from 1."""
@@ -59,6 +68,7 @@ class FoldedData:
         others = Subset(self.images, train, labels[train], names)
         labeled = take_fraction(others, self.fraction, self.seed)
         unlabeled = take_rest(others, labeled) if self.uses_rest else self.unlabeled
+        labeled = add_extra(labeled, self.extra, self.extra_weight)
         return (
             labeled if unlabeled is None else add_unlabeled(labeled, unlabeled),
             Subset(self.images, val, labels[val], names, holds_out=True),

@@ -1,10 +1,10 @@
 """What a run folder says about its data: which data it was, and which images were for what.
 
 `split.csv` has a row `path,label,split,part,bytes,digest` for every image: its path below its part
-of the data, its class, `train` or `val`, that part (`all` if the run has split the data), and by
-what the image is recognized wherever the data lies. Names alone would not do: cameras and tools
-number images from one in every folder. Of several labels an image the second column is `labels`, of
-JSON lists.
+of the data, its class, `train` or `val`, that part (`all` if the run has split the data, `extra` of
+another source), and by what the image is recognized wherever the data lies. Names alone would not
+do: cameras and tools number images from one in every folder. Of several labels an image the second
+column is `labels`, of JSON lists.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset, name_labels
+from deitctl.data.dataset import ImageDataset, name_labels, select_own
 from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.errors import DataError
 from deitctl.paths import open_regular, write_bytes
@@ -25,6 +27,8 @@ from deitctl.settings import read_toml
 from deitctl.threads import map_patiently
 
 SPLIT_FILE = "split.csv"
+EXTRA = "extra"
+"""Part of the rows of training images of other sources."""
 COLUMNS = ["path", "label", "split", "part", "bytes", "digest"]
 SEVERAL_COLUMNS = [COLUMNS[0], "labels", *COLUMNS[2:]]
 """Where an image has several labels."""
@@ -48,10 +52,17 @@ class SplitRows:
     splits: Sequence[str]
     """`train` or `val`."""
     parts: Sequence[str]
-    """The part of the data that the path is below: `all`, `train` or `val`."""
+    """The part of the data that the path is below: `all`, `train` or `val`; `extra`: of another source."""
     num_bytes: Sequence[int]
     digests: Sequence[int]
     """See `ImageDataset.digest`; 0 where there is none."""
+
+    def take(self, *, extra: bool) -> SplitRows:
+        """Return the rows of images of other sources, or those of the data itself."""
+        numbers = [n for n, part in enumerate(self.parts) if (part == EXTRA) == extra]
+        if len(numbers) == len(self.parts):
+            return self
+        return SplitRows(*([getattr(self, f.name)[n] for n in numbers] for f in fields(self)))
 
     @property
     def is_held_out(self) -> bool:
@@ -107,9 +118,13 @@ def read_run_data(folder: Path) -> RunData | None:
 def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
     """Write split.csv; raise `DiskError` if that fails.
 
-    Not for more than `MAX_ROWS` images that the data itself has split.
+    Not for more than `MAX_ROWS` images that the data itself has split. Images of other sources are listed
+    where they leave their digests to the data's own.
     """
     count = len(train.labels) + len(val.labels)
+    if count > MAX_DIGESTS and train.is_extra is not None:
+        train = select_own(train)
+        count = len(train.labels) + len(val.labels)
     if count > MAX_ROWS and not val.is_held_out:
         (folder / SPLIT_FILE).unlink(missing_ok=True)  # of a run that was killed at its start
         return
@@ -124,16 +139,17 @@ def write_split(folder: Path, train: ImageDataset, val: ImageDataset) -> None:
             json.dumps(names, ensure_ascii=False) if is_multilabel else names[0]
             for names in name_labels(dataset)
         )
-        part = ALL if val.is_held_out else split
+        part, is_extra = ALL if val.is_held_out else split, dataset.is_extra
+        part_of = [part] * len(bytes_) if is_extra is None else np.where(is_extra, EXTRA, part)
         digests = (
             map_patiently(dataset.digest, range(len(bytes_)), num_threads=count_cores())
             if has_digests
             else [0] * len(bytes_)
         )
-        for path, label, size, digest in zip(
-            list_relative_paths(dataset), labels, bytes_, digests, strict=True
+        for path, label, its_part, size, digest in zip(
+            list_relative_paths(dataset), labels, part_of, bytes_, digests, strict=True
         ):
-            rows.writerow((path, label, split, part, size, f"{digest:x}"))
+            rows.writerow((path, label, split, its_part, size, f"{digest:x}"))
     write_bytes(folder / SPLIT_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -180,5 +196,7 @@ def _read_names(text: str) -> tuple[str, ...]:
 
 def _is_row(row: Sequence[str]) -> bool:
     return (
-        len(row) == len(COLUMNS) and row[2] in ("train", "val") and row[3] in (ALL, "train", "val")
+        len(row) == len(COLUMNS)
+        and row[2] in ("train", "val")
+        and row[3] in (ALL, EXTRA, "train", "val")
     )

@@ -67,6 +67,7 @@ def match_run(ref: str, parts: Mapping[str, ImageDataset], run: RunData) -> RunM
     rows = run.rows
     if rows is None:
         return RunMatch(run, is_same_place, is_same_place, None, None)
+    extra_rows, rows = rows.take(extra=True), rows.take(extra=False)
     row_of = _find_rows(parts, rows, is_same_place)
     found_rows = np.unique(np.concatenate([np.zeros(0, np.int64), *row_of.values()]))
     num_found = int((found_rows >= 0).sum())
@@ -79,6 +80,9 @@ def match_run(ref: str, parts: Mapping[str, ImageDataset], run: RunData) -> RunM
     # A last entry for images that have no row.
     trained_on = np.array([*(s == "train" for s in rows.splits), False], np.bool_)
     masks = {name: trained_on[numbers] for name, numbers in row_of.items()}
+    if extra_rows.paths:
+        for name, numbers in _find_rows(parts, extra_rows, is_same_place=False).items():
+            masks[name] = masks[name] | (numbers >= 0)
     is_known = is_own or all((numbers >= 0).all() for numbers in row_of.values())
     is_known |= any(mask.any() for mask in masks.values())
     return RunMatch(run, is_same_place, is_own, split, masks if is_known else None)
@@ -92,9 +96,9 @@ def apply_split(dataset: ImageDataset, run: RunData, ref: str) -> AppliedSplit:
         run: the run, which has rows.
         ref: the data, as the user names it.
     """
-    rows = run.rows
-    if rows is None:
+    if run.rows is None:
         raise ValueError(f"{run.folder} does not say how it split its data")
+    rows = run.rows.take(extra=False)
     return _apply_rows(dataset, _find_rows({"": dataset}, rows, is_place_of(run, ref))[""], rows)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import ImageDataset, join
+from deitctl.data.extra import add_extra, choose_extra, describe_extra, require_other_source
 from deitctl.data.file_types import reading_arrays
 from deitctl.data.folds import FoldedData, split_folds
 from deitctl.data.fraction import take_fraction
@@ -66,6 +67,10 @@ class Source:
     """Training images without labels, see `open_unlabeled`; `rest`: those that the fraction leaves out."""
     in_chans: int = 0
     """Channels of the model; images are read as RGB for 1, 3 and 0, else by their bands."""
+    extra_data: tuple[str, ...] = ()
+    """Other sources of training images, see `choose_extra`."""
+    extra_weight: tuple[float, ...] = ()
+    """How many times the images of each come in an epoch; empty: once."""
     cache_dir: str = ""
     """Folder of the cache, see `reading_stores`."""
     cache_size: str = ""
@@ -88,6 +93,8 @@ class Source:
             config.fraction,
             config.distill.unlabelled if config.distill else "",
             config.recipe.in_chans,
+            extra_data=config.extra_data,
+            extra_weight=config.extra_weight,
             cache_dir=config.cache_dir,
             cache_size=config.cache_size,
             has_teacher=config.distill is not None,
@@ -164,17 +171,37 @@ def _open_for_training(
             f"{'have labels' if source.unlabelled == REST else 'are used'}, fraction {source.fraction:g} of "
             f"every class{'; the teacher alone labels the others' if source.unlabelled == REST else ''}."
         )
+    compared = (train, val)
+    if source.folds and parts.keys() & {"", "train"}:  # as `open_folds`: each is validated on
+        folded = parts[""] if "" in parts else parts["train"]
+        compared = (folded, folded)
+    extra = _open_extra(source, data.name, train, compared[1], reporter)
+    all_labeled = add_extra(train, extra, source.extra_weight)
     if source.unlabelled == REST and goes_on and unsplit is not None:
-        return add_unlabeled(train, take_rest(unsplit, train, val)), val
+        return add_unlabeled(all_labeled, take_rest(unsplit, train, val)), val
     if source.unlabelled == REST:
-        return add_unlabeled(train, take_rest(all_train, train)), val
+        return add_unlabeled(all_labeled, take_rest(all_train, train)), val
     if source.unlabelled:
-        compared = (train, val)
-        if source.folds and parts.keys() & {"", "train"}:  # as `open_folds`: each is validated on
-            folded = parts[""] if "" in parts else parts["train"]
-            compared = (folded, folded)
-        train = add_unlabeled(train, _open_unlabeled(source, data.name, *compared, reporter))
-    return train, val
+        unlabeled = _open_unlabeled(source, data.name, *compared, reporter)
+        return add_unlabeled(all_labeled, unlabeled), val
+    return all_labeled, val
+
+
+def _open_extra(
+    source: Source, name: str, train: ImageDataset, val: ImageDataset, reporter: Reporter
+) -> tuple[ImageDataset, ...]:
+    """Return the training images of each source beside the data, none of which is a validation image."""
+    extra = []
+    weights = source.extra_weight or (1.0,) * len(source.extra_data)
+    for ref, weight in zip(source.extra_data, weights, strict=True):
+        require_other_source(ref, name)
+        with reading_stores(source.cache_dir, source.cache_size, reporter):
+            data = open_dataset(ref, reporter, in_chans=source.in_chans)
+        images = choose_extra(data, ref, train, val, reporter)
+        require_images(images, "train", ref, reporter)
+        reporter.note(describe_extra(images, ref, weight))
+        extra.append(images)
+    return tuple(extra)
 
 
 def _require_rest(source: Source) -> None:
@@ -227,6 +254,9 @@ def _open_folds(source: Source, reporter: Reporter) -> FoldedData:
             "class is used."
         )
     folded = replace(folded, fraction=source.fraction, seed=source.split_seed)
+    if source.extra_data:
+        extra = _open_extra(source, folded.name, folded.images, folded.images, reporter)
+        folded = replace(folded, extra=extra, extra_weight=source.extra_weight)
     if source.unlabelled == REST:
         return replace(folded, uses_rest=True)
     if not source.unlabelled:

@@ -9,6 +9,7 @@ Letters: N images, K classes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +120,7 @@ def leave_duplicates_out(
     unsearched = []
     for kind, others in kinds.items():
         left = [index for index in range(count) if index not in copies]
-        same = _find_copies(images, left, size_of, others) if left else []
+        same = find_copies(images, left, size_of, others) if left else []
         if same is None:
             unsearched.append(kind)
         copies |= dict.fromkeys(same or (), kind)
@@ -159,8 +160,8 @@ def _find_same_files(images: ImageDataset, others: ImageDataset) -> list[int]:
     return [n for n in range(len(images.labels)) if resolve(images.name(n)) in names]
 
 
-def _find_copies(
-    images: ImageDataset, indices: list[int], size_of: list[int], others: ImageDataset
+def find_copies(
+    images: ImageDataset, indices: Sequence[int], size_of: Sequence[int], others: ImageDataset
 ) -> list[int] | None:
     """Return which of some images have the bytes of one of others; None where too many would be read."""
     by_size: dict[int, list[int]] = {}

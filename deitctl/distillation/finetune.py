@@ -52,6 +52,8 @@ SOURCE_SETTINGS = (
     "fraction",
     "folds",
     "fold",
+    "extra_data",
+    "extra_weight",
     "data_order",
     "window",
 )
@@ -78,7 +80,8 @@ def configure_training(
     # By content and below the user's cache, so that the next student finds it, from any folder and
     # with any seed. What names the images is left out: they are in the fingerprint, as they are read.
     fitted = [HEAD_VERSION] if not recipe.epochs else []
-    name = hash_json([stamp_recipe(recipe), content, fingerprint, *fitted])
+    weights = [list(config.extra_weight)] if any(w != 1 for w in config.extra_weight) else []
+    name = hash_json([stamp_recipe(recipe), content, fingerprint, *fitted, *weights])
     root = choose_cache_path(f"teachers/{Path(model).name}-{finetuned}-{name}", reporter)
     refuse_links(root.parent, [root.name])  # a cache may be a stranger's
     return TrainConfig(

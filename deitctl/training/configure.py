@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -245,11 +245,14 @@ def name_source(data: str, named: Mapping[str, Any]) -> Source:
         convert(named.get("fraction", TrainConfig.fraction), float, "fraction"),
         str(named.get("distill.unlabelled", "")),
         in_chans,
+        extra_data=convert(named.get("extra_data", ()), tuple[str, ...], "extra_data"),
+        extra_weight=convert(named.get("extra_weight", ()), tuple[float, ...], "extra_weight"),
         cache_dir=str(named.get("cache_dir", "")),
         cache_size=str(named.get("cache_size", "")),
         has_teacher=any(name.startswith("distill.") for name in named),
     )
     check_split(source.group_by, source.folds, source.fold)
+    check_extra(source.extra_data, source.extra_weight)
     return source
 
 
@@ -357,6 +360,15 @@ def check_split(group_by: str, folds: int, fold: int) -> None:
         )
 
 
+def check_extra(extra_data: Sequence[str], extra_weight: Sequence[float]) -> None:
+    """Raise `ConfigError` unless there are as many weights as sources, or none."""
+    if extra_weight and len(extra_weight) != len(extra_data):
+        raise ConfigError(
+            f"{len(extra_data)} --extra-data and {len(extra_weight)} --extra-weight do not go together.",
+            "Name one weight for each source, in their order, or none.",
+        )
+
+
 def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings whose paths are absolute, so that a run can be resumed from anywhere.
 
@@ -368,6 +380,10 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in absolute.items():
         if name in TEACHER_SETTINGS and isinstance(value, list):
             absolute[name] = [make_absolute({name: part})[name] for part in value]
+            continue
+        if name == "extra_data":
+            parts = [value] if isinstance(value, str) else value
+            absolute[name] = [make_absolute({"data": part})["data"] for part in parts]
             continue
         is_name = {
             "data": value in ("", BUILT_IN)
@@ -596,6 +612,12 @@ def check(config: TrainConfig) -> None:
     if config.window and config.data_order == "full":
         raise ConfigError(
             f"--window {config.window} is of window order, and --data-order is full.",
+            "Leave one of them out.",
+        )
+    check_extra(config.extra_data, config.extra_weight)
+    if config.recipe.sampling == "balanced" and any(w != 1 for w in config.extra_weight):
+        raise ConfigError(
+            "sampling = balanced draws every class equally often, and --extra-weight a source more often.",
             "Leave one of them out.",
         )
     check_optimizer(config.recipe.optim)

@@ -128,6 +128,10 @@ class TrainPlan:
     """Training images."""
     num_unlabeled_images: int
     """Those of them that have no labels, of which the teacher alone speaks."""
+    num_extra_images: int | None
+    """Those of them that are of other sources, `extra_data`; null without any."""
+    num_epoch_images: int | None
+    """Images that an epoch shows, where weights of sources make them others; null: each training image once."""
     num_val_images: int
     """Validation images."""
     order: OrderPlan | None
@@ -268,6 +272,8 @@ def plan_training(
         val_folder=find_folder(val),
         num_train_images=num_images,
         num_unlabeled_images=counts.num_unlabeled,
+        num_extra_images=None if train.is_extra is None else int(train.is_extra.sum()),
+        num_epoch_images=None if train.draw_weights is None else num_drawn,
         num_val_images=len(val.labels),
         order=order,
         recipe=recipe.name,

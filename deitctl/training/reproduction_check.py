@@ -8,7 +8,7 @@ from typing import Any
 
 from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset
+from deitctl.data.dataset import ImageDataset, select_own
 from deitctl.data.fingerprint import fingerprint_model, fingerprint_split
 from deitctl.data.run_data import SplitRows, read_run_data
 from deitctl.data.training_data import Source, open_for_training
@@ -93,16 +93,22 @@ def find_data_changes(
 ) -> list[Difference]:
     """Return how the images differ from those that the run began with: names, labels, split, contents."""
     train, val = datasets
-    labeled = select_labeled(train)
+    labeled = select_own(select_labeled(train))
     run_data = read_run_data(recorded.root)
-    rows = None if run_data is None else run_data.rows
+    rows = None
+    if run_data is not None and run_data.rows is not None:
+        rows = run_data.rows.take(extra=False)
     now, began = fingerprint_split(train, val), str(recorded.checkpoint.get("data_fingerprint", ""))
     change = ""
     if rows is not None and not has_rows(rows, labeled, val):
         change = describe_change(rows, labeled, val)
     elif began not in ("", now):
-        are_unlabeled = rows is not None and labeled is not train
-        kind = "images without labels" if are_unlabeled else "images, labels or split"
+        are_others = rows is not None and labeled is not train
+        kind = "images, labels or split"
+        if are_others:
+            kind = (
+                "images of other sources" if recorded.config.extra_data else "images without labels"
+            )
         change = f"it has other {kind}"
     elif rows is not None and (changed := list(_list_changed(rows, (labeled, val), reporter))):
         change = f"images with other contents: {name_first(changed)}"

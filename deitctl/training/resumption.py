@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deitctl.data.dataset import name_labels
+from deitctl.data.dataset import name_labels, select_own
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths, relabel
 from deitctl.data.transforms import VIEWS_VERSION
@@ -164,17 +164,23 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
     run, setup = trainer.run, trainer.setup
     num_train, num_before = len(setup.train.labels), began.num_train_images
     run_data = read_run_data(run.root)
-    rows = None if run_data is None else run_data.rows
+    rows = None
+    if run_data is not None and run_data.rows is not None:
+        rows = run_data.rows.take(extra=False)
     if num_train != num_before or began.data_fingerprint not in ("", now):
-        labeled = select_labeled(setup.train)
+        labeled = select_own(select_labeled(setup.train))
         change = (
             f"{num_train} training images, before {num_before}"
             if rows is None
             else describe_change(rows, labeled, setup.val)
         )
         if labeled is not setup.train and rows is not None and has_rows(rows, labeled, setup.val):
+            kind = "of other sources" if trainer.config.extra_data else "without labels"
+            kind += (
+                " or without labels" if setup.num_unlabeled and trainer.config.extra_data else ""
+            )
             change = (
-                f"of its {num_train - len(labeled.labels):,} images without labels, before "
+                f"of its {num_train - len(labeled.labels):,} images {kind}, before "
                 f"{num_before - len(labeled.labels):,}, some are others"
             )
         raise DataError(
@@ -233,7 +239,7 @@ def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
     setup, began = trainer.setup, iter(rows.num_bytes)
     changed = [
         dataset.name(index)
-        for dataset in (select_labeled(setup.train), setup.val)
+        for dataset in (select_own(select_labeled(setup.train)), setup.val)
         for index, size in zip(range(len(dataset.labels)), began, strict=False)
         if dataset.num_bytes(index) != size
     ]
