@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.data.layout import is_junk, match_split, match_splits, name_some
-from deitctl.data.stores.address import get_name, is_remote, is_web, join_address
+from deitctl.data.stores.address import get_folder, get_name, is_remote, is_web, join_address
 from deitctl.data.stores.listing import list_addresses
 from deitctl.data.stores.stored_file import open_stored
 from deitctl.data.stores.stores import StoredPath
@@ -266,13 +266,16 @@ def _find_remote(ref: str) -> ShardSet | None:
     """Return the tars at an address, in braces, a pattern or a folder; None for another file."""
     if BRACES.search(ref):
         shards = expand_braces(ref)
-        return _make_set(ref, shards, posixpath.dirname(shards[0]))
-    if ref.lower().endswith((TAR, *COMPRESSED)) and not glob.has_magic(ref):
-        return _make_set(ref, [ref], posixpath.dirname(ref))
-    if is_web(ref) or posixpath.splitext(ref)[1]:
+        return _make_set(ref, shards, get_folder(shards[0]))
+    name = get_name(ref).lower()
+    is_pattern = not is_web(ref) and glob.has_magic(ref)
+    if name.endswith((TAR, *COMPRESSED)) and not is_pattern:
+        return _make_set(ref, [ref], get_folder(ref))
+    if is_web(ref) or (posixpath.splitext(name)[1] and not is_pattern):
         return None
     found: list[StoredPath] = list_addresses(ref, (TAR, *COMPRESSED))
-    return _make_set(ref, [file.address for file in found], ref.rstrip("/"))
+    folder = get_folder(found[0].address) if is_pattern else ref.rstrip("/")
+    return _make_set(ref, [file.address for file in found], folder)
 
 
 def _make_set(name: str, shards: Sequence[str], folder: Path | str) -> ShardSet:

@@ -8,14 +8,14 @@ from glob import has_magic
 from pathlib import Path, PurePosixPath
 
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.file_types import may_be_image
+from deitctl.data.file_types import get_extensions
 from deitctl.data.readers.columnar_files import ARROW, PARQUET, sort_columnar_files
 from deitctl.data.readers.packed_shards import open_packed
 from deitctl.data.readers.parquet_table import open_columnar_files
 from deitctl.data.readers.read_options import ReadOptions
 from deitctl.data.readers.shard_names import BRACES, expand_braces, find_shards
 from deitctl.data.readers.tar import open_tars
-from deitctl.data.stores.address import get_name, hide_secrets, is_web, redact, reveal
+from deitctl.data.stores.address import hide_secrets, is_web, redact, reveal
 from deitctl.data.stores.listing import list_addresses
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -87,7 +87,7 @@ def _explain(ref: str, name: str) -> DataError:
         return DataError(
             f"There is nothing at {name}.", "See whether it is spelled as it is meant."
         )
-    num_images = sum(may_be_image(get_name(file.address)) for file in files)
+    num_images = sum(file.address.lower().endswith(tuple(get_extensions())) for file in files)
     return DataError(
         f"{name} has no tars, but {num_images:,} images among {len(files):,} files: single files are not "
         "read from a store, a request each.",

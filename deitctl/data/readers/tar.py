@@ -17,7 +17,7 @@ from deitctl.data.readers.shard_names import INFO_FILES, ShardSet
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
 from deitctl.data.readers.webdataset import has_samples, list_samples
 from deitctl.data.shard_files import ShardFiles, open_shards
-from deitctl.data.stores.address import get_name, is_remote
+from deitctl.data.stores.address import get_folder, get_name, is_remote, name_version
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 
@@ -46,7 +46,8 @@ def _load_listings(shards: ShardSet, files: ShardFiles, reporter: Reporter) -> d
     """Return the images of tars by split, from their index if it is current."""
     first = files.paths[0]
     is_single = len(files) == 1 and not is_remote(first)
-    root = Path(first if is_single else os.path.dirname(first))
+    folder = get_folder(first) if is_remote(first) else os.path.dirname(first)
+    root = Path(first if is_single else folder)
 
     def scan(state: ScanState) -> dict[str, Listing]:
         for path in files.paths:
@@ -65,7 +66,10 @@ def _iterate_key(shards: ShardSet, files: ShardFiles) -> Iterator[str]:
     for split, paths in shards.parts.items():
         yield f"{split}: {len(paths)}"
     for path, identity in zip(files.paths, files.identities, strict=True):
-        yield f"{path} {identity}" if is_remote(path) else os.path.abspath(path)
+        if is_remote(path):
+            yield f"{name_version(path, str(identity[1]))} {identity[0]}"
+        else:
+            yield os.path.abspath(path)
     yield repr(shards.list_class_names())
 
 

@@ -56,6 +56,13 @@ def get_folder(address: str) -> str:
     return (address.partition("?")[0] if is_web(address) else address).rpartition("/")[0]
 
 
+def name_version(address: str, version: str) -> str:
+    """Return what names a version of a file in what is stored: without the signature of its URL, where the
+    version, an ETag, tells it from files that the rest of the URL names."""
+    is_tag = bool(version) and " " not in version  # a date is not a file's alone
+    return f"{redact(address) if is_tag else address}\n{version}"
+
+
 def hide_secrets(ref: str) -> str:
     """Return an address as it may be written and shown; `reveal` returns the whole of it in this process."""
     public = redact(ref)

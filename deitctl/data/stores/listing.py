@@ -28,6 +28,7 @@ def describe_file(address: str) -> StoredPath:
     Raises:
         FileNotFoundError: it is not there.
         DataError: its store cannot be read.
+        StoreLost: it does not answer.
     """
     return _ask(address, lambda: get_store(address).describe(address))
 
@@ -80,7 +81,7 @@ def _ask(address: str, ask: Callable[[], T]) -> T:
     except FileNotFoundError:
         raise
     except StoreLost as error:
-        raise DataError(error.message, f"See whether {name} is spelled as it is meant.") from error
+        raise StoreLost(error.message, f"See whether {name} is spelled as it is meant.") from error
     except DataError:
         raise
     except Exception as error:

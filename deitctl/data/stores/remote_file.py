@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-from deitctl.data.stores.address import redact
+from deitctl.data.stores.address import name_version, redact
 from deitctl.data.stores.block_cache import BlockCache, CachedBlock
 from deitctl.data.stores.cache_room import CacheFailed
 from deitctl.data.stores.patience import read_from_store
@@ -42,6 +42,10 @@ class RemoteFile:
     def identity(self) -> tuple[int | str, ...]:
         """Size and version."""
         return self.size, self.version
+
+    @property
+    def _name(self) -> str:
+        return f"{name_version(self.address, self.version)}\n{self.size}"
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
@@ -91,7 +95,7 @@ class RemoteFile:
         return b"".join(parts)
 
     def _name_block(self, number: int) -> str:
-        return f"{self.address}\n{self.size}\n{self.version}\n{BLOCK}\n{number}"
+        return f"{self._name}\n{BLOCK}\n{number}"
 
     def _fill(self, number: int) -> bytes:
         """Fetch a block into the cache."""
@@ -144,8 +148,7 @@ class RemoteFile:
             read_from_store(partial(store.copy, file, target), self.path, warn=warn)
 
         try:
-            key = f"{self.address}\n{self.size}\n{self.version}"
-            return _read_through(cache, key, write, offset, size)
+            return _read_through(cache, self._name, write, offset, size)
         except CacheFailed as error:
             raise DataError(
                 f"The server of {self.path} sends no parts of a file, and all of it "

@@ -5,6 +5,7 @@ fsspec's event loop and connections belong to the process that made them, so eac
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -89,6 +90,7 @@ def open_file_system(scheme: str, **settings: Any) -> Any:
         DataError: the package that reads it is not installed.
     """
     settings = _SETTINGS.get(scheme, {}) | settings
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
     try:
         import fsspec
 

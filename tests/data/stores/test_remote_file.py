@@ -93,12 +93,18 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(server):
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(403, "403"), (401, "wants credentials"), (500, "has not answered")],
+    [(403, "403"), (401, "wants credentials")],
 )
-def test_a_file_that_cannot_be_opened_is_a_line(server, status, message, monkeypatch):
-    monkeypatch.setattr("deitctl.data.stores.listing.OPENING_PATIENCE_S", 0.1)
-    server.failures = [status] * 99
+def test_a_file_that_may_not_be_opened_is_a_line(server, status, message):
+    server.failures = [status]
     with pytest.raises(DataError, match=message):
+        describe_file(f"{server.url}/x.tar")
+
+
+def test_a_store_that_may_be_misspelled_is_not_waited_for_long(server, monkeypatch):
+    monkeypatch.setattr("deitctl.data.stores.listing.OPENING_PATIENCE_S", 0.1)
+    server.failures = [500] * 99
+    with pytest.raises(StoreLost, match="spelled as it is meant"):
         describe_file(f"{server.url}/x.tar")
 
 
@@ -171,6 +177,16 @@ def test_a_cache_is_filled_by_blocks_and_then_asks_its_store_nothing(server, tmp
     server.requests.clear()
     again = open_stored(f"{server.url}/x.tar", file.identity, BlockCache(str(tmp_path)))
     assert again.read(0, len(CONTENT)) == CONTENT
+    assert server.requests == []
+
+
+def test_a_url_that_is_signed_anew_finds_its_blocks(server, tmp_path):
+    cache = BlockCache(str(tmp_path))
+    file = open_stored(f"{server.url}/x.tar?sig=1", cache=cache)
+    file.read(0, 10)
+    server.requests.clear()
+    again = open_stored(f"{server.url}/x.tar?sig=2", file.identity, cache)
+    assert again.read(0, 10) == CONTENT[:10]
     assert server.requests == []
 
 
