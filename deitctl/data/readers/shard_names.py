@@ -273,9 +273,9 @@ def _find_remote(ref: str) -> ShardSet | None:
         return _make_set(ref, [ref], get_folder(ref))
     if is_web(ref) or (posixpath.splitext(name)[1] and not is_pattern):
         return None
-    found: list[StoredPath] = list_addresses(ref, (TAR, *COMPRESSED))
-    folder = get_folder(found[0].address) if is_pattern else ref.rstrip("/")
-    return _make_set(ref, [file.address for file in found], folder)
+    files: list[StoredPath] = list_addresses(ref, (TAR, *COMPRESSED))
+    folder = get_folder(files[0].address) if is_pattern else ref.rstrip("/")
+    return _make_set(ref, [file.address for file in files], folder)
 
 
 def _make_set(name: str, shards: Sequence[str], folder: Path | str) -> ShardSet:

@@ -109,7 +109,9 @@ def iterate_entries(window: Window, start: int, end: int) -> Iterator[Entry]:
             at = entry.offset + _round_up(entry.size)
         yield entry
     if at != end or at == start or extra:
-        raise DamagedTar("it is empty" if start == end else "it is cut short behind its last member")
+        raise DamagedTar(
+            "it is empty" if start == end else "it is cut short behind its last member"
+        )
 
 
 def _make_entry(
