@@ -128,7 +128,9 @@ def open_arrow(path: str, part: str = "") -> ArrowFile:
         if num_rows > file.size:
             raise ValueError(f"it claims {num_rows:,} rows in {file.size:,} bytes")
         described = describe_schema(schema, num_rows, has_bytes, _read_info(path))
-    return ArrowFile(name, described, part, place=get_place(file), batches=batches, places=places)
+    return ArrowFile(
+        name, described, file.size, part, place=get_place(file), batches=batches, places=places
+    )
 
 
 def _save_as_parquet(name: str) -> str:

@@ -170,6 +170,8 @@ def read_spans(
     if types.is_struct(place.kind):
         place = enter(place, BYTES)
         is_valid &= _read_validity(file, batch, place)
+    if has_dictionary(place.kind):
+        raise ValueError("its images are coded by a dictionary")
     count = batch.num_rows
     if batch.nodes[place.node, 0] != count:
         raise ValueError("a column has another length than its batch")

@@ -24,6 +24,8 @@ class ColumnarFile(ABC):
     path: str
     """Of a disk, or an address in a store."""
     schema: ColumnarSchema
+    size: int
+    """In bytes."""
     part: str = ""
     """Of the data, by its name; empty: not known."""
 
@@ -71,7 +73,9 @@ def _flatten(values: Any) -> Any:
 
 
 def _to_text(value: object) -> str:
-    """Return a value as text, a list as JSON; empty for one that is missing."""
+    """Return a value as text, a list as JSON; empty for one that is missing, and for bytes."""
+    if isinstance(value, bytes):
+        return ""
     if isinstance(value, list):
         return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None or value != value else str(value)

@@ -102,6 +102,7 @@ def _is_nested(kind: Any) -> bool:
 def _is_binary(kind: Any) -> bool:
     import pyarrow.types as types
 
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     checks = (types.is_binary, types.is_large_binary, types.is_binary_view)
     return any(check(kind) for check in checks)
 

@@ -19,8 +19,6 @@ from deitctl.data.stores.stored_file import StoredFile
 
 VERSION = 1
 """Of the form of a block."""
-MAX_BLOCK_BYTES = 4 * 2**30
-"""Of images in a block; more is what a dictionary repeats."""
 MAX_OPEN = 128
 """Blocks that a process keeps open."""
 
@@ -123,21 +121,14 @@ def write_block(values: Iterator[Any], num_rows: int, file: BinaryIO) -> None:
         values: arrays of large binary, of all its rows.
         num_rows: number of them.
         file: an empty one.
-
-    Raises:
-        ValueError: they have more than `MAX_BLOCK_BYTES`.
     """
-    sizes = np.full(num_rows, -1, "<i8")
+    sizes, at = np.full(num_rows, -1, "<i8"), 0
     file.write(sizes.tobytes())
-    at = num_bytes = 0
     for array in values:
         for value in array:
             if value.is_valid:
                 data = memoryview(value.as_buffer())
                 sizes[at] = len(data)
-                num_bytes += len(data)
-                if num_bytes > MAX_BLOCK_BYTES:
-                    raise ValueError("a dictionary repeats images in it too often")
                 file.write(data)
             at += 1
     file.seek(0)

@@ -68,6 +68,21 @@ class ParquetFile(ColumnarFile):
         return max(1, BATCH_BYTES // max(1, largest))
 
 
+def _require_counts(metadata: Any, size: int) -> None:
+    """Raise `ValueError` for rows and values that a file cannot have.
+
+    Each has a byte at least. A dictionary may repeat less, and nobody's data is that.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    counts = [metadata.num_rows, *(group.num_rows for group in groups)]
+    for group in groups:
+        counts += [group.column(number).num_values for number in range(group.num_columns)]
+    if not 0 <= min(counts) <= max(counts) <= size:
+        raise ValueError(f"it claims {max(counts):,} rows in {size:,} bytes")
+    if sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise ValueError("its row groups have other rows than it says")
+
+
 def is_parquet(path: Path) -> bool:
     """Whether a file begins as a Parquet file does."""
     try:
@@ -102,12 +117,10 @@ def open_parquet(path: str, part: str = "") -> ParquetFile:
 
         schema = describe_schema(reader.schema_arrow, metadata.num_rows, has_bytes)
         groups = [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
-    # An image has a byte at least, which a dictionary may repeat; nobody's data is that.
-    if not 0 <= metadata.num_rows <= file.size:
-        raise DataError(f"{name} claims {metadata.num_rows:,} rows in {file.size:,} bytes.")
+        _require_counts(metadata, file.size)
     if max(groups, default=0) > MAX_GROUP_BYTES and schema.images:
         raise DataError(
             f"{name} has a row group of {max(groups) / 2**30:.1f} GiB, which is decoded for each image.",
             "Write it anew with row_group_size=1000.",
         )
-    return ParquetFile(name, schema, part, place=get_place(file), metadata=metadata)
+    return ParquetFile(name, schema, file.size, part, place=get_place(file), metadata=metadata)

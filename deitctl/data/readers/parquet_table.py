@@ -42,6 +42,10 @@ from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.threads import DaemonThreads
 
+MAX_WORD = 1000
+"""Characters of a value by which it is seen whether a column is of labels or splits."""
+MAX_TEXT, TEXT_RATIO = 2**28, 100
+"""Characters of labels and names that a file may have: these, and so many more for each of its bytes."""
 NUM_THREADS = 16
 """That open files of a store."""
 
@@ -261,7 +265,14 @@ def _read_file(file: ColumnarFile, columns: Columns) -> Iterator[list[str]]:
         if at is not None and (listed := _get_classes(schema, names[at]))
     }
     order = [place_of.get(name) for name in names]
+    # A dictionary may repeat a long text in every row.
+    rest = MAX_TEXT + TEXT_RATIO * file.size
     for row in file.read_rows(schema.name_parts(taken)):
+        rest -= sum(len(row[at]) for at in taken)
+        if rest < 0:
+            raise DataError(
+                f"{file.path} has gigabytes of text in its columns of labels and names."
+            )
         if schema.names != names:
             row = ["" if at is None else row[at] for at in order]
         for at, listed in classes.items():
@@ -281,7 +292,7 @@ def _read_parts(
     for row in file.read_rows(columns, *batch_rows):
         for at, listed in of_parts.items():
             row[at] = _name_label(file.path, row[at], listed)
-        yield row
+        yield [value[:MAX_WORD] for value in row]
 
 
 def _find_part_names(schema: ColumnarSchema) -> dict[int, tuple[str, ...]]:

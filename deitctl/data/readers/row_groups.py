@@ -16,6 +16,9 @@ CACHE_BYTES = 256 * 2**20
 BLOCK_ROWS = 16
 BLOCK_BYTES = 256 * 2**20
 """That a block of rows may have at most, unless an image alone has more."""
+MIN_LIMIT, REPEATED = 64 * 2**20, 4
+"""Bytes that a row group may have at least, and how often those that it has in its file: a dictionary may
+repeat an image in each row."""
 MAX_OPEN, MAX_CURSORS = 12, 4
 """Files, and row groups that are decoded in part, of which a process keeps the last."""
 BYTES, PATH = "bytes", "path"
@@ -83,7 +86,11 @@ class RowGroups:
         return value
 
     def decode(self, number: int) -> Iterator[Any]:
-        """Yield the blocks of a row group, arrays of large binary."""
+        """Yield the blocks of a row group, arrays of large binary.
+
+        Raises:
+            Exception: one of `list_errors`, if it is damaged, or cannot be read.
+        """
         import pyarrow.compute
 
         group = self.groups[number]
@@ -93,7 +100,7 @@ class RowGroups:
         batches = reader.iter_batches(
             self.block_rows, row_groups=[group.number], columns=[self.column], use_threads=False
         )
-        rest = group.num_rows
+        rest, limit = group.num_rows, MIN_LIMIT + REPEATED * group.num_bytes
         while rest:
             batch = next(batches, None)
             # Rows are found by their number alone.
@@ -101,6 +108,9 @@ class RowGroups:
                 raise ValueError("it has other rows than its metadata say")
             values = take_bytes(batch.column(0))
             lengths = pyarrow.compute.binary_length(values).fill_null(0)
+            limit -= values.nbytes
+            if limit < 0:
+                raise ValueError("a dictionary repeats images in its row group too often")
             at = group.end - rest
             self.sizes[at : at + len(values)] = lengths.to_numpy(zero_copy_only=False)
             rest -= batch.num_rows

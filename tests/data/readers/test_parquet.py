@@ -432,3 +432,51 @@ def test_sizes_of_many_images_are_found_once(tmp_path, reporter, monkeypatch):
     again = open_all(tmp_path / "t.parquet", reporter)
     monkeypatch.setattr(again.images._blocks, "find", Mock(side_effect=AssertionError))
     assert again.read_sizes().tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize("bomb", ["images", "text", "rows", "values"])
+def test_what_a_dictionary_repeats_without_end_is_one_line(bomb, tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr(row_groups, "MIN_LIMIT", 10**6)
+    monkeypatch.setattr("deitctl.data.readers.parquet_table.MAX_TEXT", 10**6)
+    columns = {
+        "image": pa.array([bytes([n % 256]) * 60 for n in range(2000)]),
+        "label": ["a", "b"] * 1000,
+    }
+    code = pa.array([0, 1] * 1000, pa.int32())
+    if bomb == "images":
+        columns["image"] = pa.DictionaryArray.from_arrays(code, [bytes(10**6), bytes(10**5)])
+        columns["note"] = [f"{n * 7919 % 2000:030}" for n in range(2000)]
+    elif bomb == "text":
+        columns["label"] = pa.DictionaryArray.from_arrays(code, ["x" * 10**6, "y"])
+    elif bomb == "rows":
+        columns = {"image": pa.nulls(10**6, pa.binary()), "label": pa.array([1] * 10**6)}
+    else:
+        columns["label"] = pa.array([[7] * 10**6, *[[1]] * 1999], pa.list_(pa.int8()))
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", compression="zstd")
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match="too often|gigabytes of text|it claims") as caught:
+        open_all(tmp_path / "t.parquet", reporter).read_bytes(1999)
+    assert len(str(caught.value).splitlines()) == 1
+    assert pa.total_allocated_bytes() - before < 10**8
+
+
+def test_changed_bytes_are_other_images_or_one_line(files, tmp_path, reporter):
+    path = tmp_path / "t.parquet"
+    data = write_hub(path, files).read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    random = np.random.default_rng(0)
+    for number in range(100):
+        changed = bytearray(data)
+        for at in random.integers(footer if number % 2 else 0, len(data), 3):
+            changed[at] = random.integers(256)
+        path.write_bytes(changed if number % 5 else changed[: random.integers(len(data))])
+        try:
+            dataset = open_all(path, reporter)
+        except DataError as error:
+            assert len(str(error).splitlines()) == 1
+            continue
+        for index in range(len(dataset.labels)):
+            try:
+                dataset.read_bytes(index)
+            except DataError as error:
+                assert len(str(error).splitlines()) == 1
