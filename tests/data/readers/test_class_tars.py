@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from deitctl.data import shard_files
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_dataset
+from deitctl.data.readers import shard_contents
 from deitctl.data.readers.unlabeled import open_unlabeled
 from deitctl.errors import DataChanged, DataError
 from deitctl.events import SilentReporter
@@ -111,17 +113,20 @@ def test_more_shards_than_a_process_may_open_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(
         shard_files, "open_shard", shard_files.lru_cache(8)(shard_files.open_stored)
     )
+    monkeypatch.setattr(shard_contents, "count_cores", lambda: 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    import os
-
-    num_open = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 15, hard))
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    gaps = highest + 1 - len(os.listdir("/proc/self/fd"))
+    fillers = [os.open(os.devnull, os.O_RDONLY) for _ in range(gaps)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 15, hard))
     try:
         dataset = open_dataset(str(tmp_path / "x"), SilentReporter()).unsplit
         order = np.random.default_rng(0).permutation(40).tolist()
         assert all(dataset.read(n).size == (24, 18) for n in order)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
     again = pickle.loads(pickle.dumps(dataset))
     assert [again.read_bytes(n) for n in order] == [dataset.read_bytes(n) for n in order]
 
