@@ -19,6 +19,8 @@ from deitctl.data.stores.stored_file import StoredFile
 
 VERSION = 1
 """Of the form of a block."""
+PIECE_BYTES = 2**22
+"""That are written at a time: for each piece the cache makes room."""
 MAX_OPEN = 128
 """Blocks that a process keeps open."""
 
@@ -122,14 +124,19 @@ def write_block(values: Iterator[Any], num_rows: int, file: BinaryIO) -> None:
         num_rows: number of them.
         file: an empty one.
     """
+    import pyarrow.compute
+
     sizes, at = np.full(num_rows, -1, "<i8"), 0
-    file.write(sizes.tobytes())
+    pieces = bytearray(sizes.tobytes())
     for array in values:
-        for value in array:
-            if value.is_valid:
-                data = memoryview(value.as_buffer())
-                sizes[at] = len(data)
-                file.write(data)
-            at += 1
+        lengths = pyarrow.compute.binary_length(array).fill_null(-1)
+        sizes[at : at + len(array)] = lengths.to_numpy(zero_copy_only=False)
+        at += len(array)
+        for value in array.drop_null():
+            pieces += memoryview(value.as_buffer())
+        if len(pieces) >= PIECE_BYTES:
+            file.write(pieces)
+            pieces = bytearray()
+    file.write(pieces)
     file.seek(0)
     file.write(sizes.tobytes())
