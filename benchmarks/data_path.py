@@ -2,8 +2,8 @@
 
     python benchmarks/data_path.py FOLDER [--short-side 400] [--rounds 20]
 
-Rounds over the images are ours, from files and from packs, and timm's by turns, in CPU time; the ratio is of the same
-round. With `--short-side` the images are first encoded again that large, at quality 90. What decoding
+Rounds over the images are ours, from files and from packed shards, and timm's by turns, in CPU time; the ratio is of
+the same round. With `--short-side` the images are first encoded again that large, at quality 90. What decoding
 at a fraction changes: decode_fraction.py. Last figures: docs/results/speed.md.
 """
 
@@ -40,8 +40,8 @@ T = TypeVar("T")
 AUGMENT = RECIPES["paper"].augment
 SIZE = 224
 PACKS: dict[str, dict[str, Any]] = {
-    "a pack": {},
-    "a pack of 256": {"max_size": 256},
+    "shards": {},
+    "shards of 256": {"max_size": 256},
     "one of pixels": {"max_size": 256, "raw": True},
 }
 
@@ -88,7 +88,7 @@ def ours(dataset: ImageDataset, turn: int, index: int) -> object:
 
 
 def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
-    """Time our views against timm's, round by round, from a folder and from packs of it."""
+    """Time our views against timm's, round by round, from a folder and from shards of it."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "folder")
@@ -99,7 +99,7 @@ def whole_views(images: list[bytes], rounds: int, recipe: Any) -> None:
         paths = sorted(folder.rglob("*.jpg"))
         datasets = {
             "files": folder,
-            **{name: Path(root, f"{name.replace(' ', '')}.pack") for name in PACKS},
+            **{name: Path(root, name.replace(" ", "")) for name in PACKS},
         }
         for name, options in PACKS.items():
             pack(str(folder), str(datasets[name]), workers=0, **options)

@@ -150,12 +150,13 @@ def forge_tensors(rig: Rig) -> Iterator[Trial]:
 
 
 def cut_files_in_use(rig: Rig) -> Iterator[Trial]:
-    """17: a pack and cached targets that are cut in place while they are read."""
-    rig.run("pack", rig.images, "d.pack", "--quiet")
+    """17: a packed shard and cached targets that are cut in place while they are read."""
+    rig.run("pack", rig.images, "d", "--quiet")
+    shard = next((rig.root / "d").glob("*.tar"))
     teacher = ("--teacher", rig.base(), *STUDENT, "--finetune-teacher", "none", "--views", "1", "--img-size", "32",
                "--teacher-cache", "targets", "--batch-size", "32", "--quiet")  # fmt: skip
     for workers in ("0", "2"):
-        whole = (rig.root / "d.pack").read_bytes()
+        whole = shard.read_bytes()
         process = rig.train(
             f"r{workers}",
             "--epochs",
@@ -164,19 +165,19 @@ def cut_files_in_use(rig: Rig) -> Iterator[Trial]:
             workers,
             "--save-every",
             "1h",
-            data=Path("d.pack"),
+            data=Path("d"),
         )
         process.wait_until(has_logged(rig.root / f"r{workers}"))
         time.sleep(1)
-        os.truncate(rig.root / "d.pack", 300_000)
+        os.truncate(shard, 300_000)
         end = process.finish(rig.patience)
         step = count_steps(rig.root / f"r{workers}")
         yield Trial(
-            f"a pack cut in use, {workers} loaders",
+            f"a shard cut in use, {workers} loaders",
             f"{end}; checkpoint of step {step}",
             end.is_plain(1) and step > 0,
         )
-        (rig.root / "d.pack").write_bytes(whole)
+        shard.write_bytes(whole)
     process = rig.start(
         "distill",
         rig.images,

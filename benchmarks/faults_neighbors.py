@@ -67,7 +67,7 @@ def put_devices_into_folders(rig: Rig) -> Iterator[Trial]:
             "--workers",
             "2",
         ),
-        "pack": ("x.pack",),
+        "pack": ("x",),
         "predict": ("--model", base),
     }
     for command, options in commands.items():

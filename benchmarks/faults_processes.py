@@ -31,7 +31,7 @@ def command_with_loaders(rig: Rig, name: str) -> list[str | Path]:
         "cache-teacher": [table, *teacher, "--views", "3"],
         "eval": [table, "--model", rig.base(), "--batch-size", "8", "--split", "all"],
         "check": [table],
-        "pack": [table, "x.pack", "--raw"],
+        "pack": [table, "x", "--raw"],
         "sweep": [table, "--preset", "deit-table3", "--teacher", rig.base(), "--student", "deit_tiny",
                     "--no-pretrained", "--allow-weak-teacher", "--finetune-teacher", "none",
                     "--img-size", "32", "--views", "2"],

@@ -36,7 +36,7 @@ def start_twice(rig: Rig) -> Iterator[Trial]:
     commands: dict[str, tuple[tuple[str | Path, ...], tuple[int, ...]]] = {
         "train --resume auto": (train, (0, 1)),
         "train --output": (train[:-2], (0, 1)),
-        "pack": (("pack", rig.images, "x.pack", "--quiet"), (0, 1)),
+        "pack": (("pack", rig.images, "x", "--quiet"), (0, 1)),
         "export": (("export", rig.base(), "--to", "timm", "--output", "t", "--quiet"), (0, 1)),
         "eval --report": (
             ("eval", rig.images, "--model", rig.base(), "--workers", "0", "--report", "r.html"),
@@ -55,7 +55,7 @@ def start_twice(rig: Rig) -> Iterator[Trial]:
         if what == "train --resume auto" and held:
             held = rig.run(*options).is_plain(0)
         if what == "pack" and held:
-            held = rig.run("pack", rig.images, "x.pack", "--verify", "--quiet").is_plain(0)
+            held = rig.run("pack", rig.images, "x", "--verify", "--quiet").is_plain(0)
         if what.startswith("predict"):
             rows = [json.loads(line) for line in (rig.root / "p.jsonl").read_text().splitlines()]
             held = held and len({row["input"] for row in rows}) == len(rows) == 350
@@ -192,7 +192,7 @@ def change_the_environment(rig: Rig) -> Iterator[Trial]:
         shutil.copytree(folder, rig.root / "odd" / name)
     for command in ("train", "check", "pack", "predict"):
         extra: dict[str, tuple[str | Path, ...]] = {
-            "train": (*SMALL, *TRAIN, "--output", "u"), "check": ("--workers", "0"), "pack": ("u.pack",),
+            "train": (*SMALL, *TRAIN, "--output", "u"), "check": ("--workers", "0"), "pack": ("packed",),
             "predict": ("--model", "u", "--format", "csv"),
         }  # fmt: skip
         end = rig.run(

@@ -69,7 +69,7 @@ def fail_reads_and_writes(rig: Rig) -> Iterator[Trial]:
         "--quiet",
     )
     train = ("train", rig.images, *small, "--save-every", "4", "--workers")
-    rig.run("pack", rig.images, "p.pack", "--quiet")
+    rig.run("pack", rig.images, "packed", "--quiet")
     run = rig.copy(rig.half())
     trials: list[tuple[str, str, str, tuple[str | Path, ...]]] = [
         ("read of one class, 2 loaders", "EIO_READ", "/rose/", (*train, "2", "--output", "a")),
@@ -78,7 +78,7 @@ def fail_reads_and_writes(rig: Rig) -> Iterator[Trial]:
         ("fsync of the checkpoint", "EIO_FSYNC", "checkpoint.", (*train, "0", "--output", "c")),
         ("write of the log", "EIO_WRITE", "metrics.jsonl", (*train, "0", "--output", "d")),
         ("write of the lock", "EIO_WRITE", "/lock", (*train, "0", "--output", "f")),
-        ("read of a pack", "EIO_READ", "p.pack", ("train", "p.pack", *small, "--workers", "2", "--output", "g")),
+        ("read of a shard", "EIO_READ", "packed/", ("train", "packed", *small, "--workers", "2", "--output", "g")),
         ("read of weights: predict", "EIO_READ", "base/model.safetensors",
          ("predict", rig.images / "rose", "--model", base, "--quiet")),
         ("read of config.json: predict", "EIO_READ", "base/config.json",
@@ -107,8 +107,8 @@ def fill_a_small_disk(rig: Rig) -> Iterator[Trial]:
     trials: list[tuple[str, str, tuple[str | Path, ...]]] = [
         ("eval --report", "disk/r.html", (*evaluate, "--report", "disk/r.html")),
         ("eval --predictions", "", (*evaluate, "--predictions", "disk/p.jsonl", "--figures", "disk/f")),
-        ("pack", "", ("pack", rig.images, "disk/x.pack", "--quiet")),
-        ("pack --raw", "", ("pack", rig.images, "disk/x.pack", "--raw", "--workers", "2", "--quiet")),
+        ("pack", "", ("pack", rig.images, "disk/x", "--quiet")),
+        ("pack --raw", "", ("pack", rig.images, "disk/x", "--raw", "--workers", "2", "--quiet")),
         ("check --write-manifest", "", ("check", *images, "--write-manifest", "disk/t.csv")),
         *((f"export --to {to}", "", ("export", base, "--to", to, "--output", f"disk/m{end}", "--quiet"))
           for to, end in (("onnx", ".onnx"), ("torch", ".pt2"), ("timm", ""), ("transformers", ""), ("openvino", ""))),
@@ -123,7 +123,7 @@ def fill_a_small_disk(rig: Rig) -> Iterator[Trial]:
         ).finish(rig.patience * 3)
         left = (rig.root / ".left").read_text().split() if (rig.root / ".left").exists() else []
         kept = not old or (rig.root / ".old").read_text() == "old\n"
-        half = [n for n in left if n.endswith((".pack", ".onnx", ".pt2", ".csv"))]
+        half = [n for n in left if n == "x" or n.endswith((".onnx", ".pt2", ".csv"))]
         held = end.is_plain(0, 1, 3) and kept and (end.code == 0 or not half)
         yield Trial(f"a disk of 64 kB: {what}", f"{end}; left: {' '.join(left)[:80]}", held)
     for command in ("predict", "eval", "models", "--version"):
@@ -143,7 +143,7 @@ def mask_permissions(rig: Rig) -> Iterator[Trial]:
          "--workers", "0", "--save-every", "4", "--output", "r"),
         ("cache-teacher", rig.images, "--teacher", base, *STUDENT, "--finetune-teacher", "none", "--views", "1",
          "--workers", "0"),
-        ("pack", rig.images, "p.pack"),
+        ("pack", rig.images, "packed"),
         ("eval", rig.images, "--model", base, "--workers", "0", "--report", "r.html", "--figures", "f"),
         ("export", base, "--to", "timm", "--output", "t"),
         ("check", rig.images, "--write-manifest", "t.csv", "--workers", "0"),

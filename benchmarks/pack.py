@@ -1,11 +1,11 @@
-"""What does an image cost from a folder, a tar and packs; what does a smaller pack change, how soon is it open?
+"""What does an image cost from a folder, a tar and packed shards; what do smaller ones change, how soon are they open?
 
     python benchmarks/pack.py speed PHOTOS [--count 300] [--side 400] [--rounds 9]
     python benchmarks/pack.py predictions PHOTOS --weights FILE
     python benchmarks/pack.py start [--images 1280000]
 
 PHOTOS is a folder of JPEGs. `speed` makes others of them by crops and flips, and reads all in a drawn order, one
-storage after the other in every round: from memory, and from the disk (Linux; the files' pages are given back before).
+storage after the other in every round, from the system's cache.
 Last figures: docs/results/data.md.
 """
 
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
@@ -34,23 +34,24 @@ from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 
 FORMS: dict[str, dict[str, object]] = {
-    "pack": {},
-    "pack-256": {"max_size": 256},
-    "pack-raw": {"raw": True},
+    "shards": {},
+    "shards-256": {"max_size": 256},
+    "shards-raw": {"raw": True},
+    "parquet": {"to": "parquet"},
 }
 
 OPEN = """
 import sys, time
 from pathlib import Path
-from deitctl.data.readers.pack import open_pack
+from deitctl.data.readers.packed_shards import open_packed
 
 def own():
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])
 
-before, begun = own(), time.perf_counter()
-source = open_pack(Path(sys.argv[1]))["train"]
+before, begun = own(), time.process_time()
+source = open_packed(Path(sys.argv[1]))["train"]
 source.read_bytes(7)
-print(f"{time.perf_counter() - begun:.3f} s, {(own() - before) / 1024:.1f} MiB that are not the file's")
+print(f"{time.process_time() - begun:.3f} s of CPU time, {(own() - before) / 1024:.1f} MiB")
 """
 
 
@@ -75,14 +76,14 @@ def make_images(photos: Path, folder: Path, count: int, side: int) -> None:
 
 
 def storages(photos: Path, root: Path, count: int, side: int) -> dict[str, Path]:
-    """Put the same images into a folder, a tar and packs."""
+    """Put the same images into a folder, a tar and shards."""
     make_images(photos, root / "folder", count, side)
     with tarfile.open(root / "x.tar", "w") as archive:
         archive.add(root / "folder", ".")
     found = {"folder": root / "folder", "tar": root / "x.tar"}
     for name, options in FORMS.items():
-        pack(str(root / "folder"), str(root / f"{name}.pack"), **options)  # type: ignore[arg-type]
-        found[name] = root / f"{name}.pack"
+        pack(str(root / "folder"), str(root / name), **options)  # type: ignore[arg-type]
+        found[name] = root / name
     return found
 
 
@@ -101,15 +102,15 @@ def forget(path: Path) -> None:
 
 
 def seconds_of(work: Callable[[int], object], order: list[int]) -> float:
-    """Return how long a piece of work takes for each image."""
-    begun = time.perf_counter()
+    """Return the CPU time of a piece of work for each image."""
+    begun = time.process_time()
     for index in order:
         work(index)
-    return (time.perf_counter() - begun) / len(order)
+    return (time.process_time() - begun) / len(order)
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Print milliseconds an image, and what they are of the folder's."""
+    """Print milliseconds of CPU time an image, and what they are of the folder's."""
     with tempfile.TemporaryDirectory() as folder:
         paths = storages(options.photos, Path(folder), options.count, options.side)
         datasets: dict[str, ImageDataset] = {}
@@ -117,7 +118,7 @@ def speed(options: argparse.Namespace) -> None:
             whole = open_dataset(str(path), SilentReporter()).unsplit
             assert whole is not None
             datasets[name] = whole
-        ways = ("bytes, cached", "pixels, cached", "bytes, from disk", "pixels, from disk")
+        ways = ("bytes", "pixels")
         times: dict[tuple[str, str], list[float]] = {
             (way, name): [] for way in ways for name in datasets
         }
@@ -125,11 +126,8 @@ def speed(options: argparse.Namespace) -> None:
             order = np.random.default_rng(turn).permutation(options.count).tolist()
             for way in ways:
                 for name, dataset in datasets.items():
-                    if way.endswith("disk"):
-                        forget(paths[name])
-                    seconds = seconds_of(
-                        dataset.read_bytes if way.startswith("bytes") else dataset.read, order
-                    )
+                    work = dataset.read_bytes if way == "bytes" else dataset.read
+                    seconds = seconds_of(work, order)
                     times[way, name] += [seconds] * bool(turn)  # the first round warms up
         sizes = {
             name: sum(f.stat().st_size for f in files_of(path)) for name, path in paths.items()
@@ -146,7 +144,7 @@ def _cell(seconds: list[float], others: list[float]) -> str:
 
 
 def predictions(options: argparse.Namespace) -> None:
-    """Print how a model's predictions change with the size, quality and subsampling of a pack."""
+    """Print how a model's predictions change with the size, quality and subsampling of packed images."""
     import torch
 
     from deitctl.data.eval_transform import eval_transform
@@ -187,35 +185,43 @@ def predictions(options: argparse.Namespace) -> None:
 
 
 def start(options: argparse.Namespace) -> None:
-    """Print how long a pack of many images takes to open, and the memory of it, in a fresh process each."""
+    """Print how long packed shards of many images take to open, and the memory of it, in a fresh process each."""
     from deitctl.data.arrays import StringArray
     from deitctl.data.index import Listing
-    from deitctl.data.readers.pack import write_pack
+    from deitctl.data.readers.packed_shards import INDEX, write_index
+    from deitctl.data.shard_files import Spans
 
-    count, classes = options.images, 1000
-    labels = np.arange(count) * classes // count
+    count, classes, per_shard = options.images, 1000, 1000
+    numbers = np.arange(count)
+    labels = numbers * classes // count
     with tempfile.TemporaryDirectory() as folder:
         names = StringArray.from_strings(
             f"n{label:08}/n{label:08}_{n}.JPEG" for n, label in enumerate(labels.tolist())
         )
-        part = Listing(names, labels, tuple(f"n{label:08}" for label in range(classes)))
-        path = Path(folder) / "x.pack"
-        with path.open("wb") as file:
-            begun = time.perf_counter()
-            size = write_pack(file, {"train": part}, ((b"%d" % n, n) for n in range(count)))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"{count:,} images of a few bytes: {size / 1e6:.0f} MB written in "
-            f"{time.perf_counter() - begun:.1f} s, peak {peak:.0f} MiB"
+        spans = Spans(
+            (numbers // per_shard).astype(np.int32),
+            numbers % per_shard * 4096 + 2560,
+            np.full(count, 1024, np.int64),
+            # of zeros, which the holes of the shards are
+            np.full(count, zlib.crc32(bytes(2560 + 1024)), np.uint32),
+            np.ones(count, np.uint64),
+            np.full(count, 2560, np.uint32),
         )
+        part = Listing(names, labels, tuple(f"n{label:08}" for label in range(classes)), spans)
+        shards = [(f"train-{n:06}.tar", per_shard * 4096) for n in range(-(-count // per_shard))]
+        for name, size in shards:
+            with Path(folder, name).open("wb") as file:
+                file.truncate(size)
+        with Path(folder, INDEX).open("wb") as file:
+            write_index(file, {"train": part}, {"train": shards}, value_range=None, is_rgb=False)
+            size = file.tell()
+        print(f"{count:,} images in {len(shards):,} shards: the index has {size / 1e6:.0f} MB")
         for _ in range(options.rounds):
-            forget(path)
             for what in ("from disk", "cached"):
+                if what == "from disk":
+                    forget(Path(folder, INDEX))
                 done = subprocess.run(
-                    [sys.executable, "-c", OPEN, str(path)],
-                    capture_output=True,
-                    text=True,
-                    check=True,
+                    [sys.executable, "-c", OPEN, folder], capture_output=True, text=True, check=True
                 )
                 print(f"open, {what}: {done.stdout.strip()}")
 

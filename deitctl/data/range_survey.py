@@ -174,7 +174,7 @@ def settle_range(
     """Return the range of all images of a data set.
 
     Args:
-        datasets: its parts; a pack may have a range already.
+        datasets: its parts; packed shards may have a range already.
         option: `auto`, `LOW,HIGH`, or a range that was chosen before.
         say: receives what is chosen, in a line.
 

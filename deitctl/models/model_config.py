@@ -412,7 +412,7 @@ def list_range(value_range: ValueRange) -> list[float | bool]:
 
 
 def read_value_range(values: Any) -> ValueRange | None:
-    """Return the range that a config or a pack states: low, high and whether it clips; None for none.
+    """Return the range that a config or packed shards state: low, high and whether it clips; None for none.
 
     Raises:
         ValueError: it is no range.

@@ -1,4 +1,4 @@
-"""Encoding of images for a pack: the file as it is, a smaller JPEG, or bare pixels."""
+"""Encoding of images for shards: the file as it is, a smaller JPEG, or bare pixels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Encoding:
 
 
 class EncodedImage(NamedTuple):
-    """An image as it is stored in a pack."""
+    """An image as it is stored in a shard."""
 
     data: bytes
     digest: int
@@ -63,7 +63,7 @@ class EncodedImage(NamedTuple):
 def encode_image(dataset: ImageDataset, index: int, encoding: Encoding) -> EncodedImage:
     """Read an image and encode it; never raises for an unreadable or damaged one.
 
-    An unreadable image has no bytes and a damaged one its own, so that a pack has every image under
+    An unreadable image has no bytes and a damaged one its own, so that shards have every image under
     its index.
     """
     try:
