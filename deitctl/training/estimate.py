@@ -281,7 +281,9 @@ def _load(setup: TrainSetup, pause: Callable[[], None]) -> tuple[float, Batch | 
     augment, size = setup.context.recipe.augment, setup.context.preprocessing.img_size
     plan = ViewPlan(setup.config.seed, in_chans=setup.context.view_chans)
     views = TrainViews(setup.train, augment, size, plan)
-    order = EpochOrder(len(setup.train.labels), seed=setup.config.seed, epoch=0)
+    order = EpochOrder(
+        len(setup.train.labels), seed=setup.config.seed, epoch=0, windows=setup.windows
+    )
     samples, durations = [], list[float]()
     for key in order[:MAX_LOADED]:
         pause()

@@ -193,8 +193,10 @@ def open_run(
             "Leave it out.",
         )
     config = settle_task(config, train)
-    if not resume:  # elsewhere the cache may be another
-        config = settle_order(config, train)
+    if not resume:  # elsewhere the cache may be another: on another host too
+        settled = settle_order(config, train)
+        order, window = world.broadcast_object((settled.data_order, settled.window))
+        config = replace(config, data_order=order, window=window)
     train = train.with_augmentation(extensions.augmentation)
     require_same_images(config.data, train, val, world)
     if world.is_main:
