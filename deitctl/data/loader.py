@@ -13,14 +13,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl.config import AugmentConfig
+from deitctl.data.collation import Label, get_label, stack_images, stack_labels
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.eval_transform import Pixels, eval_transform, to_channels, to_chw
+from deitctl.data.eval_transform import Pixels, to_channels, to_chw
+from deitctl.data.eval_views import EvalBatch, EvalViews
 from deitctl.data.loader_pool import LoaderPool
 from deitctl.data.loader_process import Loading
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
@@ -34,8 +33,6 @@ from deitctl.sizes import ImageSize
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
 Key = TypeVar("Key")
 
-Label = int | NDArray[np.bool_] | NDArray[np.int8]
-"""Of an image: its class, or of several labels which classes it has, bool [K]; -1 where it has no label."""
 AHEAD = 4
 """Training batches that a loader prepares before they are needed."""
 
@@ -182,7 +179,7 @@ class TrainViews:
     __hash__ = None  # type: ignore[assignment]
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        plan, label = self.plan, _get_label(self.dataset, key.index)
+        plan, label = self.plan, get_label(self.dataset, key.index)
         view = view_of(key, views=plan.views, repeats=plan.repeats)
         img_size = plan.early_size if key.epoch < plan.early_epochs else self.img_size
         seen = [
@@ -228,79 +225,6 @@ class TrainViews:
         self.dataset.prefetch([key.index for key in keys])
 
 
-class EvalSample(NamedTuple):
-    """An evaluation image; without `views` if it is unreadable, and `error` has the reason."""
-
-    views: tuple[Pixels, ...]
-    """One for each preprocessing."""
-    label: Label
-    position: int
-    error: str
-
-
-class EvalBatch(NamedTuple):
-    """The readable images of an evaluation batch."""
-
-    images: list[Tensor]
-    """uint8 [B,C,H,W] for each preprocessing."""
-    labels: Tensor
-    """int64 [B], or of several labels an image bool [B,K]."""
-    indices: Tensor
-    """Position of each image in the dataset, int64 [B]."""
-    errors: list[tuple[int, str]]
-    """Position of each unreadable image, and the reason."""
-
-
-class EvalViews:
-    """Evaluation views by position; each image is decoded once for all preprocessings of a value range."""
-
-    def __init__(self, dataset: ImageDataset, preprocessings: Sequence[Preprocessing]) -> None:
-        self.dataset, self.preprocessings = dataset, list(preprocessings)
-        self._by_range = {
-            pre.value_range: (
-                dataset if pre.value_range is None else dataset.with_value_range(pre.value_range)
-            )
-            for pre in preprocessings
-        }
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the other's batches are the same."""
-        return (
-            isinstance(other, EvalViews)
-            and self.dataset is other.dataset
-            and self.preprocessings == other.preprocessings
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __len__(self) -> int:
-        return len(self.dataset.labels)
-
-    def __getitem__(self, index: int) -> EvalSample:
-        label = _get_label(self.dataset, index)
-        try:
-            # Decoded by Pillow and in full: an evaluation's pixels are timm's to the bit.
-            images = {pre: dataset.read(index) for pre, dataset in self._by_range.items()}
-        except DataError as error:
-            return EvalSample((), label, index, str(error))
-        views = tuple(eval_transform(images[pre.value_range], pre) for pre in self.preprocessings)
-        return EvalSample(views, label, index, "")
-
-    def collate(self, samples: Sequence[EvalSample]) -> EvalBatch:
-        """Stack the readable samples."""
-        good = [s for s in samples if not s.error]
-        return EvalBatch(
-            [_stack([s.views[n] for s in good]) for n in range(len(self.preprocessings))],
-            _stack_labels(samples, [not s.error for s in samples]),
-            torch.tensor([s.position for s in good], dtype=torch.int64),
-            [(s.position, s.error) for s in samples if s.error],
-        )
-
-    def prefetch(self, positions: Sequence[int]) -> None:
-        """Start reading the images at these positions."""
-        self.dataset.prefetch(positions)
-
-
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack the readable samples; unreadable ones are reported, never replaced by another image."""
     slots = [slot for slot, s in enumerate(samples) if s.pixels is not None]
@@ -308,33 +232,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     # One list for each of the teachers' inputs; unreadable samples have none of them.
     teacher = list(zip(*(s.teacher_pixels for s in good), strict=True))
     return Batch(
-        images=_stack([s.pixels for s in good if s.pixels is not None]),
-        labels=_stack_labels(samples, [s.pixels is not None for s in samples]),
+        images=stack_images([s.pixels for s in good if s.pixels is not None]),
+        labels=stack_labels([s.label for s in samples], [s.pixels is not None for s in samples]),
         keys=[s.key for s in good],
         slots=slots,
         unreadable=[(s.key, s.error) for s in samples if s.pixels is None],
-        teacher_images=[_stack([p for p in pixels if p is not None]) for pixels in teacher],
+        teacher_images=[stack_images([p for p in pixels if p is not None]) for pixels in teacher],
         teacher_rows=[[r for r, p in enumerate(pixels) if p is not None] for pixels in teacher],
     )
-
-
-def _get_label(dataset: ImageDataset, index: int) -> Label:
-    label = dataset.labels[index]
-    return label if dataset.is_multilabel else int(label)
-
-
-def _stack_labels(
-    samples: Sequence[Sample] | Sequence[EvalSample], is_good: Sequence[bool]
-) -> Tensor:
-    """Return the labels of some samples, see `Batch.labels`; K is known where none of them is good."""
-    labels = np.array([sample.label for sample in samples])
-    of_several = np.int8 if labels.dtype == np.int8 else np.bool_
-    dtype = of_several if labels.ndim > 1 else np.int64
-    return torch.from_numpy(labels[np.array(is_good, np.bool_)].astype(dtype))
-
-
-def _stack(images: Sequence[Pixels]) -> Tensor:
-    return torch.from_numpy(np.stack(images) if images else np.empty((0, 3, 0, 0), np.uint8))
 
 
 def build_train_loader(

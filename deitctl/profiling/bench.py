@@ -20,8 +20,9 @@ from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import fit_batch_size
+from deitctl.data.eval_views import EvalViews
 from deitctl.data.lazy_jpeg import LazyJpeg
-from deitctl.data.loader import Batch, EvalViews
+from deitctl.data.loader import Batch
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import Device, choose_device, ran_out_of_memory

@@ -15,7 +15,8 @@ from deitctl.data.classes import describe_classes
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import BalancedDraws, choose_draws, count_draws, count_epoch_views
 from deitctl.data.epoch_steps import fit_batch_size, steps_per_epoch
-from deitctl.data.loader import Batch, EvalViews, TrainViews, ViewPlan, build_train_loader
+from deitctl.data.eval_views import EvalViews
+from deitctl.data.loader import Batch, TrainViews, ViewPlan, build_train_loader
 from deitctl.data.loader_memory import count_batch_bytes, fit_loaders
 from deitctl.data.loader_pool import LoaderPool
 from deitctl.data.samplers import TrainBatches

@@ -11,9 +11,9 @@ from PIL import Image
 
 from deitctl.data.dataset import FileDataset, select
 from deitctl.data.eval_transform import eval_transform
+from deitctl.data.eval_views import EvalViews
 from deitctl.data.loader import (
     Batch,
-    EvalViews,
     TeacherView,
     TrainViews,
     ViewPlan,

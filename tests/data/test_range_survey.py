@@ -8,8 +8,8 @@ from PIL import Image
 
 from deitctl.data import fingerprint
 from deitctl.data.dataset import FileDataset, ImageDataset, join, select
+from deitctl.data.eval_views import EvalViews
 from deitctl.data.fingerprint import fingerprint_dataset
-from deitctl.data.loader import EvalViews
 from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import settle_range
 from deitctl.data.training_data import Source, open_for_training

@@ -12,7 +12,7 @@ import pytest
 import deitctl
 from deitctl.config import TrainConfig
 from deitctl.data.eval_transform import eval_transform
-from deitctl.data.loader import EvalViews
+from deitctl.data.eval_views import EvalViews
 from deitctl.data.readers.packed_shards import open_packed
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.value_range import NO_RANGE
