@@ -291,6 +291,8 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         "fold": 2,
         "grad_checkpointing": True,
         "log": "csv",
+        "cache_dir": "c",
+        "cache_size": "1GB",
         "workers": 3,
         "micro_batch_size": 4,
         "save_every": "7",

@@ -42,7 +42,7 @@ class Busy(OSError):
     def __init__(self, reason: str, pause_s: float = 0.0) -> None:
         super().__init__(errno.EBUSY, reason)
         self.pause_s = pause_s
-        """Seconds after which it wants to be asked again; 0: it does not say."""
+        """Seconds after which it is to be tried again; 0: it does not say."""
 
 
 def read_from_store(

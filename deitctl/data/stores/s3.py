@@ -33,10 +33,10 @@ class S3Store:
     def find(self, folder: str) -> dict[str, dict[str, Any]]:
         """Return the descriptions of all objects below a folder, by path."""
         self.system.invalidate_cache()  # it remembers listings, of an hour ago perhaps
-        found: dict[str, dict[str, Any]] = self._try_without_credentials(
+        entries: dict[str, dict[str, Any]] = self._try_without_credentials(
             "find", folder, detail=True
         )
-        return found
+        return entries
 
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         """Return bytes of an object, see `Store`."""

@@ -52,7 +52,7 @@ def get_cache() -> BlockCache:
 
 
 def warn(message: str) -> None:
-    """Warn whoever listens in this process, once it is the one that `reading_stores` was called in."""
+    """Warn the reporter of `reading_stores`, in the process that called it; loaders have none."""
     pid, reporter = _reporter
     if pid == os.getpid():
         reporter.warn(message)

@@ -1,4 +1,4 @@
-"""Stores of files by scheme: what is asked of each, and how fsspec's file systems are opened.
+"""Stores of files by scheme: what each does, and how fsspec's file systems are opened.
 
 fsspec's event loop and connections belong to the process that made them, so each process has its own.
 """
@@ -39,7 +39,7 @@ class NoRanges(NotImplementedError):
 
 
 class Store(Protocol):
-    """What is asked of a store; each call sends one request, and may fail."""
+    """What a store does; each call sends one request, and may fail."""
 
     def describe(self, address: str) -> StoredPath:
         """Return size and version of a file."""
@@ -122,8 +122,8 @@ class OtherStore:
 
     def find(self, folder: str) -> dict[str, dict[str, Any]]:
         self.system.invalidate_cache()  # it remembers listings, of an hour ago perhaps
-        found: dict[str, dict[str, Any]] = self.system.find(folder, detail=True)
-        return found
+        entries: dict[str, dict[str, Any]] = self.system.find(folder, detail=True)
+        return entries
 
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         # Google's keeps nothing but the newest: an older generation is not found.

@@ -15,7 +15,7 @@ from deitctl.data.stores.stores import TIMEOUT_S, NoRanges, StoredPath
 from deitctl.errors import DataChanged, DataError
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses after which it is worth to ask again."""
+"""Statuses after which another request may succeed."""
 PIECE = 2**20
 _without_ranges: set[str] = set()
 """Hosts that send whole files alone, as this process has met them."""

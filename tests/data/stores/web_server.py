@@ -36,8 +36,8 @@ class WebServer:
 
 
 def _answer(server: WebServer, request: BaseHTTPRequestHandler) -> None:
-    path, wanted = request.path.partition("?")[0], request.headers.get("Range", "")
-    server.requests.append((request.path, wanted))
+    path, span = request.path.partition("?")[0], request.headers.get("Range", "")
+    server.requests.append((request.path, span))
     failure = server.failures.pop(0) if server.failures else 0
     content = server.files.get(path)
     if failure == "reset":
@@ -54,7 +54,7 @@ def _answer(server: WebServer, request: BaseHTTPRequestHandler) -> None:
         request.send_header("Content-Length", "0")
         request.end_headers()
         return
-    match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+    match = re.fullmatch(r"bytes=(\d+)-(\d+)", span)
     if match and int(match[1]) >= len(content):
         request.send_response(416)
         request.send_header("Content-Length", "0")
