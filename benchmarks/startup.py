@@ -1,11 +1,13 @@
 """The start of a run of several processes: what each of them does to the files of the data before its first batch.
 
     python benchmarks/startup.py
-    python benchmarks/startup.py --processes 8 --images 20000 --split
+    python benchmarks/startup.py --images 60000 --split --teacher
+    python benchmarks/startup.py --images 60000 --split --teacher --processes 2 --delay 1
 
-Makes JPEGs of two classes, and starts `deitctl train` on them with torchrun. Each process counts the folders that it
-lists, the files that it opens and stats below the data (an audit hook, and a wrapper of os.stat), its CPU time up to
-the first batch, and the memory that its copy of the names and labels takes. Last figures: docs/results/data.md.
+Makes JPEGs of two classes, and starts `deitctl train` (or `distill`) on them with torchrun. Each process counts the
+folders that it lists, the files that it opens and stats below the data (an audit hook, and a wrapper of os.stat), its
+CPU time up to the first batch (the teacher), and the memory that its copy of the names and labels takes. With --delay
+each stat takes so many milliseconds more, as on a file server. Last figures: docs/results/data.md.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ TINY = [
     *("--set", "model.depth=1", "--set", "model.embed_dim=48", "--set", "model.num_heads=2"),
 ]
 KINDS = {"os.listdir": "listed", "os.scandir": "listed", "open": "opened", "stat": "stats"}
+HEAD = "rank  folders listed  files opened      stats  seconds    CPU s  own MiB of the data"
+ROW = "{:4}  {:14,}  {:12,}  {:9,}  {:7.1f}  {:7.2f}  {:19.2f}"
 
 
 def main() -> None:
@@ -47,41 +51,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--split", action="store_true", help="with validation images of its own")
+    parser.add_argument("--teacher", action="store_true", help="`distill`, up to the teacher")
+    parser.add_argument("--delay", type=float, default=0.0, help="of each stat, in ms")
     parser.add_argument("--child", nargs=2, metavar=("OUT", "DATA"), help=argparse.SUPPRESS)
-    options, _ = parser.parse_known_args()
+    options = parser.parse_args()
     if options.child:
-        count_start(Path(options.child[0]), options.child[1])
+        out, data = options.child
+        count_start(Path(out), data, options.delay / 1000, has_teacher=options.teacher)
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = make_images(root / "data", options.images, has_split=options.split)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        start = time.monotonic()
-        subprocess.run(
-            [
-                *torchrun,
-                "--nproc-per-node",
-                str(options.processes),
-                __file__,
-                "--child",
-                folder,
-                str(data),
-            ],
-            check=True,
-            cwd=root,
-            env=os.environ | {"DEITCTL_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.DEVNULL,
-        )
-        seconds = time.monotonic() - start
-        print(f"{options.images:,} images, {options.processes} processes: {seconds:.1f} s in all")
-        print("rank  folders listed  files opened      stats    CPU s  own MiB of the data")
+        start_processes(root, data, options)
+        print(f"{options.images:,} images, {options.processes} processes")
+        print(HEAD)
         for rank in range(options.processes):
             record = json.loads((root / f"rank{rank}.json").read_text())
-            numbers = (record.get(kind, 0) for kind in ("listed", "opened", "stats"))
-            print(
-                f"{rank:4}  {'{:14,}  {:12,}  {:9,}'.format(*numbers)}  {record['cpu_s']:7.2f}"
-                f"  {record['data_mib']:19.2f}"
-            )
+            counts = (record.get(kind, 0) for kind in ("listed", "opened", "stats"))
+            print(ROW.format(rank, *counts, record["seconds"], record["cpu_s"], record["data_mib"]))
 
 
 def make_images(folder: Path, count: int, *, has_split: bool) -> Path:
@@ -95,65 +82,82 @@ def make_images(folder: Path, count: int, *, has_split: bool) -> Path:
     return folder
 
 
-def count_start(out: Path, data: str) -> None:
+def start_processes(root: Path, data: Path, options: argparse.Namespace) -> None:
+    """Start the processes, and wait for their end."""
+    environ = os.environ | {"DEITCTL_CACHE": f"{root}/cache", "OMP_NUM_THREADS": "1"}
+    if options.teacher:  # any weights: they are read, and not used
+        command = ["-m", "deitctl", "train", "digits", "--model", "deit_tiny", *TINY, "--quiet"]
+        command = [sys.executable, *command, "--output", f"{root}/teacher"]
+        subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", str(options.processes)]
+    child = [__file__, "--child", str(root), str(data), "--delay", str(options.delay)]
+    child += ["--teacher"] if options.teacher else []
+    command = [*torchrun, *child]
+    subprocess.run(command, check=True, cwd=root, env=environ, stderr=subprocess.DEVNULL)
+
+
+def count_start(out: Path, data: str, delay_s: float, *, has_teacher: bool) -> None:
     """Train in this process of several up to the first batch, and write what it did to the data's files."""
     counts: Counter[str] = Counter()
     stat = os.stat
 
-    def add(event: str, path: Any) -> None:
-        if event in KINDS and isinstance(path, str | os.PathLike) and str(path).startswith(data):
+    def add(event: str, path: Any) -> bool:
+        is_of_data = isinstance(path, str | os.PathLike) and str(path).startswith(data)
+        if event in KINDS and is_of_data:
             counts[KINDS[event]] += 1
+        return is_of_data
 
     def count_stat(path: Any, **options: Any) -> os.stat_result:
-        add("stat", path)
+        if add("stat", path) and delay_s:
+            time.sleep(delay_s)
         return stat(path, **options)
 
     from deitctl.cli.app import main as run
+    from deitctl.distillation.distillation_teacher import DistillationTeacher
     from deitctl.training.trainer import Trainer
 
-    def stop(trainer: Any) -> None:
+    def stop(dataset: Any, world: Any) -> None:
         record = counts | {
+            "seconds": time.monotonic() - begin_s,
             "cpu_s": time.process_time() - begin,
-            "data_mib": measure_own_data(trainer),
+            "data_mib": measure_own_data(dataset),
         }
-        (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(record))
-        trainer.setup.context.world.barrier()
+        (out / f"rank{world.rank}.json").write_text(json.dumps(record))
+        world.barrier()
         os._exit(0)
 
-    Trainer.fit = stop  # type: ignore[method-assign, assignment]
-    sys.addaudithook(lambda event, args: add(event, args[0] if args else None))
+    Trainer.fit = lambda own: stop(own.setup.train, own.setup.context.world)  # type: ignore[method-assign]
+    words = ["train", data, "--model", "deit_tiny"]
+    if has_teacher:
+        # Which is called when the cache of targets is open, that the fingerprint names.
+        DistillationTeacher._read_preflight = lambda own: stop(own.train, own.world)  # type: ignore[method-assign]
+        words = ["distill", data, "--student", "deit_tiny", "--teacher", f"{out}/teacher"]
+        words += ["--teacher-input", "unmixed"]
+    sys.addaudithook(lambda event, args: add(event, args[0]) if event in KINDS else None)
     os.stat = count_stat
-    sys.argv = ["deitctl", "train", data, "--model", "deit_tiny", *TINY, "--quiet"]
-    begin = time.process_time()
+    sys.argv = ["deitctl", *words, *TINY, "--quiet"]
+    begin, begin_s = time.process_time(), time.monotonic()
     run()
 
 
-def measure_own_data(trainer: Any) -> float:
-    """Return the MiB of the names' and labels' pages that this process shares with no other."""
-    dataset = trainer.setup.train
+def measure_own_data(dataset: Any) -> float:
+    """Return the MiB of names and labels that this process shares with no other."""
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
+    own, is_there = 0, False
     address = dataset.paths.blob.__array_interface__["data"][0]
-    size, is_there = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, _, rest = line.partition(" ")
-        if "-" in first and ":" not in first:
+        if not first.endswith(":"):  # a mapping, of which the next lines speak
             begin, end = (int(part, 16) for part in first.split("-"))
             is_there = begin <= address < end
-            is_shared = "deitctl-data" in rest
-            size = 0 if is_there and is_shared else size
-            if is_there and not is_shared:
-                return (
-                    float(
-                        dataset.paths.blob.nbytes
-                        + dataset.paths.ends.nbytes
-                        + dataset.labels.nbytes
-                    )
-                    / 2**20
-                )
-        elif is_there and first in ("Private_Dirty:", "Private_Clean:"):
-            size += int(rest.split()[0]) * 1024
-    return size / 2**20
+            if is_there and "deitctl-data" not in rest:  # of the process's own heap
+                arrays = dataset.paths.blob, dataset.paths.ends, dataset.labels
+                return float(sum(array.nbytes for array in arrays)) / 2**20
+        elif is_there and first.startswith("Private_"):
+            own += 1024 * int(rest.split()[0])
+    return own / 2**20
 
 
 if __name__ == "__main__":

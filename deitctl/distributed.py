@@ -7,7 +7,6 @@ gradients are reduced by the device's own backend (NCCL on CUDA, gloo on CPU).
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -133,14 +131,11 @@ class World:
         """Return the main process's value, picklable, whatever the others pass."""
         if self.size == 1:
             return value
-        data = pickle.dumps(value) if self.is_main else b""
-        size = torch.tensor([len(data)])
-        self.broadcast_(size)
-        buffer = torch.empty(int(size), dtype=torch.uint8)
-        if self.is_main:
-            buffer.numpy()[:] = np.frombuffer(data, np.uint8)
-        self.broadcast_(buffer)
-        received: T = pickle.loads(buffer.numpy().tobytes())
+        self.broadcast_(torch.zeros(1))  # for hours, perhaps, in which signals are handled
+        values: list[Any] = [value]
+        with _translate_connection_errors():
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        received: T = values[0]
         return value if self.is_main else received
 
     def run_on_main(self, compute: Callable[[], T]) -> T:

@@ -19,9 +19,8 @@ from deitctl.events import Reporter
 def require_same_images(data: str, train: ImageDataset, val: ImageDataset, world: World) -> None:
     """Raise `DataError` if the processes of a run see other images, hold out others, or scale them otherwise.
 
-    Each opens and splits the data by itself, and chooses the range of images of more than 8 bits:
-    data that changes meanwhile, or differs from machine to machine, would have some of them train
-    on images that others validate on, or on darker ones.
+    What the main process opened is the same in all. A program passes data that each process has opened,
+    of which some would train on images that others validate on, or on darker ones.
     """
     if world.size == 1:
         return
