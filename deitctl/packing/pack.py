@@ -112,6 +112,12 @@ def pack(
     source = SampleSource(opened, encoding, shuffles=shuffle, workers=workers, reporter=reporter)
     if encoding.copies_files:
         require_space(path, source.count_bytes() + source.count * SAMPLE_OVERHEAD)
+    if to == PARQUET and source.value_range is not None:
+        low, high, _ = source.value_range
+        reporter.warn(
+            f"Parquet files do not hold the value range of the images: train on them with --value-range "
+            f"{low},{high}, so that the model has it."
+        )
     write = write_webdataset if to == WEBDATASET else write_parquet
     with write_folder(path) as folder:
         shards = write(folder, source, max_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +142,10 @@ def test_an_evaluation_of_other_images_uses_the_range_of_the_model(run, twelve_b
     assert list(result.unreadable) == [str(tmp_path / "bright" / "1.png")]
     with pytest.raises(DataError, match="outside of the 12 bits"):
         deitctl.load(run, device="cpu").predict(tmp_path / "bright" / "1.png")
+
+
+def test_parquet_files_do_not_hold_the_range_which_a_warning_names(twelve_bits, tmp_path, reporter):
+    deitctl.pack(
+        str(twelve_bits), str(tmp_path / "x"), raw=True, to="parquet", workers=0, reporter=reporter
+    )
+    assert any(re.search(r"--value-range 0(\.0)?,4095", warning) for warning in reporter.warnings)
