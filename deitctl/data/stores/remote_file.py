@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from deitctl.data.stores.address import name_version, redact
 from deitctl.data.stores.block_cache import BlockCache, CachedBlock
 from deitctl.data.stores.cache_room import CacheFailed
-from deitctl.data.stores.patience import read_from_store
+from deitctl.data.stores.patience import describe, read_from_store
 from deitctl.data.stores.read_threads import get_reads_ahead
 from deitctl.data.stores.store_settings import get_cache, warn
 from deitctl.data.stores.stores import NoRanges, StoredPath, get_store
 from deitctl.data.stores.web import WebStore, has_ranges
-from deitctl.errors import DataChanged, DataError
+from deitctl.errors import DataChanged, DataError, StoreLost
 
+T = TypeVar("T")
 BLOCK = 2**20
 """Bytes of a block. An image of ImageNet has a tenth: the first batches of an epoch over a cold cache
 fetch ten times what they use, and the whole epoch everything once."""
@@ -51,8 +52,7 @@ class RemoteFile:
         """Return up to `size` bytes from an offset on; safe for concurrent processes and threads.
 
         Raises:
-            OSError: they cannot be read.
-            StoreLost: the store does not answer any more.
+            StoreLost: the store does not answer any more, or refuses.
             DataChanged: the file is another than it was.
         """
         size = min(size, self.size - offset)
@@ -122,14 +122,25 @@ class RemoteFile:
         if not has_ranges(self.address):
             return self._read_of_copy(offset, size)
         try:
-            data = read_from_store(partial(self._fetch, offset, size), self.path, warn=warn)
+            return self._read_patiently(partial(self._fetch, offset, size))
         except NoRanges:
             return self._read_of_copy(offset, size)
+
+    def _read_patiently(self, read: Callable[[], T]) -> T:
+        """Return what `read` returns of the store; raise what its failure means for all of the data."""
+        try:
+            return read_from_store(read, self.path, warn=warn)
         except FileNotFoundError as error:
             raise DataChanged(
                 f"{self.path} is gone.", "Put it back, or name other data."
             ) from error
-        return data
+        except CacheFailed:
+            raise
+        except OSError as error:  # not one image's, which may be left out
+            raise StoreLost(
+                f"{self.path} cannot be read any more: {describe(error)}.",
+                "Have its credentials, or the signature of its URL, expired?",
+            ) from error
 
     def _fetch(self, offset: int, size: int) -> bytes:
         file = StoredPath(self.address, self.size, self.version)
@@ -145,7 +156,7 @@ class RemoteFile:
         assert isinstance(store, WebStore)
 
         def write(target: BinaryIO) -> None:
-            read_from_store(partial(store.copy, file, target), self.path, warn=warn)
+            self._read_patiently(partial(store.copy, file, target))
 
         try:
             return _read_through(cache, self._name, write, offset, size)

@@ -134,7 +134,7 @@ def test_a_failed_read_ahead_is_raised_by_the_read_and_then_tried_anew(server):
     file = open_stored(f"{server.url}/x.tar")
     server.failures = [403]
     file.prefetch([(0, 10)])
-    with pytest.raises(PermissionError):
+    with pytest.raises(StoreLost, match=r"HTTP 403.*expired\?"):
         file.read(0, 10)
     assert file.read(0, 10) == CONTENT[:10]
 
