@@ -21,7 +21,7 @@ from deitctl.data.readers.hub_files import (
 from deitctl.data.readers.parquet_table import open_columnar_files
 from deitctl.data.readers.read_options import ReadOptions
 from deitctl.errors import DataError
-from deitctl.events import Reporter
+from deitctl.events import Reporter, SilentReporter
 
 CONVERTED = "refs/convert/parquet"
 """The branch in which the hub has a data set as Parquet that is in another form."""
@@ -76,7 +76,7 @@ def is_pin_of(pinned: str, ref: str) -> bool:
 def _select(address: HubAddress, reporter: Reporter) -> tuple[HubListing, HubSelection]:
     """Return the files of a data set; of one in a form that is not read, the hub's own Parquet of it."""
     listing = list_hub_files(address, reporter)
-    selection = select_files(listing, _read_metadata(listing, reporter))
+    selection = select_files(listing, _read_metadata(listing))
     if selection is not None:
         return listing, selection
     kinds = {Path(file.path).suffix or file.path for file in listing.files}
@@ -91,12 +91,12 @@ def _select(address: HubAddress, reporter: Reporter) -> tuple[HubListing, HubSel
     return converted, select_converted(converted)
 
 
-def _read_metadata(listing: HubListing, reporter: Reporter) -> Mapping[str, Any]:
+def _read_metadata(listing: HubListing) -> Mapping[str, Any]:
     """Return what the README of a repository begins with: its configurations and their files."""
     readme = next((file for file in listing.files if file.path == README), None)
     if readme is None:
         return {}
-    download(listing, [readme], reporter)
+    download(listing, [readme], SilentReporter())
     from huggingface_hub import metadata_load
 
     try:

@@ -1,4 +1,4 @@
-"""What is asked of the hub for a data set: which commit, its files, and their content; errors in one line."""
+"""Requests to the hub about a data set: its commit, files and their content; errors in one line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def download(listing: HubListing, files: Sequence[HubFile], reporter: Reporter) 
     cache = Path(constants.HF_HUB_CACHE)
     _require_room(cache, num_bytes, short)
     size = f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-    reporter.note(f"{short}: {len(missing):,} files, {size}, are downloaded into {cache}.")
+    num_files = f"{len(missing):,} file{'s' if len(missing) != 1 else ''}"
+    reporter.note(f"{short}: {num_files}, {size}, to download into {cache}.")
     with (
         reporter.task(f"download {listing.address.repository}", num_bytes, "bytes") as task,
         DaemonThreads(NUM_DOWNLOADS) as threads,

@@ -161,7 +161,7 @@ def measure_column(row_group: Any, column: str) -> int:
 
 
 def count_nulls(metadata: Any, column: str) -> int | None:
-    """Return the rows of the first row group that have no value in a column; None if that is not said."""
+    """Return the rows of the first row group that have no value in a column; None if the file does not count them."""
     chunks = _list_chunks(metadata.row_group(0), column) if metadata.num_row_groups else []
     statistics = chunks[0].statistics if chunks else None
     if statistics is None or not statistics.has_null_count:
@@ -193,6 +193,8 @@ def named_errors(path: object, kind: str = "parquet") -> Iterator[None]:
     try:
         yield
     except errors as error:
+        if isinstance(error, FileNotFoundError) and error.errno is None:  # fsspec's
+            raise DataError(f"There is nothing at {path}.") from error
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise_read_error(str(path), error)
         raise DataError(

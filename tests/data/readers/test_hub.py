@@ -74,7 +74,7 @@ def test_the_files_of_a_data_set_are_downloaded_once_at_a_commit(hub, reporter):
     assert (list_contents(data.train), list_contents(data.test)) == ([0, 1, 2, 3, 4, 5], [6, 7])
     assert data.train.class_names == ("ant", "bee")
     assert data.train.name(4) == f"{REF}:4.jpg"
-    assert any("3 files" in note and "downloaded into" in note for note in reporter.notes)
+    assert any("3 files" in note and "to download into" in note for note in reporter.notes)
     assert count_downloads(hub) == 4
     publish(hub, {"data/train.parquet": encode(8, 9)})
     # what the run recorded means the same data, and needs no request
