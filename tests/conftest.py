@@ -23,8 +23,9 @@ from PIL import Image
 from torch import nn
 
 from deitctl.config import DistillConfig, TrainConfig
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.readers.digits import load_digits
+from deitctl.data.subsets import select
 from deitctl.events import SilentReporter
 from deitctl.models import timm_models
 from deitctl.models.build import build_model

@@ -224,7 +224,7 @@ import sys
 from dataclasses import replace
 from deitctl.config import TrainConfig
 from deitctl.data.readers.digits import load_digits
-from deitctl.data.dataset import select
+from deitctl.data.subsets import select
 from deitctl.recipes import DIGITS
 from deitctl.training.launch import run_training
 

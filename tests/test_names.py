@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deitctl.data.classes import match_classes
-from deitctl.data.dataset import FileDataset, join, number_labels
+from deitctl.data.dataset import FileDataset
+from deitctl.data.labels import number_labels
 from deitctl.data.splits import relabel
+from deitctl.data.subsets import join
 from deitctl.errors import DataError
 from deitctl.models.model_config import ModelConfig
 from deitctl.names import canonicalize_name, find_names, group_spellings

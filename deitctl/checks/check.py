@@ -18,7 +18,7 @@ from deitctl.checks.images import check_images
 from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
 from deitctl.checks.labels import LabelCounts, count_labels
 from deitctl.checks.survey import ALL, Split, survey
-from deitctl.data.dataset import name_labels
+from deitctl.data.labels import name_labels
 from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter, SilentReporter

@@ -10,7 +10,7 @@ from pathlib import Path
 from deitctl.checks.issues import ERROR, WARNING, Issue, Remedy, make_remedies, report
 from deitctl.checks.labels import check_labels
 from deitctl.checks.survey import ALL, Split
-from deitctl.data.dataset import count_images
+from deitctl.data.labels import count_images
 from deitctl.data.several_labels import drop_unused
 from deitctl.names import reduce_name
 

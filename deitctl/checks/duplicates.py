@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deitctl.checks.image_info import JoinedImages
 from deitctl.checks.issues import Issue, Remedy, report
-from deitctl.data.dataset import MIN_SEVERAL
+from deitctl.data.labels import MIN_SEVERAL
 from deitctl.data.near_duplicates import (
     MAX_DISTANCE,
     find_first,

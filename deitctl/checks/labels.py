@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from deitctl.checks.issues import Issue, report
 from deitctl.checks.survey import Split
-from deitctl.data.dataset import ImageDataset, count_images
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import count_images
 
 BLOCK = 1 << 16
 """Images whose labels are counted at a time."""

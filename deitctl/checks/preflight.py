@@ -8,7 +8,9 @@ from __future__ import annotations
 from deitctl.checks.classes import check_classes
 from deitctl.checks.issues import Issue, merge_issues
 from deitctl.checks.survey import Split
-from deitctl.data.dataset import ImageDataset, find_used_classes, renumber
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import find_used_classes
+from deitctl.data.subsets import renumber
 from deitctl.events import Reporter
 
 CODES = ("class_only_in_train", "similar_class_names", "numbered_imagenet", "few_images")

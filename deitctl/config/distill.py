@@ -187,7 +187,7 @@ class DistillConfig:
     unlabelled: Annotated[
         str,
         Option(
-            "Further training images, without labels, that the teacher labels: folder, tar, shards or list; rest: those "
+            "Further training images, without labels, that the teacher labels: folder, tar, shards, list; rest: those "
             "that --fraction leaves out.",
             EVERYDAY,
             "",

@@ -12,17 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import (
-    ImageDataset,
-    JoinedDataset,
-    Labels,
-    Subset,
-    make_multilabel,
-    number_labels,
-    select,
-)
+from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.labels import number_labels
 from deitctl.data.layout import name_some
 from deitctl.data.open import DatasetSplits
+from deitctl.data.subsets import JoinedDataset, Subset, make_multilabel, select
 from deitctl.data.unlabeled import MAX_COMPARED, find_copies
 from deitctl.errors import DataError
 from deitctl.events import Reporter

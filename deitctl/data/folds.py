@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, Labels, Subset
+from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.extra import add_extra
 from deitctl.data.fraction import take_fraction
 from deitctl.data.group_names import MAX_NAMED, name_groups
 from deitctl.data.groups import join_duplicates, number_groups
 from deitctl.data.near_duplicates import MAX_BYTES, MAX_IMAGES, group_duplicates
 from deitctl.data.splits import hash_paths, list_members, list_relative_paths
+from deitctl.data.subsets import Subset
 from deitctl.data.unlabeled import add_unlabeled, take_rest
 from deitctl.errors import DataError
 from deitctl.events import Reporter

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 
-from deitctl.data.dataset import ImageDataset, find_rarest, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import find_rarest
 from deitctl.data.splits import hash_paths, list_relative_paths
+from deitctl.data.subsets import select
 
 
 def take_fraction(train: ImageDataset, fraction: float, seed: int) -> ImageDataset:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from deitctl.config import TaskChoice
 from deitctl.data.band_image import has_bands
-from deitctl.data.dataset import FileDataset, ImageDataset, describe_labels, join
+from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import reading_arrays
+from deitctl.data.labels import describe_labels
 from deitctl.data.named.names import is_named
 from deitctl.data.range_survey import settle_range
 from deitctl.data.readers.read_options import AUTO, ReadOptions
@@ -23,6 +24,7 @@ from deitctl.data.several_labels import settle_labels
 from deitctl.data.sources import BUILT_IN, open_splits
 from deitctl.data.splits import ALL
 from deitctl.data.spot_check import require_images
+from deitctl.data.subsets import join
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home

@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset, name_labels, select_own
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import name_labels
 from deitctl.data.splits import ALL, list_relative_paths
+from deitctl.data.subsets import select_own
 from deitctl.errors import DataError
 from deitctl.paths import open_regular, write_bytes
 from deitctl.settings import read_toml

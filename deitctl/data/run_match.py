@@ -13,10 +13,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, Subset, name_labels, number_labels, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import name_labels, number_labels
 from deitctl.data.run_data import RunData, SplitRows
 from deitctl.data.splits import ALL, list_relative_paths
 from deitctl.data.stores.address import redact
+from deitctl.data.subsets import Subset, select
 from deitctl.names import canonicalize_name
 
 MIN_FOUND = 0.95

@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 
 from deitctl.config import TaskChoice
 from deitctl.cores import count_cores
-from deitctl.data.dataset import (
-    MIN_SEVERAL,
-    ImageDataset,
-    Subset,
-    count_images,
-    encode_labels,
-    make_multilabel,
-    renumber,
-)
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.file_types import is_image_start
+from deitctl.data.labels import MIN_SEVERAL, count_images, encode_labels
 from deitctl.data.readers.read_options import AUTO
+from deitctl.data.subsets import Subset, make_multilabel, renumber
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL

@@ -12,8 +12,10 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, Labels, Subset, count_images, number_labels
+from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.groups import join_groups, number_groups
+from deitctl.data.labels import count_images, number_labels
+from deitctl.data.subsets import Subset
 from deitctl.errors import DataError
 from deitctl.names import find_names, reduce_name
 

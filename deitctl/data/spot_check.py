@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.bands import require_bands
-from deitctl.data.dataset import ImageDataset, find_rarest
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import read_depth
 from deitctl.data.file_types import is_image_start
+from deitctl.data.labels import find_rarest
 from deitctl.errors import DataError, ReadError
 from deitctl.events import Reporter
 

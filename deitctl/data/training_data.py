@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.band_image import has_bands
-from deitctl.data.dataset import ImageDataset, join
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.extra import add_extra, choose_extra, describe_extra, require_other_source
 from deitctl.data.file_types import reading_arrays
 from deitctl.data.folds import FoldedData, split_folds
@@ -27,6 +27,7 @@ from deitctl.data.several_labels import drop_unused, require_same_kind
 from deitctl.data.splits import relabel
 from deitctl.data.spot_check import require_images
 from deitctl.data.stores.store_settings import reading_stores
+from deitctl.data.subsets import join
 from deitctl.data.unlabeled import (
     REST,
     add_unlabeled,

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.dataset import ImageDataset, JoinedDataset, Labels, Subset, select
+from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.subsets import JoinedDataset, Subset, select
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home

@@ -12,13 +12,14 @@ from functools import cache
 import numpy as np
 
 from deitctl.data.band_image import describe_channels, has_bands
-from deitctl.data.dataset import ImageDataset, join, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import DatasetSplits, EvalData, choose_eval_split, open_dataset
 from deitctl.data.readers.read_options import AUTO
 from deitctl.data.run_data import SPLIT_FILE, RunData, read_run_data
 from deitctl.data.run_match import Mask, RunMatch, is_place_of, match_run
 from deitctl.data.sources import BUILT_IN, is_there
 from deitctl.data.splits import ALL
+from deitctl.data.subsets import join, select
 from deitctl.errors import ConfigError, DataError, ModelError
 from deitctl.events import Reporter, SilentReporter
 from deitctl.home import expand_home

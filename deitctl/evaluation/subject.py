@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deitctl.data.classes import NUMBERS, ClassMatch, match_classes
-from deitctl.data.dataset import ImageDataset, count_images, make_multilabel, renumber
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import count_images
 from deitctl.data.splits import ALL
+from deitctl.data.subsets import make_multilabel, renumber
 from deitctl.errors import DataError
 from deitctl.evaluation.eval_model import EvalModel, get_preprocessing
 from deitctl.evaluation.images import ScoredImages, find_run

@@ -15,7 +15,7 @@ from torch import nn
 
 from deitctl.data.band_image import has_bands
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import FileDataset, ImageDataset, select
+from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.eval_transform import Pixels, eval_transform
 from deitctl.data.file_types import get_extensions, reading_arrays
 from deitctl.data.find_layout import find_layout
@@ -24,6 +24,7 @@ from deitctl.data.range_survey import scale_for
 from deitctl.data.run_match import match_run
 from deitctl.data.sources import BUILT_IN, is_image_folder
 from deitctl.data.splits import ALL
+from deitctl.data.subsets import select
 from deitctl.data.trees import FolderTree
 from deitctl.errors import ConfigError, DataError, ExportError
 from deitctl.evaluation.images import (

@@ -13,11 +13,12 @@ from PIL import Image
 
 from deitctl.checks.image_info import JoinedImages, resolve_workers
 from deitctl.data.contents import compute_digest
-from deitctl.data.dataset import ImageDataset, Subset
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.decode import MAX_BYTES, decode
 from deitctl.data.eval_transform import get_resized_size
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.stream import batched_range, stream_batches
+from deitctl.data.subsets import Subset
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from deitctl import rng
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, ImageDataset, Subset, select
+from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import AVIF, START_BYTES, TIFF, get_extensions, identify
 from deitctl.data.open import DatasetSplits
 from deitctl.data.readers.tar_dataset import TarDataset
+from deitctl.data.subsets import Subset, select
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError
 from deitctl.events import Reporter, track

@@ -14,7 +14,8 @@ from PIL import Image
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.contents import compute_digest
-from deitctl.data.dataset import ImageDataset, name_label
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import name_label
 from deitctl.data.open import open_dataset
 from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.stores.store_settings import reading_stores

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from deitctl import rng
-from deitctl.data.dataset import FileDataset, ImageDataset, Subset
+from deitctl.data.dataset import FileDataset, ImageDataset
+from deitctl.data.subsets import Subset
 from deitctl.models.catalog import load_imagenet_classes
 
 WIDTH, HEIGHT = 500, 375

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from deitctl.config import Recipe
-from deitctl.data.dataset import ImageDataset, count_images, weigh_classes
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import BalancedDraws
+from deitctl.data.labels import count_images, weigh_classes
 from deitctl.data.unlabeled import count_unlabeled, find_labeled
 
 CLASS_WEIGHTS = "class_weights.json"

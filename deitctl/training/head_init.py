@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deitctl import rng
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import build_eval_loader
+from deitctl.data.subsets import select
 from deitctl.device import Device
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel import average_precision, mean_average_precision, rank

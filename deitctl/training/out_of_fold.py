@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl.data.classes import match_classes
-from deitctl.data.dataset import ImageDataset, Labels, list_labels
+from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.folds import FoldedData
+from deitctl.data.labels import list_labels
 from deitctl.data.loader import build_eval_loader
 from deitctl.data.splits import list_relative_paths
 from deitctl.device import Device

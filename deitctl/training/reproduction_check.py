@@ -8,9 +8,10 @@ from typing import Any
 
 from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
-from deitctl.data.dataset import ImageDataset, select_own
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_model, fingerprint_split
 from deitctl.data.run_data import SplitRows, read_run_data
+from deitctl.data.subsets import select_own
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import select_labeled

@@ -10,9 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deitctl.data.dataset import name_labels, select_own
+from deitctl.data.labels import name_labels
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths, relabel
+from deitctl.data.subsets import select_own
 from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import select_labeled
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deitctl.data.dataset import ImageDataset, count_images
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.labels import count_images
 from deitctl.errors import ConfigError
 from deitctl.evaluation.multilabel_result import Result
 from deitctl.evaluation.result import EvalResult

@@ -15,9 +15,9 @@ from deitctl.checks.image_info import (
     inspect_image,
     inspect_images,
 )
-from deitctl.data.dataset import select
 from deitctl.data.near_duplicates import digest_pixels
 from deitctl.data.readers.folder import open_folder
+from deitctl.data.subsets import select
 
 
 def texture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:

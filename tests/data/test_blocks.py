@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from deitctl.data.dataset import JoinedDataset, join, select
 from deitctl.data.readers.digits import ArrayDataset
+from deitctl.data.subsets import JoinedDataset, join, select
 from tests.data.block_images import make_block_images
 
 

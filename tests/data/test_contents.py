@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from deitctl.data.contents import NUM_AT_A_TIME, Contents, compute_digest
-from deitctl.data.dataset import FileDataset, ImageDataset, join, select
+from deitctl.data.dataset import FileDataset, ImageDataset
+from deitctl.data.subsets import join, select
 from deitctl.errors import DataError
 
 

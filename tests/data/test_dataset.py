@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
-from deitctl.data.dataset import FileDataset, drop_empty_classes, select
+from deitctl.data.dataset import FileDataset
 from deitctl.data.decode import decode
+from deitctl.data.labels import drop_empty_classes
 from deitctl.data.open import open_for_evaluation
 from deitctl.data.readers.digits import ArrayDataset, load_digits
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import hold_out, relabel
+from deitctl.data.subsets import select
 from deitctl.errors import DataError
 
 

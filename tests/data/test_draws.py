@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.dataset import JoinedDataset, select
 from deitctl.data.draws import (
     BalancedDraws,
     WeightedDraws,
@@ -22,6 +21,7 @@ from deitctl.data.draws import (
 from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.samplers import EpochOrder, SampleKey, TrainBatches, view_of
+from deitctl.data.subsets import JoinedDataset, select
 from deitctl.distributed import World
 from deitctl.recipes import RECIPES
 

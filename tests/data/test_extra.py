@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.data.dataset import ImageDataset, select_own
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.extra import add_extra
 from deitctl.data.open import open_dataset
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.run_match import match_run
+from deitctl.data.subsets import select_own
 from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.data import fingerprint
-from deitctl.data.dataset import Subset, select
 from deitctl.data.fingerprint import (
     LENGTH,
     fingerprint_dataset,
@@ -28,6 +27,7 @@ from deitctl.data.open import open_for_evaluation
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import relabel
+from deitctl.data.subsets import Subset, select
 from deitctl.device import choose_device
 from deitctl.errors import ModelError
 from deitctl.events import SilentReporter

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.dataset import Subset
 from deitctl.data.folds import assign_folds, split_folds
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.splits import hash_paths
+from deitctl.data.subsets import Subset
 from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.errors import DataError
 

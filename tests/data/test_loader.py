@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deitctl.data.dataset import FileDataset, select
+from deitctl.data.dataset import FileDataset
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.eval_views import EvalViews
 from deitctl.data.loader import (
@@ -24,6 +24,7 @@ from deitctl.data.loader import (
 )
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
+from deitctl.data.subsets import select
 from deitctl.data.transforms import train_transform
 from deitctl.models.model_config import Preprocessing
 from deitctl.recipes import RECIPES

@@ -187,7 +187,7 @@ def test_an_exception_of_the_callers_ends_a_training_in_python(tmp_path):
     program = f"""
 from dataclasses import replace
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import Subset, select
+from deitctl.data.subsets import Subset, select
 from deitctl.data.readers.digits import load_digits
 from deitctl.events import SilentReporter
 from deitctl.recipes import DIGITS

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from deitctl.data import fingerprint
-from deitctl.data.dataset import FileDataset, ImageDataset, join, select
+from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.eval_views import EvalViews
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import settle_range
+from deitctl.data.subsets import join, select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.value_range import NO_RANGE
 from deitctl.errors import DataError

@@ -10,11 +10,12 @@ import pytest
 
 from deitctl.data import run_data
 from deitctl.data.contents import compute_digest
-from deitctl.data.dataset import FileDataset, select
+from deitctl.data.dataset import FileDataset
 from deitctl.data.open import open_dataset
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.run_match import apply_split
 from deitctl.data.splits import hold_out
+from deitctl.data.subsets import select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 

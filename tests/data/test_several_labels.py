@@ -15,13 +15,14 @@ import deitctl
 from deitctl.checks.classes import check_classes
 from deitctl.checks.survey import Split
 from deitctl.config import AugmentConfig
-from deitctl.data.dataset import count_images, find_rarest, join, name_labels, select
 from deitctl.data.fingerprint import fingerprint_dataset, fingerprint_split
+from deitctl.data.labels import count_images, find_rarest, name_labels
 from deitctl.data.loader import build_eval_loader, build_train_loader
 from deitctl.data.open import open_dataset
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.samplers import TrainBatches
 from deitctl.data.splits import relabel
+from deitctl.data.subsets import join, select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataError
 from deitctl.models.model_config import Preprocessing

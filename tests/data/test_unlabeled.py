@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.dataset import FileDataset, count_images, name_labels, renumber
+from deitctl.data.dataset import FileDataset
 from deitctl.data.draws import BalancedDraws
 from deitctl.data.fingerprint import fingerprint_split
+from deitctl.data.labels import count_images, name_labels
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.samplers import EpochOrder, TrainBatches, spread_labeled
+from deitctl.data.subsets import renumber
 from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.data.unlabeled import add_unlabeled, count_unlabeled, find_labeled, select_labeled
 from deitctl.errors import DataError

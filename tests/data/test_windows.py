@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.dataset import select
 from deitctl.data.draws import BalancedDraws, WeightedDraws
 from deitctl.data.samplers import EpochOrder, SampleKey, TrainBatches
+from deitctl.data.subsets import select
 from deitctl.data.windows import Windows
 from tests.data.block_images import make_block_images
 

@@ -16,10 +16,10 @@ import torch
 
 from deitctl.data import reading
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import select
 from deitctl.data.loader import Batch, TeacherView, ViewPlan, build_train_loader
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
+from deitctl.data.subsets import select
 from deitctl.data.transforms import train_transform
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher

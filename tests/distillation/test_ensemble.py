@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from deitctl.config import AugmentConfig, DistillConfig, TeacherConfig
-from deitctl.data.dataset import select
 from deitctl.data.loader import TeacherView, ViewPlan, build_train_loader
 from deitctl.data.samplers import TrainBatches
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.distillation.average import average_labels
 from deitctl.distillation.cached_teacher import CachedTeacher

@@ -13,7 +13,8 @@ import torch
 
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.classes import match_classes
-from deitctl.data.dataset import ImageDataset, Subset, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import Subset, select
 from deitctl.device import choose_device
 from deitctl.distillation import distillation_teacher as module
 from deitctl.distillation.distillation_teacher import DistillationTeacher

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import ImageDataset, Subset
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import Subset
 from deitctl.device import choose_device
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.preflight import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deitctl.config import DistillConfig, TrainConfig
-from deitctl.data.dataset import Subset
+from deitctl.data.subsets import Subset
 from deitctl.distillation.preflight import (
     RECORD,
     Preflight,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from deitctl.data.dataset import name_labels
+from deitctl.data.labels import name_labels
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.errors import DataError
 from deitctl.evaluation.subject import build_subjects, drop_unknown_classes, settle_kind

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from deitctl import device
-from deitctl.data.dataset import select
 from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.readers.folder import open_folder
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.errors import DataError
 from deitctl.evaluation.accumulator import EvalAccumulator

@@ -5,8 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from deitctl.data.dataset import FileDataset, select
+from deitctl.data.dataset import FileDataset
 from deitctl.data.run_data import write_split
+from deitctl.data.subsets import select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import ConfigError, DataError, ExportError
 from deitctl.events import SilentReporter

@@ -188,7 +188,9 @@ def test_a_chain_of_long_names_ends(tmp_path):
 def test_a_tar_cut_short_is_one_line(cut, tmp_path):
     path = tar_of(tmp_path / "x.tar", *members())
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(DataError, match="x.tar is not a readable, uncompressed tar: it is (cut|no tar)"):
+    with pytest.raises(
+        DataError, match="x.tar is not a readable, uncompressed tar: it is (cut|no tar)"
+    ):
         opened(path)
 
 

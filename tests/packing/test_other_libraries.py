@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deitctl.data.dataset import ImageDataset, name_label
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset
+from deitctl.data.labels import name_label
 from deitctl.data.open import open_dataset
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack

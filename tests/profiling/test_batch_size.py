@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from deitctl.cli.app import app, run_commands
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import FileDataset, ImageDataset, select
+from deitctl.data.dataset import FileDataset, ImageDataset
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import SilentReporter

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import select
 from deitctl.data.readers.digits import load_digits
+from deitctl.data.subsets import select
 from deitctl.events import SilentReporter, Task
 from deitctl.recipes import DIGITS
 from deitctl.training import trainer

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from deitctl.config import ProgressiveResize, TrainConfig
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.events import SilentReporter
 from deitctl.training import estimate, step

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import deitctl
-from deitctl.data.dataset import select
 from deitctl.data.own_functions import identify_function
 from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.torch_dataset import open_for_training as open_pair
 from deitctl.data.readers.torch_dataset import open_torch_dataset, to_image
+from deitctl.data.subsets import select
 from deitctl.errors import ConfigError, DataError, ExtensionError, Interrupted, TeacherError
 from deitctl.events import SilentReporter
 from deitctl.training.extensions import Extensions, keep_names, require_same_extensions

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from deitctl.config import BceConfig
-from deitctl.data.dataset import ImageDataset, Subset
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import Subset
 from deitctl.device import choose_device
 from deitctl.evaluation.multilabel import average_precision, mean_average_precision, rank
 from deitctl.events import SilentReporter

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from deitctl.api import evaluate
 from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import build_eval_loader
+from deitctl.data.subsets import select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import (
     ConfigError,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import DataError

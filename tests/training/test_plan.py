@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from deitctl.config import ProgressiveResize, TrainConfig
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import select
 from deitctl.distillation.resolve import plan_finetuning
 from deitctl.errors import ConfigError, TeacherError
 from deitctl.models import timm_models, weights

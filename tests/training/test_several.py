@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from deitctl.config import DistillConfig, TrainConfig
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.validate import validate

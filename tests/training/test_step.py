@@ -14,11 +14,11 @@ from torch import nn
 
 from deitctl.config import AslConfig, BceConfig, DistillConfig
 from deitctl.data.batch_transforms import normalize, student_affine
-from deitctl.data.dataset import Subset, select
 from deitctl.data.draws import BalancedDraws
 from deitctl.data.loader import Batch, TeacherView, ViewPlan, build_train_loader
 from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
 from deitctl.data.samplers import SampleKey, TrainBatches
+from deitctl.data.subsets import Subset, select
 from deitctl.device import choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.joint_targets import JointCodec

@@ -10,8 +10,9 @@ import torch
 
 from deitctl.config import TrainConfig
 from deitctl.data.batch_transforms import normalize
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import build_eval_loader
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.distributed import SINGLE_PROCESS
 from deitctl.events import SilentReporter

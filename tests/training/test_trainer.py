@@ -23,8 +23,9 @@ import torch
 from deitctl import device
 from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data import loader_pool
-from deitctl.data.dataset import ImageDataset, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch
+from deitctl.data.subsets import select
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.config import TrainConfig
-from deitctl.data.dataset import select
 from deitctl.data.readers.digits import load_digits
+from deitctl.data.subsets import select
 from deitctl.device import choose_device
 from deitctl.distillation.precompute import cache_teacher
 from deitctl.distributed import process_group

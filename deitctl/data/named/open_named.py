@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from deitctl.data.dataset import ImageDataset, JoinedDataset
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.named.install import find_archives, find_folder, install
 from deitctl.data.named.names import TORCHVISION, TRAINVAL, NamedData, find_named
 from deitctl.data.named.stored import FILE, read_stored
 from deitctl.data.named.torchvision_classes import describe_class, list_downloads, load_class
+from deitctl.data.subsets import JoinedDataset
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 

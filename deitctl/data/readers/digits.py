@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deitctl.data.dataset import ImageDataset, Labels, Subset, select
+from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.subsets import Subset, select
 from deitctl.errors import DataError
 
 

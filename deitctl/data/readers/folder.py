@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import FileDataset, drop_empty_classes
+from deitctl.data.dataset import FileDataset
 from deitctl.data.file_types import describe_unread, get_extensions, may_be_image
 from deitctl.data.find_layout import find_layout
 from deitctl.data.index import Listing, ScanState, load_or_scan
+from deitctl.data.labels import drop_empty_classes
 from deitctl.data.layout import is_junk, match_split
 from deitctl.data.readers.passed_over import (
     leave_out,

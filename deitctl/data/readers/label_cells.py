@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from deitctl.config import TaskChoice
-from deitctl.data.dataset import MIN_SEVERAL
+from deitctl.data.labels import MIN_SEVERAL
 from deitctl.data.readers.class_columns import BITS, UNCERTAIN
 from deitctl.data.readers.columns import Columns, name_columns
 from deitctl.data.readers.read_options import AUTO

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from deitctl.config import TaskChoice
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import MIN_SEVERAL, Labels, encode_labels
+from deitctl.data.dataset import Labels
+from deitctl.data.labels import MIN_SEVERAL, encode_labels
 from deitctl.data.readers.label_cells import WAY_ON
 from deitctl.events import Reporter
 

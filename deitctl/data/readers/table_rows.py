@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
-from deitctl.data.dataset import Labels, describe_labels
+from deitctl.data.dataset import Labels
+from deitctl.data.labels import describe_labels
 from deitctl.data.layout import match_split
 from deitctl.data.readers.columns import NO, YES, Columns, name_columns
 from deitctl.data.readers.label_cells import WAY_ON, LabelCells, read_bits, read_cells

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from deitctl.data import open_file
-from deitctl.data.dataset import ImageDataset, join, select
+from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_dataset
 from deitctl.data.range_survey import survey_datasets
 from deitctl.data.readers import parquet_images, row_groups
 from deitctl.data.readers.parquet import ParquetFile
 from deitctl.data.spot_check import require_images
 from deitctl.data.stores.block_cache import BlockCache
+from deitctl.data.subsets import join, select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import DataChanged, DataError
 

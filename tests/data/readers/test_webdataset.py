@@ -13,7 +13,7 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deitctl.data.dataset import name_labels
+from deitctl.data.labels import name_labels
 from deitctl.data.open import open_dataset
 from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.errors import DataError
