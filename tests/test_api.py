@@ -15,6 +15,7 @@ from PIL import Image
 
 import deitctl
 from deitctl import api
+from deitctl.distributed import SINGLE_PROCESS
 from deitctl.errors import ConfigError, DataError
 from deitctl.models.checkpoint_io import save_tensors
 from deitctl.models.vit import VisionTransformer
@@ -223,7 +224,7 @@ def test_open_data_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.Monk
         package.Source("digits"), reporter=deitctl.SilentReporter()
     )
     monkeypatch.setattr(package, "open_for_training", None)
-    assert api._configure(request, datasets) == (planned.config, datasets)
+    assert api._configure(request, datasets, SINGLE_PROCESS) == (planned.config, datasets)
 
 
 @pytest.mark.slow
