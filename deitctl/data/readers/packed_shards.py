@@ -21,6 +21,7 @@ from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
 from deitctl.data.shard_files import ShardFiles, open_shards
 from deitctl.data.splits import SPLITS
 from deitctl.data.stores.address import is_remote, join_address, redact
+from deitctl.data.stores.listing import describe_file
 from deitctl.data.stores.stored_file import open_stored
 from deitctl.errors import DataError
 from deitctl.models.model_config import ValueRange, read_value_range
@@ -51,7 +52,9 @@ def open_packed(folder: Path | str) -> dict[str, TarDataset]:
     path = join_address(place, INDEX)
     again = f"Copy the folder again, or delete {INDEX} in it to read its tars as they are."
     try:
-        file = StoredBytes(open_stored(path))
+        is_away = is_remote(path)  # a message names what the user has named
+        identity = describe_file(path, place).identity if is_away else None
+        file = StoredBytes(open_stored(path, identity))
         if file.read_array(0, "|u1", (len(MAGIC),)).tobytes() != MAGIC:
             raise ValueError("it is of another version of deitctl")
         header, arrays = read_block(file, len(MAGIC), list_dtypes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from deitctl.data.layout import is_junk, match_split, match_splits, name_some
 from deitctl.data.stores.address import get_folder, get_name, is_remote, is_web, join_address
-from deitctl.data.stores.listing import list_addresses
+from deitctl.data.stores.listing import describe_file, list_addresses
 from deitctl.data.stores.stored_file import open_stored
 from deitctl.data.stores.stores import StoredPath
 from deitctl.data.trees import FolderTree, has_images, is_folder
@@ -283,10 +283,10 @@ def _make_set(name: str, shards: Sequence[str], folder: Path | str) -> ShardSet:
     if len(set(shards)) < len(shards):
         twice = next(shard for at, shard in enumerate(shards) if shard in shards[:at])
         raise DataError(f"{name} names {get_name(twice)} twice.", "Name each shard once.")
-    info = _read_info(folder)
+    info = _read_info(folder, name)
     parts = _split_by_info(shards, info) or _split_by_names(shards, name)
     _require_tars(parts)
-    return ShardSet(name, _order(parts), info, _read_classes(folder))
+    return ShardSet(name, _order(parts), info, _read_classes(folder, name))
 
 
 def _order(parts: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -341,10 +341,10 @@ def _split_by_names(shards: Sequence[str], name: str) -> dict[str, list[str]]:
     return {"": list(shards)}
 
 
-def _read_info(folder: Path | str) -> dict[str, Any]:
+def _read_info(folder: Path | str, named: str = "") -> dict[str, Any]:
     """Return the content of `_info.json` beside shards; empty where there is none."""
     for name in INFO_FILES:
-        data = _read_beside(folder, name)
+        data = _read_beside(folder, name, named)
         if data is None:
             continue
         try:
@@ -357,9 +357,9 @@ def _read_info(folder: Path | str) -> dict[str, Any]:
     return {}
 
 
-def _read_classes(folder: Path | str) -> tuple[str, ...]:
+def _read_classes(folder: Path | str, named: str = "") -> tuple[str, ...]:
     for name in CLASS_FILES:
-        data = _read_beside(folder, name)
+        data = _read_beside(folder, name, named)
         if data is not None:
             lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
             if all(lines) and lines:
@@ -367,8 +367,8 @@ def _read_classes(folder: Path | str) -> tuple[str, ...]:
     return ()
 
 
-def _read_beside(folder: Path | str, name: str) -> bytes | None:
-    """Return a small file beside shards, None where there is none."""
+def _read_beside(folder: Path | str, name: str, named: str) -> bytes | None:
+    """Return a small file beside shards that the user named, None where there is none."""
     place = str(folder)
     if not is_remote(place):
         path = Path(place) / name
@@ -376,7 +376,8 @@ def _read_beside(folder: Path | str, name: str) -> bytes | None:
             return None
         return path.read_bytes()
     try:
-        file = open_stored(join_address(place, name))
+        address = join_address(place, name)
+        file = open_stored(address, describe_file(address, named).identity)
         return file.read(0, file.size) if file.size <= MAX_INFO_BYTES else None
     except (OSError, DataError):
         return None

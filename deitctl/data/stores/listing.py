@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from deitctl.data.stores.address import get_scheme, redact
-from deitctl.data.stores.patience import OPENING_PATIENCE_S, describe, read_from_store
+from deitctl.data.stores.patience import (
+    OPENING_PATIENCE_S,
+    describe,
+    find_endpoint,
+    read_from_store,
+)
 from deitctl.data.stores.stores import (
     IN_FLIGHT,
     StoredPath,
@@ -19,18 +25,24 @@ from deitctl.data.stores.stores import (
 from deitctl.errors import DataError, StoreLost
 
 T = TypeVar("T")
+ENDPOINT = "AWS_ENDPOINT_URL"
+"""The variable that names the server of an S3 that is not Amazon's."""
 WILDCARD = re.compile(r"[*?\[]")
 
 
-def describe_file(address: str) -> StoredPath:
+def describe_file(address: str, named: str = "") -> StoredPath:
     """Return what a file in a store is.
+
+    Args:
+        address: of the file.
+        named: what the user named, for messages, where it is not this file.
 
     Raises:
         FileNotFoundError: it is not there.
         DataError: its store cannot be read.
         StoreLost: it does not answer.
     """
-    return _ask(address, lambda: get_store(address).describe(address))
+    return _ask(named or address, lambda: get_store(address).describe(address))
 
 
 def describe_files(addresses: Iterable[str]) -> list[StoredPath]:
@@ -81,13 +93,22 @@ def _ask(address: str, ask: Callable[[], T]) -> T:
     except FileNotFoundError:
         raise
     except StoreLost as error:
-        raise StoreLost(error.message, f"See whether {name} is spelled as it is meant.") from error
+        raise StoreLost(error.message, _suggest_spelling(address, error)) from error
     except DataError:
         raise
     except Exception as error:
         raise DataError(
             f"{name} cannot be read: {describe(error)}.", _suggest_credentials(address, error)
         ) from error
+
+
+def _suggest_spelling(address: str, error: StoreLost) -> str:
+    is_away = error.__cause__ is not None and find_endpoint(error.__cause__) != ""
+    if get_scheme(address) != "s3" or not is_away:
+        return f"See whether {redact(address)} is spelled as it is meant."
+    if os.environ.get(ENDPOINT):
+        return f"See whether {ENDPOINT} names the server as it is meant, and whether that is up."
+    return f"See whether the network is up; for a store that is not Amazon's set {ENDPOINT}."
 
 
 def _suggest_credentials(address: str, error: Exception) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import itertools
 import random
+import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from deitctl.data.stores.address import redact
 from deitctl.data.stores.cache_room import CacheFailed
 from deitctl.errors import DeitctlError, StoreLost
 
@@ -32,6 +34,8 @@ PERMANENT = (
     ValueError,  # of an address
 )
 """What asking again does not change."""
+LOCAL = ("ParamValidationError", "ProfileNotFound", "ConfigParseError", "NoRegionError")
+"""Errors of botocore's that no store has seen: the request or the settings are wrong."""
 PERMANENT_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENAMETOOLONG)
 _draw = random.SystemRandom()  # views and data sets of the user's draw from the other
 
@@ -97,14 +101,31 @@ def is_permanent(error: Exception) -> bool:
     """Return whether a failed read fails again: not found, not permitted, not possible."""
     if isinstance(error, PERMANENT) or getattr(error, "errno", None) in PERMANENT_ERRNOS:
         return True
-    return "Credential" in type(error).__name__  # botocore's, google.auth's: there are none
+    name = type(error).__name__
+    return name in LOCAL or "Credential" in name  # botocore's, google.auth's: there are none
 
 
 def describe(error: BaseException) -> str:
     """Return the reason of an error in a few words, without addresses, which may hold secrets."""
+    if endpoint := find_endpoint(error):
+        is_unknown = isinstance(getattr(error, "os_error", None), socket.gaierror)
+        return f"there is no host {endpoint}" if is_unknown else f"cannot connect to {endpoint}"
     reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    reason = reason.removeprefix("Parameter validation failed:").partition(": Bucket name must")[0]
     words = [word for word in reason.split() if "://" not in word and "?" not in word]
     return (" ".join(words) or type(error).__name__)[:160].rstrip(".: ")
+
+
+def find_endpoint(error: BaseException) -> str:
+    """Return the server that could not be connected to, by aiohttp's and botocore's errors; empty for others."""
+    words: dict[str, str] = getattr(error, "kwargs", None) or {}
+    if url := words.get("endpoint_url", ""):  # botocore's
+        return "/".join(redact(url).split("/")[:3])
+    host, port = getattr(error, "host", None), getattr(error, "port", None)
+    if not host or not isinstance(error, OSError):
+        return ""
+    is_unknown = isinstance(getattr(error, "os_error", None), socket.gaierror)
+    return str(host) if is_unknown else f"{host}:{port}"
 
 
 def _choose_pause(attempt: int, error: Exception) -> float:
