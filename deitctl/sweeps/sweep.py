@@ -42,6 +42,7 @@ from deitctl.sweeps.slurm import require_replaceable, write_sbatch
 from deitctl.sweeps.trial_configs import TrialConfigs, place_run
 from deitctl.sweeps.trials import Trial, draw_trials, list_grid, make_trials
 from deitctl.training.configure import add_tags
+from deitctl.training.earlier_runs import settle_as
 from deitctl.training.run_dir import Run
 
 RECORD = "sweep.json"
@@ -337,7 +338,8 @@ def _require_own(run: PlannedRun) -> None:
     existing = Run(run.root)
     if not existing.config_file.is_file():
         return
-    changed = list_differences(add_tags(Run.open(run.root)[1]), run.config)
+    settled = Run.open(run.root)[1]
+    changed = list_differences(add_tags(settled), settle_as(run.config, settled))
     if changed and _has_begun(existing):
         raise ConfigError(
             f"{run.root} holds a run of another configuration: {'; '.join(changed)}.",

@@ -85,13 +85,8 @@ def find_unfinished(
         except ConfigError:
             continue
         batch_size = existing.recipe.batch_size if any_batch else config.recipe.batch_size
-        # `auto` is what the data has, as the run was opened.
-        task = existing.task if config.task == TrainConfig.task else config.task
         recipe = replace(config.recipe, batch_size=batch_size)
-        data = existing.data if is_pin_of(existing.data, config.data) else config.data
-        requested = replace(
-            config, recipe=recipe, task=task, data=data, **_settle_order(config, existing)
-        )
+        requested = settle_as(replace(config, recipe=recipe), existing)
         changed = list_differences(add_tags(existing), requested)
         finished = run.result() is not None
         if changed and output:
@@ -111,12 +106,21 @@ def find_unfinished(
     return None
 
 
-def _settle_order(config: TrainConfig, existing: TrainConfig) -> dict[str, Any]:
-    """Return the order of images that a configuration leaves to the data, as a run of it has chosen it."""
-    is_open = config.data_order == TrainConfig.data_order
-    order = existing.data_order if is_open else config.data_order
-    window = config.window or (existing.window if order == "window" else 0)
-    return {"data_order": order, "window": window}
+def settle_as(config: TrainConfig, existing: TrainConfig) -> TrainConfig:
+    """Return a configuration with what it leaves open as a run has settled it when it opened its data.
+
+    That is the task, the commit of a hub's data, and the order of images.
+    """
+    order = config.data_order
+    if order == TrainConfig.data_order:  # auto
+        order = existing.data_order
+    return replace(
+        config,
+        task=existing.task if config.task == TrainConfig.task else config.task,
+        data=existing.data if is_pin_of(existing.data, config.data) else config.data,
+        data_order=order,
+        window=config.window or (existing.window if order == "window" else 0),
+    )
 
 
 def _age(root: Path) -> float:

@@ -28,6 +28,7 @@ from deitctl.paths import read_text, require_creatable, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import from_dict, list_differences, override, read_toml, write_toml
 from deitctl.training.configure import add_tags
+from deitctl.training.earlier_runs import settle_as
 from deitctl.training.extensions import NO_EXTENSIONS, Extensions
 from deitctl.training.launch import name_run, train_or_find
 from deitctl.training.out_of_fold import (
@@ -208,13 +209,14 @@ def _train_fold(
     train, val = folded.split(fold)
     root = Path(config.output_dir) / f"fold{fold}"
     config = replace(config, fold=fold, output_dir=str(root))
-    if Run(root).config_file.is_file() and (
-        differences := list_differences(add_tags(Run.open(root)[1]), add_tags(config))
-    ):
-        raise ConfigError(
-            f"{root} holds a run of another configuration: {'; '.join(differences)}.",
-            "Name another --output, or leave out what differs.",
-        )
+    if Run(root).config_file.is_file():
+        existing = Run.open(root)[1]
+        requested = settle_as(config, existing)
+        if differences := list_differences(add_tags(existing), add_tags(requested)):
+            raise ConfigError(
+                f"{root} holds a run of another configuration: {'; '.join(differences)}.",
+                "Name another --output, or leave out what differs.",
+            )
     is_finished = Run(root).result() is not None
     reporter.note(
         f"Fold {fold} of {config.folds}: {len(train.labels):,} training and {len(val.labels):,} "

@@ -158,7 +158,7 @@ def test_a_run_of_classes_in_the_spelling_of_earlier_versions_goes_on_with_their
     config = replace(little_config("run"), data=str(data))
     config = replace(config, recipe=replace(config.recipe, batch_size=4))
     with monkeypatch.context() as patch:
-        for module in ("readers.passed_over", "dataset"):
+        for module in ("readers.passed_over", "subsets"):
             patch.setattr(f"deitctl.data.{module}.canonicalize_name", lambda name: name)
         stop_after(1, patch)
         with pytest.raises(Interrupted):
