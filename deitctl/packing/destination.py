@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.layout import name_some
+from deitctl.data.readers.columnar_dataset import ColumnarDataset
+from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.stores.address import is_remote
+from deitctl.data.subsets import JoinedDataset, Subset
 from deitctl.errors import ConfigError, DataError
 from deitctl.home import expand_home
-from deitctl.packing.manifest import is_packed_folder
+from deitctl.packing.manifest import list_foreign_files
 from deitctl.paths import DISK_ERRNOS, DiskError, require_writable, sync_folder
 
 OPTION = "OUT"
@@ -38,13 +43,8 @@ def choose_folder(out: str, data: str) -> Path:
             "Name a folder as OUT, and copy it there.",
         )
     path = expand_home(out)
-    # lexists: a dangling link is something too.
-    if os.path.lexists(path) and not (
-        path.is_dir() and not path.is_symlink() and is_packed_folder(path)
-    ):
-        raise DataError(
-            f"{path} exists and is not a folder that `deitctl pack` wrote.", "Name another OUT."
-        )
+    if os.path.lexists(path):  # a dangling link is something too
+        _require_packed(path)
     if path.suffix in FILE_SUFFIXES and not path.exists():
         raise ConfigError(
             f"OUT {str(out)!r} is called like a file, and shards are a folder.",
@@ -52,9 +52,62 @@ def choose_folder(out: str, data: str) -> Path:
         )
     source = expand_home(data)
     if path.exists() and source.exists() and source.resolve().is_relative_to(path.resolve()):
-        raise DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
+        raise _refuse_itself(path)
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+        raise DataError(
+            f"{path} is in {source}, which is packed: it would become a part of that data.",
+            "Name an OUT beside it.",
+        )
     require_writable(path.with_name(f".{path.name}"), OPTION)
     return path
+
+
+def require_apart(path: Path, datasets: Iterable[ImageDataset]) -> None:
+    """Raise `DataError` if images are read from files in a folder that is to be replaced.
+
+    The data's name does not say so: it may be a pattern, a list, or a folder of links.
+    """
+    if not path.exists():
+        return
+    folder = path.resolve()
+    for file in {Path(file) for part in datasets for file in _list_files(part)}:
+        # a link in the folder is lost with it too, wherever it leads
+        for place in (file.resolve(), file.parent.resolve() / file.name):
+            if place.is_relative_to(folder):
+                raise _refuse_itself(path)
+
+
+def _list_files(dataset: ImageDataset) -> list[str]:
+    """Return the files of many images each that a dataset reads on a disk: `pack` writes no others."""
+    if isinstance(dataset, Subset):
+        return _list_files(dataset.dataset)
+    if isinstance(dataset, JoinedDataset):
+        return [file for part in dataset.datasets for file in _list_files(part)]
+    if isinstance(dataset, TarDataset):
+        return [file for file in dataset.files.paths if not is_remote(file)]
+    if isinstance(dataset, ColumnarDataset):
+        places = dataset.images.places
+        files = [place[0] if isinstance(place, tuple) else place.path for place in places]
+        return [file for file in files if not is_remote(file)]
+    return []
+
+
+def _refuse_itself(path: Path) -> DataError:
+    return DataError(f"{path} cannot be packed into itself.", "Name another OUT.")
+
+
+def _require_packed(path: Path) -> None:
+    """Raise `DataError` unless a path is a folder of nothing but what `pack` wrote."""
+    foreign = list_foreign_files(path) if path.is_dir() and not path.is_symlink() else None
+    if foreign is None:
+        raise DataError(
+            f"{path} exists and is not a folder that `deitctl pack` wrote.", "Name another OUT."
+        )
+    if foreign:
+        raise DataError(
+            f"{path} holds {name_some(foreign)}, which `deitctl pack` did not write.",
+            "Move that away, or name another OUT.",
+        )
 
 
 def require_space(path: Path, num_bytes: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deitctl.data.layout import is_junk
 from deitctl.data.readers.packed_shards import INDEX, INFO
 from deitctl.packing.samples import SampleSource
 from deitctl.paths import read_json, write_json
@@ -54,18 +55,22 @@ def write_info(folder: Path, splits: Mapping[str, Sequence[Shard]], source: Samp
     write_json(folder / INFO, info)
 
 
-def is_packed_folder(folder: Path) -> bool:
-    """Whether a folder has nothing but what `pack` wrote, as its `_info.json` lists it."""
+def list_foreign_files(folder: Path) -> list[str] | None:
+    """Return the files of a folder that `pack` wrote that are not its own, without those that systems leave.
+
+    Returns:
+        Their names below the folder; None if its `_info.json` is not one of `pack`.
+    """
     try:
         names = {shard["name"] for shard in read_json(folder / INFO)["shards"]}
         files = {
             str(path.relative_to(folder).as_posix())
             for path in folder.rglob("*")
-            if path.is_symlink() or not path.is_dir()
+            if (path.is_symlink() or not path.is_dir()) and not is_junk(path.name)
         }
     except (OSError, ValueError, TypeError, LookupError):
-        return False
-    return files <= names | {INFO, INDEX}
+        return None
+    return sorted(files - names - {INFO, INDEX})
 
 
 def flush(file: BinaryIO) -> None:

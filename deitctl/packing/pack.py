@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from deitctl.data.open import open_dataset
 from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.packing.destination import choose_folder, require_space, write_folder
+from deitctl.packing.destination import choose_folder, require_apart, require_space, write_folder
 from deitctl.packing.encode import Encoding
-from deitctl.packing.manifest import UNSPLIT
+from deitctl.packing.manifest import UNSPLIT, Shard
 from deitctl.packing.parquet_shards import write_parquet
 from deitctl.packing.samples import SampleSource
 from deitctl.packing.tar_shards import write_webdataset
 
 WEBDATASET, PARQUET = "wds", "parquet"
 FORMATS = (WEBDATASET, PARQUET)
+TIMM_EXTENSIONS = {"jpg", "png", "webp"}
+"""That timm's reader of shards looks for; without a word, it has no image of others."""
 SAMPLE_OVERHEAD = 3072
 """Bytes that a tar needs beside an image: headers, label, name, padding."""
 
@@ -105,6 +108,7 @@ def pack(
     path = choose_folder(out, data)
     with reading_stores(cache_dir, cache_size, reporter):
         opened = open_dataset(data, reporter, image_folder, task=task)
+    require_apart(path, opened.list_parts().values())
     encoding = Encoding(max_size, raw)
     # Files that are copied keep their values, and whoever reads them decides.
     if not encoding.copies_files or value_range != "auto":
@@ -122,6 +126,9 @@ def pack(
     with write_folder(path) as folder:
         shards = write(folder, source, max_bytes)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if to == WEBDATASET:
+        _note_extensions(source, reporter)
+    _warn_of_small_shards(shards, len(source.datasets), max_bytes, reporter)
     return PackResult(
         path=path,
         data=opened.name,
@@ -142,3 +149,26 @@ def pack(
         bytes=size,
         seconds=time.perf_counter() - start,
     )
+
+
+def _note_extensions(source: SampleSource, reporter: Reporter) -> None:
+    """Report the images that timm's reader of shards passes over."""
+    others = sorted(set(source.extensions) - TIMM_EXTENSIONS)
+    if others:
+        count = sum(source.extensions[extension] for extension in others)
+        reporter.note(
+            f"{count:,} image(s) are stored as .{', .'.join(others)}, which webdataset reads; timm's reader of shards "
+            "takes .jpg, .png and .webp alone."
+        )
+
+
+def _warn_of_small_shards(
+    shards: Sequence[Shard], num_splits: int, max_bytes: int, reporter: Reporter
+) -> None:
+    """Warn of shards most of which hold one image: each is a file to open."""
+    num_single = sum(shard.num_samples == 1 for shard in shards)
+    if len(shards) > 2 * num_splits and 2 * num_single > len(shards):
+        reporter.warn(
+            f"{num_single:,} of {len(shards):,} shards hold one image: --shard-size is {max_bytes:,} bytes. "
+            "Name a larger one, 500MB for example."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
@@ -120,6 +121,8 @@ class SampleSource:
         self.encoding, self.workers, self.reporter = encoding, workers, reporter
         self.source_bytes = self.num_encoded = 0
         self.unreadable: list[str] = []
+        self.extensions: Counter[str] = Counter()
+        """Images of each extension that were yielded."""
 
     @property
     def is_multilabel(self) -> bool:
@@ -147,12 +150,14 @@ class SampleSource:
                 for index, label, image in zip(order.tolist(), labels, encoded_part, strict=True):
                     self._count(image)
                     file_name = self.names[name][index]
+                    extension = choose_extension(file_name, image.data)
+                    self.extensions[extension] += 1
                     # Keys are numbers: a dot ends a key, and names of files may have dots, and any length.
                     yield Sample(
                         f"{first + index:09}",
                         label,
                         file_name,
-                        choose_extension(file_name, image.data),
+                        extension,
                         image.data,
                         image.digest,
                     )

@@ -336,13 +336,38 @@ def test_what_pack_did_not_write_is_not_overwritten(root, out, tmp_path):
     (tmp_path / "notes").write_text("dear diary")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
-    pack(str(root), str(tmp_path / "mine"))
-    (tmp_path / "mine" / "notes.txt").write_text("dear diary")
-    for name in ("notes", "folder", "link", "mine"):
+    for name in ("notes", "folder", "link"):
         with pytest.raises(DataError, match="exists and is not a folder that `deitctl pack` wrote"):
             pack(str(root), str(tmp_path / name))
     assert (tmp_path / "notes").read_text() == "dear diary"
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "dear diary"
+
+
+def test_a_file_beside_shards_is_named_and_not_overwritten_unless_it_is_the_systems(root, out):
+    pack(str(root), out, workers=0)
+    Path(out, ".DS_Store").touch()
+    pack(str(root), out, workers=0)
+    Path(out, "notes.txt").write_text("dear diary")
+    with pytest.raises(DataError, match=r"x holds notes\.txt, which `deitctl pack` did not write"):
+        pack(str(root), out, workers=0)
+    assert Path(out, "notes.txt").read_text() == "dear diary"
+
+
+def test_shards_are_not_written_into_their_own_data(root):
+    with pytest.raises(DataError, match=r"inner is in .*photos, which is packed"):
+        pack(str(root), str(root / "inner"), workers=0)
+
+
+def test_shards_of_one_image_each_are_warned_of(root, out, reporter):
+    pack(str(root), out, shard_size="1KB", workers=0, reporter=reporter)
+    assert [w for w in reporter.warnings if w.startswith("14 of 14 shards hold one image")]
+
+
+@pytest.mark.parametrize(("raw", "count"), [(False, 0), (True, 1)])
+def test_images_that_timm_passes_over_are_counted(raw, count, root, out, reporter):
+    pack(str(root), out, raw=raw, workers=0, reporter=reporter)
+    lines = [note for note in reporter.notes if "timm's reader of shards" in note]
+    assert len(lines) == count
+    assert all(line.startswith("14 image(s) are stored as .ppm") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +386,26 @@ def test_data_is_not_packed_into_itself(root, out):
     for data in (out, str(Path(out, "train-000000.tar"))):
         with pytest.raises(DataError, match="cannot be packed into itself"):
             pack(data, out, max_size=18)
+    assert read_all(out) == before
+
+
+@pytest.mark.parametrize("to", ["wds", "parquet"])
+def test_a_name_that_leads_into_the_folder_does_not_replace_it(to, root, out, tmp_path):
+    """Of the shards of one split, those of the others would be lost."""
+    pack(str(root), out, to=to, workers=0)
+    before = read_all(out)
+    (tmp_path / "links").mkdir()
+    files = [file for file in Path(out).rglob("train-*") if file.suffix in (".tar", ".parquet")]
+    for file in files:
+        (tmp_path / "links" / file.name).symlink_to(file)
+    names = [str(tmp_path / "links")]
+    if to == "wds":
+        (tmp_path / "list.txt").write_text(f"{files[0]}\n")
+        names += [f"{out}/train-*.tar", f"{out}/train-{{000000..000000}}.tar"]
+        names += [str(tmp_path / "list.txt")]
+    for data in names:
+        with pytest.raises(DataError, match="cannot be packed into itself"):
+            pack(data, out, workers=0)
     assert read_all(out) == before
 
 

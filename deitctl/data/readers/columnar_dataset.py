@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.decode import require_bytes
-from deitctl.data.readers.parquet_file import describe_damage, list_errors
+from deitctl.data.readers.parquet_file import Place, describe_damage, list_errors
 from deitctl.data.reading import raise_read_error, read_patiently
 from deitctl.errors import DataError
 
 
 class StoredImages(Protocol):
     """The images in a column of some files; pickles small, safe for threads and processes."""
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """The files."""
 
     def read(self, row: int) -> bytes | None:
         """Return the bytes of an image, None where there are none.
