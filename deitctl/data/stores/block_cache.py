@@ -26,6 +26,8 @@ from deitctl.home import choose_cache_path
 from deitctl.lock import UNSUPPORTED
 
 DEFAULT_GIB = 8
+FOLDER = "blocks-1"
+"""Below the folder of the cache, which may have other files: all that is written, by the form of a block."""
 CHUNK = 2**16
 """Bytes that have a checksum of their own: a read verifies those that it touches."""
 FOOTER = struct.Struct("<8sQI")  # magic, bytes, CRC-32 of the checksums
@@ -115,7 +117,7 @@ class BlockCache:
     @cached_property
     def room(self) -> CacheRoom:
         """The folder and its bound, settled when it is first needed."""
-        folder = Path(self.folder or choose_cache_path("data"))
+        folder = Path(self.folder or choose_cache_path("data")) / FOLDER
         if self.max_bytes is not None:
             return CacheRoom(folder, self.max_bytes)
         return CacheRoom.by_free_space(folder, DEFAULT_GIB * 2**30)
@@ -205,9 +207,14 @@ class BlockCache:
 
 def _write_checksums(target: BoundedFile) -> None:
     size, checksums = target.seek(0, os.SEEK_END), bytearray()
-    target.seek(0)
-    while chunk := target.read(CHUNK):
+    for start in range(0, size, CHUNK):
+        target.seek(start)
+        chunk = bytearray()
+        # A network file system may return less than was requested.
+        while more := target.read(min(CHUNK, size - start) - len(chunk)):
+            chunk += more
         checksums += zlib.crc32(chunk).to_bytes(4, "little")
+    target.seek(size)
     target.write(checksums + FOOTER.pack(MAGIC, size, zlib.crc32(checksums)))
 
 

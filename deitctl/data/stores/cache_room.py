@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +16,10 @@ from typing import Any
 
 PART = ".part"
 """Suffix of a block that is being written."""
+PREFIX = "deitctl-"
+"""Of such a block."""
+BLOCK_NAME = re.compile(r"[0-9a-f]{40}|" + PREFIX + r"\w+" + re.escape(PART))
+"""Names of what may be deleted: nobody else's file has one."""
 STEP = 2**22
 """Bytes that the writer of a large block takes at a time."""
 FREED = 0.1
@@ -23,6 +27,8 @@ FREED = 0.1
 STALE_S = 3600.0
 """Without a write, after which a block that is being written counts as left by a killed process."""
 TOTAL = "total"
+_being_written: set[str] = set()
+"""Paths of the blocks that this process is writing."""
 
 
 class CacheFailed(OSError):
@@ -108,10 +114,12 @@ class CacheRoom:
 
         A file that is being written counts by its size, which is the room that was taken for it.
         """
+        (self.folder / TOTAL).write_text(" " * 20)  # unknown, if this process is killed now
+        now_s = os.stat(self.folder / TOTAL).st_mtime  # by the clock of the files' server
         blocks, total = [], 0
         for path, status in _iterate_files(self.folder):
             if path.endswith(PART):
-                if time.time() - status.st_mtime > STALE_S:
+                if now_s - status.st_mtime > STALE_S and path not in _being_written:
                     with suppress(OSError):
                         os.unlink(path)
                     continue
@@ -136,8 +144,9 @@ def _iterate_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         if len(entry.name) != 2 or not entry.is_dir():  # locks, the total
             continue
         for file in os.scandir(entry.path):
-            with suppress(OSError):  # deleted since
-                yield file.path, os.stat(file.path)
+            if BLOCK_NAME.fullmatch(file.name):
+                with suppress(OSError):  # deleted since
+                    yield file.path, os.stat(file.path, follow_symlinks=False)
 
 
 class BoundedFile(io.RawIOBase):
@@ -150,7 +159,8 @@ class BoundedFile(io.RawIOBase):
             folder: that it is written in.
             room: that it takes.
         """
-        handle, self._path = tempfile.mkstemp(suffix=PART, dir=folder)
+        handle, self._path = tempfile.mkstemp(PART, PREFIX, folder)
+        _being_written.add(self._path)
         self._file = os.fdopen(handle, "w+b", buffering=0)
         self._room = room
         self._size = self._taken = 0
@@ -209,8 +219,10 @@ class BoundedFile(io.RawIOBase):
             os.replace(self._path, path)
 
         self._room.give_back(self._taken - self._size, complete)
+        _being_written.discard(self._path)
 
     def discard(self) -> None:
         """Delete the file, and give its room back."""
         self._file.close()
+        _being_written.discard(self._path)
         self._room.give_back(self._taken, lambda: os.unlink(self._path))

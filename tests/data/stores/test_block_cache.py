@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deitctl.data.stores import cache_room
-from deitctl.data.stores.block_cache import CHUNK, BlockCache, DamagedBlock
+from deitctl.data.stores.block_cache import CHUNK, FOLDER, BlockCache, DamagedBlock
 from deitctl.data.stores.cache_room import CacheFailed
 
 OVERHEAD = 24
@@ -24,11 +24,11 @@ def write(content: bytes):
 
 
 def list_blocks(folder):
-    return [path for path in folder.glob("??/*") if not path.name.endswith(".part")]
+    return [path for path in folder.glob(f"{FOLDER}/??/*") if not path.name.endswith(".part")]
 
 
 def count_bytes(folder) -> int:
-    return sum(path.stat().st_size for path in folder.glob("??/*"))
+    return sum(path.stat().st_size for path in folder.glob(f"{FOLDER}/??/*"))
 
 
 def test_a_block_is_written_once_and_read_at_any_offset(tmp_path):
@@ -87,7 +87,7 @@ def test_what_the_writer_raises_is_raised_and_leaves_nothing(tmp_path):
     with pytest.raises(KeyError):
         cache.get("a", fail)
     assert count_bytes(tmp_path) == 0
-    assert int((tmp_path / cache_room.TOTAL).read_text()) == 0
+    assert int((tmp_path / FOLDER / cache_room.TOTAL).read_text()) == 0
 
 
 def test_the_least_recently_used_block_makes_room_and_its_reader_reads_on(tmp_path):
@@ -113,7 +113,7 @@ def test_the_files_of_a_cache_are_never_more_than_its_bound(tmp_path_factory, si
         except CacheFailed:
             assert size + OVERHEAD > bound
         assert count_bytes(folder) <= bound
-        assert int((folder / cache_room.TOTAL).read_text()) == count_bytes(folder)
+        assert int((folder / FOLDER / cache_room.TOTAL).read_text()) == count_bytes(folder)
 
 
 def test_several_writers_hold_the_bound_together(tmp_path):
@@ -146,7 +146,7 @@ def test_several_writers_hold_the_bound_together(tmp_path):
 
 def count_bytes_of_now(folder) -> int:
     sizes = {}  # of a file once, which may be renamed meanwhile
-    for path in list(folder.glob("??/*")):
+    for path in list(folder.glob(f"{FOLDER}/??/*")):
         with suppress(FileNotFoundError):
             status = path.stat()
             sizes[status.st_ino] = status.st_size
@@ -179,10 +179,10 @@ def test_processes_and_threads_that_want_one_block_write_it_once(tmp_path):
 def test_what_a_killed_writer_left_is_deleted_when_room_is_needed(tmp_path):
     cache = BlockCache(str(tmp_path), 3000)
     cache.get("a", write(b"x" * 500))
-    left = list_blocks(tmp_path)[0].parent / f"tmp{cache_room.PART}"
+    left = list_blocks(tmp_path)[0].parent / f"{cache_room.PREFIX}tmp{cache_room.PART}"
     left.write_bytes(b"x" * 2400)
     os.utime(left, (1, 1))
-    (tmp_path / cache_room.TOTAL).write_text("not a number")
+    (tmp_path / FOLDER / cache_room.TOTAL).write_text("not a number")
     assert cache.get("b", write(b"y" * 2000)).read(0, 1) == b"y"
     assert not left.exists()
 
@@ -213,3 +213,50 @@ def test_the_default_is_bounded_by_half_of_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_room.shutil, "disk_usage", lambda path: usage)
     assert BlockCache(str(tmp_path)).room.max_bytes == 500
     assert BlockCache(str(tmp_path), 900).room.max_bytes == 900
+
+
+def test_files_of_others_in_the_folder_of_a_cache_are_left_alone(tmp_path):
+    cache = BlockCache(str(tmp_path), 2000)
+    names = ("en/thesis.txt", "ab/" + "0" * 40, f"{FOLDER}/ab/notes", f"{FOLDER}/ab/x.part")
+    for path in map(tmp_path.joinpath, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 5000)
+        os.utime(path, (1, 1))
+    for key in "abc":
+        assert cache.get(key, write(b"x" * 1500)).read(0, 1) == b"x"
+    assert all((tmp_path / name).exists() for name in names)
+
+
+def test_a_block_that_is_being_written_outlives_a_clock_that_is_ahead(tmp_path):
+    cache = BlockCache(str(tmp_path), 3000)
+
+    def write_for_long(target):
+        target.write(b"x" * 500)
+        os.utime(target._path, (1, 1))
+        cache.get("other", write(b"y" * 2000))
+        cache.get("another", write(b"z" * 2000))
+        target.write(b"x" * 100)
+
+    assert cache.get("a", write_for_long).read(0, 900) == b"x" * 600
+
+
+def test_the_age_of_what_is_written_is_of_the_clock_of_its_folder(tmp_path, monkeypatch):
+    cache = BlockCache(str(tmp_path), 3000)
+    cache.get("a", write(b"x" * 500))
+    part = list_blocks(tmp_path)[0].parent / f"{cache_room.PREFIX}tmp{cache_room.PART}"
+    part.write_bytes(b"x" * 400)  # by another host
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + 10 * cache_room.STALE_S)
+    cache.get("b", write(b"y" * 2400))
+    assert part.exists()
+
+
+def test_checksums_are_right_where_reads_return_less_than_was_requested(tmp_path, monkeypatch):
+    readinto = cache_room.BoundedFile.readinto
+    monkeypatch.setattr(
+        cache_room.BoundedFile,
+        "readinto",
+        lambda file, buffer: readinto(file, memoryview(buffer)[:1000]),
+    )
+    content = os.urandom(CHUNK + 17)
+    assert BlockCache(str(tmp_path)).get("a", write(content)).read(0, 2**20) == content

@@ -194,7 +194,7 @@ def test_a_damaged_block_is_fetched_again(server, tmp_path):
     cache = BlockCache(str(tmp_path))
     file = open_stored(f"{server.url}/x.tar", cache=cache)
     file.read(0, 10)
-    (path,) = tmp_path.glob("??/*")
+    (path,) = tmp_path.glob("blocks-1/??/*")
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     assert file.read(0, 10) == CONTENT[:10]
 
