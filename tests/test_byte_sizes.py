@@ -17,7 +17,8 @@ from deitctl.errors import ConfigError
         ("2k", 2000),
         ("1g", 10**9),
         (4096, 4096),
-        ("4096", 4096),
+        ("2000000", 2_000_000),
+        ("4096B", 4096),
         ("1B", 1),
     ],
 )
@@ -32,3 +33,10 @@ def test_what_is_no_number_of_bytes_is_one_line(text):
     with pytest.raises(ConfigError, match="^size = ") as caught:
         parse_bytes(text, "size")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["10", " 999999 "])
+def test_a_small_number_without_a_unit_is_refused_with_the_units(text):
+    number = text.strip()
+    with pytest.raises(ConfigError, match=rf"has no unit.*Write it as {number}MB or {number}GB"):
+        parse_bytes(text, "size")

@@ -17,6 +17,7 @@ from deitctl.checks.ground_truth import label_flat_split, read_ground_truth
 from deitctl.checks.images import check_images
 from deitctl.checks.issues import ERROR, Issue, merge_issues, write_fix_list
 from deitctl.checks.labels import LabelCounts, count_labels
+from deitctl.checks.shards import check_shards
 from deitctl.checks.survey import ALL, Split, survey
 from deitctl.data.labels import name_labels
 from deitctl.data.stores.store_settings import reading_stores
@@ -117,6 +118,7 @@ def check(
     manifest = _build_manifest(splits, Path(write_manifest)) if write_manifest else b""
     splits, depth_issues = check_depth(splits, value_range)
     issues += [*check_classes(splits), *depth_issues, *check_images(splits, workers, reporter)]
+    issues += check_shards(data, reporter)
     merged = merge_issues(issues)
     if fix_list:
         count = write_fix_list(Path(fix_list), merged)

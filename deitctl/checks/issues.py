@@ -34,6 +34,11 @@ class IssueType(NamedTuple):
 
 ISSUES = {
     # layout
+    "changed_shard": IssueType(
+        ERROR,
+        "Shards whose bytes are not those that `pack` wrote, by the SHA-256 in _info.json.",
+        "Copy or download them again, or pack the data again.",
+    ),
     "no_images": IssueType(
         ERROR, "No images.", "Put each class's images into a folder of its name."
     ),

@@ -50,7 +50,11 @@ def pack(
         ),
     ] = None,
     raw: Annotated[
-        bool, o.option("--raw", help="Store pixels: nothing to decode, several times the bytes.")
+        bool,
+        o.option(
+            "--raw",
+            help="Store pixels (PPM, not for timm): nothing to decode, several times the bytes.",
+        ),
     ] = False,
     to: Annotated[
         str,
@@ -104,11 +108,16 @@ def pack(
     shape, reporter = choose_format(output_format, o.FORMATS), make_reporter(quiet)
     follow_up = ["train", out]
     if verify:
-        if max_size or raw or shuffle or shard_size or to != "wds" or workers != -1:
-            raise UsageError(
-                "--verify writes nothing.",
-                "Leave --max-size, --raw, --to, --shard-size, --shuffle and --workers out.",
-            )
+        typed = {
+            "--max-size": max_size,
+            "--raw": raw,
+            "--to": to != "wds",
+            "--shard-size": shard_size,
+            "--shuffle": shuffle,
+            "--workers": workers != -1,
+        }
+        if named := [option for option, is_typed in typed.items() if is_typed]:
+            raise UsageError("--verify writes nothing.", f"Leave {', '.join(named)} out.")
         verification = deitctl.verify_pack(
             data,
             out,

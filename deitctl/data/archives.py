@@ -46,10 +46,7 @@ def make_refusal(path: Path, kinds: str) -> DataError:
     with suppress(OSError), path.open("rb") as file:
         start = file.read(START_BYTES)
         if start.startswith(OLD_PACK):
-            return DataError(
-                f"{path} was packed by an earlier version of deitctl, whose format is gone.",
-                "Pack the images that it was made of again: deitctl pack DATA OUT",
-            )
+            return make_pack_refusal(path)
         kind = identify(start, path.stat().st_size)
     # An archive by its content, else by its name.
     named = [a for suffix, a in ARCHIVES.items() if path.name.lower().endswith(suffix)]
@@ -61,3 +58,22 @@ def make_refusal(path: Path, kinds: str) -> DataError:
             f"Unpack it, and pass the folder as DATA: `{command.format(shlex.quote(str(path)))}`.",
         )
     return DataError(f"{path} is {kind + ', ' if kind else ''}not a dataset.", kinds)
+
+
+def make_pack_refusal(path: Path) -> DataError:
+    """Return the error of a file that an earlier version packed."""
+    return DataError(
+        f"{path} was packed by an earlier version of deitctl, whose format is gone.",
+        "Pack the images that it was made of again: deitctl pack DATA OUT",
+    )
+
+
+def find_old_pack(folder: Path) -> Path | None:
+    """Return a file in a folder that an earlier version packed, by its content; None if there is none."""
+    for path in sorted(folder.glob("*.pack")):
+        with suppress(OSError):
+            if path.is_file():
+                with path.open("rb") as file:
+                    if file.read(len(OLD_PACK)) == OLD_PACK:
+                        return path
+    return None

@@ -255,9 +255,29 @@ class FileDataset(ImageDataset):
 
 
 def find_folder(dataset: ImageDataset) -> str | None:
-    """Return the folder or tar that the paths of a dataset are below; None for images that have none."""
+    """Return the folder or tar that the paths of a dataset are below, of several tars beside each other their folder.
+
+    Returns:
+        None for images that have none.
+    """
     if not len(dataset.labels):
         return None
     name, path = dataset.name(0), dataset.relative_path(0)
     folder = name.removesuffix(path)
-    return (folder.rstrip(":/" + os.sep) or None) if folder != name else None
+    if folder == name:
+        return None
+    if folder.endswith(":"):  # in a file
+        files = {_find_file(dataset, index) for index in _spread(len(dataset.labels))}
+        parents = {file.rpartition("/")[0] for file in files}
+        if len(files) > 1 and len(parents) == 1 and "" not in parents:
+            return parents.pop()
+    return folder.rstrip(":/" + os.sep) or None
+
+
+def _find_file(dataset: ImageDataset, index: int) -> str:
+    return dataset.name(index).removesuffix(dataset.relative_path(index)).rstrip(":")
+
+
+def _spread(count: int) -> list[int]:
+    """Return up to 64 indices, from the first to the last."""
+    return np.linspace(0, count - 1, min(count, 64)).astype(np.int64).tolist()

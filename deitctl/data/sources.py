@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from deitctl.data.archives import make_refusal
+from deitctl.data.archives import find_old_pack, make_pack_refusal, make_refusal
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import match_split, name_some
 from deitctl.data.named.names import NAMED, is_named, spell, suggest_names
@@ -111,6 +111,8 @@ def _open_folder(
     try:
         return open_folders(path, reporter)
     except DataError as error:
+        if old := find_old_pack(path):
+            raise make_pack_refusal(old) from error
         tables = _find_tables(path)
         if not tables:
             raise

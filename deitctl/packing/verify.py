@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from deitctl.data.contents import compute_digest
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.labels import name_label
 from deitctl.data.open import open_dataset
+from deitctl.data.readers.shard_checksums import find_changed_shards
 from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import DataError
@@ -44,7 +45,7 @@ class PackVerification:
     num_images: int
     """In the shards."""
     num_different: int
-    """Images, and splits, classes or orders, that differ."""
+    """Images, and shards, splits, classes or orders, that differ."""
     examples: tuple[str, ...]
     """The first 20 differences."""
     seconds: float
@@ -61,6 +62,8 @@ def verify_pack(
     reporter: Reporter | None = None,
 ) -> PackVerification:
     """Compare shards with the data that they were made of: splits, classes, names, labels, bytes.
+
+    The files themselves are compared with the SHA-256 that `_info.json` has of each.
 
     An image that was encoded anew is the same if its source has the digest in the index (Parquet
     files have none), its own bytes have their checksum, and both show the same.
@@ -79,7 +82,11 @@ def verify_pack(
         opened = open_dataset(data, reporter, image_folder, task=task)
     if (value_range := next(iter(packs.values())).value_range) is not None:
         opened = opened.with_value_range(value_range, reporter.note)
-    differences = _compare(opened.list_parts(), packs, find_folder(opened), reporter)
+    changed = find_changed_shards(out, reporter)
+    differences = chain(
+        (f"{shard} has not the bytes that were packed." for shard in changed),
+        _compare(opened.list_parts(), packs, find_folder(opened), reporter),
+    )
     examples = tuple(islice(differences, NUM_EXAMPLES))
     return PackVerification(
         path=path,

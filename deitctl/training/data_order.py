@@ -124,7 +124,7 @@ def note_order(config: TrainConfig, train: ImageDataset, reporter: Reporter) -> 
         _warn_of_sorted(config, train, windows, (mixed, shuffled), reporter)
     return OrderPlan(
         config.data_order,
-        config.window,
+        min(config.window, num_blocks),
         num_blocks,
         num_cached,
         round(mixed, 1),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
-from deitctl.data.dataset import FileDataset
+from deitctl.data.dataset import FileDataset, find_folder
 from deitctl.data.decode import decode
 from deitctl.data.labels import drop_empty_classes
-from deitctl.data.open import open_for_evaluation
+from deitctl.data.open import open_dataset, open_for_evaluation
 from deitctl.data.readers.digits import ArrayDataset, load_digits
 from deitctl.data.readers.folder import open_folder
 from deitctl.data.splits import hold_out, relabel
@@ -131,3 +131,19 @@ def test_a_missing_file_raises_data_error(path):
     for read in (dataset.read_bytes, dataset.read, dataset.open):
         with pytest.raises(DataError, match="cannot be read"):
             read(0)
+
+
+def test_the_folder_of_several_tars_is_theirs_and_of_one_is_the_tar(
+    image_folder, tmp_path, reporter
+):
+    image = next(image_folder({"ant": 1}).rglob("*.*"))
+    for name in ("ant", "bee"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.add(image, "1.png")
+    (both,) = open_dataset(str(tmp_path / "*.tar"), reporter).list_parts().values()
+    assert find_folder(both) == str(tmp_path)
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        tar.add(image, "ant/1.png")
+        tar.add(image, "bee/2.png")
+    one = open_for_evaluation(str(tmp_path / "one.tar"), reporter)
+    assert find_folder(one) == str(tmp_path / "one.tar")

@@ -91,6 +91,9 @@ def test_shuffled_blocks_are_noted_in_a_line(config, reporter):
     ]
     assert (plan.data_order, plan.window, plan.num_blocks) == ("window", 12, 60)
     assert plan.classes_per_batch > 0.97 * plan.classes_shuffled > 15
+    wider = note_order(replace(config, data_order="window", window=99), images, reporter)
+    assert wider.window == 60
+    assert "windows of 60 of 60 blocks" in reporter.notes[1]
 
 
 def test_blocks_that_are_sorted_by_class_are_warned_of_with_a_window_that_mixes(config, reporter):

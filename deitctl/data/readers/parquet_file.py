@@ -23,6 +23,8 @@ NUM_AHEAD, BYTES_AHEAD = 32, 64 * 2**20
 """Such requests, and their bytes, that are under way while one is read."""
 Place = tuple[str, Identity] | StoredFile
 """Of a file: on a disk its path and identity, because few are open at a time; else the remote file."""
+CUT = "magic bytes not found in footer"
+"""What pyarrow says of a file that has no end."""
 WIDTH = 120
 """Characters of a message of pyarrow's that are shown."""
 
@@ -198,10 +200,14 @@ def named_errors(path: object, kind: str = "parquet") -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise_read_error(str(path), error)
         raise DataError(
-            f"{path} is not a readable {kind} file: {describe_damage(error)}."
+            f"{path} is not a readable {kind} file: {describe_damage(error)}.",
+            "Copy or download it again.",
         ) from error
 
 
 def describe_damage(error: Exception) -> str:
     """Return what pyarrow says in one line; it reports damage as an `OSError` without a number."""
-    return " ".join(str(error).split())[:WIDTH].rstrip(".")
+    text = " ".join(str(error).split())
+    if CUT in text:
+        return "it is cut short, or none"
+    return text[:WIDTH].rstrip(".")

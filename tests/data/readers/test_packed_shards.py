@@ -376,9 +376,11 @@ def test_packed_folders_are_recognized_by_their_index(packed, root):
 
 
 def test_a_pack_of_an_earlier_version_is_named(tmp_path, reporter):
-    for name in ("old.pack", "old"):
+    (tmp_path / "folder").mkdir()
+    for name in ("old.pack", "old", "folder/old.pack"):
         (tmp_path / name).write_bytes(b"deitctl pack 2\n" + bytes(100))
-        with pytest.raises(DataError, match="was packed by an earlier version of deitctl"):
+    for name in ("old.pack", "old", "folder"):
+        with pytest.raises(DataError, match="old.* was packed by an earlier version of deitctl"):
             open_dataset(str(tmp_path / name), reporter)
 
 
