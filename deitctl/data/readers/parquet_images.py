@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deitctl.data.open_file import OpenFile
 from deitctl.data.readers.group_blocks import GroupBlocks
 from deitctl.data.readers.image_sizes import load_sizes, save_sizes
 from deitctl.data.readers.parquet import ParquetFile
@@ -31,12 +30,15 @@ from deitctl.data.readers.row_groups import (
     RowGroups,
 )
 from deitctl.data.stores.block_cache import BlockCache
+from deitctl.data.stores.remote_file import RemoteFile
 from deitctl.data.stores.stored_file import StoredFile
 from deitctl.errors import DataChanged
 from deitctl.home import can_write
 
 NUM_GROUPS, QUICK_ROWS = 32, 16
 """Row groups whose first images stand for all in a quick look, and how many of each."""
+QUICK_SHARE = 8
+"""Of a row group such rows are an eighth at most. All of a small one is decoded into the cache at once."""
 
 
 class ImageColumn:
@@ -90,8 +92,7 @@ class ImageColumn:
         number, at = self._locate(row)
         for _ in range(2):  # a damaged block is written anew
             with self._get_lock():
-                # A quick look at the first rows decodes no more than these.
-                block = self._blocks.find(number, writes=at >= QUICK_ROWS)
+                block = self._blocks.find(number, writes=at >= self._count_quick(number))
             if block is None:
                 break
             try:
@@ -179,6 +180,10 @@ class ImageColumn:
             [np.flatnonzero(groups == g)[:QUICK_ROWS] for g in chosen] or [np.arange(0)]
         )
 
+    def _count_quick(self, number: int) -> int:
+        """Return how many rows of a row group are decoded alone, in memory, for a quick look at the first."""
+        return min(QUICK_ROWS, self.groups[number].num_rows // QUICK_SHARE)
+
     def find_blocks(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the number of the row group that each row is in."""
         return np.searchsorted(self.ends, rows, side="right").astype(np.int32)
@@ -223,11 +228,11 @@ def open_images(files: Sequence[ParquetFile], column: str, cache: BlockCache) ->
 def name_content(file: StoredFile) -> str:
     """Return what names the content of a Parquet file, on every host that has it: identity and footer.
 
-    Of one in a store identity and address, without a request.
+    Of one in a store its address and version, without a request.
     """
+    if isinstance(file, RemoteFile):
+        return hashlib.sha256(file.content_name.encode()).hexdigest()[:32]
     identity = repr(tuple(file.identity)).encode()
-    if not isinstance(file, OpenFile):
-        return hashlib.sha256(identity + file.path.encode()).hexdigest()[:32]
     tail = file.read(max(0, file.size - 8), 8)
     length = int.from_bytes(tail[:4], "little")
     footer = file.read(max(0, file.size - 8 - length), length + 8) if length < file.size else tail

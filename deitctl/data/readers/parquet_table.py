@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -55,7 +56,7 @@ def open_columnar_files(
     parts: Mapping[str, Sequence[Path]],
     reporter: Reporter,
     options: ReadOptions = AS_IS,
-    addresses: Mapping[Path, str] | None = None,
+    addresses: Mapping[Path, Sequence[str]] | None = None,
 ) -> dict[str, ImageDataset]:
     """Open the Parquet or Arrow files of a folder, as the hub has them.
 
@@ -64,7 +65,7 @@ def open_columnar_files(
         parts: of each part of the data its files, see `find_columnar_files`.
         reporter: receives how they were read where that had to be decided.
         options: the task, and the column of groups.
-        addresses: of files in a store.
+        addresses: of the files in a store that have a path; several where their URLs differ behind it.
 
     Raises:
         DataError: one of them cannot be read, has other columns than the first, no images, or a split
@@ -76,7 +77,7 @@ def open_columnar_files(
         files = [open_columnar(str(path), part) for path, part in places]
     else:  # each takes some requests
         with DaemonThreads(NUM_THREADS) as threads:
-            named = ((addresses[path], part) for path, part in places)
+            named = ((address, part) for path, part in places for address in addresses[path])
             files = list(threads.map(lambda place: open_columnar(*place), named))
     # A test part may be without labels.
     files.sort(key=lambda file: file.part == "test")
@@ -349,7 +350,18 @@ def _name_images(
         return StringArray.from_strings(image_paths)
     ends = np.cumsum([file.schema.num_rows for file in files])
     places = np.searchsorted(ends, rows, side="right")
+    stems = _name_files(files)
     return StringArray.from_strings(
-        f"{files[place].stem}/{row - (ends[place] - files[place].schema.num_rows)}"
+        f"{stems[place]}/{row - (ends[place] - files[place].schema.num_rows)}"
         for place, row in zip(places, rows, strict=True)
     )
+
+
+def _name_files(files: Sequence[ColumnarFile]) -> list[str]:
+    """Return unique names of files: their stems, of equal ones with a number behind the second and later."""
+    counts = Counter[str]()
+    names = []
+    for file in files:
+        counts[file.stem] += 1
+        names.append(file.stem + (f"~{counts[file.stem]}" if counts[file.stem] > 1 else ""))
+    return names

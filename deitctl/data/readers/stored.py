@@ -72,7 +72,9 @@ def _open_columnar(
     name: str, files: Sequence[str], reporter: Reporter, options: ReadOptions
 ) -> Mapping[str, ImageDataset]:
     """Open Parquet or Arrow files in a store: their footers, labels and names are read, no images."""
-    addresses = {Path(redact(file)): file for file in files}
+    addresses: dict[Path, list[str]] = {}
+    for file in files:  # what follows the path of a URL may tell files apart
+        addresses.setdefault(Path(redact(file)), []).append(file)
     parts = sort_columnar_files(name, list(addresses))
     return open_columnar_files(name, parts, reporter, options, addresses)
 

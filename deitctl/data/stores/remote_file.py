@@ -45,7 +45,8 @@ class RemoteFile:
         return self.size, self.version
 
     @property
-    def _name(self) -> str:
+    def content_name(self) -> str:
+        """What names its content in what is stored."""
         return f"{name_version(self.address, self.version)}\n{self.size}"
 
     def read(self, offset: int, size: int) -> bytes:
@@ -95,7 +96,7 @@ class RemoteFile:
         return b"".join(parts)
 
     def _name_block(self, number: int) -> str:
-        return f"{self._name}\n{BLOCK}\n{number}"
+        return f"{self.content_name}\n{BLOCK}\n{number}"
 
     def _fill(self, number: int) -> bytes:
         """Fetch a block into the cache."""
@@ -159,7 +160,7 @@ class RemoteFile:
             self._read_patiently(partial(store.copy, file, target))
 
         try:
-            return _read_through(cache, self._name, write, offset, size)
+            return _read_through(cache, self.content_name, write, offset, size)
         except CacheFailed as error:
             raise DataError(
                 f"The server of {self.path} sends no parts of a file, and all of it "

@@ -395,7 +395,6 @@ def test_a_cache_that_is_of_no_use_is_one_line(files, tmp_path, reporter, monkey
 
 
 def test_a_row_group_is_decoded_once_for_all_processes(files, tmp_path, reporter, monkeypatch):
-    monkeypatch.setattr(parquet_images, "QUICK_ROWS", 0)
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     copy = pickle.loads(pickle.dumps(dataset))  # another process's
     decoded, decoded_by_copy = note_decoded(dataset, monkeypatch), note_decoded(copy, monkeypatch)
@@ -407,8 +406,7 @@ def test_a_row_group_is_decoded_once_for_all_processes(files, tmp_path, reporter
     assert dataset.num_cached_blocks >= 4
 
 
-def test_a_damaged_block_of_the_cache_is_written_anew(files, tmp_path, reporter, monkeypatch):
-    monkeypatch.setattr(parquet_images, "QUICK_ROWS", 0)
+def test_a_damaged_block_of_the_cache_is_written_anew(files, tmp_path, reporter):
     dataset = open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     assert dataset.read_bytes(4) == files[4]
     folder = dataset.images.cache.room.folder

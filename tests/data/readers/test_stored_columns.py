@@ -12,7 +12,9 @@ import pytest
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.open import open_dataset
+from deitctl.data.readers.parquet_images import name_content
 from deitctl.data.stores import patience
+from deitctl.data.stores.remote_file import RemoteFile
 from deitctl.errors import DataChanged, DataError
 from tests.data.stores.web_server import WebServer, serve
 
@@ -90,6 +92,25 @@ def test_files_in_braces_are_the_parts_that_their_names_say(server, reporter):
     train, test = require_part(data.train), require_part(data.test)
     assert [train.read_bytes(n) for n in range(40)] == IMAGES[:40]
     assert [test.read_bytes(n) for n in range(20)] == IMAGES[40:]
+
+
+def test_files_whose_urls_differ_behind_the_path_alone_are_all_read(server, reporter):
+    for n in range(3):
+        file, images = io.BytesIO(), IMAGES[20 * n : 20 * n + 20]
+        pq.write_table(pa.table({"image": images, "label": NAMES * 10}), file)
+        server.files[f"/get.parquet?id={n}"] = file.getvalue()
+    data = open_dataset(f"{server.url}/get.parquet?id={{0..2}}", reporter)
+    dataset = require_part(data.unsplit)
+    assert [dataset.read_bytes(n) for n in range(60)] == IMAGES
+    assert len({dataset.name(n) for n in range(60)}) == 60
+
+
+def test_files_of_a_store_share_no_block_unless_they_are_one():
+    def name(query: str) -> str:
+        date = "Mon, 30 Nov 2026 21:35:22 GMT"
+        return name_content(RemoteFile(f"https://host/get.parquet?{query}", 9, date))
+
+    assert name("id=1") == name("id=1") != name("id=2")
 
 
 def test_a_store_that_fails_for_a_moment_is_asked_again_and_a_changed_file_noticed(

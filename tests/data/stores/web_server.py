@@ -25,6 +25,7 @@ class WebServer:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        """By path, or by path and query where they differ in this."""
         self.has_ranges = True
         self.requests: list[tuple[str, str]] = []
         """Path and range of each."""
@@ -39,7 +40,7 @@ def _answer(server: WebServer, request: BaseHTTPRequestHandler) -> None:
     path, span = request.path.partition("?")[0], request.headers.get("Range", "")
     server.requests.append((request.path, span))
     failure = server.failures.pop(0) if server.failures else 0
-    content = server.files.get(path)
+    content = server.files.get(request.path, server.files.get(path))
     if failure == "reset":
         request.close_connection = True
         return
