@@ -136,14 +136,13 @@ def test_a_missing_file_raises_data_error(path):
 def test_the_folder_of_several_tars_is_theirs_and_of_one_is_the_tar(
     image_folder, tmp_path, reporter
 ):
-    image = next(image_folder({"ant": 1}).rglob("*.*"))
-    for name in ("ant", "bee"):
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
-            tar.add(image, "1.png")
-    (both,) = open_dataset(str(tmp_path / "*.tar"), reporter).list_parts().values()
-    assert find_folder(both) == str(tmp_path)
-    with tarfile.open(tmp_path / "one.tar", "w") as tar:
-        tar.add(image, "ant/1.png")
-        tar.add(image, "bee/2.png")
-    one = open_for_evaluation(str(tmp_path / "one.tar"), reporter)
-    assert find_folder(one) == str(tmp_path / "one.tar")
+    images = sorted(image_folder({"ant": 1, "bee": 1}).rglob("*.*"))
+    with tarfile.open(tmp_path / "one.tar", "w") as one:
+        for name, image in zip(("ant", "bee"), images, strict=True):
+            one.add(image, f"{name}/{image.name}")
+            (tmp_path / "tars").mkdir(exist_ok=True)
+            with tarfile.open(tmp_path / "tars" / f"{name}.tar", "w") as tar:
+                tar.add(image, image.name)
+    for ref, folder in (("tars/*.tar", "tars"), ("tars", "tars"), ("one.tar", "one.tar")):
+        (dataset,) = open_dataset(str(tmp_path / ref), reporter).list_parts().values()
+        assert find_folder(dataset) == str(tmp_path / folder)
