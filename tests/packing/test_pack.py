@@ -231,6 +231,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         ),
         r"val/bee/0\.jpg cannot be read",
     ),
+    "damaged shard file": (flipped, r"x/train-000000\.tar has not the bytes that were packed"),
     "damaged shard": (
         flipped,
         r"x/train-000000.tar:ant/0.jpg is damaged: its bytes do not match their checksum",

@@ -16,6 +16,7 @@ import numpy as np
 
 from deitctl.data.arrays import UNREADABLE, StoredBytes, encode_block, read_block
 from deitctl.data.index import Listing, decode_listings, encode_listings, list_dtypes
+from deitctl.data.layout import is_junk, name_some
 from deitctl.data.open_file import Identity
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
 from deitctl.data.shard_files import ShardFiles, open_shards
@@ -24,7 +25,9 @@ from deitctl.data.stores.address import is_remote, join_address, redact
 from deitctl.data.stores.listing import describe_file
 from deitctl.data.stores.stored_file import open_stored
 from deitctl.errors import DataError
+from deitctl.events import Reporter
 from deitctl.models.model_config import ValueRange, read_value_range
+from deitctl.paths import read_json
 
 INDEX = "index.deitctl"
 INFO = "_info.json"
@@ -38,11 +41,12 @@ def is_packed(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def open_packed(folder: Path | str) -> dict[str, TarDataset]:
+def open_packed(folder: Path | str, reporter: Reporter | None = None) -> dict[str, TarDataset]:
     """Open the `train`, `val` and `test` split of shards that `pack` wrote, or all of them under "".
 
     Args:
         folder: a path, or an address in a store.
+        reporter: is warned of what was changed in a folder on a disk and is not read.
 
     Raises:
         FileNotFoundError: there is no index.
@@ -50,7 +54,8 @@ def open_packed(folder: Path | str) -> dict[str, TarDataset]:
     """
     place = str(folder) if is_remote(str(folder)) else os.path.abspath(folder)
     path = join_address(place, INDEX)
-    again = f"Copy the folder again, or delete {INDEX} in it to read its tars as they are."
+    # The tars may be damaged as well, and nothing but the index has a checksum of each image.
+    again = f"Copy the folder again, or delete {INDEX} in it and run `deitctl check` on its tars."
     try:
         is_away = is_remote(path)  # a message names what the user has named
         identity = describe_file(path, place).identity if is_away else None
@@ -67,12 +72,37 @@ def open_packed(folder: Path | str) -> dict[str, TarDataset]:
     except UNREADABLE as error:
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{redact(path)} cannot be used: {why}.", again) from error
-    return {
+    datasets = {
         name: build_tar_dataset(
-            _find_shards(place, shards[name], again), listing, value_range, is_rgb=is_rgb
+            _find_shards(place, shards[name]), listing, value_range, is_rgb=is_rgb
         )
         for name, listing in listings.items()
     }
+    if reporter is not None and not is_away:
+        _warn_of_changes(Path(place), listings, shards, reporter)
+    return datasets
+
+
+def _warn_of_changes(
+    folder: Path, listings: Mapping[str, Listing], shards: Shards, reporter: Reporter
+) -> None:
+    """Warn of tars and class names that were changed after packing: what the index has is read."""
+    listed = {shard for part in shards.values() for shard, _ in part}
+    tars = {path.name for path in folder.glob("*.tar") if not is_junk(path.name)}
+    if added := sorted(tars - listed):
+        reporter.warn(
+            f"{folder} holds {name_some(added)}, which {INDEX} does not list, and which is not read: "
+            "pack all of the data again."
+        )
+    try:
+        names = read_json(folder / INFO)["class_names"]
+    except (OSError, ValueError, TypeError, LookupError):  # other libraries read it
+        return
+    if names != list(dict.fromkeys(n for part in listings.values() for n in part.class_names)):
+        reporter.warn(
+            f"{folder / INFO} has other class names than {INDEX}, which are read: "
+            "to rename classes, rename them in the data and pack it again."
+        )
 
 
 def _require_valid(listings: Mapping[str, Listing], shards: Shards) -> None:
@@ -97,7 +127,8 @@ def _require_valid(listings: Mapping[str, Listing], shards: Shards) -> None:
             raise ValueError("an image lies outside of its shard")
 
 
-def _find_shards(place: str, shards: Sequence[tuple[str, int]], again: str) -> ShardFiles:
+def _find_shards(place: str, shards: Sequence[tuple[str, int]]) -> ShardFiles:
+    again = "Copy the folder again, or pack the data again."
     try:
         files = open_shards([join_address(place, name) for name, _ in shards])
     except DataError as error:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import zlib
@@ -218,7 +219,34 @@ def test_shards_that_are_not_as_packed_are_one_line(change, packed, reporter):
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(str(packed), reporter)
     assert len(str(caught.value).splitlines()) == 1
-    assert f"or delete {INDEX} in it to read its tars as they are" in str(caught.value)
+    assert str(caught.value).endswith("Copy the folder again, or pack the data again.")
+
+
+def add_tar(folder: Path) -> None:
+    shutil.copy(folder / "val-000000.tar", folder / "val-000001.tar")
+
+
+def rename_class(folder: Path) -> None:
+    info = folder / "_info.json"
+    info.write_text(info.read_text().replace('"ant"', '"ape"'))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_tar, r"holds val-000001\.tar, which index\.deitctl does not list"),
+        (rename_class, r"_info\.json has other class names than index\.deitctl"),
+    ],
+)
+def test_what_was_changed_after_packing_and_is_not_read_is_one_warning(
+    change, message, packed, reporter
+):
+    open_dataset(str(packed), reporter)
+    assert reporter.warnings == []
+    change(packed)
+    open_dataset(str(packed), reporter)
+    (warning,) = reporter.warnings
+    assert re.search(message, warning)
 
 
 def test_a_shard_of_the_same_size_in_place_of_another_is_noticed_at_each_image(packed):
