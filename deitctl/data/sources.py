@@ -105,7 +105,7 @@ def _open_folder(
 ) -> Mapping[str, ImageDataset]:
     """Open a folder of what `pack` wrote, of Parquet files, else of images."""
     if is_packed(path):
-        return open_packed(path)
+        return open_packed(path, reporter)
     if parts := find_columnar_files(path):
         return open_columnar_files(path, parts, reporter, options)
     try:
