@@ -146,6 +146,8 @@ class RemoteFile:
     def _fetch(self, offset: int, size: int) -> bytes:
         file = StoredPath(self.address, self.size, self.version)
         data = get_store(self.address).fetch(file, offset, size)
+        if len(data) > size:
+            raise OSError(errno.EINVAL, "its store sends more bytes than were requested")
         if len(data) < size:
             raise OSError(errno.EIO, f"{len(data):,} of {size:,} bytes came")
         return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from deitctl.data.stores.address import redact
@@ -12,7 +13,7 @@ from deitctl.data.stores.stores import (
     make_stored_path,
     open_file_system,
 )
-from deitctl.errors import DataChanged
+from deitctl.errors import DataChanged, DataError
 
 
 class S3Store:
@@ -63,13 +64,14 @@ class S3Store:
             if _get_status(error) in (412, 416):
                 raise _report_change(file) from error
             raise
+        _require_range(response, file, offset, size)
+        data = bytearray()
         async with response["Body"] as body:
-            data: bytes = await body.read()
-        if file.version and response["ETag"].strip('"') != file.version:  # some ignore IfMatch
-            raise _report_change(file)
+            while more := await body.read(size + 1 - len(data)):
+                data += more
         if not is_part and len(data) == size:
-            verify_headers(response["ResponseMetadata"]["HTTPHeaders"], data)
-        return data
+            verify_headers(response["ResponseMetadata"]["HTTPHeaders"], bytes(data))
+        return bytes(data)
 
     def _try_without_credentials(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
@@ -86,6 +88,23 @@ class S3Store:
         if not self.system.anon:  # another thread may have come first
             self.system = open_file_system("s3", anon=True)
         return True
+
+
+def _require_range(response: Any, file: StoredPath, offset: int, size: int) -> None:
+    """Raise what it means if a response is not a range of a file, or all of it, as it was requested."""
+    if file.version and response.get("ETag", "").strip('"') != file.version:  # some ignore IfMatch
+        raise _report_change(file)
+    if offset == 0 and size == file.size:
+        if response.get("ContentRange") is None:
+            return
+    elif response.get("ContentRange") is None:
+        raise DataError(
+            f"{redact(file.address)} cannot be read: its server sends no parts of objects.",
+            "Copy the data to a disk, or to another store.",
+        )
+    span = f"bytes {offset}-{offset + size - 1}/{file.size}"
+    if response["ContentRange"] != span:
+        raise OSError(errno.EIO, "its server sent another range")
 
 
 def _report_change(file: StoredPath) -> DataChanged:

@@ -9,10 +9,14 @@ import pytest
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
 
-from deitctl.data.stores import stores
+import fsspec.asyn
+
+from deitctl.data.stores import remote_file, stores
 from deitctl.data.stores.listing import list_addresses
+from deitctl.data.stores.s3 import S3Store
 from deitctl.data.stores.stored_file import open_stored
-from deitctl.errors import DataChanged, DataError
+from deitctl.data.stores.stores import StoredPath
+from deitctl.errors import DataChanged, DataError, StoreLost
 
 CONTENT = os.urandom(100_000)
 
@@ -84,3 +88,57 @@ def test_a_store_without_its_package_is_a_line(monkeypatch):
     stores._open_store.cache_clear()
     with pytest.raises(DataError, match=r"pip install 'deitctl\[gcs\]'"):
         open_stored("gs://bucket/x.tar")
+
+
+class Server:
+    """What s3fs is to `S3Store`, and answers each request alike."""
+
+    def __init__(self, body: bytes, span: str | None):
+        self.body, self.span, self.taken = body, span, 0
+        self.loop = fsspec.asyn.get_loop()
+
+    def split_path(self, address):
+        return "bucket", "key", None
+
+    async def _call_s3(self, method, **conditions):
+        span = {} if self.span is None else {"ContentRange": self.span}
+        return {"Body": self, "ETag": '"tag"'} | span
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    async def read(self, size):
+        piece = self.body[self.taken : self.taken + min(size, 7)]
+        self.taken += len(piece)
+        return piece
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        ("bytes 5-24/100000", None),
+        (None, "sends no parts of objects"),
+        ("bytes 0-19/100000", "sent another range"),
+        ("bytes 5-24/99", "sent another range"),
+    ],
+)
+def test_what_a_server_sends_must_be_the_range_that_was_requested(span, expected):
+    server = Server(CONTENT[5:25] if expected is None else CONTENT, span)
+    file = StoredPath("s3://bucket/key", len(CONTENT), "tag")
+    if expected is None:
+        assert S3Store(server).fetch(file, 5, 20) == CONTENT[5:25]
+    else:
+        with pytest.raises((DataError, OSError), match=expected):
+            S3Store(server).fetch(file, 5, 20)
+        assert server.taken == 0
+
+
+def test_no_more_of_an_answer_is_read_than_shows_that_it_is_too_long(monkeypatch):
+    server = Server(CONTENT, "bytes 5-24/100000")
+    monkeypatch.setattr(remote_file, "get_store", lambda address: S3Store(server))
+    with pytest.raises(StoreLost, match="more bytes than were requested"):
+        open_stored("s3://bucket/key", (len(CONTENT), "tag")).read(5, 20)
+    assert server.taken == 21
