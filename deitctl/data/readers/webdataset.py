@@ -17,6 +17,7 @@ from deitctl.data.arrays import StringArray
 from deitctl.data.index import Listing
 from deitctl.data.readers.sample_classes import choose_column, number_samples, shorten_file
 from deitctl.data.readers.sample_labels import CLASS_SUFFIXES, FILE, TEXT, Label
+from deitctl.data.readers.sample_names import name_images
 from deitctl.data.readers.shard_contents import ShardContents, join_spans
 from deitctl.data.shard_files import Spans
 from deitctl.errors import DataError
@@ -169,31 +170,13 @@ def _join(
     shards: Sequence[str],
 ) -> tuple[StringArray, Spans]:
     """Return names and places of the samples of some shards."""
-    files = [file for number in numbers for file in chosen[number].files]
     spans = join_spans(contents, numbers, {number: chosen[number].places for number in numbers})
-    if all(files):
-        named = StringArray.from_strings(map(shorten_file, files))  # type: ignore[arg-type]
-        if is_unique(named):
-            return named, spans
-    names = StringArray.from_strings(_iterate_keys(numbers, contents, chosen))
-    if not is_unique(names):  # writers that number from 0 in each shard
-        stems = (posixpath.basename(shards[n]).removesuffix(".tar") for n in spans.shards.tolist())
-        names = StringArray.from_strings(
-            f"{stem}/{name}" for stem, name in zip(stems, names, strict=True)
-        )
-    return names, spans
 
+    def list_files() -> Iterator[tuple[str, str]]:
+        for number in numbers:
+            members, own = contents[number].names, chosen[number]
+            for place, file in zip(own.places.tolist(), own.files, strict=True):
+                member = members[place]
+                yield shorten_file(file) if file else member, member
 
-def _iterate_keys(
-    numbers: Sequence[int], contents: Sequence[ShardContents], chosen: Mapping[int, _Chosen]
-) -> Iterator[str]:
-    for number in numbers:
-        names = contents[number].names
-        yield from (names[place] for place in chosen[number].places.tolist())
-
-
-def is_unique(names: StringArray) -> bool:
-    """Whether no two names are the same."""
-    # Sixty-four bits each, not a set of strings: a tenth of the memory.
-    hashes = np.fromiter(map(hash, names), np.int64, len(names))
-    return len(np.unique(hashes)) == len(names)
+    return name_images(shards, spans.shards, list_files), spans

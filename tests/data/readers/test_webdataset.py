@@ -203,6 +203,21 @@ def test_keys_that_begin_anew_in_each_shard_are_told_apart(tmp_path):
         write_tar(tmp_path / f"x-{n}.tar", {**sample("0", n, cls=0), **sample("1", 5 + n, cls=1)})
     dataset = opened(tmp_path)
     assert names(dataset) == ["x-0/0.jpg", "x-0/1.jpg", "x-1/0.jpg", "x-1/1.jpg"]
+    # a shard that is added changes no name
+    assert names(opened(tmp_path / "x-0.tar")) == names(dataset)[:2]
+    write_tar(tmp_path / "a" / "x-0.tar", sample("0", 3, cls=0))
+    assert names(opened(f"{tmp_path}/{{.,a}}/x-0.tar"))[-1] == "a/x-0/0.jpg"
+
+
+def test_copies_are_told_apart_by_their_shard_and_what_comes_first_stays_as_it_is(tmp_path):
+    rose, key = {"filename": "data/train/rose/a.jpg"}, "n01_7"
+    files = {**sample(key, 1, cls=0), **sample("b", 2, cls=1, json=rose)}
+    files |= {**sample("c", 3, cls=1, json=rose), **sample("d", 4, cls=1)}
+    write_tar(tmp_path / "x-0.tar", files)
+    write_tar(tmp_path / "x-1.tar", {**sample(key, 5, cls=0), **sample("c", 6, cls=1, json=rose)})
+    assert names(opened(tmp_path)) == [
+        *("n01_7.jpg", "rose/a.jpg", "x-0/c.jpg", "d.jpg", "x-1/n01_7.jpg", "x-1/c.jpg"),
+    ]
 
 
 def test_a_shard_with_fewer_samples_than_info_says_is_an_error(tmp_path):
@@ -288,6 +303,6 @@ def test_hard_links_are_the_image_that_they_lead_to(tmp_path):
         info.type, info.linkname = tarfile.LNKTYPE, "0.jpg"
         archive.addfile(info)
     dataset = opened(path)
-    assert names(dataset) == ["0.jpg", "1.jpg"]
+    assert names(dataset) == ["x/0.jpg", "x/1.jpg"]
     assert dataset.labels.tolist() == [0, 1]
     assert np.array_equal(dataset.read(0), dataset.read(1))
