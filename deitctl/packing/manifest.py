@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,13 @@ from deitctl.paths import read_json, write_json
 
 UNSPLIT = "all"
 """What the shards of data without splits are called."""
+
+CARD = "README.md"
+CARDS = {
+    files: f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {files}\n---\n"
+    for files in (f"{UNSPLIT}-*.tar", "data/data-*.parquet")
+}
+"""By the files of unsplit data, what `datasets` is to read: else it may take `_info.json` for the data."""
 
 
 @dataclass
@@ -29,7 +37,7 @@ class Shard:
 
 
 def write_info(folder: Path, splits: Mapping[str, Sequence[Shard]], source: SampleSource) -> None:
-    """Write `_info.json`.
+    """Write `_info.json`, and beside unsplit data what `datasets` wants to know.
 
     Args:
         folder: of the shards.
@@ -53,6 +61,9 @@ def write_info(folder: Path, splits: Mapping[str, Sequence[Shard]], source: Samp
         "shards": [asdict(shard) for shards in splits.values() for shard in shards],
     }
     write_json(folder / INFO, info)
+    for files, card in CARDS.items():
+        if all(fnmatch(shard["name"], files) for shard in info["shards"]):
+            (folder / CARD).write_text(card)
 
 
 def list_foreign_files(folder: Path) -> list[str] | None:
@@ -70,7 +81,17 @@ def list_foreign_files(folder: Path) -> list[str] | None:
         }
     except (OSError, ValueError, TypeError, LookupError):
         return None
-    return sorted(files - names - {INFO, INDEX})
+    own = {INFO, INDEX, CARD} if _read_card(folder) in CARDS.values() else {INFO, INDEX}
+    return sorted(files - names - own)
+
+
+def _read_card(folder: Path) -> str:
+    """Return the start of the card beside shards, more than `pack` writes; empty if there is none."""
+    try:
+        with (folder / CARD).open(encoding="utf-8") as file:
+            return file.read(1000)
+    except (OSError, ValueError):
+        return ""
 
 
 def flush(file: BinaryIO) -> None:

@@ -109,6 +109,22 @@ def test_datasets_reads_parquet_files_as_images_and_class_labels(photos, tmp_pat
             assert row["label"] == part.labels[index]
 
 
+@pytest.mark.parametrize("to", ["wds", "parquet"])
+def test_datasets_reads_unsplit_images_and_not_what_is_beside_them(
+    to, photos, tmp_path, monkeypatch
+):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    out = tmp_path / "x"
+    pack(str(photos / "train"), str(out), to=to, workers=0)
+    read = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    (part,) = open_parts(photos / "train").values()
+    assert list(read) == ["train"]
+    assert [row["label" if to == "parquet" else "cls"] for row in read["train"]] == list(
+        part.labels
+    )
+
+
 @pytest.mark.parametrize("data", ["photos", "several"])
 def test_parquet_files_are_the_same_data(data, request, tmp_path):
     source, out = request.getfixturevalue(data), tmp_path / "x"

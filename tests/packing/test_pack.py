@@ -353,6 +353,15 @@ def test_a_file_beside_shards_is_named_and_not_overwritten_unless_it_is_the_syst
     assert Path(out, "notes.txt").read_text() == "dear diary"
 
 
+def test_a_card_that_somebody_wrote_is_not_overwritten(root, out):
+    pack(str(root / "train"), out, workers=0)
+    pack(str(root / "train"), out, workers=0)
+    card = Path(out, "README.md")
+    card.write_text(card.read_text() + "# Ants and bees\n")
+    with pytest.raises(DataError, match=r"x holds README\.md, which `deitctl pack` did not write"):
+        pack(str(root / "train"), out, workers=0)
+
+
 def test_shards_are_not_written_into_their_own_data(root):
     with pytest.raises(DataError, match=r"inner is in .*photos, which is packed"):
         pack(str(root), str(root / "inner"), workers=0)
