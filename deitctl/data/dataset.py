@@ -280,4 +280,4 @@ def _find_file(dataset: ImageDataset, index: int) -> str:
 
 def _spread(count: int) -> list[int]:
     """Return up to 64 indices, from the first to the last."""
-    return np.linspace(0, count - 1, min(count, 64)).astype(np.int64).tolist()
+    return list(map(int, np.linspace(0, count - 1, min(count, 64))))

@@ -209,5 +209,5 @@ def describe_damage(error: Exception) -> str:
     """Return what pyarrow says in one line; it reports damage as an `OSError` without a number."""
     text = " ".join(str(error).split())
     if CUT in text:
-        return "it is cut short, or none"
+        return "it is cut short, or no Parquet file"
     return text[:WIDTH].rstrip(".")
