@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import MACHINE_SETTINGS, MAX_COUNT, PLACES, TrainConfig
-from deitctl.data.readers.hub import is_pin_of
 from deitctl.errors import ConfigError, require_positive
 from deitctl.events import Reporter
 from deitctl.settings import list_differences, override
 from deitctl.training.configure import add_tags, name_command
+from deitctl.training.pinned_data import pin_as
 from deitctl.training.run_dir import Run
 
 EPOCHS = "recipe.epochs"
@@ -115,9 +115,8 @@ def settle_as(config: TrainConfig, existing: TrainConfig) -> TrainConfig:
     if order == TrainConfig.data_order:  # auto
         order = existing.data_order
     return replace(
-        config,
+        pin_as(config, existing),
         task=existing.task if config.task == TrainConfig.task else config.task,
-        data=existing.data if is_pin_of(existing.data, config.data) else config.data,
         data_order=order,
         window=config.window or (existing.window if order == "window" else 0),
     )

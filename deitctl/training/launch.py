@@ -13,7 +13,6 @@ from typing import Any
 from deitctl.config import MACHINE_SETTINGS, PLACES, TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.readers.hub import pin_reference
 from deitctl.data.readers.hub_address import is_hub, parse_address
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
@@ -58,6 +57,7 @@ from deitctl.training.extensions import (
 from deitctl.training.normalization import ChannelStats, set_channels, write_channels
 from deitctl.training.objective import check_loss, choose_loss, report_loss
 from deitctl.training.own_images import require_same_images, warn_of_trained_images
+from deitctl.training.pinned_data import pin_as, pin_data
 from deitctl.training.result import TrainResult, is_result
 from deitctl.training.resumption import load_checkpoint, restore_spelling
 from deitctl.training.run_dir import NOTHING_SAVED, Run, create_run_folder, require_runs_folder
@@ -131,7 +131,8 @@ def resume(
     if "data" in changes:  # whose images lie where it says, not where those of the former were
         changes = {"image_folder": ""} | changes
     may_change = (*MACHINE_SETTINGS, *PLACES)
-    config = override(config, {k: v for k, v in changes.items() if k in may_change})
+    changed = override(config, {k: v for k, v in changes.items() if k in may_change})
+    config = pin_as(changed, config)
     check(config)
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
@@ -156,7 +157,7 @@ def resume(
                 run.extend(config, _launch())
             places: dict[str, Any] = {k: changes[k] for k in PLACES if k in changes}
             if any(places.values()) and world.is_main:  # seen to be the run's
-                moved = override(Run.open(root)[1], places)
+                moved = pin_as(override(Run.open(root)[1], places), trainer.config)
                 write_bytes(run.config_file, write_toml(moved).encode())
             return trainer.fit()
 
@@ -180,8 +181,7 @@ def open_run(
             f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
         )
     train, val = _open_data(config, datasets, reporter, world, resume=resume)
-    if is_hub(config.data):  # what it is now is what a resumed run trains on
-        config = replace(config, data=world.broadcast_object(pin_reference(config.data)))
+    config = pin_data(config, world)  # what it is now is what a resumed run trains on
     if config.distill is None:  # a teacher that is trained first, for example
         train = select_labeled(train)
     if resume:
