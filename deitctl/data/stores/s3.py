@@ -10,6 +10,7 @@ from deitctl.data.stores.checksums import verify_headers
 from deitctl.data.stores.stores import (
     TIMEOUT_S,
     StoredPath,
+    has_no_version,
     make_stored_path,
     open_file_system,
 )
@@ -53,7 +54,7 @@ class S3Store:
 
     async def _fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         bucket, key, _ = self.system.split_path(file.address)
-        conditions = {"IfMatch": f'"{file.version}"'} if file.version else {}
+        conditions = {} if has_no_version(file) else {"IfMatch": f'"{file.version}"'}
         if is_part := offset > 0 or size < file.size:
             conditions["Range"] = f"bytes={offset}-{offset + size - 1}"
         try:
@@ -92,7 +93,8 @@ class S3Store:
 
 def _require_range(response: Any, file: StoredPath, offset: int, size: int) -> None:
     """Raise what it means if a response is not a range of a file, or all of it, as it was requested."""
-    if file.version and response.get("ETag", "").strip('"') != file.version:  # some ignore IfMatch
+    version = response.get("ETag", "").strip('"')
+    if version != file.version and not has_no_version(file):  # some ignore IfMatch
         raise _report_change(file)
     if offset == 0 and size == file.size:
         if response.get("ContentRange") is None:

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from deitctl.data.stores.address import EXTRAS, get_scheme, redact
-from deitctl.errors import DataError
+from deitctl.data.stores.store_settings import warn
+from deitctl.errors import DataChanged, DataError
 
 IN_FLIGHT = 32
 """Reads at a time, a process: at 30 ms each about 1,000 a second."""
 TIMEOUT_S = 60.0
 """For the answer to one request, after which it is sent again."""
+NO_VERSION = "run"
+_run = f"{time.time_ns():x}{os.getpid():x}"
+_warned: set[str] = set()
+"""Stores that name no versions."""
 
 
 class StoredPath(NamedTuple):
@@ -26,7 +32,7 @@ class StoredPath(NamedTuple):
     size: int
     """In bytes."""
     version: str
-    """What tells the file from another of the same name: its ETag, generation or time; may be empty."""
+    """What tells the file from another of the same name: its ETag, generation, commit or time."""
 
     @property
     def identity(self) -> tuple[int | str, ...]:
@@ -76,6 +82,10 @@ def _open_store(scheme: str, pid: int) -> Store:
         from deitctl.data.stores.s3 import S3Store
 
         return S3Store(open_file_system(scheme))
+    if scheme == "hf":
+        from deitctl.data.stores.hub_store import HubStore
+
+        return HubStore(open_file_system(scheme))
     return OtherStore(open_file_system(scheme))
 
 
@@ -112,7 +122,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class OtherStore:
-    """A store of which fsspec's own calls are used: Google's, Azure's, Hugging Face's."""
+    """A store of which fsspec's own calls are used: Google's, Azure's."""
 
     def __init__(self, system: Any) -> None:
         self.system = system
@@ -126,10 +136,19 @@ class OtherStore:
         return entries
 
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
-        # Google's keeps nothing but the newest: an older generation is not found.
-        exact = {"generation": file.version} if get_scheme(file.address) in ("gs", "gcs") else {}
-        end = offset + size
-        return bytes(self.system.cat_file(file.address, start=offset, end=end, **exact))
+        span = {"start": offset, "end": offset + size}
+        if get_scheme(file.address) in ("gs", "gcs") and not has_no_version(file):
+            # It keeps nothing but the newest: an older generation is not found.
+            return bytes(self.system.cat_file(file.address, **span, generation=file.version))
+        data = bytes(self.system.cat_file(file.address, **span))
+        # fsspec names no version in a request: whether it was this one is looked up behind it.
+        if not has_no_version(file):
+            self.system.invalidate_cache()
+            if OtherStore.describe(self, file.address) != file:
+                raise DataChanged(
+                    f"{redact(file.address)} was replaced while in use.", "Run the command again."
+                )
+        return data
 
 
 def make_stored_path(address: str, info: dict[str, Any]) -> StoredPath:
@@ -142,6 +161,24 @@ def make_stored_path(address: str, info: dict[str, Any]) -> StoredPath:
         raise IsADirectoryError(21, "it is a folder", redact(address))
     if info.get("size") is None:
         raise OSError(22, "its store does not say how large it is", redact(address))
-    keys = ("generation", "ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime")
-    version = next((str(info[key]) for key in keys if info.get(key)), "")
-    return StoredPath(address, int(info["size"]), version.strip('"'))
+    keys = ("commit", "generation", "ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime")
+    version = next((str(info[key]) for key in keys if info.get(key)), "").strip('"')
+    return StoredPath(address, int(info["size"]), version or name_run(address))
+
+
+def name_run(address: str) -> str:
+    """Return the version of a file whose store names none: of this run, so that no later one takes what
+    this one has cached for what is there then. Warn once a store."""
+    folder = "/".join(address.split("/")[:3])
+    if folder not in _warned:
+        _warned.add(folder)
+        warn(
+            f"{redact(folder)} does not say which version of a file it sends (no ETag, no time): a file that is "
+            "replaced meanwhile is not noticed, and the cache holds nothing for later runs."
+        )
+    return f"{NO_VERSION} {_run}"
+
+
+def has_no_version(file: StoredPath) -> bool:
+    """Return whether the store of a file does not name its version."""
+    return file.version.startswith(f"{NO_VERSION} ")

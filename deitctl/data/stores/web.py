@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from deitctl.data.stores.address import redact
 from deitctl.data.stores.checksums import verify_headers
 from deitctl.data.stores.patience import Busy
-from deitctl.data.stores.stores import TIMEOUT_S, NoRanges, StoredPath
+from deitctl.data.stores.stores import TIMEOUT_S, NoRanges, StoredPath, has_no_version, name_run
 from deitctl.errors import DataChanged, DataError
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -96,7 +96,8 @@ class WebStore:
                 size = response.content_length
                 if size > 1:
                     _without_ranges.add(_get_host(address))
-            return StoredPath(address, size, _get_version(response.headers))
+            version = _get_version(response.headers)
+            return StoredPath(address, size, version or name_run(address))
 
     async def _fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         session = await self.system.set_session()
@@ -144,7 +145,7 @@ class WebStore:
 
 def _make_condition(file: StoredPath) -> dict[str, str]:
     """Return the header by which a server refuses another version than ours."""
-    is_strong = file.version and not file.version.startswith("W/") and " " not in file.version
+    is_strong = not file.version.startswith("W/") and " " not in file.version
     return {"If-Match": f'"{file.version}"'} if is_strong else {}
 
 
@@ -156,7 +157,8 @@ def _require_same(response: Any, file: StoredPath) -> None:
     """Raise `DataChanged` for another version of a file."""
     version = _get_version(response.headers)
     is_gone = response.status in (412, 416)
-    if is_gone or (version and file.version and version != file.version):
+    is_other = version and not has_no_version(file) and version != file.version
+    if is_gone or is_other:
         raise _report_change(file)
 
 

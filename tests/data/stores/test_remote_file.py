@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from deitctl.data.stores import patience, read_threads, remote_file
+from deitctl.data.stores import patience, read_threads, remote_file, stores
 from deitctl.data.stores.block_cache import BlockCache
 from deitctl.data.stores.listing import describe_file, describe_files, list_addresses
 from deitctl.data.stores.store_settings import reading_stores
@@ -268,3 +268,22 @@ def test_reading_ahead_fills_a_cache_and_holds_nothing_in_memory(server, tmp_pat
     file.prefetch([(0, file.size)])
     assert file.read(0, file.size) == CONTENT
     assert server.requests == []
+
+
+def test_the_cache_keeps_no_file_without_a_version_for_another_run(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_warned", set())
+    warnings = []
+    monkeypatch.setattr(SilentReporter, "warn", lambda self, message: warnings.append(message))
+    server.has_etags = False
+    with reading_stores(str(tmp_path), "", SilentReporter()):
+        cache = BlockCache(str(tmp_path))
+        for run in ("first", "second"):
+            monkeypatch.setattr(stores, "_run", run)
+            server.files["/x.tar"] = content = os.urandom(len(CONTENT))
+            file = open_stored(f"{server.url}/x.tar", cache=cache)
+            assert file.read(5, 10) == content[5:15]
+            server.requests.clear()
+            assert open_stored(file.address, file.identity, cache).read(9, 9) == content[9:18]
+            assert server.requests == []
+    assert len(warnings) == 1
+    assert "which version" in warnings[0]

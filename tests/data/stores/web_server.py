@@ -33,6 +33,7 @@ class WebServer:
         """What happens to the next requests: a status, `cut` (half of the body), `reset`."""
         self.headers: dict[str, str] = {}
         """Sent with each file, beside its ETag."""
+        self.has_etags = True
         self.url = ""
 
 
@@ -69,7 +70,8 @@ def _answer(server: WebServer, request: BaseHTTPRequestHandler) -> None:
     else:
         body = content
         request.send_response(200)
-    request.send_header("ETag", f'"{etag}"')
+    if server.has_etags:
+        request.send_header("ETag", f'"{etag}"')
     request.send_header("Content-Length", str(len(body)))
     for name, value in server.headers.items():
         request.send_header(name, value)
