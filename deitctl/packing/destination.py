@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.stores.address import is_remote
 from deitctl.data.subsets import JoinedDataset, Subset
 from deitctl.errors import ConfigError, DataError
+from deitctl.events import Reporter
 from deitctl.home import expand_home
 from deitctl.packing.manifest import list_foreign_files
 from deitctl.paths import DISK_ERRNOS, DiskError, require_writable, sync_folder
@@ -107,6 +109,20 @@ def _require_packed(path: Path) -> None:
         raise DataError(
             f"{path} holds {name_some(foreign)}, which `deitctl pack` did not write.",
             "Move that away, or name another OUT.",
+        )
+
+
+def warn_of_leftovers(path: Path, reporter: Reporter) -> None:
+    """Warn of the hidden folders of processes that were killed while they wrote a folder.
+
+    They are not removed: one may be that of a process that is still writing, or the earlier folder.
+    """
+    draft = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}(\.earlier)?")
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    if left := sorted(name for name in names if draft.fullmatch(name)):
+        reporter.warn(
+            f"{path.parent} holds {name_some(left)}, which `deitctl pack` did not finish: remove that, "
+            "unless another process is writing it."
         )
 
 

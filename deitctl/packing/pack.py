@@ -14,7 +14,13 @@ from deitctl.data.open import open_dataset
 from deitctl.data.stores.store_settings import reading_stores
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
-from deitctl.packing.destination import choose_folder, require_apart, require_space, write_folder
+from deitctl.packing.destination import (
+    choose_folder,
+    require_apart,
+    require_space,
+    warn_of_leftovers,
+    write_folder,
+)
 from deitctl.packing.encode import Encoding
 from deitctl.packing.manifest import UNSPLIT, Shard
 from deitctl.packing.parquet_shards import write_parquet
@@ -106,6 +112,7 @@ def pack(
         raise ConfigError(f"to = {to!r} is not a format.", f"Choose from: {', '.join(FORMATS)}.")
     max_bytes = parse_bytes(shard_size, "shard_size")
     path = choose_folder(out, data)
+    warn_of_leftovers(path, reporter)
     with reading_stores(cache_dir, cache_size, reporter):
         opened = open_dataset(data, reporter, image_folder, task=task)
     require_apart(path, opened.list_parts().values())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -16,7 +15,7 @@ from typing import Any
 
 from deitctl.data.readers.parquet_file import named_errors
 from deitctl.packing.manifest import Shard, flush, write_info
-from deitctl.packing.samples import Sample, SampleSource
+from deitctl.packing.samples import Sample, SampleSource, spell_in_utf8
 
 NAMES = {"train": "train", "val": "validation", "test": "test", "": "data"}
 """What the files of a split are called. Of unsplit data `datasets` makes `train`."""
@@ -124,11 +123,7 @@ def _open_writer(path: Path, schema: Any) -> Any:
 def _make_table(samples: Sequence[Sample], schema: Any) -> Any:
     import pyarrow
 
-    # Text in Parquet is UTF-8, and names of files may be any bytes.
-    names = [os.fsencode(sample.name).decode("utf-8", "replace") for sample in samples]
-    images = [
-        {"bytes": sample.data, "path": name} for sample, name in zip(samples, names, strict=True)
-    ]
+    images = [{"bytes": sample.data, "path": spell_in_utf8(sample.name)} for sample in samples]
     labels = [sample.label for sample in samples]
     columns = [
         pyarrow.array(values, schema.field(at).type) for at, values in enumerate((images, labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -37,6 +38,9 @@ EXTENSIONS = {
     AVIF: "avif",
 }
 """Of what `identify` tells: `.JPEG` is nothing that timm's reader looks for."""
+
+NO_UTF8 = re.compile("[\udc80-\udcff]")
+"""What Python reads from a name's bytes that are no UTF-8."""
 
 
 class Sample(NamedTuple):
@@ -73,6 +77,11 @@ def list_names(dataset: ImageDataset, folder: str) -> StringArray:
         return dataset.paths.with_prefix("")
     names = map(dataset.name, range(len(dataset.labels)))
     return StringArray.from_strings(name.removeprefix(folder) for name in names)
+
+
+def spell_in_utf8(name: str) -> str:
+    """Return a name as Parquet, whose text is UTF-8, holds it: bytes that are none become `%FF`."""
+    return NO_UTF8.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
 
 
 def join_class_names(datasets: Mapping[str, ImageDataset]) -> tuple[str, ...]:

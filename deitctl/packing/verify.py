@@ -17,6 +17,7 @@ from deitctl.data.contents import compute_digest
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.labels import name_label
 from deitctl.data.open import open_dataset
+from deitctl.data.readers.columnar_dataset import ColumnarDataset
 from deitctl.data.readers.shard_checksums import find_changed_shards
 from deitctl.data.readers.tar_dataset import TarDataset
 from deitctl.data.stores.store_settings import reading_stores
@@ -24,7 +25,7 @@ from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.home import expand_home
 from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
-from deitctl.packing.samples import find_folder, join_class_names, list_names
+from deitctl.packing.samples import find_folder, join_class_names, list_names, spell_in_utf8
 from deitctl.paths import suggest_path
 
 NUM_EXAMPLES = 20
@@ -122,6 +123,8 @@ def _compare_split(
     dataset: ImageDataset, packed: ImageDataset, folder: str, title: str, reporter: Reporter
 ) -> Iterator[str]:
     names, packed_names = list_names(dataset, folder), list_names(packed, "")
+    if isinstance(packed, ColumnarDataset):
+        names = StringArray.from_strings(map(spell_in_utf8, names))
     at = packed_at = np.arange(len(packed_names))
     # whole arrays first: names of a million images are equal at once
     if not np.array_equal(names.blob, packed_names.blob) or not np.array_equal(

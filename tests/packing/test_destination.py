@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.packing.destination import choose_folder, require_space, write_folder
+from deitctl.packing.destination import (
+    choose_folder,
+    require_space,
+    warn_of_leftovers,
+    write_folder,
+)
 from deitctl.paths import DiskError
 
 
@@ -81,3 +86,14 @@ def test_a_folder_below_none_is_made(tmp_path):
     with write_folder(path) as draft:
         (draft / "new").touch()
     assert list_names(tmp_path / "a") == ["b"]
+
+
+def test_what_a_killed_process_left_is_named(tmp_path, reporter):
+    for name in (".x.0123abcd", ".x.0123abcd.earlier", ".x.notes", ".xy.0123abcd", "x"):
+        (tmp_path / name).mkdir()
+    warn_of_leftovers(tmp_path / "x", reporter)
+    (warning,) = reporter.warnings
+    assert f"{tmp_path} holds .x.0123abcd, .x.0123abcd.earlier, which" in warning
+    warn_of_leftovers(tmp_path / "y", reporter)
+    warn_of_leftovers(tmp_path / "none" / "x", reporter)
+    assert len(reporter.warnings) == 1

@@ -180,3 +180,12 @@ def test_without_the_index_the_shards_say_the_same(shuffle, photos, tmp_path):
         }
         assert len(images) == len(part.labels) == len(indexed[split].labels)
         assert part.class_names == indexed[split].class_names
+
+
+@pytest.mark.parametrize("to", ["wds", "parquet"])
+def test_names_that_are_not_utf8_are_no_difference(to, photos, tmp_path):
+    folder = os.fsencode(photos / "train" / "ant")
+    for number, name in enumerate((b"\xff.JPEG", b"\xfe.JPEG")):  # which are two names in any form
+        os.rename(photos / f"train/ant/v.{number}.JPEG", os.fsdecode(folder + b"/" + name))
+    pack(str(photos), str(tmp_path / "x"), to=to, workers=0)
+    assert verify_pack(str(photos), str(tmp_path / "x")).examples == ()
