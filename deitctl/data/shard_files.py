@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.data.layout import name_some
 from deitctl.data.open_file import get_identity
-from deitctl.data.stores.address import is_remote, redact
+from deitctl.data.stores.address import get_folder, get_name, is_remote, redact
 from deitctl.data.stores.block_cache import BlockCache
 from deitctl.data.stores.store_settings import get_cache
 from deitctl.data.stores.stored_file import StoredFile, open_stored
@@ -142,8 +143,12 @@ def open_local(paths: Sequence[Path]) -> ShardFiles:
     return ShardFiles([str(path) for path in paths], identities)
 
 
-def open_shards(paths: Sequence[str]) -> ShardFiles:
+def open_shards(paths: Sequence[str], name: str = "") -> ShardFiles:
     """Return shards as they are now, in local files or in a store.
+
+    Args:
+        paths: of the shards.
+        name: of all of them, for messages.
 
     Raises:
         DataError: one is missing or cannot be read.
@@ -151,13 +156,31 @@ def open_shards(paths: Sequence[str]) -> ShardFiles:
     if not any(map(is_remote, paths)):
         return open_local([Path(path) for path in paths])
     with DaemonThreads(REMOTE_THREADS) as threads:
-        identities = list(threads.map(_find_identity, paths))
+        described = list(threads.map(_find_identity, paths))
+    missing = [path for path, identity in zip(paths, described, strict=True) if identity is None]
+    if missing:
+        raise _report_missing(missing, len(paths), name)
+    identities = [identity for identity in described if identity is not None]
     num_bytes = sum(int(identity[0]) for identity in identities)
     return ShardFiles(paths, identities, get_cache() if get_cache().fits(num_bytes) else None)
 
 
-def _find_identity(path: str) -> Identity:
+def _report_missing(missing: Sequence[str], count: int, name: str) -> DataError:
+    first = redact(missing[0])
+    if count == 1:
+        return DataError(f"There is no file {first}.", "See whether it is spelled as it is meant.")
+    return DataError(
+        f"{len(missing):,} of the {count:,} shards {name or 'of ' + get_folder(first)} are missing: "
+        f"{name_some(map(get_name, missing))}.",
+        "Put them there, or name those that are there.",
+    )
+
+
+def _find_identity(path: str) -> Identity | None:
+    """Return what a shard is; None for one that is missing."""
     try:
         return open_stored(path).identity
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise DataError(f"{redact(path)} cannot be read: {error.strerror or error}.") from error

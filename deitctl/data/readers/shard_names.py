@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from deitctl.data.layout import is_junk, match_split, match_splits, name_some
-from deitctl.data.stores.address import get_folder, get_name, is_remote, is_web, join_address
-from deitctl.data.stores.listing import describe_file, list_addresses
-from deitctl.data.stores.stored_file import open_stored
+from deitctl.data.readers.beside_shards import INFO_FILES, read_classes, read_info, read_small
+from deitctl.data.readers.braces import BRACES, expand_braces
+from deitctl.data.stores.address import (
+    get_folder,
+    get_name,
+    is_remote,
+    is_web,
+    join_address,
+    redact,
+    reveal,
+    spell_scheme,
+)
+from deitctl.data.stores.listing import list_addresses
 from deitctl.data.stores.stores import StoredPath
 from deitctl.data.trees import FolderTree, has_images, is_folder
 from deitctl.errors import DataError
@@ -26,18 +36,8 @@ from deitctl.paths import shorten
 TAR = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 LISTS = (".txt", ".list", ".lst")
-MAX_SHARDS = 1_000_000
-"""Of a reference in braces: a typing mistake may mean more."""
-MAX_BRACES = 50
-MAX_INFO_BYTES = 64 * 2**20
-INFO_FILES = ("_info.json", "info.json")
-"""Of timm's shards: splits, numbers of samples, names of classes."""
-CLASS_FILES = ("classes.txt", "classnames.txt", "class_names.txt")
-"""Beside shards: the name of each class in a line."""
-BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBER = re.compile(r"[-_.]?\d+$")
 """At the end of a shard's name."""
-RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,35 @@ class ShardSet:
 
     def list_class_names(self) -> tuple[str, ...]:
         """Return the names of the classes by number, empty if nothing beside the shards has them."""
-        names = self.info.get("class_names")
-        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-            return tuple(map(canonicalize_name, names))
-        return tuple(map(canonicalize_name, self.class_names))
+        return tuple(
+            map(canonicalize_name, _list_info_classes(self.info, self.name) or self.class_names)
+        )
 
     def list_lengths(self) -> dict[str, int]:
         """Return the number of samples of each shard that `_info.json` has one for, by its name."""
         lengths = dict[str, int]()
         for split in self.info.get("splits", {}).values():
-            names, numbers = split.get("filenames"), split.get("shard_lengths")
-            if isinstance(names, list) and isinstance(numbers, list) and len(names) == len(numbers):
-                lengths |= zip(map(get_name, map(str, names)), numbers, strict=True)
+            names, numbers = _list_files(split), split.get("shard_lengths")
+            if isinstance(numbers, list) and len(names) == len(numbers):
+                lengths |= zip(names, numbers, strict=True)
         return lengths
+
+
+def _list_info_classes(info: Mapping[str, Any], data: str) -> Sequence[str]:
+    """Return the names of classes in `_info.json`: a list, or an object by number; empty for none.
+
+    Raises:
+        DataError: they are something else.
+    """
+    names = info.get("class_names") or []
+    if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))):
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{data}: class_names in {INFO_FILES[0]} is no list of names.",
+            'Write ["rose", "tulip"] there, in the order of the labels.',
+        )
+    return names
 
 
 def find_shards(ref: str) -> ShardSet | None:
@@ -91,13 +107,13 @@ def find_shards(ref: str) -> ShardSet | None:
             "Name the shards by their address: s3://..., gs://..., https://..., or a path.",
         )
     if is_remote(ref):
-        return _find_remote(ref)
+        return _find_remote(reveal(spell_scheme(ref)))
     path = expand_home(ref)
     if path.is_dir():
         return _find_in_folder(path)
     if path.is_file() and path.suffix.lower() == TAR:
         return ShardSet(
-            str(path), {"": (str(path),)}, _read_info(path.parent), _read_classes(path.parent)
+            str(path), {"": (str(path),)}, read_info(path.parent), read_classes(path.parent)
         )
     if path.exists():
         return _read_list(path) if path.suffix.lower() in LISTS else None
@@ -108,78 +124,8 @@ def find_shards(ref: str) -> ShardSet | None:
         shards = sorted(glob.glob(str(path), recursive=True))
         if not shards:
             raise DataError(f"No file matches {name!r}.", "Is the folder right?")
-        return _make_set(name, shards, path.parent)
+        return _make_complete_set(name, shards, path.parent)
     return None
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Return the names that braces mean, as in bash: `{000..146}`, `{a,b}`, several, one in another.
-
-    Raises:
-        DataError: they mean more than `MAX_SHARDS`, or nothing.
-    """
-    if pattern.count("{") > MAX_BRACES:
-        raise _refuse_braces(pattern)
-    return _expand(pattern, pattern)
-
-
-def _expand(text: str, pattern: str) -> list[str]:
-    """Return the names that a part of a pattern means."""
-    start = text.find("{")
-    end = _find_end(text, start)
-    if start < 0 or end < 0:
-        return [text]
-    values = _list_values(text[start + 1 : end], pattern)
-    tails = _expand(text[end + 1 :], pattern)
-    if len(values) * len(tails) > MAX_SHARDS:
-        raise _refuse_braces(pattern)
-    return [text[:start] + value + tail for value in values for tail in tails]
-
-
-def _find_end(text: str, start: int) -> int:
-    """Return where the brace that opens at `start` closes, -1 if it does not."""
-    depth = 0
-    for at in range(start, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if not depth:
-            return at
-    return -1
-
-
-def _list_values(text: str, pattern: str) -> list[str]:
-    """Return what the inside of braces means: numbers, or what stands between commas."""
-    span = RANGE.fullmatch(text)
-    if span is None:
-        alternatives = _split_commas(text)
-        if len(alternatives) < 2:
-            raise DataError(
-                f"{pattern!r:.200} has {{{text:.40}}}, which means no numbers.",
-                "Shards are named as in a shell: x-{000000..000146}.tar or x-{a,b}.tar.",
-            )
-        return [value for part in alternatives for value in _expand(part, pattern)]
-    first, last, step = int(span[1]), int(span[2]), abs(int(span[3] or 1)) or 1
-    if abs(last - first) // step >= MAX_SHARDS:
-        raise _refuse_braces(pattern)
-    is_padded = any(re.match(r"-?0\d", end) for end in (span[1], span[2]))
-    width = max(len(span[1]), len(span[2])) if is_padded else 0
-    numbers = range(first, last + 1, step) if last >= first else range(first, last - 1, -step)
-    return [f"{number:0{width}d}" for number in numbers]
-
-
-def _split_commas(text: str) -> list[str]:
-    """Return what stands between commas that are in no inner braces."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += {"{": 1, "}": -1}.get(letter, 0)
-        if letter == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
-
-
-def _refuse_braces(pattern: str) -> DataError:
-    return DataError(f"{pattern!r:.200} means more than {MAX_SHARDS:,} shards.", "Name fewer.")
 
 
 def _require_all(shards: Sequence[str], name: str) -> Sequence[str]:
@@ -199,21 +145,31 @@ def _read_list(path: Path) -> ShardSet | None:
     try:
         with path.open(encoding="utf-8-sig") as file:
             first = next((line.strip() for line in file if line.strip() and line[0] != "#"), "")
-            if not first.lower().endswith((TAR, *COMPRESSED)):
+            if not _is_tar(first):
                 return None
             file.seek(0)
-            lines = [line.strip() for line in file]
+            shards = _place_lines(file, lambda name: str(path.parent / expand_home(name)))
     except (OSError, ValueError):
         return None
-    names = [line for line in lines if line and not line.startswith("#")]
-    shards = list[str]()
-    for name in names:
-        if name.startswith("pipe:"):
-            find_shards(name)  # refuses it
-        place = name if is_remote(name) else str(path.parent / expand_home(name))
-        shards += expand_braces(place) if BRACES.search(name) else [place]
     _require_all([shard for shard in shards if not is_remote(shard)], f"of {path}")
     return _make_set(str(path), shards, path.parent)
+
+
+def _is_tar(line: str) -> bool:
+    return redact(line).lower().endswith((TAR, *COMPRESSED))
+
+
+def _place_lines(lines: Iterable[str], place: Callable[[str], str]) -> list[str]:
+    """Return the tars that lines name, each in its place."""
+    shards = list[str]()
+    for name in (line.strip() for line in lines):
+        if not name or name.startswith("#"):
+            continue
+        if name.startswith("pipe:"):
+            find_shards(name)  # refuses it
+        placed = spell_scheme(name) if is_remote(name) else place(name)
+        shards += expand_braces(placed) if BRACES.search(name) else [placed]
+    return shards
 
 
 def _find_in_folder(folder: Path) -> ShardSet | None:
@@ -221,17 +177,25 @@ def _find_in_folder(folder: Path) -> ShardSet | None:
     tars = _list_tars(folder)
     inside = {
         entry.name: _list_tars(Path(entry))
-        for entry in (() if tars else sorted(_scan(folder), key=lambda entry: entry.name))
+        for entry in sorted(_scan(folder), key=lambda entry: entry.name)
         if is_folder(entry) and match_split(entry.name)
     }
     inside = {name: shards for name, shards in inside.items() if shards}
     if not tars and not inside:
         return None
     tree = FolderTree(folder)
-    if any(has_images(tree, name) for name in tree.list("").folders):
+    with_images = [name for name in tree.list("").folders if has_images(tree, name)]
+    only_tars = sorted(inside.keys() - set(with_images))
+    if (with_images and only_tars) or (tars and inside and not with_images):
+        others = [f"{name}/" for name in with_images] or [os.path.basename(tars[0])]
+        raise DataError(
+            f"{folder} has shards in {only_tars[0]}/, and other images in {name_some(others)}.",
+            "Name the shards of all splits by braces, or lay all splits out in one way.",
+        )
+    if with_images:
         return None
     if tars:
-        return _make_set(str(folder), tars, folder)
+        return _make_complete_set(str(folder), tars, folder)
     parts = {str(match_split(name)): tuple(shards) for name, shards in inside.items()}
     if len(parts) < len(inside):
         raise DataError(
@@ -239,7 +203,9 @@ def _find_in_folder(folder: Path) -> ShardSet | None:
             "Rename one, or name the shards of one as DATA.",
         )
     _require_tars(parts)
-    return ShardSet(str(folder), _order(parts), _read_info(folder), _read_classes(folder))
+    info = read_info(folder)
+    _require_listed([shard for part in parts.values() for shard in part], info, str(folder))
+    return ShardSet(str(folder), _order(parts), info, read_classes(folder))
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -271,11 +237,40 @@ def _find_remote(ref: str) -> ShardSet | None:
     is_pattern = not is_web(ref) and glob.has_magic(ref)
     if name.endswith((TAR, *COMPRESSED)) and not is_pattern:
         return _make_set(ref, [ref], get_folder(ref))
-    if is_web(ref) or (posixpath.splitext(name)[1] and not is_pattern):
+    if name.endswith(LISTS) and not is_pattern:
+        return _read_remote_list(ref)
+    if is_web(ref) or name in INFO_FILES:
+        return _find_by_info(ref, get_folder(ref) if name in INFO_FILES else ref)
+    if posixpath.splitext(name)[1] and not is_pattern:
         return None
     files: list[StoredPath] = list_addresses(ref, (TAR, *COMPRESSED))
     folder = get_folder(files[0].address) if is_pattern else ref.rstrip("/")
-    return _make_set(ref, [file.address for file in files], folder)
+    return _make_complete_set(ref, [file.address for file in files], folder)
+
+
+def _read_remote_list(ref: str) -> ShardSet | None:
+    """Return the tars that a text in a store lists, those without an address beside it; None for other text."""
+    folder = get_folder(ref)
+    text = (read_small(ref, ref) or b"").decode("utf-8-sig", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not _is_tar(next((line for line in lines if line[0] != "#"), "")):
+        return None
+    return _make_set(ref, _place_lines(lines, lambda name: join_address(folder, name)), folder)
+
+
+def _find_by_info(ref: str, folder: str) -> ShardSet | None:
+    """Return the tars beside `_info.json` in a folder, by what that lists; None where it lists none."""
+    info = read_info(folder, ref)
+    names = (name for split in info.get("splits", {}).values() for name in _list_files(split))
+    shards = [join_address(folder, name) for name in names]
+    return _make_set(ref, shards, folder) if shards and all(map(_is_tar, shards)) else None
+
+
+def _make_complete_set(name: str, shards: Sequence[str], folder: Path | str) -> ShardSet:
+    """Return the shards in a folder by split; raise `DataError` if it lacks some that `_info.json` names."""
+    shard_set = _make_set(name, shards, folder)
+    _require_listed(shards, shard_set.info, name)
+    return shard_set
 
 
 def _make_set(name: str, shards: Sequence[str], folder: Path | str) -> ShardSet:
@@ -283,10 +278,11 @@ def _make_set(name: str, shards: Sequence[str], folder: Path | str) -> ShardSet:
     if len(set(shards)) < len(shards):
         twice = next(shard for at, shard in enumerate(shards) if shard in shards[:at])
         raise DataError(f"{name} names {get_name(twice)} twice.", "Name each shard once.")
-    info = _read_info(folder, name)
+    name = redact(name)
+    info = read_info(folder, name)
     parts = _split_by_info(shards, info) or _split_by_names(shards, name)
     _require_tars(parts)
-    return ShardSet(name, _order(parts), info, _read_classes(folder, name))
+    return ShardSet(name, _order(parts), info, read_classes(folder, name))
 
 
 def _order(parts: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -302,12 +298,33 @@ def _require_tars(parts: Mapping[str, Sequence[str]]) -> None:
             )
 
 
+def _list_files(split: Mapping[str, Any]) -> list[str]:
+    """Return the names of the shards of a split of `_info.json`."""
+    files = split.get("filenames")
+    return [get_name(str(file)) for file in files] if isinstance(files, list) else []
+
+
+def _require_listed(shards: Sequence[str], info: Mapping[str, Any], name: str) -> None:
+    """Raise `DataError` if a folder or pattern lacks shards of a split that `_info.json` names."""
+    pattern, present = get_name(name), set(map(get_name, shards))
+    for split in info.get("splits", {}).values():
+        files = _list_files(split)
+        if glob.has_magic(pattern):
+            files = [file for file in files if fnmatch(file, pattern)]
+        missing = [file for file in files if file not in present]
+        if missing and len(missing) < len(files):
+            raise DataError(
+                f"{len(missing):,} of the {len(files):,} shards that {INFO_FILES[0]} beside {name} "
+                f"names are missing: {name_some(missing)}.",
+                "Download them, or name those that are there by braces: 'train-{0000..0009}.tar'.",
+            )
+
+
 def _split_by_info(shards: Sequence[str], info: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return shards by the splits of `_info.json`; empty if it does not name them all."""
     split_of = dict[str, str]()
     for split, content in info.get("splits", {}).items():
-        for file in content.get("filenames", ()):
-            split_of[get_name(str(file))] = match_split(str(split)) or ""
+        split_of |= dict.fromkeys(_list_files(content), match_split(str(split)) or "")
     names = [get_name(shard) for shard in shards]
     if not names or not all(name in split_of for name in names):
         return {}
@@ -339,45 +356,3 @@ def _split_by_names(shards: Sequence[str], name: str) -> dict[str, list[str]]:
             parts.setdefault(splits[word], []).append(shard)
         return parts
     return {"": list(shards)}
-
-
-def _read_info(folder: Path | str, named: str = "") -> dict[str, Any]:
-    """Return the content of `_info.json` beside shards; empty where there is none."""
-    for name in INFO_FILES:
-        data = _read_beside(folder, name, named)
-        if data is None:
-            continue
-        try:
-            info = json.loads(data)
-            splits = info.get("splits", {})
-            if all(isinstance(split, dict) for split in splits.values()):
-                return dict(info)
-        except (ValueError, AttributeError, RecursionError):
-            continue  # another program's
-    return {}
-
-
-def _read_classes(folder: Path | str, named: str = "") -> tuple[str, ...]:
-    for name in CLASS_FILES:
-        data = _read_beside(folder, name, named)
-        if data is not None:
-            lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
-            if all(lines) and lines:
-                return tuple(lines)
-    return ()
-
-
-def _read_beside(folder: Path | str, name: str, named: str) -> bytes | None:
-    """Return a small file beside shards that the user named, None where there is none."""
-    place = str(folder)
-    if not is_remote(place):
-        path = Path(place) / name
-        if not path.is_file() or path.stat().st_size > MAX_INFO_BYTES:
-            return None
-        return path.read_bytes()
-    try:
-        address = join_address(place, name)
-        file = open_stored(address, describe_file(address, named).identity)
-        return file.read(0, file.size) if file.size <= MAX_INFO_BYTES else None
-    except (OSError, DataError):
-        return None

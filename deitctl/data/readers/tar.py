@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deitctl.data.index import Listing, ScanState, load_or_scan
+from deitctl.data.readers.beside_shards import INFO_FILES
 from deitctl.data.readers.class_tars import list_class_folders
 from deitctl.data.readers.passed_over import merge_spellings, report_layout, report_unread
 from deitctl.data.readers.shard_contents import ShardContents, scan_shards
-from deitctl.data.readers.shard_names import INFO_FILES, ShardSet
+from deitctl.data.readers.shard_names import ShardSet
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
 from deitctl.data.readers.webdataset import has_samples, list_samples
 from deitctl.data.shard_files import ShardFiles, open_shards
@@ -29,7 +30,9 @@ def open_tars(shards: ShardSet, reporter: Reporter) -> dict[str, TarDataset]:
         DataError: one is not a readable tar, or they have no images with labels.
     """
     paths = shards.list_shards()
-    files = open_shards(paths)  # before they are scanned: offsets are those of these files
+    files = open_shards(
+        paths, shards.name
+    )  # before they are scanned: offsets are those of these files
     listings = _load_listings(shards, files, reporter)
     # the same words for every part
     note, _, warning = next(iter(listings.values())).layout.partition("\n")
@@ -56,8 +59,8 @@ def _load_listings(shards: ShardSet, files: ShardFiles, reporter: Reporter) -> d
         contents = scan_shards(files, root.name, reporter)
         return _list_images(shards, contents)
 
-    names = shards.list_class_names()
-    key = [] if is_single and not names else list(_iterate_key(shards, files))
+    is_plain = set(shards.parts) == {""} and not (shards.info or shards.list_class_names())
+    key = [] if is_single and is_plain else list(_iterate_key(shards, files))
     return load_or_scan(root, scan, reporter, key)
 
 
@@ -70,7 +73,8 @@ def _iterate_key(shards: ShardSet, files: ShardFiles) -> Iterator[str]:
             yield f"{name_version(path, str(identity[1]))} {identity[0]}"
         else:
             yield os.path.abspath(path)
-    yield repr(shards.list_class_names())
+    lengths = shards.list_lengths()
+    yield repr((shards.list_class_names(), [lengths.get(get_name(path)) for path in files.paths]))
 
 
 def _list_images(shards: ShardSet, contents: Sequence[ShardContents]) -> dict[str, Listing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.readers.shard_names import expand_braces, find_shards
+from deitctl.data.readers.braces import expand_braces
+from deitctl.data.readers.shard_names import find_shards
 from deitctl.errors import DataError
-from tests.data.readers.tars import sample, write_tar
+from tests.data.readers.tars import jpeg, sample, write_tar
 
 PATTERNS = (
     "x-{000000..000146}.tar",
@@ -46,7 +48,9 @@ def test_any_braces_end_in_names_or_one_line(pattern):
         assert len(str(error).splitlines()) == 1
 
 
-@pytest.mark.parametrize("pattern", ["x-{0..99999999999}.tar", "{0..9999}{0..9999}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["x-{0..99999999999}.tar", "{0..9999}{0..9999}.tar", "{" + "{0..900000}," * 40 + "}"]
+)
 def test_braces_that_mean_too_many_are_refused_at_once(pattern):
     with pytest.raises(DataError, match="means more than 1,000,000 shards"):
         expand_braces(pattern)
@@ -155,3 +159,62 @@ def test_a_file_with_braces_in_its_name_is_itself(tmp_path):
     make(tmp_path, "x-{0..1}.tar")
     assert parts(tmp_path / "x-{0..1}.tar") == {"": ["x-{0..1}.tar"]}
     assert list(itertools.chain(*parts(tmp_path).values())) == ["x-{0..1}.tar"]
+
+
+def write_info(folder: Path, info: object) -> None:
+    (folder / "_info.json").write_text(json.dumps(info))
+
+
+def test_a_folder_or_pattern_without_a_shard_that_info_names_is_refused(tmp_path):
+    make(tmp_path, "train-0.tar", "train-2.tar", "val-0.tar", "train/a-0.tar")
+    files = {"train": [f"train-{n}.tar" for n in range(3)], "val": ["val-0.tar"], "test": ["t.tar"]}
+    splits = {split: {"filenames": names} for split, names in files.items()}
+    write_info(tmp_path, {"splits": splits})
+    (tmp_path / "train" / "a-0.tar").rename(tmp_path / "train" / "a-0")
+    for ref in (tmp_path, tmp_path / "train-*.tar"):
+        with pytest.raises(DataError, match=r"1 of the 3 shards .* missing: train-1\.tar\."):
+            find_shards(str(ref))
+    assert parts(tmp_path / "train-{0,2}.tar") == {"train": ["train-0.tar", "train-2.tar"]}
+    assert parts(tmp_path / "train-[02].tar") == {"train": ["train-0.tar", "train-2.tar"]}
+    for names in (5, None, {}, [7]):  # another program's
+        write_info(tmp_path, {"splits": {"train": {"filenames": names, "shard_lengths": [1]}}})
+        assert list(parts(tmp_path)) == ["train", "val"]
+
+
+def test_names_of_classes_are_read_or_refused(tmp_path):
+    make(tmp_path, "x-0.tar")
+
+    def list_names() -> tuple[str, ...]:
+        shards = find_shards(str(tmp_path))
+        assert shards is not None
+        return shards.list_class_names()
+
+    (tmp_path / "classes.txt").write_text("rose\ntulip \n\n  \n")
+    assert list_names() == ("rose", "tulip")
+    (tmp_path / "classes.txt").write_text("rose\n\ntulip\n")
+    with pytest.raises(DataError, match=r"classes\.txt has no name in line 2"):
+        list_names()
+    (tmp_path / "classes.txt").unlink()
+    write_info(tmp_path, {"class_names": {"1": "tulip", "0": "rose"}})
+    assert list_names() == ("rose", "tulip")
+    write_info(tmp_path, {"class_names": {"rose": 0}})
+    with pytest.raises(DataError, match=r"class_names in _info\.json is no list of names"):
+        list_names()
+
+
+MIXTURES = {
+    "tars beside a split of tars": ["x-0.tar", "val/x-0.tar"],
+    "tars for one split, images for another": ["train/x-0.tar", "val/ant/1.jpg"],
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_no_part_of_a_folder_is_passed_over(kind, tmp_path):
+    for name in MIXTURES[kind]:
+        if name.endswith(".tar"):
+            make(tmp_path, name)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_bytes(jpeg(1))
+    with pytest.raises(DataError, match="has shards in (val|train)/, and other images in"):
+        find_shards(str(tmp_path))
