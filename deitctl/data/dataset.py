@@ -169,6 +169,11 @@ class ImageDataset(ABC):
         """
         return self.read_bytes(index)
 
+    @property
+    def recorded_digests(self) -> NDArray[np.uint64] | None:
+        """What `digest` returns of each image without reading it, [N], 0 where it has to; None: of all."""
+        return None
+
     def digest(self, index: int) -> int:
         """Digest of the image's file as it was before packing, 64 bits; 0 if it cannot be read."""
         try:

@@ -93,13 +93,12 @@ def _leave_copies_out(
 ) -> ImageDataset:
     """Return images without those whose files are equal to a validation image's."""
     count = len(images.labels)
-    copies = find_copies(images, range(count), images.read_sizes().tolist(), val)
-    if copies is None:
+    copies, are_all = find_copies(images, range(count), images.read_sizes().tolist(), val)
+    if not are_all:
         reporter.note(
-            f"{ref} was not searched for validation images: more than {MAX_COMPARED // 2**30} GiB of its files have "
-            "the size of one."
+            f"Not all of {ref} was searched for validation images: more than {MAX_COMPARED // 2**30} GiB would have "
+            "been read."
         )
-        return images
     if len(copies) == count:
         raise DataError(
             f"All {count:,} images of --extra-data {ref} are validation images of the data.",

@@ -114,6 +114,11 @@ class Subset(ImageDataset):
     def read_bytes(self, index: int) -> bytes:
         return self.dataset.read_bytes(int(self.indices[index]))
 
+    @property
+    def recorded_digests(self) -> NDArray[np.uint64] | None:
+        digests = self.dataset.recorded_digests
+        return None if digests is None else digests[self.indices]
+
     def digest(self, index: int) -> int:
         return self.dataset.digest(int(self.indices[index]))
 
@@ -272,6 +277,17 @@ class JoinedDataset(ImageDataset):
     def read_bytes(self, index: int) -> bytes:
         dataset, place = self._locate(index)
         return dataset.read_bytes(place)
+
+    @property
+    def recorded_digests(self) -> NDArray[np.uint64] | None:
+        parts = [part.recorded_digests for part in self.datasets]
+        if all(part is None for part in parts):
+            return None
+        digests = np.zeros(len(self.labels), np.uint64)
+        for part, end in zip(parts, self.ends.tolist(), strict=True):
+            if part is not None:
+                digests[end - len(part) : end] = part
+        return digests
 
     def digest(self, index: int) -> int:
         dataset, place = self._locate(index)

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deitctl.cores import count_cores
 from deitctl.data.dataset import ImageDataset, Labels
 from deitctl.data.subsets import JoinedDataset, Subset, select
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
+from deitctl.threads import map_patiently
 
 REST = "rest"
 """The training images that `--fraction` leaves out, in place of a folder of others."""
 MAX_COMPARED = 4 * 2**30
-"""Bytes of unlabeled images that are read to compare them with training or validation images of the same size."""
+"""Bytes that are read to compare unlabeled or extra images with training or validation images."""
 
 
 def find_labeled(labels: Labels) -> NDArray[np.bool_]:
@@ -102,7 +105,7 @@ def leave_duplicates_out(
 ) -> ImageDataset:
     """Return images without those whose files are, or are equal to, a training or a validation image's.
 
-    Of others only files of one size are read. Copies that were encoded anew stay.
+    Of others only files of one size are read, unless one side was packed. Copies that were encoded anew stay.
 
     Args:
         images: without labels.
@@ -121,10 +124,10 @@ def leave_duplicates_out(
     unsearched = []
     for kind, others in kinds.items():
         left = [index for index in range(count) if index not in copies]
-        same = find_copies(images, left, size_of, others) if left else []
-        if same is None:
+        same, are_all = find_copies(images, left, size_of, others)
+        if not are_all:
             unsearched.append(kind)
-        copies |= dict.fromkeys(same or (), kind)
+        copies |= dict.fromkeys(same, kind)
     if len(copies) == count:
         kind = " or ".join(dict.fromkeys(copies.values()))
         raise DataError(
@@ -134,8 +137,8 @@ def leave_duplicates_out(
         )
     if unsearched:
         reporter.note(
-            f"{ref} was not searched for {' and '.join(unsearched)} images: more than "
-            f"{MAX_COMPARED // 2**30} GiB of its files have the size of one."
+            f"Not all of {ref} was searched for {' and '.join(unsearched)} images: more than "
+            f"{MAX_COMPARED // 2**30} GiB would have been read."
         )
     for kind in kinds:
         same = [index for index, its in copies.items() if its == kind]
@@ -161,16 +164,56 @@ def _find_same_files(images: ImageDataset, others: ImageDataset) -> list[int]:
     return [n for n in range(len(images.labels)) if resolve(images.name(n)) in names]
 
 
+class Copies(NamedTuple):
+    """Which images have the bytes of one of others."""
+
+    indices: list[int]
+    are_all: bool
+    """Whether no more were possible: those of other sizes, or all, can be too many to read."""
+
+
 def find_copies(
     images: ImageDataset, indices: Sequence[int], size_of: Sequence[int], others: ImageDataset
-) -> list[int] | None:
-    """Return which of some images have the bytes of one of others; None where too many would be read."""
-    by_size: dict[int, list[int]] = {}
-    for index, size in enumerate(others.read_sizes().tolist()):
-        by_size.setdefault(size, []).append(index)
-    candidates = [index for index in indices if size_of[index] and size_of[index] in by_size]
-    if sum(size_of[index] for index in candidates) > MAX_COMPARED:
-        return None
-    sizes = {size_of[index] for index in candidates}
-    digests = {others.digest(index) for size in sizes for index in by_size[size]} - {0}
-    return [index for index in candidates if images.digest(index) in digests]
+) -> Copies:
+    """Return which of some images have the bytes of one of others, as both were before packing.
+
+    Packing changes sizes and records digests: where one side has them, the other is read whole.
+
+    Args:
+        images: of which some are looked for.
+        indices: of these.
+        size_of: bytes of each image of all.
+        others: the images that they may be copies of.
+    """
+    sizes_of = others.read_sizes().tolist()
+    recorded, recorded_of = _list_recorded(images), _list_recorded(others)
+    digests_of = set(recorded_of) - {0}
+    copies = [index for index in indices if recorded[index] in digests_of]
+    left = [index for index in indices if recorded[index] not in digests_of]
+    unread = [index for index in left if size_of[index] and not recorded[index]]
+    unread_others = [n for n, size in enumerate(sizes_of) if size and not recorded_of[n]]
+    wide = unread if digests_of else [], unread_others if any(recorded[n] for n in left) else []
+    num_bytes = sum(size_of[n] for n in wide[0]) + sum(sizes_of[n] for n in wide[1])
+    is_wide = num_bytes <= MAX_COMPARED
+    sizes = {size_of[n] for n in unread} & {sizes_of[n] for n in unread_others}
+    same = [n for n in unread if size_of[n] in sizes]
+    if sum(size_of[n] for n in same) > MAX_COMPARED:
+        return Copies(copies, are_all=False)
+    read = wide[0] if is_wide and wide[0] else same
+    read_others = (
+        wide[1] if is_wide and wide[1] else [n for n in unread_others if sizes_of[n] in sizes]
+    )
+    digests_of |= set(_digest_images(others, read_others)) - {0}
+    digest_of = dict(zip(read, _digest_images(images, read), strict=True))
+    copies += [n for n in left if (recorded[n] or digest_of.get(n, 0)) in digests_of]
+    return Copies(sorted(copies), is_wide)
+
+
+def _list_recorded(images: ImageDataset) -> list[int]:
+    """Return the digests of images that are recorded, 0 for those that are not."""
+    digests = images.recorded_digests
+    return [0] * len(images.labels) if digests is None else digests.tolist()
+
+
+def _digest_images(images: ImageDataset, indices: Sequence[int]) -> list[int]:
+    return list(map_patiently(images.digest, indices, num_threads=count_cores()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from PIL import Image
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.extra import add_extra
 from deitctl.data.open import open_dataset
+from deitctl.data.readers.digits import ArrayDataset
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.run_match import match_run
-from deitctl.data.subsets import select_own
+from deitctl.data.subsets import JoinedDataset, select_own
 from deitctl.data.training_data import Source, open_folds, open_for_training
+from deitctl.data.unlabeled import find_copies
 from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.training.class_balance import ClassCounts
@@ -81,6 +84,43 @@ def test_copies_of_validation_images_are_left_out(folders, tmp_path, reporter):
     assert reporter.warnings == [
         f"1 of the 3 images of {tmp_path} are equal to validation images, and are left out: {copied} is the first."
     ]
+
+
+@dataclass(frozen=True)
+class Packed(ArrayDataset):
+    """Images that packing encoded anew: of some the digests of their files are recorded."""
+
+    recorded: tuple[int, ...] = ()
+
+    @property
+    def recorded_digests(self) -> np.ndarray:
+        return np.array(self.recorded, np.uint64)
+
+    def digest(self, index: int) -> int:
+        return self.recorded[index] or super().digest(index)
+
+
+@pytest.mark.parametrize("is_packed", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("limit", [2**32, 100])
+def test_copies_are_found_beside_images_that_were_encoded_anew(is_packed, limit, monkeypatch):
+    monkeypatch.setattr("deitctl.data.unlabeled.MAX_COMPARED", limit)
+    whole, small = (np.zeros((n, size, size), np.uint8) for n, size in ((6, 8), (4, 4)))
+    whole += np.arange(6, dtype=np.uint8)[:, None, None]
+    files = ArrayDataset(whole, np.zeros(6, np.int64), ("a",), "files")
+    digests = [files.digest(n) for n in (5, 3, 1)]
+    packed = [
+        Packed(small, np.zeros(4, np.int64), ("a",), "packed", recorded=(*its_digests, 0))
+        for its_digests in (digests, [*digests[:1], 7, *digests[2:]])
+    ]
+    images, others = (
+        side if its_packed else files for side, its_packed in zip(packed, is_packed, strict=True)
+    )
+    joined = JoinedDataset((others,), others.labels, ("a",), np.array([len(others.labels)]))
+    count = len(images.labels)
+    copies, are_all = find_copies(images, range(count), images.read_sizes().tolist(), joined)
+    expected = {(True, False): [0, 1, 2], (False, True): [1, 5], (True, True): [0, 2, 3]}[is_packed]
+    assert are_all == (limit > 100 or is_packed == (True, True))
+    assert copies == (expected if are_all else [])
 
 
 def test_a_source_that_adds_nothing_is_refused(folders, tmp_path):

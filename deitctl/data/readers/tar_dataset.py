@@ -139,6 +139,10 @@ class TarDataset(ImageDataset):
             with suppress(OSError):  # the read itself says so
                 self.files.open(shard).prefetch(spans)
 
+    @property
+    def recorded_digests(self) -> NDArray[np.uint64] | None:
+        return self.spans.digests
+
     def digest(self, index: int) -> int:
         digests = self.spans.digests
         return super().digest(index) if digests is None else int(digests[index])
