@@ -14,11 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from deitctl.data.stores.patience import read_retry_after
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.paths import DiskError
 
 ATTEMPTS = 5
+PATIENCE_S = 300.0
+"""That a server which is busy may want to pass before the next of them."""
+NOTED_S = 10.0
+"""Such a pause is noted from here on."""
+BUSY = (408, 425, 429)
+"""Statuses below 500 that pass."""
 READ_SIZE = 1 << 20
 READ_TIMEOUT = 60.0
 """Seconds to the next byte."""
@@ -91,10 +98,20 @@ def _fetch(download: Download, path: Path, reporter: Reporter, pause: float) -> 
             break
         except (urllib.error.URLError, http.client.HTTPException, _Dropped) as error:
             reason = getattr(error, "reason", error)
-            is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            is_http = isinstance(error, urllib.error.HTTPError)
+            is_final = is_http and error.code < 500 and error.code not in BUSY
             if is_final or isinstance(reason, socket.gaierror) or attempt == ATTEMPTS - 1:
                 raise
-            time.sleep(pause * 2**attempt)
+            requested_s = read_retry_after(error.headers.get("Retry-After", "")) if is_http else 0.0
+            if requested_s > PATIENCE_S:
+                raise urllib.error.URLError(
+                    f"HTTP {error.code} {reason}, to be tried again in {requested_s:,.0f} s"
+                ) from error
+            if requested_s >= NOTED_S:
+                reporter.note(
+                    f"{path.name}: its server is busy, waiting {requested_s:.0f} s for it."
+                )
+            time.sleep(max(requested_s, pause * 2**attempt))
     if download.md5 and (md5 := _compute_md5(part, reporter)) != download.md5:
         part.unlink()
         if was_resumed:

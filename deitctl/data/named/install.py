@@ -77,9 +77,12 @@ def install(data: NamedData, folder: Path, reporter: Reporter) -> None:
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """Yield a folder that gets its name when it is complete, and is removed if it does not get there."""
-    for left in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+    prefix = (
+        f".{folder.name}~"  # of no other data set: `imagenette` begins as `imagenette-160` does
+    )
+    for left in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         yield staging
         staging.chmod(0o755)

@@ -26,7 +26,11 @@ from deitctl.data.readers.arrow_messages import (
     read_schema,
 )
 from deitctl.data.readers.columnar_file import BATCH_ROWS, ColumnarFile, list_values
-from deitctl.data.readers.columnar_schema import describe_schema, list_parts
+from deitctl.data.readers.columnar_schema import (
+    describe_schema,
+    list_parts,
+    require_different_names,
+)
 from deitctl.data.readers.parquet_file import FileView, Place, get_place, named_errors, open_place
 from deitctl.data.readers.row_groups import BYTES, PATH
 from deitctl.data.stores.address import is_remote, redact
@@ -111,6 +115,7 @@ def open_arrow(path: str, part: str = "") -> ArrowFile:
     with named_errors(name, KIND):
         file = open_stored(path)
         schema, batches = _read_layout(file)
+        require_different_names(name, schema.names)
         try:
             places = list_places(schema)
         except ValueError as error:

@@ -7,11 +7,13 @@ metadata of the schema. A column of the images' bytes alone is read too.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deitctl.data.readers.row_groups import BYTES, PATH
+from deitctl.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ def describe_schema(
         frozenset(at for at, value in enumerate(values) if value and not _is_nested(value)),
         num_rows,
     )
+
+
+def require_different_names(path: str, names: Sequence[str]) -> None:
+    """Raise `DataError` for columns of one name, which are read by their names."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"{path} has several columns called {repeated[0]!r:.40}.",
+            "Write it anew with one of each name.",
+        )
 
 
 def list_parts(kind: Any) -> dict[str, Any]:

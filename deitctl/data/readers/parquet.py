@@ -13,7 +13,7 @@ from deitctl.data.readers.columnar_file import (
     ColumnarFile,
     list_values,
 )
-from deitctl.data.readers.columnar_schema import describe_schema
+from deitctl.data.readers.columnar_schema import describe_schema, require_different_names
 from deitctl.data.readers.parquet_file import (
     Place,
     count_nulls,
@@ -107,6 +107,7 @@ def open_parquet(path: str, part: str = "") -> ParquetFile:
         file = open_stored(path)
         reader = open_reader(file)
         metadata = reader.metadata
+        require_different_names(name, reader.schema_arrow.names)
 
         def has_bytes(column: str) -> bool:
             if (num_nulls := count_nulls(metadata, f"{column}.{BYTES}")) is not None:

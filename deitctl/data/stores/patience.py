@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from deitctl.data.stores.address import redact
@@ -126,6 +127,16 @@ def find_endpoint(error: BaseException) -> str:
         return ""
     is_unknown = isinstance(getattr(error, "os_error", None), socket.gaierror)
     return str(host) if is_unknown else f"{host}:{port}"
+
+
+def read_retry_after(value: str) -> float:
+    """Return the seconds that a header `Retry-After` says, as a number or a date; 0 if it says neither."""
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def _choose_pause(attempt: int, error: Exception) -> float:

@@ -2,8 +2,11 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,12 +27,21 @@ class Server:
         self.starts: list[int] = []
         self.num_dropped = 0
         """Answers to cut in the middle, which are counted down."""
+        self.refusals: list[tuple[int, str]] = []
+        """Statuses that the next requests get, with `Retry-After`."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 start = int((self.headers["Range"] or "bytes=0-")[6:-1])
                 outer.starts.append(start)
+                if outer.refusals:
+                    status, pause = outer.refusals.pop(0)
+                    self.send_response(status)
+                    self.send_header("Retry-After", pause)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if self.path != "/file" or start >= len(DATA):
                     self.send_error(404 if self.path != "/file" else 416)
                     return
@@ -83,6 +95,22 @@ def test_what_an_interrupted_start_left_is_continued_or_replaced(
     fetch(server, tmp_path)
     assert (tmp_path / "data.tgz").read_bytes() == DATA
     assert [path.name for path in tmp_path.iterdir()] == ["data.tgz"]
+
+
+def test_a_server_that_is_busy_is_tried_again_when_it_says(server: Server, tmp_path, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(downloads.time, "sleep", pauses.append)
+    in_a_minute = formatdate(time.time() + 60, usegmt=True)
+    server.refusals = [(429, "120"), (408, ""), (503, in_a_minute)]
+    assert fetch(server, tmp_path)[0].read_bytes() == DATA
+    assert pauses == [120.0, 0.0, pytest.approx(60, abs=2)]
+
+
+def test_a_server_that_is_busy_for_longer_is_an_error(server: Server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads.time, "sleep", Mock(side_effect=AssertionError))
+    server.refusals = [(429, "3600")]
+    with pytest.raises(DataError, match="HTTP 429.*in 3,600 s"):
+        fetch(server, tmp_path)
 
 
 def test_without_a_checksum_nothing_is_continued(server: Server, tmp_path) -> None:

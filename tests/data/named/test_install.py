@@ -252,9 +252,12 @@ def test_a_folder_that_is_not_complete_is_named(cache) -> None:
 
 def test_what_a_killed_start_left_is_removed() -> None:
     data, folder = put_archives("cifar10")
-    (folder.parent / ".cifar10-killed").mkdir()
+    killed, of_another = (folder.parent / f".{name}~x" for name in ("cifar10", "cifar10-corrupt"))
+    killed.mkdir()
+    of_another.mkdir()
     install(data, folder, SILENT)
-    assert not (folder.parent / ".cifar10-killed").exists()
+    assert not killed.exists()
+    assert of_another.exists()
 
 
 def test_one_process_installs_and_another_waits_for_it() -> None:

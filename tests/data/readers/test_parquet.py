@@ -376,6 +376,20 @@ def test_lists_of_images_are_refused_in_words(files, tmp_path, reporter):
         open_all(tmp_path / "t.parquet", reporter)
 
 
+def test_columns_of_one_name_are_refused_in_words(files, tmp_path, reporter):
+    names = ["image", "label", "label"]
+    table = pa.table([pa.array(files), pa.array([0] * 12), pa.array([1] * 12)], names)
+    pq.write_table(table, tmp_path / "t.parquet")
+    with (
+        pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as to,
+    ):
+        to.write_table(table)
+    for name in ("t.parquet", "t.arrow"):
+        with pytest.raises(DataError, match=f"{name} has several columns called 'label'"):
+            open_all(tmp_path / name, reporter)
+
+
 def test_the_hubs_usual_form_has_no_line(files, tmp_path, reporter):
     open_all(write_hub(tmp_path / "t.parquet", files), reporter)
     assert reporter.notes == []
