@@ -39,7 +39,10 @@ from deitctl.settings import (
 )
 from deitctl.sizes import ImageSize, format_size
 
-DATA_HELP = "Folder with train/ and val/, folder of class folders, .tar of either, shards, table of path,label."
+DATA_HELP = (
+    "Folder with train/ and val/, folder of class folders, .tar of either, shards, table of path,label; an "
+    "address (s3://, gs://, https://, hf://datasets/OWNER/NAME); or a name, as cifar10."
+)
 FORMATS = ("table", "json")
 OUTPUT = "Output"
 """Panel of `--help` for what is printed and written."""

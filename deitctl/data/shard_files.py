@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.layout import name_some
+from deitctl.data.open_file import Identity as FileIdentity
 from deitctl.data.open_file import get_identity
 from deitctl.data.stores.address import get_folder, get_name, is_remote, redact
 from deitctl.data.stores.block_cache import BlockCache
@@ -101,6 +102,11 @@ class ShardFiles:
         """Return the path or address of a shard for messages, without secrets."""
         return redact(self.paths[shard])
 
+    def size(self, shard: int) -> int:
+        """Return the bytes of a shard."""
+        identity = self.identities[shard]
+        return identity.size if isinstance(identity, FileIdentity) else int(identity[0])
+
     @property
     def come_whole(self) -> bool:
         """Whether an image costs reading all of its shard: a server sends no parts of files."""
@@ -110,7 +116,7 @@ class ShardFiles:
     def num_cached(self) -> int:
         """How many of the shards the cache holds at once."""
         room = (self.cache or get_cache()).room.max_bytes
-        return min(len(self), room // max((int(size) for size, _ in self.identities), default=1))
+        return min(len(self), room // max(map(self.size, range(len(self))), default=1))
 
 
 @lru_cache(MAX_OPEN)

@@ -15,6 +15,7 @@ from deitctl.data.readers.digits import load_digits
 from deitctl.data.readers.folder import open_folders
 from deitctl.data.readers.hub import open_hub
 from deitctl.data.readers.hub_address import HUB, is_hub
+from deitctl.data.readers.mistyped import is_like_address, refuse_mistyped, suggest_repository
 from deitctl.data.readers.packed_shards import is_packed, open_packed
 from deitctl.data.readers.parquet_table import open_columnar_files, refuse_image_folder
 from deitctl.data.readers.read_options import ReadOptions
@@ -23,7 +24,7 @@ from deitctl.data.readers.stored import open_address
 from deitctl.data.readers.table import is_table, open_table
 from deitctl.data.readers.tar import open_tars
 from deitctl.data.readers.torch_dataset import PREFIX
-from deitctl.data.stores.address import is_remote
+from deitctl.data.stores.address import is_remote, spell_scheme
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.home import expand_home
@@ -32,8 +33,8 @@ from deitctl.paths import shorten, suggest_path
 BUILT_IN = "digits"
 KINDS = (
     "DATA is a folder, a .tar, shards ('x-{000..146}.tar'), a table (.csv, .tsv, .txt, .jsonl, .parquet), "
-    "or the name of a data set: "
-    f"digits, {', '.join(data.name for data in NAMED)}, torchvision:CLASS, {HUB}OWNER/NAME."
+    f"an address (s3://, gs://, https://, {HUB}OWNER/NAME), or the name of a data set: "
+    f"digits, {', '.join(data.name for data in NAMED)}, torchvision:CLASS."
 )
 
 
@@ -50,6 +51,8 @@ def open_splits(
             f"The data of this run is {ref.removeprefix(PREFIX)}, a data set of a program's.",
             "That program passes it again: deitctl.train(data, resume=RUN).",
         )
+    ref = spell_scheme(ref)
+    refuse_mistyped(ref)
     if is_hub(ref):
         return open_hub(
             ref, reporter, options, lambda path: open_splits(str(path), reporter, options)[1]
@@ -70,7 +73,8 @@ def open_splits(
         )
     if not path.exists():
         name = shorten(path)
-        hint = suggest_path(name, BUILT_IN) or suggest_names(name) or KINDS
+        hint = suggest_path(name, BUILT_IN) or suggest_names(name)
+        hint = hint or ("" if is_table(path) else suggest_repository(name)) or KINDS
         raise DataError(f"There is no dataset {name!r}.", hint)
     if path.is_dir():
         return str(path), _open_folder(path, reporter, options)
@@ -85,8 +89,8 @@ def open_splits(
 
 def is_there(ref: str) -> bool:
     """Whether there is something where a reference leads, which may be no data."""
-    if ref == BUILT_IN or is_named(ref) or is_hub(ref) or is_remote(ref):
-        return True
+    if ref == BUILT_IN or is_named(ref) or is_remote(ref) or is_like_address(ref):
+        return True  # opening an address says what is wrong with it
     try:
         return expand_home(ref).exists() or find_shards(ref) is not None
     except DataError:  # some of the shards are missing: opening them says which

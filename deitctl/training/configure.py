@@ -26,6 +26,7 @@ from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.group_by import check_group_by
 from deitctl.data.named.names import is_named, spell
 from deitctl.data.rand_augment import parse_rand_augment
+from deitctl.data.readers.mistyped import is_like_address
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.stores.address import hide_secrets, is_remote
@@ -387,7 +388,7 @@ def make_absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         is_name = {
             "data": value in ("", BUILT_IN)
-            or is_remote(str(value))
+            or is_like_address(str(value))
             or str(value).startswith(PREFIX)
             or is_named(str(value)),
             "image_folder": not value,

@@ -9,13 +9,22 @@ from pathlib import Path, PurePosixPath
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.file_types import get_extensions
+from deitctl.data.readers.braces import BRACES, expand_braces
 from deitctl.data.readers.columnar_files import ARROW, PARQUET, sort_columnar_files
-from deitctl.data.readers.packed_shards import open_packed
+from deitctl.data.readers.packed_shards import INDEX, INFO, open_packed
 from deitctl.data.readers.parquet_table import open_columnar_files
 from deitctl.data.readers.read_options import ReadOptions
-from deitctl.data.readers.shard_names import BRACES, expand_braces, find_shards
+from deitctl.data.readers.shard_names import find_shards
 from deitctl.data.readers.tar import open_tars
-from deitctl.data.stores.address import hide_secrets, is_web, redact, reveal
+from deitctl.data.stores.address import (
+    get_folder,
+    get_name,
+    hide_secrets,
+    is_web,
+    redact,
+    require_no_pattern,
+    reveal,
+)
 from deitctl.data.stores.listing import list_addresses
 from deitctl.errors import DataError
 from deitctl.events import Reporter
@@ -33,20 +42,35 @@ def open_address(
         DataError: nothing is there, it is not read from a store, or the store does not answer.
     """
     name = hide_secrets(ref)
-    if redact(ref).lower().endswith(COLUMNAR):
-        return name, _open_columnar(name, _list_files(reveal(ref)), reporter, options)
-    if not PurePosixPath(redact(ref)).suffix:
+    address = reveal(name)
+    require_no_pattern(address)
+    if redact(name).lower().endswith(COLUMNAR):
+        return name, _open_columnar(name, _list_files(address), reporter, options)
+    is_beside = get_name(name) in (INDEX, INFO)  # what stands for the data of its folder
+    if is_beside or not PurePosixPath(redact(name)).suffix:
         with suppress(OSError):  # there is no index, or the store does not say so
-            return name, open_packed(reveal(ref))
+            return name, open_packed(get_folder(address) if is_beside else address)
     try:
-        shards = find_shards(reveal(ref))
+        shards = find_shards(address)
     except FileNotFoundError as error:
-        if files := _list_columnar(reveal(ref)):
+        if files := _list_columnar(address):
             return name, _open_columnar(name, files, reporter, options)
-        raise _explain(ref, name) from error
+        raise _explain(address, name, error) from error
     if shards is None:
-        raise DataError(f"{name} is not read from a store.", f"Copy it to a disk. {SHARDS}")
+        raise _refuse(name)
     return name, open_tars(shards, reporter)
+
+
+def _refuse(name: str) -> DataError:
+    """Return the error for an address of something that is read from no store."""
+    if is_web(name) and not PurePosixPath(redact(name)).suffix:
+        folder = redact(name).rstrip("/")
+        return DataError(
+            f"{name} has no {INDEX} or {INFO}, and a web server lists no files.",
+            f"Name them by braces: {folder}/x-{{000000..000146}}.tar, or "
+            f"{folder}/train-{{00000..00003}}-of-00004.parquet; or by a text file that lists tars.",
+        )
+    return DataError(f"{name} is not read from a store.", f"Copy it to a disk. {SHARDS}")
 
 
 def _list_files(address: str) -> list[str]:
@@ -63,6 +87,8 @@ def _list_files(address: str) -> list[str]:
 
 def _list_columnar(folder: str) -> list[str]:
     try:
+        if is_web(folder):
+            return []
         return [file.address for file in list_addresses(folder, COLUMNAR)]
     except FileNotFoundError:
         return []
@@ -79,12 +105,18 @@ def _open_columnar(
     return open_columnar_files(name, parts, reporter, options, addresses)
 
 
-def _explain(ref: str, name: str) -> DataError:
+def _explain(address: str, name: str, error: FileNotFoundError) -> DataError:
     """Return the error for a folder without tars, by what else is in it."""
     try:
-        files = [] if is_web(ref) else list_addresses(ref)
-    except FileNotFoundError:
-        files = []
+        files = [] if is_web(address) else list_addresses(address)
+    except FileNotFoundError as nothing:
+        files, error = [], nothing
+    if not files and "bucket" in str(error).lower().replace(address.lower(), ""):
+        bucket = name.split("/")[2]
+        return DataError(
+            f"There is no bucket {bucket!r} for {name}.",
+            "See whether it is spelled as it is meant, and of the account that is meant.",
+        )
     if not files:
         return DataError(
             f"There is nothing at {name}.", "See whether it is spelled as it is meant."

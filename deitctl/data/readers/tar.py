@@ -13,6 +13,7 @@ from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.readers.beside_shards import INFO_FILES
 from deitctl.data.readers.class_tars import list_class_folders
 from deitctl.data.readers.passed_over import merge_spellings, report_layout, report_unread
+from deitctl.data.readers.shard_checksums import require_sizes
 from deitctl.data.readers.shard_contents import ShardContents, scan_shards
 from deitctl.data.readers.shard_names import ShardSet
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
@@ -30,9 +31,9 @@ def open_tars(shards: ShardSet, reporter: Reporter) -> dict[str, TarDataset]:
         DataError: one is not a readable tar, or they have no images with labels.
     """
     paths = shards.list_shards()
-    files = open_shards(
-        paths, shards.name
-    )  # before they are scanned: offsets are those of these files
+    # before they are scanned: offsets are those of these files
+    files = open_shards(paths, shards.name)
+    require_sizes(shards.info, files)
     listings = _load_listings(shards, files, reporter)
     # the same words for every part
     note, _, warning = next(iter(listings.values())).layout.partition("\n")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 
 import pytest
@@ -78,3 +79,81 @@ def test_a_folder_of_images_in_a_bucket_says_the_way_on(monkeypatch):
         open_dataset("gs://bucket", SilentReporter())
     with pytest.raises(DataError, match="is not read from a store"):
         open_dataset("gs://bucket/labels.csv", SilentReporter())
+
+
+def open_it(ref):
+    return open_dataset(ref, SilentReporter())
+
+
+@pytest.fixture
+def server(shards):
+    with serve() as server:
+        server.files |= {f"/wds/{path.name}": path.read_bytes() for path in shards.glob("*.tar")}
+        yield server
+
+
+def test_a_list_of_shards_is_read_from_a_server(server):
+    lines = (
+        f"# of all\nx-0.tar\n\n{server.url.upper().replace('HTTP', 'Http')}/wds/x-{{1..1}}.tar\n"
+    )
+    server.files["/wds/list.txt"] = lines.encode()
+    assert len(open_it(f"{server.url}/wds/list.txt").unsplit.labels) == 8
+    server.files["/wds/words.txt"] = b"rose\ntulip\n"
+    with pytest.raises(DataError, match="is not read from a store"):
+        open_it(f"{server.url}/wds/words.txt")
+    server.files["/wds/list.txt"] = b"x-0.tar\npipe:cat x-1.tar\n"
+    with pytest.raises(DataError, match="would run a program"):
+        open_it(f"{server.url}/wds/list.txt")
+    with pytest.raises(DataError, match=r"There is nothing at .*/wds/no.txt"):
+        open_it(f"{server.url}/wds/no.txt")
+
+
+@pytest.mark.parametrize("name", ["wds", "wds/", "wds/_info.json"])
+def test_a_folder_of_a_server_is_what_its_info_lists(name, server):
+    server.files["/wds/_info.json"] = json.dumps(
+        {"splits": {"train": {"filenames": ["x-0.tar"]}, "validation": {"filenames": ["x-1.tar"]}}}
+    ).encode()
+    data = open_it(f"{server.url}/{name}")
+    assert (len(data.train.labels), len(data.val.labels)) == (4, 4)
+
+
+def test_what_a_server_cannot_list_is_named_by_braces(server):
+    with pytest.raises(DataError, match="web server lists no files") as caught:
+        open_it(f"{server.url}/hubpq/")
+    assert "hubpq/x-{000000..000146}.tar" in caught.value.hint
+    assert "hubpq/train-{00000..00003}-of-00004.parquet" in caught.value.hint
+    for pattern, suffix in (("wds/*.tar", "tar"), ("hubpq/[0-9].parquet", "parquet")):
+        with pytest.raises(DataError, match="web server lists no files") as caught:
+            open_it(f"{server.url}/{pattern}")
+        assert f"x-{{000000..000146}}.{suffix}" in caught.value.hint
+
+
+def test_missing_shards_of_a_server_are_counted_and_named(server):
+    ref = f"{server.url}/wds/x-{{0..4}}.tar"
+    with pytest.raises(DataError) as caught:
+        open_it(f"{ref}?sig=secret")
+    assert caught.value.message == (
+        f"3 of the 5 shards {ref} are missing: x-2.tar, x-3.tar, x-4.tar."
+    )
+    with pytest.raises(DataError, match=r"There is no file .*/wds/y.tar\."):
+        open_it(f"{server.url}/wds/y.tar")
+
+
+def test_a_bucket_that_does_not_exist_is_no_empty_folder(monkeypatch):
+    class Store:
+        def invalidate_cache(self):
+            pass
+
+        def info(self, address):
+            raise FileNotFoundError(address)
+
+        def find(self, folder, detail):
+            if folder.startswith("s3://none"):
+                raise FileNotFoundError("The specified bucket does not exist")
+            raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(stores, "_open_store", lambda scheme, pid: OtherStore(Store()))
+    with pytest.raises(DataError, match="There is no bucket 'none' for s3://none/wds"):
+        open_it("s3://none/wds")
+    with pytest.raises(DataError, match="There is nothing at s3://my-bucket/wds"):
+        open_it("S3://my-bucket/wds")

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from deitctl.data.stores.address import (
     get_folder,
     get_name,
+    get_public,
     hide_secrets,
     is_remote,
     join_address,
+    name_version,
     redact,
     reveal,
 )
 from deitctl.data.stores.patience import describe
+from deitctl.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -56,3 +61,34 @@ def test_names_are_joined_before_the_query_of_a_url():
 def test_the_reason_of_an_error_holds_no_address():
     error = OSError("403, url='https://host/x.tar?sig=abc' and https://host/y?sig=abc refused")
     assert "sig" not in describe(error)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("?X-Amz-Date=1&X-Amz-Signature=a", "?X-Amz-Date=2&X-Amz-Signature=b"),
+        ("?sv=1&sr=b&se=2026&sig=a", "?sv=1&sr=b&se=2027&sig=b"),
+        ("?Expires=1&Signature=a&Key-Pair-Id=k", ""),
+        ("?id=1&sig=a", "?id=1&sig=b"),
+    ],
+)
+def test_a_file_has_one_name_however_its_url_is_signed(one, other):
+    urls = [f"https://host/x.tar{query}" for query in (one, other)]
+    assert len({name_version(url, "etag") for url in urls}) == 1
+    assert len({get_public(url) for url in urls}) == 1
+
+
+def test_urls_of_one_path_that_name_several_files_are_told_apart():
+    urls = [f"https://host/get.tar?id=secret{number}" for number in (1, 2)]
+    assert len({name_version(url, "etag") for url in urls}) == 2
+    public = [hide_secrets(url) for url in urls]
+    assert [reveal(name) for name in public] == urls
+    assert "secret" not in "".join(public)
+    assert [hide_secrets(name) for name in public] == public
+    assert redact(public[0]) == reveal("https://host/get.tar#00000000") == "https://host/get.tar"
+
+
+def test_what_is_no_url_is_a_line_without_its_secrets():
+    with pytest.raises(DataError, match=r"https://\[x/y.tar is no URL") as caught:
+        hide_secrets("https://me:pass@[x/y.tar?sig=secret")
+    assert not re.search("pass|secret", str(caught.value))
