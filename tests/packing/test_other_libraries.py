@@ -14,6 +14,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_dataset
 from deitctl.data.labels import name_label
 from deitctl.data.open import open_dataset
+from deitctl.errors import DataError
 from deitctl.events import SilentReporter
 from deitctl.packing.pack import pack
 from deitctl.packing.verify import verify_pack
@@ -189,3 +190,12 @@ def test_names_that_are_not_utf8_are_no_difference(to, photos, tmp_path):
         os.rename(photos / f"train/ant/v.{number}.JPEG", os.fsdecode(folder + b"/" + name))
     pack(str(photos), str(tmp_path / "x"), to=to, workers=0)
     assert verify_pack(str(photos), str(tmp_path / "x")).examples == ()
+
+
+def test_without_the_index_a_shard_of_another_size_is_one_line(photos, tmp_path):
+    pack(str(photos), str(tmp_path / "x"), workers=0)
+    os.unlink(tmp_path / "x" / "index.deitctl")
+    with (tmp_path / "x" / "val-000000.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(DataError, match=r"has [\d,]+ bytes, and _info\.json beside it says"):
+        open_parts(tmp_path / "x")

@@ -17,7 +17,6 @@ import numpy as np
 from deitctl.data.arrays import UNREADABLE, StoredBytes, encode_block, read_block
 from deitctl.data.index import Listing, decode_listings, encode_listings, list_dtypes
 from deitctl.data.layout import is_junk, name_some
-from deitctl.data.open_file import Identity
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
 from deitctl.data.shard_files import ShardFiles, open_shards
 from deitctl.data.splits import SPLITS
@@ -134,11 +133,9 @@ def _find_shards(place: str, shards: Sequence[tuple[str, int]]) -> ShardFiles:
     except DataError as error:
         raise DataError(error.message, again) from error
     for number, (_, size) in enumerate(shards):
-        identity = files.identities[number]
-        present = identity.size if isinstance(identity, Identity) else int(identity[0])
-        if present != size:
+        if files.size(number) != size:
             raise DataError(
-                f"{files.name(number)} has {present:,} bytes, and had {size:,} when it was packed.",
+                f"{files.name(number)} has {files.size(number):,} bytes, and had {size:,} when it was packed.",
                 again,
             )
     return files

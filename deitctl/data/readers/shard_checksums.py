@@ -1,13 +1,17 @@
-"""Shards whose bytes are not those that the `_info.json` of `pack` beside them records."""
+"""Shards whose bytes are not those that the `_info.json` of `pack` beside them records: SHA-256 and size."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deitctl.data.readers.packed_shards import INFO
-from deitctl.data.stores.address import is_remote
+from deitctl.data.shard_files import ShardFiles
+from deitctl.data.stores.address import get_name, is_remote, redact
+from deitctl.errors import DataError
 from deitctl.events import Reporter, track
 from deitctl.home import expand_home
 from deitctl.paths import read_json
@@ -54,3 +58,25 @@ def _read_digests(data: str) -> dict[Path, str]:
         # A name that leads elsewhere is not of this data.
         return {file: digest for file, digest in digests.items() if file.is_relative_to(path)}
     return {}
+
+
+def require_sizes(info: Mapping[str, Any], files: ShardFiles) -> None:
+    """Raise `DataError` if a shard has another size than is recorded.
+
+    Args:
+        info: content of `_info.json` beside the shards.
+        files: the shards.
+    """
+    shards = info.get("shards")
+    recorded = {
+        str(shard.get("name")): shard.get("bytes")
+        for shard in (shards if isinstance(shards, list) else ())
+        if isinstance(shard, dict)
+    }
+    for number, path in enumerate(files.paths):
+        size, expected = files.size(number), recorded.get(get_name(path))
+        if isinstance(expected, int) and size != expected:
+            raise DataError(
+                f"{redact(path)} has {size:,} bytes, and {INFO} beside it says {expected:,}.",
+                "Copy the folder again, or pack the data again.",
+            )
