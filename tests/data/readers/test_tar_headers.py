@@ -99,13 +99,27 @@ def test_a_tar_cut_inside_a_member_is_damaged(listed, tar_format, place):
     last = entries(data)[-1]
     end = -(-(last.offset + last.size) // 512) * 512
     cut = place % end
-    try:
-        found = entries(data[:cut])
-    except DamagedTar:
-        return
-    # between two members nothing shows that there were more
-    assert found == entries(data)[: len(found)]
-    assert cut == -(-(found[-1].offset + found[-1].size) // 512) * 512
+    for cut_data in (data[:cut], data[: end - 512], data[:end]):  # between members, too
+        with pytest.raises(DamagedTar):
+            entries(cut_data)
+
+
+FORTY = make_tar([(f"{n}.jpg", tarfile.REGTYPE, 600) for n in range(40)], FORMATS[0])
+
+
+def test_a_tar_that_goes_on_behind_its_end_or_has_no_more_than_zeros_is_damaged():
+    with pytest.raises(
+        DamagedTar, match=r"members follow behind its end at byte 61,440 \(tars are"
+    ):
+        entries(FORTY + FORTY)
+    with pytest.raises(DamagedTar, match=r"its last 30,208 bytes are zeros"):
+        entries(FORTY[:40_960] + bytes(len(FORTY) - 40_960))
+
+
+@pytest.mark.parametrize("record", [512, 10_240, 2**16, 2**20])
+def test_a_tar_of_records_of_any_size_is_whole(record):
+    end = 40 * 3 * 512
+    assert len(entries(FORTY[:end] + bytes(-(-(end + 1024) // record) * record - end))) == 40
 
 
 def test_members_close_together_are_read_together_and_large_ones_skipped():
@@ -115,7 +129,7 @@ def test_members_close_together_are_read_together_and_large_ones_skipped():
     large = Bytes(make_tar([(f"{n}.jpg", tarfile.REGTYPE, 200_000) for n in range(9)], FORMATS[0]))
     window = Window(large)
     assert len(list(iterate_entries(window, 0, large.size))) == 9
-    assert large.num_reads <= 10
+    assert large.num_reads <= 11  # the last is of its end
 
 
 def test_a_claim_of_ten_gigabytes_is_no_read(tmp_path):
