@@ -132,7 +132,8 @@ class WeightedDraws:
     """Which images an epoch has where those of some sources come more or less often than once.
 
     An image of weight w comes w times an epoch over all epochs, and in each as often as w rounded
-    down or up. Of a tenth of a source another tenth comes each epoch, until all have come.
+    down or up. Of a tenth of a source another tenth comes each epoch, until all have come. A weight is
+    that of whole draws (`count_weighted`). With repeats an epoch has a share of them, carried over.
     """
 
     def __init__(self, weights: NDArray[np.float32]) -> None:
@@ -142,7 +143,7 @@ class WeightedDraws:
         self.members = [np.flatnonzero(groups == group) for group in range(len(values))]
         # whole draws of a group, so that every epoch has as many
         self.quotas = [
-            max(1, round(weight * len(images)))
+            count_weighted(weight, len(images))
             for weight, images in zip(values.tolist(), self.members, strict=True)
         ]
 
@@ -162,13 +163,30 @@ class WeightedDraws:
     def count_before(self, seed: int, epoch: int, num_drawn: int) -> NDArray[np.int64]:
         """Return how often each image comes before an epoch, [N]; as `BalancedDraws.count_before`."""
         before = np.empty(self.num_images, np.int64)
-        ends = [num_drawn * end // self.count for end in (0, *np.cumsum(self.quotas).tolist())]
-        for group, images in enumerate(self.members):
-            quota = ends[group + 1] - ends[group]
+        left, quotas_left = num_drawn * epoch, self.count
+        # Each group takes its share of what is left over all epochs, so that rounding carries over; the
+        # largest first, whose rounding is the smallest part of it.
+        for group in sorted(range(len(self.quotas)), key=lambda group: -self.quotas[group]):
+            images, quota = self.members[group], self.quotas[group]
+            taken = (2 * left * quota + quotas_left) // (2 * quotas_left)
+            left, quotas_left = left - taken, quotas_left - quota
             # Systematic sampling: each image at its own place in a shuffle that never changes.
             places = rng.generator(seed, "weighted", group).permutation(len(images))
-            before[images] = (quota * epoch + places) // len(images)
+            before[images] = (taken + places) // len(images)
         return before
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """How often each image comes in an epoch, [N]: its weight, of whole draws of its group."""
+        weights = np.empty(self.num_images, np.float32)
+        for images, quota in zip(self.members, self.quotas, strict=True):
+            weights[images] = quota / len(images)
+        return weights
+
+
+def count_weighted(weight: float, count: int) -> int:
+    """Return the whole draws of an epoch that `count` images of one weight have, 1 or more."""
+    return max(1, round(float(np.float32(weight)) * count))
 
 
 Draws = BalancedDraws | WeightedDraws

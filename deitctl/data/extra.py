@@ -7,12 +7,14 @@ data's alone.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deitctl.data.dataset import ImageDataset, Labels
+from deitctl.data.draws import count_weighted
 from deitctl.data.labels import number_labels
 from deitctl.data.layout import name_some
 from deitctl.data.open import DatasetSplits
@@ -130,11 +132,18 @@ def add_extra(
     return JoinedDataset((train, *extra), labels, train.class_names, ends, part_weights)
 
 
+def settle_weights(extra: Sequence[ImageDataset], weights: Sequence[float]) -> list[float]:
+    """Return how many times an epoch the images of each source come, of whole draws; see `WeightedDraws`."""
+    counts: Counter[float] = Counter()
+    for images, weight in zip(extra, weights, strict=True):
+        counts[weight] += len(images.labels)
+    return [count_weighted(weight, counts[weight]) / counts[weight] for weight in weights]
+
+
 def describe_extra(images: ImageDataset, ref: str, weight: float) -> str:
     """Return what is trained on beside the data, in a sentence."""
-    count = len(images.labels)
-    times = "" if weight == 1 else f", each {weight:g} times an epoch"
-    return f"{count:,} images of {ref} are trained on too{times}; none of them is validated on."
+    times = "" if weight == 1 else f", each {weight:.3g} times an epoch"
+    return f"{len(images.labels):,} images of {ref} are trained on too{times}; none of them is validated on."
 
 
 def require_other_source(ref: str, data: str) -> None:

@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from deitctl.config import TaskChoice, TrainConfig
 from deitctl.data.band_image import has_bands
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.extra import add_extra, choose_extra, describe_extra, require_other_source
+from deitctl.data.extra import (
+    add_extra,
+    choose_extra,
+    describe_extra,
+    require_other_source,
+    settle_weights,
+)
 from deitctl.data.file_types import reading_arrays
 from deitctl.data.folds import FoldedData, split_folds
 from deitctl.data.fraction import take_fraction
@@ -194,14 +200,16 @@ def _open_extra(
     """Return the training images of each source beside the data, none of which is a validation image."""
     extra = []
     weights = source.extra_weight or (1.0,) * len(source.extra_data)
-    for ref, weight in zip(source.extra_data, weights, strict=True):
+    for ref in source.extra_data:
         require_other_source(ref, name)
         with reading_stores(source.cache_dir, source.cache_size, reporter):
-            data = open_dataset(ref, reporter, in_chans=source.in_chans)
+            data = open_dataset(ref, reporter, task=source.task, in_chans=source.in_chans)
         images = choose_extra(data, ref, train, val, reporter)
         require_images(images, "train", ref, reporter)
-        reporter.note(describe_extra(images, ref, weight))
         extra.append(images)
+    settled = settle_weights(extra, weights)
+    for ref, images, weight in zip(source.extra_data, extra, settled, strict=True):
+        reporter.note(describe_extra(images, ref, weight))
     return tuple(extra)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deitctl.config import Recipe
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.draws import BalancedDraws
+from deitctl.data.draws import BalancedDraws, WeightedDraws
 from deitctl.data.labels import count_images, weigh_classes
 from deitctl.data.unlabeled import count_unlabeled, find_labeled
 
@@ -45,6 +45,7 @@ class ClassCounts:
         num_images = len(dataset.labels) - unlabeled
         counts = torch.from_numpy(count_images(dataset)).double()
         if weights is not None:
+            weights = WeightedDraws(weights).weights
             counts = torch.from_numpy(weigh_classes(dataset, weights))
             num_images = round(float(weights[find_labeled(dataset.labels)].sum(dtype=np.float64)))
         scale = BalancedDraws(dataset.labels).label_scale if unlabeled else 1.0

@@ -168,7 +168,10 @@ def test_an_image_of_weight_w_comes_as_often_as_w_rounded_down_or_up(sizes, weig
     for images, quota in zip(draws.members, draws.quotas, strict=True):
         weight = Fraction(quota, len(images))  # the nearest of which every epoch has whole draws
         named = joined.draw_weights[images[0]]
-        assert abs(weight - Fraction(float(named))) <= Fraction(1, 2 * len(images)) or quota == 1
+        # fewer than half a draw are one
+        least = Fraction(1, len(images))
+        assert abs(weight - max(least, Fraction(float(named)))) <= Fraction(1, 2 * len(images))
+        assert draws.weights[images] == pytest.approx(float(weight))
         assert times[images].sum() == quota
         assert {weight.__floor__(), weight.__ceil__()} >= set(times[images].tolist())
     assert (before == draws.count_before(seed, epoch, draws.count)[order] + rank_of(order)).all()
@@ -194,6 +197,32 @@ def test_over_the_epochs_every_image_of_a_source_comes_equally_often(sizes, weig
         assert times.max() - times.min() <= 1
     # after as many epochs as there are images exactly as often
     assert set(times.tolist()) == {num_drawn}
+
+
+SEVERAL_WEIGHTS = [
+    ([300, 10], [1.0, 0.1]),
+    ([24, 6], [1.0, 0.1]),
+    ([7, 5, 9, 40], [1.0, 0.3, 2.5, 0.05]),
+    ([1, 1, 1, 1, 1], [1.0, 2.0, 3.0, 4.0, 5.0]),
+]
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+@pytest.mark.parametrize(("sizes", "weights"), SEVERAL_WEIGHTS)
+def test_every_source_comes_by_its_weight_over_the_epochs(sizes, weights, repeats):
+    draws = WeightedDraws(join_sources(sizes, weights).draw_weights)
+    num_drawn = -(-draws.count // repeats)
+    before = np.zeros(sum(sizes), np.int64)
+    for epochs in range(1, 61):
+        times = draws.count_before(3, epochs, num_drawn)
+        assert times.sum() == epochs * num_drawn
+        assert (times >= before).all()
+        for images, quota in zip(draws.members, draws.quotas, strict=True):
+            share = epochs * num_drawn * quota / draws.count
+            assert abs(times[images].sum() - share) <= 1
+            assert times[images].max() - times[images].min() <= 1
+        before = times
+    assert draws.draw(3, 60, num_drawn)[0].shape == (num_drawn,)
 
 
 @pytest.mark.parametrize("repeats", [1, 2])

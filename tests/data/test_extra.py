@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from deitctl.data.dataset import ImageDataset
+from deitctl.data.draws import choose_draws, count_draws
 from deitctl.data.extra import add_extra
 from deitctl.data.open import open_dataset
 from deitctl.data.readers.digits import ArrayDataset
@@ -123,6 +125,15 @@ def test_copies_are_found_beside_images_that_were_encoded_anew(is_packed, limit,
     assert copies == (expected if are_all else [])
 
 
+def test_a_source_is_read_for_the_task_of_the_data(folders, tmp_path):
+    """One of its images lies in two class folders, too few to be taken for several labels by themselves."""
+    write_images(tmp_path, {"cat": 24, "dog": 1}, 8)
+    shutil.copy(tmp_path / "cat" / "003.png", tmp_path / "dog" / "003.png")
+    source = Source(folders[0], task="multilabel", extra_data=(str(tmp_path),))
+    train, _ = open_for_training(source, reporter=SilentReporter())
+    assert sorted(train.labels.sum(axis=1)[train.is_extra].tolist()) == [1] * 24 + [2]
+
+
 def test_a_source_that_adds_nothing_is_refused(folders, tmp_path):
     write_images(tmp_path, {"elk": 3}, 0)
     source = Source(folders[0], extra_data=(str(tmp_path),))
@@ -175,6 +186,18 @@ def test_a_run_of_sources_is_known_again_by_its_own_images(folders, tmp_path):
     assert not match.is_own
     assert match.train_masks["train"].all()
     assert not match.train_masks["val"].any()
+
+
+def test_what_is_written_of_weights_is_what_is_drawn(folders, reporter):
+    """Of six images at a tenth one comes each epoch: also where two sources have them."""
+    own, more, other = folders
+    for extra, line in (((more,), "0.167"), ((more, other), "0.0833")):
+        source = Source(own, extra_data=extra, extra_weight=(0.1,) * len(extra))
+        train, _ = open_for_training(source, reporter=reporter)
+        assert f"{more} are trained on too, each {line} times an epoch" in " ".join(reporter.notes)
+        drawn = choose_draws(train, "shuffle").draw(0, 1, count_draws(train))[0]
+        assert train.is_extra[drawn].sum() == 1
+        assert ClassCounts.of(train).counts.sum() == pytest.approx(count_draws(train))
 
 
 def test_classes_count_as_often_as_their_images_are_drawn(folders):
