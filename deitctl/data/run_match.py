@@ -17,7 +17,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.labels import name_labels, number_labels
 from deitctl.data.run_data import RunData, SplitRows
 from deitctl.data.splits import ALL, list_relative_paths
-from deitctl.data.stores.address import redact
+from deitctl.data.stores.address import get_public
 from deitctl.data.subsets import Subset, select
 from deitctl.names import canonicalize_name
 
@@ -107,7 +107,8 @@ def apply_split(dataset: ImageDataset, run: RunData, ref: str) -> AppliedSplit:
 def is_place_of(run: RunData, ref: str) -> bool:
     """Whether a run found its data where `ref` is."""
     real, real_other = (
-        os.path.realpath(os.path.expanduser(redact(place) or "digits")) for place in (ref, run.ref)
+        os.path.realpath(os.path.expanduser(get_public(place) or "digits"))
+        for place in (ref, run.ref)
     )
     return real == real_other
 
