@@ -98,14 +98,15 @@ def _fetch(download: Download, path: Path, reporter: Reporter, pause: float) -> 
             break
         except (urllib.error.URLError, http.client.HTTPException, _Dropped) as error:
             reason = getattr(error, "reason", error)
-            is_http = isinstance(error, urllib.error.HTTPError)
-            is_final = is_http and error.code < 500 and error.code not in BUSY
+            refusal = error if isinstance(error, urllib.error.HTTPError) else None
+            is_final = refusal is not None and refusal.code < 500 and refusal.code not in BUSY
             if is_final or isinstance(reason, socket.gaierror) or attempt == ATTEMPTS - 1:
                 raise
-            requested_s = read_retry_after(error.headers.get("Retry-After", "")) if is_http else 0.0
-            if requested_s > PATIENCE_S:
+            pause_text = refusal.headers.get("Retry-After", "") if refusal else ""
+            requested_s = read_retry_after(pause_text)
+            if refusal and requested_s > PATIENCE_S:
                 raise urllib.error.URLError(
-                    f"HTTP {error.code} {reason}, to be tried again in {requested_s:,.0f} s"
+                    f"HTTP {refusal.code} {reason}, to be tried again in {requested_s:,.0f} s"
                 ) from error
             if requested_s >= NOTED_S:
                 reporter.note(

@@ -9,6 +9,7 @@ from typing import Any
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.layout import name_some
+from deitctl.data.named.names import find_named, is_named
 from deitctl.data.readers.columnar_files import sort_columnar_files
 from deitctl.data.readers.hub_address import HubAddress, is_hub, parse_address
 from deitctl.data.readers.hub_client import MAIN, HubListing, download, list_hub_files, read_commit
@@ -20,6 +21,7 @@ from deitctl.data.readers.hub_files import (
 )
 from deitctl.data.readers.parquet_table import open_columnar_files
 from deitctl.data.readers.read_options import ReadOptions
+from deitctl.data.stores.address import spell_scheme
 from deitctl.errors import DataError
 from deitctl.events import Reporter, SilentReporter
 
@@ -48,6 +50,11 @@ def open_hub(
         DataError: it is not there, not open to this user, or of a form that is not read.
     """
     listing, selection = _select(parse_address(ref), reporter)
+    if selection.left_out:
+        reporter.note(
+            f"{listing.address.short}: not read, because their names say no training, validation or test "
+            f"part: {name_some(selection.left_out)}."
+        )
     download(listing, selection.files, reporter)
     name = _opened[ref] = str(listing.address)
     if not selection.is_columnar:
@@ -61,16 +68,23 @@ def open_hub(
 
 def pin_reference(ref: str) -> str:
     """Return the address with its commit of data that this process has opened; any other as it is."""
-    return _opened.get(ref, ref)
+    return _opened.get(_find_address(ref), ref)
 
 
 def is_pin_of(pinned: str, ref: str) -> bool:
     """Whether an address with a commit is of the data set that another names without one."""
+    ref = _find_address(ref)
     if not (is_hub(pinned) and is_hub(ref)):
         return False
     one, other = parse_address(pinned), parse_address(ref)
     is_same = one.is_pinned and one.short == other.short
     return is_same and (other.revision in ("", MAIN) or read_commit(other) == one.revision)
+
+
+def _find_address(ref: str) -> str:
+    """Return the address on the hub of data that is named: `imagenet-1k`; of other references themselves."""
+    data = find_named(ref) if is_named(ref) else None
+    return spell_scheme((data.hub if data else "") or ref)
 
 
 def _select(address: HubAddress, reporter: Reporter) -> tuple[HubListing, HubSelection]:

@@ -207,6 +207,11 @@ def _list_cached(address: HubAddress, why: str, reporter: Reporter) -> HubListin
     listing = _read_listing(pinned) if commit else None
     if listing is None and commit:
         listing = HubListing(pinned, _list_snapshot(HubListing(pinned, ()).folder))
+        if listing.files:
+            reporter.warn(
+                f"{address.short}: {len(listing.files):,} files of commit {commit[:7]} are here, from another "
+                f"program's download; whether these are all is not known, because {why}."
+            )
     if listing is None or not listing.files:
         raise DataError(
             f"{address} is not on this machine, and {why}.",

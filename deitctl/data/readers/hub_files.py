@@ -31,6 +31,8 @@ class HubSelection:
     """Paths of each part of the data; None: their names say it."""
     is_columnar: bool = True
     """Whether they are Parquet or Arrow files, not images or shards."""
+    left_out: tuple[str, ...] = ()
+    """Splits of the README that are none of the data's parts."""
 
 
 def select_files(listing: HubListing, metadata: Mapping[str, Any]) -> HubSelection | None:
@@ -156,25 +158,58 @@ def _match_patterns(
     """Return the columnar files that patterns name, by part of the data; None if they name others."""
     from fsspec.utils import glob_translate
 
-    parts: dict[str, list[str]] = {}
-    taken: list[HubFile] = []
-    split_of: dict[str, str] = {}
+    files_of: dict[str, list[HubFile]] = {}
+    missing: list[str] = []
     for split, patterns in splits:
         matches = [re.compile(glob_translate(pattern)).match for pattern in patterns]
         files = [file for file in listing.files if any(match(file.path) for match in matches)]
         columnar = [file for file in files if file.path.lower().endswith((PARQUET, ARROW))]
         if files and not columnar:
             return None
-        part = match_split(split) or ""
-        if part and split_of.setdefault(part, split) != split:
+        if files:
+            files_of.setdefault(split, []).extend(columnar)
+        else:
+            missing.append(f"{' and '.join(patterns)} for the split {split!r}")
+    if not files_of:
+        return None
+    if missing:
+        raise DataError(
+            f"The README of {listing.address.short} names {missing[0]}, and there is no such file.",
+            "Download the repository, and take the files that are there.",
+        )
+    part_of = _sort_splits(listing, list(files_of))
+    return HubSelection(
+        tuple(dict.fromkeys(file for split in part_of for file in files_of[split])),
+        {
+            part: list(dict.fromkeys(file.path for file in files_of[split]))
+            for split, part in part_of.items()
+        },
+        left_out=tuple(split or "files of no split" for split in files_of if split not in part_of),
+    )
+
+
+def _sort_splits(listing: HubListing, splits: Sequence[str]) -> dict[str, str]:
+    """Return which part of the data each split is, without those that are none beside others that are.
+
+    Raises:
+        DataError: two are one part, or there are several and none is a part.
+    """
+    part_of: dict[str, str] = {}
+    for split in splits:
+        part = match_split(split)
+        if part in part_of.values():
+            first = next(name for name in part_of if part_of[name] == part)
             raise DataError(
-                f"{listing.address.short} has the splits {split_of[part]!r} and {split!r}, which both "
+                f"{listing.address.short} has the splits {first!r} and {split!r}, which both "
                 f"mean {part}.",
                 "Download it, and take the files of one.",
             )
-        parts.setdefault(part, []).extend(file.path for file in columnar)
-        taken += columnar
-    if len(parts) > 1 and parts.pop("", None) is not None:
-        paths = {path for files in parts.values() for path in files}
-        taken = [file for file in taken if file.path in paths]
-    return HubSelection(tuple(taken), parts) if taken else None
+        if part:
+            part_of[split] = part
+    if not part_of and len(splits) > 1:
+        raise DataError(
+            f"{listing.address.short} has the splits {name_some(splits)}, and none of them is called as "
+            "the training, validation or test part.",
+            "Download it, and take the files of one.",
+        )
+    return part_of or dict.fromkeys(splits, "")

@@ -98,6 +98,19 @@ def test_a_run_records_the_commit_and_is_recognized_by_the_address(hub, reporter
     assert is_pin_of(pin_reference(f"{REF}@v2"), f"{REF}@v2")
 
 
+def test_a_run_on_named_data_of_the_hub_records_the_commit(hub, reporter):
+    repository = hub.datasets.setdefault("ILSVRC/imagenet-1k", Repository(private=False))
+    repository.branches["main"] = dict(FILES)
+    address = f"hf://datasets/ILSVRC/imagenet-1k@{repository.commit('main')}"
+    named = open_dataset("imagenet-1k", reporter)
+    assert pin_reference("imagenet-1k") == pin_reference("ImageNet_1k") == address
+    assert is_pin_of(address, "imagenet-1k")
+    assert not is_pin_of(address, "cifar10")
+    pinned = open_dataset(address, reporter)
+    assert list_contents(pinned.train) == list_contents(named.train)
+    assert pinned.train.name(4) == named.train.name(4)
+
+
 def test_without_a_network_what_was_downloaded_is_read(hub, reporter, monkeypatch, tmp_path):
     commit = publish(hub, dict(FILES))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -122,6 +135,9 @@ def test_a_snapshot_that_others_downloaded_is_read_without_a_network(hub, report
     snapshot_download("ann/bugs", repo_type="dataset")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert list_contents(open_dataset(REF, reporter).test) == [6, 7]
+    assert [
+        warning for warning in reporter.warnings if "whether these are all is not known" in warning
+    ]
 
 
 def test_a_download_that_breaks_goes_on_where_it_stopped(hub, reporter, monkeypatch, caplog):
@@ -210,6 +226,30 @@ configs:
     data = open_dataset(REF, reporter)
     assert (list_contents(data.train), list_contents(data.val)) == ([0, 1, 2], [3])
     assert list_contents(open_dataset(f"{REF}/other", reporter).unsplit) == [4, 5]
+
+
+def publish_splits(hub: Hub, *splits: str) -> None:
+    """Put a README with these splits into a repository, and a file of the first two."""
+    lines = [f"  - split: {split}\n    path: {split}.parquet" for split in splits]
+    card = "\n".join(["---", "configs:", "- data_files:", *lines, "---"])
+    files = {f"{split}.parquet": encode(number) for number, split in enumerate(splits[:2])}
+    publish(hub, {"README.md": card.encode(), **files})
+
+
+def test_splits_that_are_no_part_are_left_out_in_a_line_and_not_read_as_one(hub, reporter):
+    publish_splits(hub, "train", "extra")
+    data = open_dataset(REF, reporter)
+    assert list_contents(data.unsplit or data.train) == [0]
+    assert [note for note in reporter.notes if note.endswith("test part: extra.")]
+    publish_splits(hub, "easy", "hard")
+    with pytest.raises(DataError, match="the splits easy, hard, and none of them is called as"):
+        open_dataset(REF, reporter)
+
+
+def test_a_split_without_its_files_is_refused(hub, reporter):
+    publish_splits(hub, "train", "test", "validation")
+    with pytest.raises(DataError, match="validation.parquet for the split 'validation'.*no such"):
+        open_dataset(REF, reporter)
 
 
 def test_of_a_repository_in_another_form_the_hubs_own_parquet_is_read(hub, reporter):
