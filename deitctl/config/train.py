@@ -118,7 +118,8 @@ class TrainConfig:
     window: Annotated[
         int,
         Option(
-            "Blocks (row groups, whole remote shards) that are mixed at a time; 0: by the data and the cache.",
+            "Blocks that are mixed at a time (row groups; shards of a server that sends whole files alone, no ranges); "
+            "0: by the data and the cache.",
             OPTIMIZATION,
             ge=0,
             le=MAX_COUNT,

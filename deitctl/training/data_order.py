@@ -13,7 +13,9 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import choose_draws, count_draws
 from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.mixing import count_batch_classes
+from deitctl.data.readers.hub_address import is_hub
 from deitctl.data.samplers import EpochOrder
+from deitctl.data.stores.address import is_remote
 from deitctl.data.windows import Windows
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter
@@ -59,7 +61,7 @@ def settle_order(config: TrainConfig, train: ImageDataset) -> TrainConfig:
             named = "--data-order window" if config.data_order == "window" else "--window"
             raise ConfigError(
                 f"{named} is for images that are read by blocks, and those of {config.data} are read one by one.",
-                "Leave it out: a random order over all of them costs nothing.",
+                f"Leave it out: {_describe_reads(config.data)}.",
             )
         return replace(config, data_order="full")
     num_blocks = _count_blocks(blocks)
@@ -70,6 +72,13 @@ def settle_order(config: TrainConfig, train: ImageDataset) -> TrainConfig:
         return replace(config, data_order="full")
     size = config.window or _choose_window(len(blocks), num_blocks, train.num_cached_blocks)
     return replace(config, data_order="window", window=size)
+
+
+def _describe_reads(data: str) -> str:
+    """Return what each image costs that is read by itself."""
+    if is_remote(data) and not is_hub(data):
+        return "in any order each is a request to its store, or in a cache that holds them all"
+    return "in any order each is a read of its own file or bytes"
 
 
 def _choose_window(num_images: int, num_blocks: int, num_cached: int) -> int:

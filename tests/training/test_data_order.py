@@ -43,6 +43,8 @@ def test_images_that_are_read_one_by_one_have_a_full_order_and_no_line(config, l
     for named in ({"data_order": "window"}, {"window": 8}):
         with pytest.raises(ConfigError, match="are read one by one"):
             settle_order(replace(config, **named), little[0])
+    with pytest.raises(ConfigError, match="each is a request to its store, or in a cache"):
+        settle_order(replace(config, data="s3://bucket/wds", window=8), little[0])
 
 
 @pytest.mark.parametrize(
