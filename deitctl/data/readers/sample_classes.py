@@ -5,7 +5,7 @@ Letters: N samples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,33 +51,36 @@ def number_samples(
     values: Sequence[Label | None],
     files: Sequence[str | None],
     names: Sequence[str],
-    column: str,
+    has_texts: bool,
+    name_sample: Callable[[int], str],
     data: str,
 ) -> SampleLabels:
     """Return the labels of samples as numbers of classes, and the names of those.
 
     Args:
         values: label of each sample, [N], None where it has none.
-        files: path of each image before it was put into a shard, [N], as far as they are known.
+        files: path of each image before it was put into a shard, else in it, [N]; None for one without
+            a folder.
         names: of the classes by number, as what lies beside the shards has them; may be empty.
-        column: where the labels are from, for messages.
+        has_texts: whether some are from a `TEXT`, which may be a caption.
+        name_sample: returns the name of a sample by its place, for messages.
         data: name of the data, for messages.
 
     Raises:
         DataError: the labels are captions, are of different kinds, or are numbers without a name.
     """
-    values = _unify(values)
+    values, note = _unify(values, names, name_sample, data)
     has_label = np.array([value is not None for value in values], np.bool_)
     flat = [one for value in values for one in _iterate(value)]
     number: dict[int | str, int]
-    note = ""
     if numbers := [one for one in flat if isinstance(one, int)]:
         used = sorted(set(numbers))
-        class_names, note = _name_numbers(used, values, files, names, data)
+        class_names, guess = _name_numbers(used, values, files, names, data)
+        note = note or guess
         number = {one: one if names else at for at, one in enumerate(used)}
     else:
         texts = [one for one in flat if isinstance(one, str)]
-        if column == TEXT:
+        if has_texts:
             _refuse_captions(texts, data)
         class_names = tuple(sorted(set(texts)))
         number = {name: at for at, name in enumerate(class_names)}
@@ -96,21 +99,67 @@ def _iterate(value: Label | None) -> Sequence[int | str]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
-def _unify(values: Sequence[Label | None]) -> Sequence[Label | None]:
-    """Return labels of one kind: numbers or names; those of 0 and 1 for every class as numbers of classes."""
+def _unify(
+    values: Sequence[Label | None],
+    names: Sequence[str],
+    name_sample: Callable[[int], str],
+    data: str,
+) -> tuple[Sequence[Label | None], str]:
+    """Return labels of one kind, and a note where it was not clear: numbers or names.
+
+    Those of 0 and 1 for every class become numbers of classes.
+    """
     if len({type(one) for value in values for one in _iterate(value)}) > 1:  # a class is called "7"
-        return [None if value is None else _to_text(value) for value in values]
+        note = _describe_kinds(values, names, name_sample, data)
+        return [None if value is None else _to_text(value) for value in values], note
     lists = [value for value in values if isinstance(value, tuple)]
     num_labels = sum(value is not None for value in values)
     if not lists or len(lists) < num_labels or len({len(value) for value in lists}) > 1:
-        return values
+        return values, ""
     is_binary = all(one in (0, 1) for value in lists for one in value)
-    if not is_binary or all(len(set(value)) == len(value) for value in lists):
-        return values
+    if not is_binary or len(lists[0]) < 2:
+        return values, ""
+    if len(lists[0]) == 2 and len(set(lists)) == 1 and len(set(lists[0])) == 2:
+        raise DataError(
+            f"{data}: all labels are {list(lists[0])}, which may be the classes 0 and 1, or a 0 and a 1 for "
+            "each of two classes.",
+            "Write the number of the class instead.",
+        )
     return [
         tuple(at for at, one in enumerate(_iterate(value)) if one) if value is not None else None
         for value in values
+    ], ""
+
+
+def _describe_kinds(
+    values: Sequence[Label | None],
+    names: Sequence[str],
+    name_sample: Callable[[int], str],
+    data: str,
+) -> str:
+    """Return a note about labels of which some are numbers and some names.
+
+    Raises:
+        DataError: a few are of the other kind, as by mistake, or there is a list of names for the numbers.
+    """
+    is_number = [
+        all(isinstance(one, int) or one.isdecimal() for one in _iterate(value)) for value in values
     ]
+    num_names, count = len(values) - sum(is_number), len(values)
+    num_few = min(num_names, count - num_names)
+    if not num_names and not names:
+        return ""  # "007" among numbers
+    if names or num_few < count / 100 or (num_few == 1 and count >= 10):
+        few_are_numbers = num_names > count / 2
+        at = is_number.index(few_are_numbers) if num_names else 0
+        raise DataError(
+            f"{data}: the label of {name_sample(at)} is {values[at]!r:.60}, and those of "
+            f"{count - num_few:,} of the {count:,} samples are {'names' if few_are_numbers else 'numbers'}.",
+            "Correct it: all labels are numbers, or all are names.",
+        )
+    return (
+        f"{num_names:,} of the {count:,} labels are names, so that the numbers are read as names."
+    )
 
 
 def _to_text(value: Label) -> Label:
@@ -158,12 +207,22 @@ def _name_by_folders(
     values: Sequence[Label | None], files: Sequence[str | None]
 ) -> dict[int, str] | None:
     """Return the class folder of each label, if the files' paths tell one for each and no two the same."""
-    folders = dict[int, str]()
+    folders = map_folders(values, files)
+    if folders is None or not all(isinstance(value, int) for value in folders):
+        return None
+    return {value: folder for value, folder in folders.items() if isinstance(value, int)}
+
+
+def map_folders(
+    values: Sequence[Label | None], files: Sequence[str | None]
+) -> dict[Label, str] | None:
+    """Return the class folder of each label; None if some have none or several, or two have the same."""
+    folders = dict[Label, str]()
     for value, file in zip(values, files, strict=True):
         folder = find_class_folder(file) if file else ""
         if value is None:
             continue
-        if not folder or not isinstance(value, int) or folders.setdefault(value, folder) != folder:
+        if not folder or folders.setdefault(value, folder) != folder:
             return None
     return folders if len(set(folders.values())) == len(folders) else None
 

@@ -57,7 +57,7 @@ def _read_json(data: bytes) -> dict[str, Label]:
         if field in values and (label := parse_label(values[field])) is not None:
             labels[f"json.{field}"] = label
     for field in FILE_FIELDS:
-        if isinstance(name := values.get(field), str) and name:
+        if isinstance(name := values.get(field), str) and name and _can_be_written(name):
             labels[FILE] = name
             break
     return labels
@@ -74,6 +74,8 @@ def _parse_text(data: bytes) -> Label | None:
 def parse_label(value: Any) -> Label | None:
     """Return the label that a value means: a class, or several; None for none, as of -1, timm's for it."""
     if isinstance(value, list):
+        if any(isinstance(entry, list) for entry in value):
+            return None
         labels = [parse_label(entry) for entry in value]
         numbers = tuple(label for label in labels if isinstance(label, int))
         texts = tuple(label for label in labels if isinstance(label, str))
@@ -83,7 +85,7 @@ def parse_label(value: Any) -> Label | None:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < 2**31 else None
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not _can_be_written(value):
         return None
     text = value.strip()
     # "007" is a name: as a number it would be the class "7"
@@ -92,3 +94,12 @@ def parse_label(value: Any) -> Label | None:
     if text.removeprefix("-").isdecimal():
         return None if text.startswith("-") else text
     return canonicalize_name(text.replace("\0", "")) or None
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether a text has no half of a character, which JSON can write and files cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from deitctl.data.arrays import StringArray
 from deitctl.data.index import Listing
-from deitctl.data.readers.sample_classes import choose_column, number_samples, shorten_file
+from deitctl.data.readers.sample_classes import (
+    choose_column,
+    find_class_folder,
+    map_folders,
+    number_samples,
+    shorten_file,
+)
 from deitctl.data.readers.sample_labels import CLASS_SUFFIXES, FILE, TEXT, Label
 from deitctl.data.readers.sample_names import name_images
 from deitctl.data.readers.shard_contents import ShardContents, join_spans
@@ -26,6 +32,8 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Of the image of a sample that has several images, in the order of preference, as timm's."""
 INPUT_NAMES = ("input", "image", "img")
 """Before the extension of the image, where others are masks: `input.jpg`, `mask.png`."""
+
+HINT = "A sample is KEY.jpg and KEY.cls, one after the other; a key ends at the first dot."
 
 
 @dataclass
@@ -61,7 +69,7 @@ def has_samples(contents: Sequence[ShardContents]) -> bool:
     """Whether the images of shards are labeled by the members beside them."""
     counts = _count_columns(contents)
     num_images = sum(len(shard.names) for shard in contents)
-    if any(counts[suffix] for suffix in CLASS_SUFFIXES):
+    if any(_has_class_members(shard) for shard in contents):
         return True
     is_flat = all("/" not in name for shard in contents for name in shard.names[:100])
     # A few files beside images in class folders are about them, as boxes are.
@@ -69,6 +77,13 @@ def has_samples(contents: Sequence[ShardContents]) -> bool:
     if any(count > fewest for column, count in counts.items() if column.startswith("json")):
         return True
     return is_flat and counts[TEXT] > num_images / 2
+
+
+def _has_class_members(shard: ShardContents) -> bool:
+    """Whether an image has a member that holds nothing but its label."""
+    labeled = [shard.labels[suffix] for suffix in CLASS_SUFFIXES if suffix in shard.labels]
+    samples = shard.samples.tolist() if labeled else ()
+    return any(sample in own for own in labeled for sample in samples)
 
 
 def list_samples(
@@ -91,23 +106,36 @@ def list_samples(
         DataError: there is no sample with an image and a label, or the labels are not clear.
     """
     counts, order = _Counts(), [number for part in parts.values() for number in part]
-    column = choose_column(_count_columns(contents))
-    chosen = {number: _choose(contents[number], column, counts) for number in order}
+    chosen, columns = dict[int, _Chosen](), set[str]()
+    for split, numbers in parts.items():
+        column = choose_column(_count_columns([contents[number] for number in numbers]))
+        chosen |= {number: _choose(contents[number], column, counts) for number in numbers}
+        columns.add(column)
+        if split in ("train", "val") and not any(chosen[number].values for number in numbers):
+            raise DataError(
+                f"{data} has no sample with an image and a label in its {split} split.", HINT
+            )
+    values = [value for number in order for value in chosen[number].values]
+    members = [(number, place) for number in order for place in chosen[number].places.tolist()]
+    files = _list_paths(members, contents, chosen, order)
     labels = number_samples(
-        [value for number in order for value in chosen[number].values],
-        [file for number in order for file in chosen[number].files],
+        values,
+        files,
         class_names,
-        column,
+        TEXT in columns,
+        lambda at: (
+            f"{posixpath.basename(shards[members[at][0]])}:{_name_member(contents, members[at])}"
+        ),
         data,
     )
     left_out = counts.describe()
     if not labels.has_label.any():
         raise DataError(
-            f"{data} has no sample with an image and a label{left_out and ': '}{left_out}.",
-            "A sample is KEY.jpg and KEY.cls, one after the other; a key ends at the first dot.",
+            f"{data} has no sample with an image and a label{left_out and ': '}{left_out}.", HINT
         )
     warning = f"Samples that are left out: {left_out}." if left_out else ""
-    words = f"{labels.note}\n{warning}".rstrip()
+    note = labels.note or _describe_folders(columns, values, files)
+    words = f"{note}\n{warning}".rstrip()
     listings, start = {}, 0
     for split, numbers in parts.items():
         names, spans = _join(numbers, contents, chosen, shards)
@@ -118,6 +146,43 @@ def list_samples(
     first = next(iter(listings))
     listings[first] = Listing(**{**vars(listings[first]), "unread": dict(unread)})
     return listings
+
+
+def _list_paths(
+    members: Sequence[tuple[int, int]],
+    contents: Sequence[ShardContents],
+    chosen: Mapping[int, _Chosen],
+    order: Sequence[int],
+) -> list[str | None]:
+    """Return the path of each sample's image: that in its JSON, else in its shard if there are folders."""
+    files = [file for number in order for file in chosen[number].files]
+    if all(files):
+        return files
+    paths = [_name_member(contents, member) for member in members]
+    if len({path.rpartition("/")[0] for path in paths}) < 2:
+        return files
+    return [file or path for file, path in zip(files, paths, strict=True)]
+
+
+def _name_member(contents: Sequence[ShardContents], member: tuple[int, int]) -> str:
+    number, place = member
+    return contents[number].names[place]
+
+
+def _describe_folders(
+    columns: Collection[str], values: Sequence[Label | None], files: Sequence[str | None]
+) -> str:
+    """Return a note if images lie in folders of other classes than their JSON says."""
+    folders = {find_class_folder(file) for file in files if file}
+    folders = {folder for folder in folders if folder and not folder.isdecimal()}
+    if len(folders) < 2 or not any(column.startswith("json") for column in columns):
+        return ""
+    if map_folders(values, files) is not None:
+        return ""
+    return (
+        f"The classes are those of the .json beside each image, not the {len(folders):,} folders that "
+        "images lie in."
+    )
 
 
 def _count_columns(contents: Sequence[ShardContents]) -> Counter[str]:

@@ -111,6 +111,11 @@ LABELS: dict[str, tuple[list[dict[str, object]], list[tuple[str, ...]]]] = {
         [{"json": {"label": [1, 0, 1]}}, {"json": {"label": [0, 0, 1]}}],
         [("0", "2"), ("2",)],
     ),
+    "multi-hot of two classes": (
+        [{"json": {"label": [1, 0]}}, {"json": {"label": [0, 1]}}],
+        [("0",), ("1",)],
+    ),
+    "names and numbers": ([{"cls": "a"}, {"cls": 7}], [("a",), ("7",)]),
     "a number that is a name": ([{"cls": "007"}, {"cls": "7"}], [("007",), ("7",)]),
     ".cls before .json": (
         [{"cls": 1, "json": {"label": 9}}, {"cls": 0, "json": {"label": 9}}],
@@ -274,6 +279,8 @@ def test_a_damaged_shard_is_one_line_with_its_name(damage, tmp_path):
 
 def test_hostile_labels_are_no_labels(tmp_path, reporter):
     bad = [
+        b'{"label": ' + b"[" * 800 + b"]" * 800 + b"}",
+        rb'{"label": "\ud800"}',
         b"9" * 5000,
         b"\xff\xfe",
         b"[" * 100_000,
@@ -282,12 +289,12 @@ def test_hostile_labels_are_no_labels(tmp_path, reporter):
         b"",
         b"true",
     ]
-    files = {**sample("ok", 1, json={"label": 1})}
+    files = {**sample("ok", 1, json={"label": 1, "filename": "\ud800"})}
     for n, data in enumerate(bad):
         files |= {f"{n}.jpg": jpeg(n), f"{n}.json": data}
     dataset = opened(write_tar(tmp_path / "x.tar", files), reporter)
-    assert names(dataset) == ["ok.jpg"]
-    assert "7 without a label" in reporter.warnings[0]
+    assert names(dataset) == ["ok.jpg"]  # its filename is none
+    assert "9 without a label" in reporter.warnings[0]
 
 
 def test_hard_links_are_the_image_that_they_lead_to(tmp_path):
@@ -306,3 +313,58 @@ def test_hard_links_are_the_image_that_they_lead_to(tmp_path):
     assert names(dataset) == ["x/0.jpg", "x/1.jpg"]
     assert dataset.labels.tolist() == [0, 1]
     assert np.array_equal(dataset.read(0), dataset.read(1))
+
+
+REFUSED_LABELS: dict[str, tuple[list[object], str]] = {
+    "a typing mistake": (
+        [*range(9), "1x"],
+        r"the label of x-000\.tar:09\.jpg is '1x', and those of 9",
+    ),
+    "a number among names": (
+        [*"abcdefghi", 7],
+        r"is 7, and those of 9 of the 10 samples are names",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_LABELS)
+def test_labels_that_are_not_clear_are_refused_with_their_sample(kind, tmp_path):
+    labels, why = REFUSED_LABELS[kind]
+    with pytest.raises(DataError, match=why):
+        opened(shard(tmp_path, *labels))
+
+
+def test_two_numbers_that_may_be_two_classes_or_one_of_two_are_refused(tmp_path):
+    files = {**sample("a", 1, json={"label": [0, 1]}), **sample("b", 2, json={"label": [0, 1]})}
+    with pytest.raises(DataError, match=r"all labels are \[0, 1\], which may be the classes 0 and"):
+        opened(write_tar(tmp_path / "x.tar", files))
+
+
+def test_a_name_beside_numbers_that_a_list_names_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"the label of x-000\.tar:01\.jpg is 'b'"):
+        opened(shard(tmp_path, 0, "b", classes__txt=b"a\nb\n"))
+
+
+def test_each_split_has_its_own_member_of_labels_and_none_is_lost(tmp_path):
+    own = {k: v for n in range(3) for k, v in sample(f"k{n}_", n, cls=n % 2).items()}
+    write_tar(tmp_path / "train-0.tar", own)
+    write_tar(tmp_path / "val-0.tar", sample("v", 5, json={"label": 1}))
+    data = open_dataset(str(tmp_path), SilentReporter())
+    assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([0, 1, 0], [1])
+    write_tar(tmp_path / "val-0.tar", sample("v", 5, cls=-1))
+    with pytest.raises(DataError, match="no sample with an image and a label in its val split"):
+        open_dataset(str(tmp_path), SilentReporter())
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (0, 0)])
+def test_class_folders_name_the_numbers_beside_their_images_or_a_note_says_why_not(
+    labels, tmp_path, reporter
+):
+    files = {"notes.cls": b"7"}
+    for folder, label in zip(("rose", "tulip"), labels, strict=True):
+        files |= sample(f"{folder}/1", label, json={"label": label})
+    dataset = opened(write_tar(tmp_path / "x.tar", files), reporter)
+    agree = labels[0] != labels[1]
+    assert dataset.class_names == (("rose", "tulip") if agree else ("0",))
+    text = "are those of the .json beside each image, not the 2 folders"
+    assert any(text in note for note in reporter.notes) is not agree
