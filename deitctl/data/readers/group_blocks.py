@@ -13,9 +13,8 @@ import numpy as np
 
 from deitctl.data.readers.parquet_file import list_errors
 from deitctl.data.readers.row_groups import RowGroups
-from deitctl.data.stores.block_cache import BlockCache
+from deitctl.data.stores.block_cache import BlockCache, CachedBlock
 from deitctl.data.stores.cache_room import CacheFailed
-from deitctl.data.stores.stored_file import StoredFile
 
 VERSION = 1
 """Of the form of a block."""
@@ -23,12 +22,14 @@ PIECE_BYTES = 2**22
 """That are written at a time: for each piece the cache makes room."""
 MAX_OPEN = 128
 """Blocks that a process keeps open."""
+MAX_OPEN_BYTES = 2**30
+"""Bytes that they have together: the disk has those of an open file until it is closed, deleted or not."""
 
 
 class GroupBlock:
     """The images of a row group, in a file of the cache."""
 
-    def __init__(self, file: StoredFile, num_rows: int) -> None:
+    def __init__(self, file: CachedBlock, num_rows: int) -> None:
         """Read where the images are.
 
         Raises:
@@ -93,10 +94,17 @@ class GroupBlocks:
             self._unusable.add(number)
             return None
         if block is not None:
+            self._close_some(block.file.size)
             self._open[number] = block
-            while len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)
         return block
+
+    def _close_some(self, more_bytes: int) -> None:
+        """Close blocks that made room for others in the cache, and the oldest where too many are open."""
+        for number in [n for n, block in self._open.items() if block.file.is_deleted]:
+            del self._open[number]
+        num_bytes = sum(block.file.size for block in self._open.values()) + more_bytes
+        while self._open and (len(self._open) >= MAX_OPEN or num_bytes > MAX_OPEN_BYTES):
+            num_bytes -= self._open.popitem(last=False)[1].file.size
 
     def close(self, number: int) -> None:
         """Forget an open block, which is damaged: it is written anew if it is needed again."""
@@ -111,7 +119,9 @@ class GroupBlocks:
             if not self.cache.fits(group.num_bytes):
                 return None  # without decoding it in vain
             file = self.cache.get(
-                key, lambda to: write_block(self.groups.decode(number), group.num_rows, to)
+                key,
+                lambda to: write_block(self.groups.decode(number), group.num_rows, to),
+                reads_blocks=True,
             )
         return None if file is None else GroupBlock(file, group.num_rows)
 

@@ -36,7 +36,7 @@ TOUCH_S = 60.0
 """Between two notes of a block's use."""
 NUM_STRIPES = 4096
 """Locks of keys. Their files stay: deleting one that another process opens would let two have it."""
-_held: dict[tuple[int, str], threading.Lock] = {}
+_held: dict[tuple[int, str, str], threading.Lock] = {}
 
 
 class DamagedBlock(OSError):
@@ -78,6 +78,11 @@ class CachedBlock(OpenFile):
     def size(self) -> int:
         """In bytes."""
         return int(self._size)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the file has no name any more: its bytes are the disk's again when it is closed."""
+        return os.fstat(self.handle).st_nlink == 0
 
     def require_unchanged(self) -> None:
         """Raise `DamagedBlock` if the block was written to since it was opened."""
@@ -140,7 +145,9 @@ class BlockCache:
         _note_use(block)
         return block
 
-    def get(self, key: str, write: Callable[[BinaryIO], object]) -> CachedBlock:
+    def get(
+        self, key: str, write: Callable[[BinaryIO], object], *, reads_blocks: bool = False
+    ) -> CachedBlock:
         """Return the block of a key, which is written if it is not there.
 
         Processes that want the same block wait for the one that writes it.
@@ -148,6 +155,8 @@ class BlockCache:
         Args:
             key: names the content: the same key must always mean the same bytes.
             write: called with a file, seekable, to write the block to. What it raises is raised.
+            reads_blocks: whether `write` itself gets blocks of the cache, which do not: so that nobody
+                waits for a lock that waits for his.
 
         Raises:
             CacheFailed: the folder cannot be written, the disk is full, or the block has no room in
@@ -156,7 +165,7 @@ class BlockCache:
         if (block := self.find(key)) is not None:
             return block
         path = self._find_path(key)
-        with self._locked(path.name[:3]):
+        with self._locked(path.name[:3], "reading-locks" if reads_blocks else "locks"):
             if (block := self.find(key)) is None:
                 self._write(path, write)
                 with explain_failures():
@@ -168,13 +177,13 @@ class BlockCache:
         return self.room.folder / digest[3:5] / digest
 
     @contextmanager
-    def _locked(self, stripe: str) -> Iterator[None]:
+    def _locked(self, stripe: str, folder: str) -> Iterator[None]:
         """Hold the lock of a key against other threads, processes and hosts."""
         from filelock import FileLock
 
         # Of this process too: on a network file system a file's lock is the process's, not the thread's.
-        with _held.setdefault((os.getpid(), stripe), threading.Lock()):
-            path = self.room.folder / "locks" / stripe
+        with _held.setdefault((os.getpid(), folder, stripe), threading.Lock()):
+            path = self.room.folder / folder / stripe
             lock = FileLock(path, fallback_to_soft=False)
             with explain_failures():
                 path.parent.mkdir(parents=True, exist_ok=True)

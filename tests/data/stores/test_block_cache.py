@@ -260,3 +260,22 @@ def test_checksums_are_right_where_reads_return_less_than_was_requested(tmp_path
     )
     content = os.urandom(CHUNK + 17)
     assert BlockCache(str(tmp_path)).get("a", write(content)).read(0, 2**20) == content
+
+
+def test_a_block_that_is_made_of_blocks_waits_for_none_of_their_locks(tmp_path, monkeypatch):
+    cache = BlockCache(str(tmp_path))
+    find_path = BlockCache._find_path
+    monkeypatch.setattr(  # all keys have one lock
+        BlockCache, "_find_path", lambda self, key: find_path(self, key).with_name("0" * 39 + key)
+    )
+
+    def write_of_block(target):
+        target.write(cache.get("2", write(b"inner")).read(0, 9) * 2)
+
+    def get_outer():
+        assert cache.get("1", write_of_block, reads_blocks=True).read(0, 99) == b"innerinner"
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=get_outer, daemon=True).start()
+    assert done.wait(20)
