@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,58 +14,48 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.fingerprint import fingerprint_split
 from deitctl.data.readers.hub_address import is_hub, parse_address
 from deitctl.data.readers.torch_dataset import PREFIX
-from deitctl.data.run_data import SPLIT_FILE, read_run_data, write_split
 from deitctl.data.stores.store_settings import reading_stores
-from deitctl.data.training_data import Source, open_for_training
-from deitctl.data.unlabeled import select_labeled
 from deitctl.data.value_range import write_range
 from deitctl.device import Device, choose_device
 from deitctl.distillation.ensemble import name_teachers
 from deitctl.distillation.finetune import RESULT
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
 from deitctl.distillation.preflight import Preflight
-from deitctl.distributed import World, is_distributed, launch_id, process_group
+from deitctl.distributed import World, process_group
 from deitctl.errors import (
     ConfigError,
     DeitctlError,
-    Interrupted,
-    LoaderLost,
-    Signalled,
     TeacherError,
 )
 from deitctl.events import Reporter, SilentReporter
-from deitctl.lock import locked
 from deitctl.models.factory import LoadedModel
-from deitctl.paths import DiskError, read_json, write_bytes, write_json
+from deitctl.paths import read_json, write_bytes, write_json
 from deitctl.records import to_object
 from deitctl.settings import list_learning, override, write_toml
 from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_class_weights
-from deitctl.training.configure import check, name_command, settle_task
-from deitctl.training.data_order import settle_order
+from deitctl.training.configure import check, name_command
 from deitctl.training.disk_space import warn_of_full_disks, warn_of_small_shared_memory
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
 from deitctl.training.extensions import (
     NO_EXTENSIONS,
     Extensions,
     guard_objective,
-    keep_names,
     require_recipe_loss,
     require_same_extensions,
 )
 from deitctl.training.normalization import ChannelStats, set_channels, write_channels
 from deitctl.training.objective import check_loss, choose_loss, report_loss
-from deitctl.training.own_images import require_same_images, warn_of_trained_images
-from deitctl.training.pinned_data import pin_as, pin_data
+from deitctl.training.opened_data import Datasets, open_run_data
+from deitctl.training.pinned_data import pin_as
 from deitctl.training.result import TrainResult, is_result
-from deitctl.training.resumption import load_checkpoint, restore_spelling
-from deitctl.training.run_dir import NOTHING_SAVED, Run, create_run_folder, require_runs_folder
+from deitctl.training.resumption import load_checkpoint
+from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
+from deitctl.training.run_start import begin_run, explain_stop, lock_run, name_launch
 from deitctl.training.session import describe_session, write_session
 from deitctl.training.teacher_head import fit_teacher_head
 from deitctl.training.tracking import track
 from deitctl.training.trainer import Trainer
-
-Datasets = tuple[ImageDataset, ImageDataset]  # training and validation images
 
 
 def run_training(
@@ -92,7 +81,6 @@ def run_training(
     device = choose_device(config.device, config.precision)
     with (
         process_group(device.torch_device) as world,
-        reading_stores(config.cache_dir, config.cache_size, reporter or SilentReporter()),
         open_run(config, datasets, reporter, device, world, extensions, resume=False) as trainer,
     ):
         return trainer.fit()
@@ -136,13 +124,10 @@ def resume(
     check(config)
     config = replace(config, output_dir=str(root))
     device = choose_device(config.device, config.precision)
-    with (
-        process_group(device.torch_device) as world,
-        reading_stores(config.cache_dir, config.cache_size, reporter),
-    ):
+    with process_group(device.torch_device) as world:
         before = config.recipe
         if more_epochs and world.is_main:
-            config = add_epochs(run, config, more_epochs, launch=_launch())
+            config = add_epochs(run, config, more_epochs, launch=name_launch())
         config = world.broadcast_object(config)
         if run.result() is not None and not more_epochs:
             reporter.note(
@@ -154,7 +139,7 @@ def resume(
         ) as trainer:
             if config.recipe != before and world.is_main:
                 # Now, because until here data, model or checkpoint could have been refused.
-                run.extend(config, _launch())
+                run.extend(config, name_launch())
             places: dict[str, Any] = {k: changes[k] for k in PLACES if k in changes}
             if any(places.values()) and world.is_main:  # seen to be the run's
                 moved = pin_as(override(Run.open(root)[1], places), trainer.config)
@@ -180,77 +165,23 @@ def open_run(
         raise ConfigError(
             f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
         )
-    train, val = _open_data(config, datasets, reporter, world, resume=resume)
-    config = pin_data(config, world)  # what it is now is what a resumed run trains on
-    if config.distill is None:  # a teacher that is trained first, for example
-        train = select_labeled(train)
-    if resume:
-        train, val = restore_spelling(Path(config.output_dir), train, val)
-        require_same_extensions(Path(config.output_dir), extensions, reporter)
-    if train.bands and extensions.augmentation is not None:
-        raise ConfigError(
-            f"An augmentation of the caller's gets a Pillow image of RGB, and these have {train.bands} bands.",
-            "Leave it out.",
+    with reading_stores(config.cache_dir, config.cache_size, reporter):
+        if resume:
+            require_same_extensions(Path(config.output_dir), extensions, reporter)
+        config, datasets = open_run_data(
+            config, datasets, reporter, world, extensions, resume=resume
         )
-    config = settle_task(config, train)
-    if not resume:  # elsewhere the cache may be another: on another host too
-        settled = settle_order(config, train)
-        order, window = world.broadcast_object((settled.data_order, settled.window))
-        config = replace(config, data_order=order, window=window)
-    train = train.with_augmentation(extensions.augmentation)
-    require_same_images(config.data, train, val, world)
-    if world.is_main:
-        warn_of_trained_images(config, val, reporter)
-    # As the run began: images that can be read now, and could not be then, would change it.
-    channels = Run(Path(config.output_dir)).saved_channels() if resume and train.bands else None
-    if train.bands and not world.is_main:  # the main process measures them
-        channels = ChannelStats((0.0,) * train.bands, (1.0,) * train.bands)
-    student = build_student(config, train, reporter, channels=channels)
-    if train.bands:
-        pre = student.model_config.preprocessing
-        stats = world.broadcast_object(ChannelStats(pre.mean, pre.std))
-        student = replace(student, model_config=set_channels(student.model_config, stats))
-    note_changes(config, student, reporter)
-    counts = ClassCounts.of(train)
-    if extensions.objective is not None:
-        require_recipe_loss(config.recipe)
-    else:
-        check_loss(config, counts)
-        if world.is_main:
-            report_loss(config, counts, reporter)
-    if not config.output_dir:
-        # Of several processes the main one makes the folder, which is so no other run's.
-        root = str(create_run_folder(*name_run(config))) if world.is_main else ""
-        config = replace(config, output_dir=world.broadcast_object(root))
-    run = Run(Path(config.output_dir), writes=world.is_main)
-    command = f"deitctl train --resume {run.quoted}"
-    try:
-        with ExitStack() as stack:
-            if world.is_main:
-                run.require_creatable()
-                try:
-                    stack.enter_context(
-                        locked(run.lock_file, what=str(run.root), reporter=reporter)
-                    )
-                except OSError as error:
-                    raise DiskError.from_os_error(run.root, error) from error
-            if resume:
-                has_saved = run.saved_position() is not None
-                again = "" if has_saved else " It has no checkpoint, so that it begins again."
-                reporter.note(f"Resuming {run.root}.{again}")
-            elif world.is_main:
-                # Before the teacher is fine-tuned, because the folder may not be writable.
-                Run.create(run.root, config)
-                keep_names(run.root, extensions)
-            # A run without a checkpoint begins again, with the data as it is now.
-            goes_on = resume and run.saved_position() is not None
-            if world.is_main and not (goes_on and (run.root / SPLIT_FILE).exists()):
-                write_split(run.root, select_labeled(train), val)
-            if world.is_main and not resume:
-                run.cut_log(0)  # of a run that was killed before its first checkpoint
-                write_bytes(run.launch_id_file, _launch().encode())
+        student = _build_student(config, datasets[0], reporter, world, resume=resume)
+        _check_loss(config, datasets[0], reporter, world, extensions)
+        if not config.output_dir:
+            # Of several processes the main one makes the folder, which is so no other run's.
+            root = str(create_run_folder(*name_run(config))) if world.is_main else ""
+            config = replace(config, output_dir=world.broadcast_object(root))
+        run = Run(Path(config.output_dir), writes=world.is_main)
+        with explain_stop(run), lock_run(run, reporter):
+            begin_run(run, config, datasets, reporter, extensions, resume=resume)
             trainer = build_trainer(
-                run, config, student, (train, val), device, reporter, world, extensions
+                run, config, student, datasets, device, reporter, world, extensions
             )
             if resume:
                 load_checkpoint(trainer)
@@ -258,51 +189,40 @@ def open_run(
                 write_session(run.root, describe_session(trainer))
             with track(trainer, extensions):
                 yield trainer
-    except (KeyboardInterrupt, Signalled, Interrupted) as stop:
-        signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.signum
-        raise Interrupted(signum, command, _describe_saved(run, stop)) from stop
-    except LoaderLost as error:
-        hint = error.hint.partition(" To go on:")[0]
-        raise LoaderLost(error.message, f"{hint} To go on: {command} --workers 0") from error
 
 
-def _describe_saved(run: Run, stop: BaseException) -> str:
-    """Return what an interrupted run has saved, as a sentence; a teacher that was in training has its own run."""
-    if not run.writes:
-        return ""
-    saved = stop.saved if isinstance(stop, Interrupted) and run.saved_position() is None else ""
-    if saved not in ("", NOTHING_SAVED):
-        return "Nothing of the student was saved yet; the training of its teacher goes on where it stopped."
-    return run.describe_saved()
+def _build_student(
+    config: TrainConfig, train: ImageDataset, reporter: Reporter, world: World, *, resume: bool
+) -> LoadedModel:
+    """Build the student; bands are normalized as when the run began, or as the main process measures them."""
+    # As the run began: images that can be read now, and could not be then, would change it.
+    channels = Run(Path(config.output_dir)).saved_channels() if resume and train.bands else None
+    if train.bands and not world.is_main:
+        channels = ChannelStats((0.0,) * train.bands, (1.0,) * train.bands)
+    student = build_student(config, train, reporter, channels=channels)
+    if train.bands:
+        pre = student.model_config.preprocessing
+        stats = world.broadcast_object(ChannelStats(pre.mean, pre.std))
+        student = replace(student, model_config=set_channels(student.model_config, stats))
+    note_changes(config, student, reporter)
+    return student
 
 
-def _open_data(
+def _check_loss(
     config: TrainConfig,
-    datasets: Datasets | None,
+    train: ImageDataset,
     reporter: Reporter,
     world: World,
-    *,
-    resume: bool,
-) -> Datasets:
-    """Return the images of a run; those that it began with if it is resumed."""
-    if datasets is not None and config.data.startswith(PREFIX):  # which no command can open again
-        return datasets
-    root = Path(config.output_dir)
-    run_data = read_run_data(root) if resume else None
-    if run_data is not None and run_data.rows is not None and run_data.rows.is_held_out:
-        datasets = None  # opened as the data is now
-    elif Run(root).saved_position() is None:
-        run_data = None  # killed before it wrote which images it holds out
-    value_range = Run(root).saved_value_range() if run_data is not None else None
-    if datasets is not None:
-        train, val = datasets
-        return (
-            datasets
-            if value_range is None
-            else (train.with_value_range(value_range), val.with_value_range(value_range))
-        )
-    source = replace(Source.of(config), value_range=value_range or config.value_range)
-    return open_for_training(source, reporter=reporter, run=run_data, world=world)
+    extensions: Extensions,
+) -> None:
+    """Raise `ConfigError` for a loss that is not for these labels, and report which it is."""
+    if extensions.objective is not None:
+        require_recipe_loss(config.recipe)
+        return
+    counts = ClassCounts.of(train)
+    check_loss(config, counts)
+    if world.is_main:
+        report_loss(config, counts, reporter)
 
 
 def build_trainer(
@@ -412,7 +332,7 @@ def start_or_resume(
             continued.
     """
     check(config)
-    launch = _launch()
+    launch = name_launch()
     device = choose_device(config.device, config.precision)
     with process_group(device.torch_device) as world:
         root = None
@@ -458,11 +378,6 @@ def require_output(config: TrainConfig) -> None:
     run = Run(Path(config.output_dir))
     run.require_creatable()
     run.require_new()
-
-
-def _launch() -> str:
-    """Return the launch of several processes that this one is of, empty for a single one."""
-    return launch_id() if is_distributed() else ""
 
 
 def train_or_find(

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from deitctl.config import DistillConfig, TrainConfig
 from deitctl.data.batch_transforms import normalize
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import build_eval_loader
+from deitctl.data.stores.store_settings import get_cache, warn
 from deitctl.data.subsets import select
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.errors import (
@@ -25,14 +27,14 @@ from deitctl.errors import (
     DataError,
     DeitctlError,
     Interrupted,
-    Signalled,
     TeacherError,
 )
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import load_tensors
 from deitctl.models.factory import load_model
-from deitctl.training.launch import _describe_saved, resume, run_training
-from deitctl.training.run_dir import NOTHING_SAVED, Run
+from deitctl.training.launch import resume, run_training, start_or_resume
+from deitctl.training.run_dir import Run
+from deitctl.training.trainer import Trainer
 
 Make = Callable[..., TrainConfig]
 Pair = tuple[ImageDataset, ImageDataset]
@@ -284,13 +286,27 @@ def test_unreadable_images_are_left_out_and_named(
     assert (result.images_seen, result.evaluation.num_images) == (15, 3)
 
 
-def test_what_a_run_has_saved_is_said_also_of_its_teacher(tmp_path: Path) -> None:
-    """A teacher in training is a run of its own, whose checkpoint is in the cache."""
-    run, whole = Run(tmp_path), "The last checkpoint, of step 3 (epochs done: 1), is whole."
-    assert _describe_saved(run, Signalled(15)) == NOTHING_SAVED
-    assert _describe_saved(run, Interrupted(15, saved=NOTHING_SAVED)) == NOTHING_SAVED
-    assert "its teacher goes on" in _describe_saved(run, Interrupted(15, saved=whole))
-    assert _describe_saved(Run(tmp_path, writes=False), Signalled(15)) == ""
+@pytest.mark.parametrize("start", [run_training, partial(start_or_resume, auto=False)])
+def test_a_run_reads_from_stores_by_its_own_settings(
+    little_config: Make, little: Pair, start, reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def fit(self: Trainer) -> None:
+        seen.append((get_cache().folder, get_cache().max_bytes))
+        warn("waiting for the store")
+        raise Stop
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    config = replace(little_config("run"), cache_dir="/own", cache_size="3MB")
+    with pytest.raises(Stop):
+        start(config, datasets=little, reporter=reporter)
+    assert seen == [("/own", 3_000_000)]
+    assert "waiting for the store" in reporter.warnings
+    assert get_cache().folder == ""
 
 
 def test_a_resume_on_other_data_is_refused(little_config: Make, little: Pair) -> None:
