@@ -1125,6 +1125,8 @@ def _train_run(
 def _prepare_teacher(
     arguments: Mapping[str, Any],
 ) -> Iterator[tuple[TrainConfig, Datasets, Callable[[TrainConfig], Mapping[str, Any]], Reporter]]:
+    from deitctl.data.stores.store_settings import reading_stores
+
     if arguments.get("mode") == "none":
         raise ConfigError("--mode none has no teacher.", "Use hard or soft.")
     request = _collect({**arguments, "teacher_input": "unmixed"}, distilled=True)
@@ -1136,4 +1138,5 @@ def _prepare_teacher(
     request, opened = _open_objects(request)
     with _join_processes(request) as world:
         config, datasets = _configure(request, opened, world)
-        yield config, datasets, _train_run(datasets, request.reporter), request.reporter
+        with reading_stores(config.cache_dir, config.cache_size, request.reporter):
+            yield config, datasets, _train_run(datasets, request.reporter), request.reporter

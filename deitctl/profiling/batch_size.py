@@ -10,6 +10,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import fit_batch_size
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import Device, choose_device
 from deitctl.distributed import is_distributed
@@ -90,7 +91,8 @@ def with_chosen_batch_size(
     check(config)
     datasets = datasets or open_for_training(Source.of(config), reporter=reporter)
     device = choose_device(config.device, config.precision)
-    choice = choose_batch_size(config, datasets, device, reporter)
+    with reading_stores(config.cache_dir, config.cache_size, reporter):
+        choice = choose_batch_size(config, datasets, device, reporter)
     reporter.note(choice.message)
     return replace(config, recipe=replace(config.recipe, batch_size=choice.batch_size))
 

@@ -19,6 +19,7 @@ import numpy as np
 from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.folds import FoldedData
 from deitctl.data.splits import list_relative_paths
+from deitctl.data.stores.store_settings import reading_stores
 from deitctl.device import choose_device
 from deitctl.distributed import World, process_group
 from deitctl.errors import ConfigError, DataError, Interrupted, Signalled
@@ -187,7 +188,10 @@ def train_folds(
         Interrupted: stopped by a signal, after the finished steps were saved.
     """
     device = choose_device(config.device, config.precision)
-    with process_group(device.torch_device) as world:
+    with (
+        process_group(device.torch_device) as world,
+        reading_stores(config.cache_dir, config.cache_size, reporter),
+    ):
         config = world.broadcast_object(_begin(config, folded, choose) if world.is_main else config)
         root = Path(config.output_dir)
         with _naming_all_folds(root):
