@@ -86,8 +86,8 @@ def _take_classes(
 
 
 def _find_labels(before: Labels, now: Labels) -> NDArray[np.int64]:
-    """Return the images of several labels, [N,K], that have one of them left, or had none."""
-    return np.flatnonzero((now > 0).any(axis=1) | ~(before > 0).any(axis=1))
+    """Return the images of several labels, [N,K], that have one of them left, or had none of the classes."""
+    return np.flatnonzero((now > 0).any(axis=1) | (before == 0).all(axis=1))
 
 
 def _leave_copies_out(

@@ -117,9 +117,10 @@ def drop_empty_classes(dataset: FileDataset) -> tuple[FileDataset, list[str]]:
 
 
 def encode_labels(labels: Labels, num_classes: int) -> NDArray[np.bool_]:
-    """Return labels of one an image, [N], as multi-hot, [N,K]."""
+    """Return labels of one an image, [N], as multi-hot, [N,K]; one without a label, -1, has no class."""
     encoded = np.zeros((len(labels), num_classes), np.bool_)
-    encoded[np.arange(len(labels)), labels] = True
+    labeled = np.flatnonzero(labels >= 0)
+    encoded[labeled, labels[labeled]] = True
     return encoded
 
 

@@ -338,8 +338,12 @@ def renumber(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
 
 
 def make_multilabel(dataset: ImageDataset) -> ImageDataset:
-    """Return images of one label each as such of several, each with its one."""
+    """Return images of one label each as such of several, each with its one; those without stay so."""
     if dataset.is_multilabel:
         return dataset
-    labels = encode_labels(dataset.labels, len(dataset.class_names))
+    labels: Labels = encode_labels(dataset.labels, len(dataset.class_names))
+    is_unlabeled = dataset.labels < 0
+    if is_unlabeled.any():
+        labels = labels.astype(np.int8)
+        labels[is_unlabeled] = -1
     return Subset(dataset, np.arange(len(labels)), labels, dataset.class_names)

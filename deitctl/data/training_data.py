@@ -189,7 +189,9 @@ def _open_for_training(
     if source.unlabelled == REST:
         return add_unlabeled(all_labeled, take_rest(all_train, train)), val
     if source.unlabelled:
-        unlabeled = _open_unlabeled(source, data.name, *compared, reporter)
+        labeled = add_extra(compared[0], extra, ())
+        validated = labeled if compared[0] is compared[1] else val
+        unlabeled = _open_unlabeled(source, data.name, labeled, validated, reporter)
         return add_unlabeled(all_labeled, unlabeled), val
     return all_labeled, val
 
@@ -224,7 +226,15 @@ def _require_rest(source: Source) -> None:
 def _open_unlabeled(
     source: Source, name: str, train: ImageDataset, val: ImageDataset, reporter: Reporter
 ) -> ImageDataset:
-    """Return the images without labels of a source, none of which is a training or validation image."""
+    """Return the images without labels of a source, none of which is a training or validation image.
+
+    Args:
+        source: of the run.
+        name: of its data.
+        train: the images with labels, those of other sources too.
+        val: the validation images; `train` itself where each of its images is validated on.
+        reporter: receives what is left out.
+    """
     ref = source.unlabelled
     require_other_data(ref, name)
 
@@ -238,7 +248,8 @@ def _open_unlabeled(
     images = leave_duplicates_out(images, train, val, ref, reporter)
     require_images(images, "unlabelled", ref, reporter)
     reporter.note(
-        f"{len(train.labels):,} training images of {name} have labels, {len(images.labels):,} of {ref} have "
+        f"{len(train.labels):,} training images of {' and '.join((name, *source.extra_data))} have labels, "
+        f"{len(images.labels):,} of {ref} have "
         "none: the teacher alone labels these. Copies of training or validation images are left out "
         "where their files are equal; copies that were encoded anew stay."
     )
@@ -270,7 +281,7 @@ def _open_folds(source: Source, reporter: Reporter) -> FoldedData:
         return replace(folded, uses_rest=True)
     if not source.unlabelled:
         return folded
-    images = folded.images  # each is validated on
+    images = add_extra(folded.images, folded.extra, ())  # each is validated on
     return replace(folded, unlabeled=_open_unlabeled(source, folded.name, images, images, reporter))
 
 

@@ -434,7 +434,7 @@ def warn_about_sizes(
 
     Args:
         recipe: as configured.
-        num_images: of the training data.
+        num_images: of an epoch.
         model: the student.
         img_size: of its input, in pixels.
         early_size: the same in the early epochs, 0 without any.
@@ -442,7 +442,7 @@ def warn_about_sizes(
     """
     if recipe.batch_size > num_images:
         reporter.note(
-            f"A batch is all {num_images} training images, which are fewer than "
+            f"A batch is all {num_images} images of an epoch, which are fewer than "
             f"{recipe.batch_size}."
         )
     resize = recipe.progressive_resize

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from deitctl.data.dataset import FileDataset
 from deitctl.data.draws import BalancedDraws
 from deitctl.data.fingerprint import fingerprint_split
-from deitctl.data.labels import count_images, name_labels
+from deitctl.data.labels import count_images, encode_labels, name_labels
 from deitctl.data.run_data import read_run_data, write_split
 from deitctl.data.samplers import EpochOrder, TrainBatches, spread_labeled
-from deitctl.data.subsets import renumber
+from deitctl.data.subsets import make_multilabel, renumber
 from deitctl.data.training_data import Source, open_folds, open_for_training
 from deitctl.data.unlabeled import add_unlabeled, count_unlabeled, find_labeled, select_labeled
 from deitctl.errors import DataError
@@ -56,6 +56,13 @@ def test_images_without_labels_count_in_no_class_and_come_last(several):
     assert count_unlabeled(renamed) == 4
     val = make_dataset(3, several=several)
     assert fingerprint_split(both, val) != fingerprint_split(train, val)
+
+
+def test_images_without_labels_have_none_where_an_image_has_several_either():
+    part = add_unlabeled(make_dataset(3), make_dataset(1))
+    assert make_multilabel(part).labels.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]]
+    assert encode_labels(part.labels, 3).tolist()[3] == [False] * 3
+    assert make_multilabel(make_dataset(3)).labels.dtype == np.bool_
 
 
 @pytest.fixture
@@ -165,6 +172,32 @@ def test_every_fold_trains_on_the_images_without_labels(data, reporter):
         train, val = folded.split(fold)
         assert count_unlabeled(train) == 3
         assert count_unlabeled(val) == 0
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_images_of_another_source_with_labels_are_not_trained_on_without_them(
+    data, reporter, folds
+):
+    more = data.parent / "more" / "dog"
+    more.mkdir(parents=True)
+    for number, file in enumerate(sorted((data.parent / "others" / "x").iterdir())):
+        (more / f"{number}{file.suffix}").write_bytes(file.read_bytes())
+    source = Source(
+        str(data / "train" if folds else data), folds=folds, fold=min(1, folds),
+        extra_data=(str(more.parent),), unlabelled=str(data.parent / "others"),
+    )  # fmt: skip
+    train, _ = open_for_training(source, reporter=reporter)
+    digests = [train.digest(n) for n in range(len(train.labels))]
+    assert len(set(digests)) == len(digests)
+    num_equal = 6 if folds else 2  # the copies of validation images are copies of these too
+    assert f"{num_equal} of the 9 images" in " ".join(reporter.warnings)
+    assert "are equal to training images" in " ".join(reporter.warnings)
+    assert f"8 training images of {source.ref} and {more.parent} have labels" in " ".join(
+        reporter.notes
+    )
+    if folds:
+        folded = open_folds(source, reporter=reporter).split(1)[0]
+        assert count_unlabeled(folded) == count_unlabeled(train)
 
 
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(0, 9))

@@ -47,7 +47,9 @@ def test_the_rate_is_that_of_the_batch_which_the_data_fills(
     run = run_training(config, datasets=little, reporter=reporter).run
     log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     assert max(r["lr"] for r in log if r["kind"] == "step") == pytest.approx(planned.peak_lr)
-    assert f"A batch is all {count} training images, which are fewer than 1000." in reporter.notes
+    assert (
+        f"A batch is all {count} images of an epoch, which are fewer than 1000." in reporter.notes
+    )
 
 
 def test_the_plans_batch_is_the_largest_that_an_epoch_is_divided_into(
