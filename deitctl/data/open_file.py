@@ -163,3 +163,18 @@ def write_at(handle: int, offset: int, data: bytes) -> None:
                 os.lseek(handle, offset, os.SEEK_SET)
                 written = os.write(handle, data)
         data, offset = data[written:], offset + written
+
+
+def share_open_files(most: int) -> int:
+    """Return how many files one kind of data may hold open: `most`, or a quarter of all if that is fewer."""
+    return min(most, max(1, (read_max_open_files() or 4 * most) // 4))
+
+
+def read_max_open_files() -> int | None:
+    """Return how many files this process may hold open, None for any number."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

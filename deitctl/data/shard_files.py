@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deitctl.data.layout import name_some
 from deitctl.data.open_file import Identity as FileIdentity
-from deitctl.data.open_file import get_identity
+from deitctl.data.open_file import get_identity, share_open_files
 from deitctl.data.stores.address import get_folder, get_name, is_remote, redact
 from deitctl.data.stores.block_cache import BlockCache
 from deitctl.data.stores.store_settings import get_cache
@@ -28,7 +28,7 @@ from deitctl.threads import DaemonThreads
 
 Identity = tuple[int | str, ...]
 """What tells a shard from another of the same name, see `StoredFile`."""
-MAX_OPEN = 256
+MAX_OPEN = share_open_files(256)
 """Shards that a process holds open: a process often may have 1,024 files, and data sets have 10,000
 shards."""
 
@@ -161,14 +161,19 @@ def open_shards(paths: Sequence[str], name: str = "") -> ShardFiles:
     """
     if not any(map(is_remote, paths)):
         return open_local([Path(path) for path in paths])
+    identities = find_identities(paths, name)
+    num_bytes = sum(int(identity[0]) for identity in identities)
+    return ShardFiles(paths, identities, get_cache() if get_cache().fits(num_bytes) else None)
+
+
+def find_identities(paths: Sequence[str], name: str = "") -> list[Identity]:
+    """Return what files are now, with many requests in flight; raise as `open_shards`."""
     with DaemonThreads(REMOTE_THREADS) as threads:
         described = list(threads.map(_find_identity, paths))
     missing = [path for path, identity in zip(paths, described, strict=True) if identity is None]
     if missing:
         raise _report_missing(missing, len(paths), name)
-    identities = [identity for identity in described if identity is not None]
-    num_bytes = sum(int(identity[0]) for identity in identities)
-    return ShardFiles(paths, identities, get_cache() if get_cache().fits(num_bytes) else None)
+    return [identity for identity in described if identity is not None]
 
 
 def _report_missing(missing: Sequence[str], count: int, name: str) -> DataError:
@@ -176,7 +181,7 @@ def _report_missing(missing: Sequence[str], count: int, name: str) -> DataError:
     if count == 1:
         return DataError(f"There is no file {first}.", "See whether it is spelled as it is meant.")
     return DataError(
-        f"{len(missing):,} of the {count:,} shards {name or 'of ' + get_folder(first)} are missing: "
+        f"{len(missing):,} of the {count:,} files {name or 'of ' + get_folder(first)} are missing: "
         f"{name_some(map(get_name, missing))}.",
         "Put them there, or name those that are there.",
     )

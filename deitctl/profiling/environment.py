@@ -15,6 +15,7 @@ import torch
 import deitctl
 from deitctl.cores import count_cores
 from deitctl.data.lazy_jpeg import load_jpeg_decoder
+from deitctl.data.open_file import read_max_open_files
 from deitctl.device import INFERENCE_PRECISION, DeviceSettings, choose_device
 from deitctl.free_memory import read_free_memory
 from deitctl.home import cache_root, can_write, find_home
@@ -151,7 +152,7 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         weights_dir=os.environ.get(WEIGHTS_VARIABLE),
         free_disk_mib=shutil.disk_usage(Path.cwd()).free // MIB,
         free_shared_memory_mib=_read_free_shared_memory(),
-        max_open_files=_read_max_open_files(),
+        max_open_files=read_max_open_files(),
         home=str(find_home()),
         cache_dir=str(cache_root()),
         cache_is_writable=can_write(cache_root()),
@@ -160,15 +161,6 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
 
 def _read_free_shared_memory() -> int | None:
     return shutil.disk_usage(SHARED_MEMORY).free // MIB if os.path.isdir(SHARED_MEMORY) else None
-
-
-def _read_max_open_files() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _find_version(package: str) -> str | None:

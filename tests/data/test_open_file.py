@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from deitctl.data import open_file
-from deitctl.data.open_file import OpenFile, read_at, write_at
+from deitctl.data.open_file import OpenFile, read_at, share_open_files, write_at
 from deitctl.errors import DataChanged
 
 
@@ -110,3 +110,15 @@ def test_partial_reads_and_writes_are_continued(path, monkeypatch):
         assert read_at(handle, 10, 30) == bytes(range(100, 130))
     finally:
         os.close(handle)
+
+
+def test_a_process_that_may_open_few_files_holds_a_quarter_of_them_open():
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+        assert share_open_files(256) == 50
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert share_open_files(8) == 8

@@ -9,6 +9,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from deitctl.data.readers.sample_labels import CLASS_SUFFIXES, FILE, TEXT, Label
 from deitctl.data.readers.sample_names import name_images
 from deitctl.data.readers.shard_contents import ShardContents, join_spans
 from deitctl.data.shard_files import Spans
+from deitctl.data.stores.address import get_name
 from deitctl.errors import DataError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -116,16 +118,18 @@ def list_samples(
                 f"{data} has no sample with an image and a label in its {split} split.", HINT
             )
     values = [value for number in order for value in chosen[number].values]
-    members = [(number, place) for number in order for place in chosen[number].places.tolist()]
-    files = _list_paths(members, contents, chosen, order)
+    files = _list_paths(order, contents, chosen)
+
+    def name_sample(at: int) -> str:
+        number, name = next(islice(_iterate_members(order, contents, chosen), at, None))
+        return f"{get_name(shards[number])}:{name}"
+
     labels = number_samples(
         values,
         files,
         class_names,
         TEXT in columns,
-        lambda at: (
-            f"{posixpath.basename(shards[members[at][0]])}:{_name_member(contents, members[at])}"
-        ),
+        name_sample,
         data,
     )
     left_out = counts.describe()
@@ -149,35 +153,36 @@ def list_samples(
 
 
 def _list_paths(
-    members: Sequence[tuple[int, int]],
-    contents: Sequence[ShardContents],
-    chosen: Mapping[int, _Chosen],
-    order: Sequence[int],
+    order: Sequence[int], contents: Sequence[ShardContents], chosen: Mapping[int, _Chosen]
 ) -> list[str | None]:
     """Return the path of each sample's image: that in its JSON, else in its shard if there are folders."""
     files = [file for number in order for file in chosen[number].files]
-    if all(files):
+    if all(files) or not any((contents[number].names.blob == ord("/")).any() for number in order):
         return files
-    paths = [_name_member(contents, member) for member in members]
+    paths = [name for _, name in _iterate_members(order, contents, chosen)]
     if len({path.rpartition("/")[0] for path in paths}) < 2:
         return files
     return [file or path for file, path in zip(files, paths, strict=True)]
 
 
-def _name_member(contents: Sequence[ShardContents], member: tuple[int, int]) -> str:
-    number, place = member
-    return contents[number].names[place]
+def _iterate_members(
+    order: Sequence[int], contents: Sequence[ShardContents], chosen: Mapping[int, _Chosen]
+) -> Iterator[tuple[int, str]]:
+    """Yield the shard and the member of each sample's image."""
+    for number in order:
+        names = contents[number].names
+        yield from ((number, names[place]) for place in chosen[number].places.tolist())
 
 
 def _describe_folders(
     columns: Collection[str], values: Sequence[Label | None], files: Sequence[str | None]
 ) -> str:
     """Return a note if images lie in folders of other classes than their JSON says."""
+    if not any(column.startswith("json") for column in columns):
+        return ""
     folders = {find_class_folder(file) for file in files if file}
     folders = {folder for folder in folders if folder and not folder.isdecimal()}
-    if len(folders) < 2 or not any(column.startswith("json") for column in columns):
-        return ""
-    if map_folders(values, files) is not None:
+    if len(folders) < 2 or map_folders(values, files) is not None:
         return ""
     return (
         f"The classes are those of the .json beside each image, not the {len(folders):,} folders that "
@@ -238,10 +243,9 @@ def _join(
     spans = join_spans(contents, numbers, {number: chosen[number].places for number in numbers})
 
     def list_files() -> Iterator[tuple[str, str]]:
-        for number in numbers:
-            members, own = contents[number].names, chosen[number]
-            for place, file in zip(own.places.tolist(), own.files, strict=True):
-                member = members[place]
-                yield shorten_file(file) if file else member, member
+        files = (file for number in numbers for file in chosen[number].files)
+        members = _iterate_members(numbers, contents, chosen)
+        for (_, member), file in zip(members, files, strict=True):
+            yield shorten_file(file) if file else member, member
 
     return name_images(shards, spans.shards, list_files), spans
