@@ -18,6 +18,7 @@ from deitctl.data.readers.braces import BRACES, expand_braces
 from deitctl.data.stores.address import (
     get_folder,
     get_name,
+    get_suffix,
     is_remote,
     is_web,
     join_address,
@@ -241,7 +242,7 @@ def _find_remote(ref: str) -> ShardSet | None:
         return _read_remote_list(ref)
     if is_web(ref) or name in INFO_FILES:
         return _find_by_info(ref, get_folder(ref) if name in INFO_FILES else ref)
-    if posixpath.splitext(name)[1] and not is_pattern:
+    if get_suffix(ref) and not is_pattern:
         return None
     files: list[StoredPath] = list_addresses(ref, (TAR, *COMPRESSED))
     folder = get_folder(files[0].address) if is_pattern else ref.rstrip("/")

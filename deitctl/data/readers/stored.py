@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from glob import has_magic
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.file_types import get_extensions
@@ -16,9 +16,11 @@ from deitctl.data.readers.parquet_table import open_columnar_files
 from deitctl.data.readers.read_options import ReadOptions
 from deitctl.data.readers.shard_names import find_shards
 from deitctl.data.readers.tar import open_tars
+from deitctl.data.shard_files import find_identities
 from deitctl.data.stores.address import (
     get_folder,
     get_name,
+    get_suffix,
     hide_secrets,
     is_web,
     redact,
@@ -47,7 +49,7 @@ def open_address(
     if redact(name).lower().endswith(COLUMNAR):
         return name, _open_columnar(name, _list_files(address), reporter, options)
     is_beside = get_name(name) in (INDEX, INFO)  # what stands for the data of its folder
-    if is_beside or not PurePosixPath(redact(name)).suffix:
+    if is_beside or not get_suffix(redact(name)):
         with suppress(OSError):  # there is no index, or the store does not say so
             return name, open_packed(get_folder(address) if is_beside else address)
     try:
@@ -63,7 +65,7 @@ def open_address(
 
 def _refuse(name: str) -> DataError:
     """Return the error for an address of something that is read from no store."""
-    if is_web(name) and not PurePosixPath(redact(name)).suffix:
+    if is_web(name) and not get_suffix(redact(name)):
         folder = redact(name).rstrip("/")
         return DataError(
             f"{name} has no {INDEX} or {INFO}, and a web server lists no files.",
@@ -102,7 +104,11 @@ def _open_columnar(
     for file in files:  # what follows the path of a URL may tell files apart
         addresses.setdefault(Path(redact(file)), []).append(file)
     parts = sort_columnar_files(name, list(addresses))
-    return open_columnar_files(name, parts, reporter, options, addresses)
+    try:
+        return open_columnar_files(name, parts, reporter, options, addresses)
+    except DataError:
+        find_identities(files, redact(name))  # says how many of them are missing
+        raise
 
 
 def _explain(address: str, name: str, error: FileNotFoundError) -> DataError:

@@ -79,6 +79,13 @@ def get_name(address: str) -> str:
     return posixpath.basename(path.rstrip("/"))
 
 
+def get_suffix(address: str) -> str:
+    """Return the suffix of the file that an address names, as `.tar`; empty for a folder, as `wds-1.0` is."""
+    place = _split(address).path if is_web(address) else address.partition("://")[2]
+    suffix = posixpath.splitext(posixpath.basename(place))[1].lower() if "/" in place else ""
+    return suffix if suffix[1:2].isalpha() else ""
+
+
 def get_folder(address: str) -> str:
     """Return the address of the folder that a file's lies in."""
     return (address.partition("?")[0] if is_web(address) else address).rpartition("/")[0]

@@ -119,6 +119,8 @@ def test_a_folder_of_a_server_is_what_its_info_lists(name, server):
 
 def test_what_a_server_cannot_list_is_named_by_braces(server):
     with pytest.raises(DataError, match="web server lists no files") as caught:
+        open_it(server.url)
+    with pytest.raises(DataError, match="web server lists no files") as caught:
         open_it(f"{server.url}/hubpq/")
     assert "hubpq/x-{000000..000146}.tar" in caught.value.hint
     assert "hubpq/train-{00000..00003}-of-00004.parquet" in caught.value.hint
@@ -133,10 +135,14 @@ def test_missing_shards_of_a_server_are_counted_and_named(server):
     with pytest.raises(DataError) as caught:
         open_it(f"{ref}?sig=secret")
     assert caught.value.message == (
-        f"3 of the 5 shards {ref} are missing: x-2.tar, x-3.tar, x-4.tar."
+        f"3 of the 5 files {ref} are missing: x-2.tar, x-3.tar, x-4.tar."
     )
-    with pytest.raises(DataError, match=r"There is no file .*/wds/y.tar\."):
-        open_it(f"{server.url}/wds/y.tar")
+    server.files["/pq/a-0.parquet"] = b"PAR1"
+    with pytest.raises(DataError, match="2 of the 3 files .*: a-1.parquet, a-2.parquet"):
+        open_it(f"{server.url}/pq/a-{{0..2}}.parquet")
+    for name in ("wds/y.tar", "pq/b.parquet"):
+        with pytest.raises(DataError, match=rf"There is no file .*/{name}\."):
+            open_it(f"{server.url}/{name}")
 
 
 def test_a_bucket_that_does_not_exist_is_no_empty_folder(monkeypatch):

@@ -8,6 +8,7 @@ from deitctl.data.stores.address import (
     get_folder,
     get_name,
     get_public,
+    get_suffix,
     hide_secrets,
     is_remote,
     join_address,
@@ -92,3 +93,18 @@ def test_what_is_no_url_is_a_line_without_its_secrets():
     with pytest.raises(DataError, match=r"https://\[x/y.tar is no URL") as caught:
         hide_secrets("https://me:pass@[x/y.tar?sig=secret")
     assert not re.search("pass|secret", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("address", "suffix"),
+    [
+        ("s3://my.bucket", ""),
+        ("s3://my.bucket/wds-1.0", ""),
+        ("s3://bucket/x.TAR", ".tar"),
+        ("http://127.0.0.1:80", ""),
+        ("http://my.host/", ""),
+        ("https://my.host/a/x.csv?sig=a.b", ".csv"),
+    ],
+)
+def test_a_host_a_bucket_and_a_version_have_no_suffix_of_a_file(address, suffix):
+    assert get_suffix(address) == suffix
