@@ -18,7 +18,7 @@ from typing import Any
 
 from deitctl.data.classes import describe_classes
 from deitctl.data.file_types import START_BYTES, identify
-from deitctl.data.readers.columns import LABEL_KEYS, LABEL_NAMES, name_columns, reduce_name
+from deitctl.data.readers.column_names import LABEL_KEYS, LABEL_NAMES, name_columns, reduce_name
 from deitctl.data.readers.text import TEXT_TYPES, TextTable, find_encoding, open_text
 from deitctl.data.yaml_names import parse_yaml_names
 from deitctl.errors import ConfigError, DataError

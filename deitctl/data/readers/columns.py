@@ -12,73 +12,37 @@ from typing import NoReturn
 from deitctl.data.group_by import NOTATIONS, is_of_path
 from deitctl.data.layout import find_split_word, match_split
 from deitctl.data.readers.class_columns import ReadAll, describe_others, find_class_columns
+from deitctl.data.readers.column_names import (
+    FLAGS,
+    LABEL,
+    LABEL_KEYS,
+    LABEL_NAMES,
+    MAX_NAMED,
+    PATH,
+    PATH_KEYS,
+    PATH_NAMES,
+    SOURCE_NAMES,
+    SPLIT,
+    SPLIT_NAMES,
+    SPLITS,
+    is_label_word,
+    name_columns,
+    reduce_name,
+)
 from deitctl.data.readers.read_options import AS_IS, ReadOptions
 from deitctl.errors import DataError, did_you_mean
 from deitctl.models.tasks import MULTILABEL
 from deitctl.names import canonicalize_name
 
-PATH, LABEL, SPLIT = "path", "label", "split"
-_IMAGE_NAMES = ["image", "img", "photo", "pic", "pic" + "ture", "file"]
-PATH_NAMES = frozenset(
-    [
-        *["filename", "fname", "fn", "filepath", "relativepath", "relpath", "path"],
-        *_IMAGE_NAMES,
-        *(f"{noun}{part}" for noun in _IMAGE_NAMES for part in ("path", "name", "filename")),
-        *(f"{noun}{part}" for noun in ("image", "img") for part in ("file", "filepath")),
-    ]
-)
-PATH_KEYS = frozenset(
-    [
-        *["id", "idcode", "key", "uid", "imageindex"],
-        *(f"{n}{k}" for n in _IMAGE_NAMES for k in ("id", "key")),
-    ]
-)
-"""Names of identifiers, which stand for a file where no other column does."""
-_CLASS_NAMES = ("label", "class", "category", "target", "tag")
-LABEL_NAMES = frozenset(
-    [
-        *_CLASS_NAMES,
-        *(f"{noun}name" for noun in _CLASS_NAMES),
-        *["classlabel", "labelclass", "labeltext", "groundtruth", "gt", "y", "truth"],
-        *["species", "breed", "diagnosis", "dx", "variety", "variant", "disease", "cultivar"],
-    ]
-)
-LABEL_KEYS = frozenset(
-    f"{noun}{key}"
-    for noun in _CLASS_NAMES
-    for key in ("id", "idx", "index", "number", "num", "code")
-)
-"""Names of numbers of classes, which stand for the class where no other column does."""
-_SUBJECTS = (
-    "choice emotion expression annotation finding grade level severity condition pathology outcome "
-    "celltype"
-)
-LABEL_WORDS = frozenset([*_SUBJECTS.split(), *(f"{subject}s" for subject in _SUBJECTS.split())])
-LABEL_ENDINGS = ("label", "labels", "class", "classes", "category", "categories")
-"""Names, and ends of names, of columns that are taken for the class where nothing else is."""
-SPLIT_NAMES = frozenset(["split", "subset", "partition", "set", "dataset", "fold", "phase", "part"])
-SOURCE_NAMES = frozenset(["dataset", "part"])
-"""Those of them that often hold something else."""
-FLAGS = {
-    **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "val")),
-    **dict.fromkeys(("isval", "isvalid", "isvalidation"), ("val", "train")),
-    "istest": ("test", "train"),
-    **dict.fromkeys(("train", "training"), ("train", "val")),
-    **dict.fromkeys(("val", "validation"), ("val", "train")),
-    **dict.fromkeys(("test", "testing"), ("test", "train")),
-}
-"""Columns of yes or no: the part of a row with yes, and with no."""
 SHORT_WORDS = {"tr": "train", "trn": "train", "va": "val", "vl": "val", "te": "test", "tst": "test"}
 """Values that seem to be parts, and are refused, because they may be something else."""
 MAX_SPLIT_WORDS = 6
 """Different words for parts in a column; more are names of images, such as `train_1`."""
-PLURALS = (("s$", ""), ("es$", ""), ("ies$", "y"))
 YES, NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
 WAY_ON = "Call the column of image files 'path' and that of classes 'label'."
 PIXEL = re.compile(r"(pixel|px|p|v)?\d+(x\d+)?")
 MIN_PIXELS = 16
 SAVE_PIXELS = "Its columns are pixels, and a table here names files: save each row as a PNG."
-MAX_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -140,36 +104,6 @@ class Columns:
         return notes
 
 
-def reduce_name(name: str) -> str:
-    """Return a column's name without case, spaces and signs: `Image ID`, `image_id` and `imageId` are one.
-
-    A plural is the singular.
-    """
-    reduced = re.sub(r"[\W_]+", "", canonicalize_name(name).casefold())
-    if not reduced.endswith("s"):
-        return reduced
-    singulars = (re.sub(pattern, ending, reduced) for pattern, ending in PLURALS)
-    return next((singular for singular in (reduced, *singulars) if singular in _KNOWN), reduced)
-
-
-def rate_header(fields: Sequence[str]) -> int:
-    """Return how many of the columns path, label and split a header names."""
-    reduced = {reduce_name(name) for name in fields}
-    return sum(bool(names & reduced) for names in (_PATHS, _LABELS, _SPLITS))
-
-
-def rate_paths(fields: Sequence[str]) -> bool:
-    """Return whether a header names a column of image files."""
-    return bool(_PATHS.intersection(map(reduce_name, fields)))
-
-
-def list_candidates(names: Sequence[str]) -> list[int]:
-    """Return the places of the columns whose values say what they are: splits, and columns of 0 and 1."""
-    reduced = list(map(reduce_name, names))
-    may_be_one_hot = _LABELS.isdisjoint(reduced)
-    return [at for at, name in enumerate(reduced) if may_be_one_hot or name in _SPLITS]
-
-
 def find_columns(
     path: Path | str,
     names: Sequence[str],
@@ -204,7 +138,7 @@ def find_columns(
     label = _find(path, names, reduced, LABEL, (LABEL_NAMES, LABEL_KEYS), "classes", taken=at)
     if label is None and class_labels:
         label = _take_only(path, names, class_labels, "classes", LABEL)
-    words = [n for n, name in enumerate(reduced) if n != at and _is_label_word(name)]
+    words = [n for n, name in enumerate(reduced) if n != at and is_label_word(name)]
     has_label = label is not None or bool(words)
     split = _find_split(path, names, rows, read_all, {at, label}, has_label)
     group = _find_group(path, names, reduced, options.group_by)
@@ -232,12 +166,6 @@ def find_columns(
     return Columns(at, label, split, tuple(names), one_hot, rivals, without_parts, group)
 
 
-def name_columns(names: Sequence[str]) -> str:
-    """Return the names of columns for a message."""
-    first = ", ".join(f"'{name:.40}'" for name in names[:MAX_NAMED])
-    return first + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
-
-
 def _find(
     path: Path | str,
     names: Sequence[str],
@@ -258,12 +186,6 @@ def _find(
     return None
 
 
-def _is_label_word(name: str) -> bool:
-    return name in LABEL_WORDS or (
-        name.endswith(LABEL_ENDINGS) and not name.startswith(("pred", "num"))
-    )
-
-
 def _find_split(
     path: Path | str,
     names: Sequence[str],
@@ -277,7 +199,7 @@ def _find_split(
     if called:
         return called[0]
     # Without labels, `train` may be a class, of a column of 0 and 1.
-    split_names = _SPLITS | frozenset(FLAGS) if has_label else _SPLITS
+    split_names = SPLITS | frozenset(FLAGS) if has_label else SPLITS
     places = [
         at
         for at, name in enumerate(map(reduce_name, names))
@@ -397,8 +319,3 @@ def _refuse_columns(
         "--task multilabel takes columns of 0 and 1 beside others as classes; a column of class names "
         f"is called {LABEL!r}.",
     )
-
-
-_PATHS, _LABELS = PATH_NAMES | PATH_KEYS, LABEL_NAMES | LABEL_KEYS
-_SPLITS = SPLIT_NAMES | {name for name in FLAGS if name.startswith("is")}
-_KNOWN = _PATHS | _LABELS | _SPLITS | frozenset(FLAGS)

@@ -13,7 +13,8 @@ from pathlib import Path
 from deitctl.config import TaskChoice
 from deitctl.data.labels import MIN_SEVERAL
 from deitctl.data.readers.class_columns import BITS, UNCERTAIN
-from deitctl.data.readers.columns import Columns, name_columns
+from deitctl.data.readers.column_names import name_columns
+from deitctl.data.readers.columns import Columns
 from deitctl.data.readers.read_options import AUTO
 from deitctl.errors import DataError
 from deitctl.models.tasks import MULTILABEL

@@ -19,18 +19,12 @@ from deitctl.data.layout import match_split
 from deitctl.data.readers.arrow import SUFFIXES as ARROW
 from deitctl.data.readers.arrow import ArrowFile, open_arrow
 from deitctl.data.readers.arrow_images import open_arrow_images
+from deitctl.data.readers.column_names import LABEL, SPLIT, list_candidates, name_columns
 from deitctl.data.readers.columnar_dataset import ColumnarDataset, StoredImages
 from deitctl.data.readers.columnar_file import ColumnarFile
 from deitctl.data.readers.columnar_files import require_all_files
 from deitctl.data.readers.columnar_schema import ColumnarSchema
-from deitctl.data.readers.columns import (
-    LABEL,
-    SPLIT,
-    Columns,
-    find_columns,
-    list_candidates,
-    name_columns,
-)
+from deitctl.data.readers.columns import Columns, find_columns
 from deitctl.data.readers.parquet import ParquetFile, open_parquet
 from deitctl.data.readers.parquet_images import ImageColumn, open_images
 from deitctl.data.readers.read_options import AS_IS, ReadOptions

@@ -12,16 +12,15 @@ from deitctl.data.dataset import FileDataset, ImageDataset
 from deitctl.data.file_types import get_extensions
 from deitctl.data.layout import match_split
 from deitctl.data.readers.arrow import SUFFIXES as ARROW
-from deitctl.data.readers.columns import (
+from deitctl.data.readers.column_names import (
     LABEL,
     PATH,
     SPLIT,
-    Columns,
-    find_columns,
     name_columns,
     rate_header,
     rate_paths,
 )
+from deitctl.data.readers.columns import Columns, find_columns
 from deitctl.data.readers.image_places import ADDRESS, ImagePlaces, find_images
 from deitctl.data.readers.parquet import is_parquet
 from deitctl.data.readers.parquet_table import (

@@ -6,9 +6,8 @@ Whatever its file is: text, lines of JSON, Parquet.
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,8 +21,10 @@ from deitctl.data.arrays import StringArray
 from deitctl.data.dataset import Labels
 from deitctl.data.labels import describe_labels
 from deitctl.data.layout import match_split
-from deitctl.data.readers.columns import NO, YES, Columns, name_columns
+from deitctl.data.readers.column_names import name_columns
+from deitctl.data.readers.columns import NO, YES, Columns
 from deitctl.data.readers.label_cells import WAY_ON, LabelCells, read_bits, read_cells
+from deitctl.data.readers.raw_rows import RawRows, Texts, read_raw
 from deitctl.data.readers.read_options import AS_IS, AUTO, ReadOptions
 from deitctl.data.readers.repeated_rows import JoinedRows, join_repeated
 from deitctl.errors import DataError
@@ -66,22 +67,6 @@ class TableRows:
         return set(find_used(self.labels[rows]).tolist())
 
 
-class _Texts:
-    """A column of few different texts, each kept once."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self._rows = array("q")
-
-    def add(self, text: str) -> None:
-        self._rows.append(self.numbers.setdefault(text, len(self.numbers)))
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """The number of each row's text, [N]."""
-        return np.frombuffer(self._rows, np.int64)
-
-
 def collect_rows(
     path: Path | str,
     columns: Columns,
@@ -107,7 +92,7 @@ def collect_rows(
         DataError: no rows, one without path, class or split, or with several classes where an image
             has one, a list of labels that is broken, an unknown split.
     """
-    raw, names = _read_raw(path, columns, rows, needs_path), columns.names
+    raw, names = read_raw(path, columns, rows, needs_path), columns.names
     cells = raw.cells
 
     def name_row(cell: int) -> str:
@@ -151,57 +136,10 @@ def collect_rows(
     )
 
 
-@dataclass(frozen=True)
-class _RawRows:
-    """The columns of a table as they are written."""
-
-    values: StringArray
-    """Paths, [N]."""
-    has_path: NDArray[np.bool_]
-    """Whether a row has one, or needs none, [N]."""
-    cells: _Texts
-    """Labels; of a column for each class their fields, joined by tabs."""
-    splits: _Texts
-    groups: _Texts
-
-
-def _read_raw(
-    path: Path | str, columns: Columns, rows: Iterable[Sequence[str]], needs_path: bool
-) -> _RawRows:
-    cells, splits, groups, pathless = _Texts(), _Texts(), _Texts(), bytearray()
-
-    def iterate_values() -> Iterator[str]:
-        for row in rows:
-            value = _get(row, columns.path)
-            pathless.append(needs_path and not value.strip())
-            cells.add(
-                _get(row, columns.label)
-                if columns.label is not None
-                else "\t".join(_get(row, at).strip() for at in columns.one_hot)
-            )
-            splits.add(_get(row, columns.split))
-            groups.add(_get(row, columns.group).strip())
-            yield value
-
-    try:
-        values = StringArray.from_strings(iterate_values())
-    except UnicodeEncodeError as error:
-        raise DataError(f"{path} has a path that is no text: {error.object!r:.80}.") from error
-    if not len(values):
-        raise DataError(
-            f"{path} has no rows.",
-            f"It has the columns {name_columns(columns.names)}."
-            if any(columns.names)
-            else "It needs the columns path,label[,split].",
-        )
-    has_path = np.logical_not(np.frombuffer(bytes(pathless), np.bool_))
-    return _RawRows(values, has_path, cells, splits, groups)
-
-
 def _require_labels(
     path: Path | str,
     columns: Columns,
-    raw: _RawRows,
+    raw: RawRows,
     cell_labels: LabelCells,
     is_labeled: NDArray[np.bool_],
     first_row: int,
@@ -218,7 +156,7 @@ def _require_labels(
 
 
 def _name_groups(
-    path: Path | str, columns: Columns, groups: _Texts, first_row: int
+    path: Path | str, columns: Columns, groups: Texts, first_row: int
 ) -> list[str] | None:
     """Return the group of each row; None without a column of groups."""
     if columns.group is None:
@@ -237,10 +175,6 @@ def _describe(cell_labels: LabelCells, joined: JoinedRows) -> tuple[str, ...]:
     if joined.labels.ndim == 2:
         notes.append(f"task multilabel, as {describe_labels(joined.labels)}")
     return tuple(notes)
-
-
-def _get(row: Sequence[str], at: int | None) -> str:
-    return row[at] if at is not None and at < len(row) else ""
 
 
 def _leave_test_out(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deitctl.data.readers.columns import find_columns, reduce_name
+from deitctl.data.readers.column_names import reduce_name
+from deitctl.data.readers.columns import find_columns
 from deitctl.errors import DataError
 
 TABLE = Path("t.csv")

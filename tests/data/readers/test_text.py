@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deitctl.data.readers.columns import rate_header
+from deitctl.data.readers.column_names import rate_header
 from deitctl.data.readers.text import open_text
 from deitctl.errors import DataError
 
