@@ -149,14 +149,42 @@ class _Scan:
         return is_image
 
     def resolve_links(self) -> None:
-        """Add the links that lead to an image of the same tar: tar stores a file of several names once."""
-        place_of = {name: at for at, name in enumerate(self.names)} if self.links else {}
+        """Add the links that lead to an image or label of the same tar, which stores a file of several names once."""
+        if not self.links:
+            return
+        place_of = {name: at for at, name in enumerate(self.names)}
+        count, labels = len(self.names), dict[str, list[tuple[str, int]]]()
         for name, target, sample in self.links:
+            suffix = posixpath.basename(name).partition(".")[2].lower()
             if (at := place_of.get(target)) is not None and name not in place_of:
                 place_of[name] = at
                 self.names.append(name)
                 self.places.extend(self.places[2 * at : 2 * at + 2])
                 self.samples.append(sample)
+            elif at is None and suffix in LABEL_SUFFIXES:
+                labels.setdefault(target, []).append((suffix, sample))
+        if labels:
+            self._read_linked(labels)
+        if len(self.names) > count and min(self.samples) >= 0:
+            self._sort_samples()
+
+    def _read_linked(self, labels: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+        """Read the label members that links lead to, by their names, for the samples of those links."""
+        for entry in iterate_entries(self.window, 0, self.window.file.size):
+            own = labels.get(clean_name(entry.name)) if entry.kind == "file" else None
+            if own and entry.size <= MAX_LABEL_BYTES:
+                data = self.window.read(entry.offset, entry.size)
+                for suffix, sample in own:
+                    for column, label in read_label_member(suffix, data).items():
+                        self.labels.setdefault(column, {})[sample] = label
+
+    def _sort_samples(self) -> None:
+        """Put images into the order of their samples, as links are members like others."""
+        order = np.argsort(np.array(self.samples), kind="stable")
+        places = np.array(self.places, np.int64).reshape(-1, 2)[order]
+        self.names = [self.names[at] for at in order.tolist()]
+        self.places = array("q", places.ravel().tolist())
+        self.samples = array("i", np.array(self.samples)[order].tolist())
 
     def finish(self) -> ShardContents:
         """Return what was found, as arrays."""
@@ -188,7 +216,7 @@ def identify_entry(
     """
     extension = os.path.splitext(file)[1].lower()
     if extension in extensions:
-        return entry.kind == "file", extension
+        return entry.kind == "file", f"sparse {extension}" if entry.kind == "sparse" else extension
     if not may_be_image(file):
         return False, extension
     start = window.read(entry.offset, min(entry.size, START_BYTES))

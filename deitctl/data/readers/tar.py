@@ -84,9 +84,20 @@ def _list_images(shards: ShardSet, contents: Sequence[ShardContents]) -> dict[st
         parts[split] = range(start, start + len(own))
         start += len(own)
     if not has_samples(contents):
+        _refuse_dotted_keys(shards, contents)
         return list_class_folders(contents, parts, paths, shards.name)
     _require_numbers(shards, contents)
     return list_samples(contents, parts, paths, shards.list_class_names(), shards.name)
+
+
+def _refuse_dotted_keys(shards: ShardSet, contents: Sequence[ShardContents]) -> None:
+    """Raise `DataError` if images without folders have labels beside them that are not theirs."""
+    is_flat = not any((shard.names.blob == ord("/")).any() for shard in contents)
+    if is_flat and (count := sum(shard.unread.get(".cls", 0) for shard in contents)):
+        raise DataError(
+            f"{shards.name} has {count:,} .cls, and none is of an image: a key ends at the first dot.",
+            "Name the members of a sample KEY.jpg and KEY.cls, without a dot in KEY.",
+        )
 
 
 def _require_numbers(shards: ShardSet, contents: Sequence[ShardContents]) -> None:

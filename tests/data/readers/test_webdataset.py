@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -297,22 +298,25 @@ def test_hostile_labels_are_no_labels(tmp_path, reporter):
     assert "9 without a label" in reporter.warnings[0]
 
 
-def test_hard_links_are_the_image_that_they_lead_to(tmp_path):
-    import tarfile
-
-    path = tmp_path / "x.tar"
+def test_hard_links_are_the_image_or_label_that_they_lead_to_in_their_place(tmp_path):
+    path, links = tmp_path / "x.tar", {"b.jpg": "a.jpg", "c.cls": "a.cls"}
+    members = {**sample("a", 1, cls=0), "b.jpg": b"", "b.cls": b"1", "c.cls": b"", "c.jpg": jpeg(2)}
     with tarfile.open(path, "w") as archive:
-        for name, data in {**sample("0", 1, cls=0), "1.cls": b"1"}.items():
+        for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
+            if name in links:
+                info.type, info.linkname = tarfile.LNKTYPE, links[name]
             archive.addfile(info, io.BytesIO(data))
-        info = tarfile.TarInfo("1.jpg")
-        info.type, info.linkname = tarfile.LNKTYPE, "0.jpg"
-        archive.addfile(info)
     dataset = opened(path)
-    assert names(dataset) == ["x/0.jpg", "x/1.jpg"]
-    assert dataset.labels.tolist() == [0, 1]
+    assert names(dataset) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert dataset.labels.tolist() == [0, 1, 0]
     assert np.array_equal(dataset.read(0), dataset.read(1))
+
+
+def test_keys_with_a_dot_are_refused_with_what_a_key_is(tmp_path):
+    with pytest.raises(DataError, match=r"has 1 \.cls, and none is of an image: a key ends at the"):
+        opened(write_tar(tmp_path / "x.tar", sample("a.v1", 1, cls=0)))
 
 
 REFUSED_LABELS: dict[str, tuple[list[object], str]] = {
