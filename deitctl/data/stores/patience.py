@@ -143,4 +143,4 @@ def _choose_pause(attempt: int, error: Exception) -> float:
     """Return seconds to wait: doubled each time, and drawn, so that processes do not come at once."""
     pause_s: float = min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * _draw.uniform(0.5, 1.0)
     requested_s = error.pause_s if isinstance(error, Busy) else 0.0
-    return max(pause_s, min(requested_s, MAX_PAUSE_S))
+    return max(pause_s, requested_s)

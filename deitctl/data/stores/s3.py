@@ -8,7 +8,7 @@ from typing import Any
 from deitctl.data.stores.address import redact
 from deitctl.data.stores.checksums import verify_headers
 from deitctl.data.stores.stores import (
-    TIMEOUT_S,
+    Pace,
     StoredPath,
     has_no_version,
     make_stored_path,
@@ -46,11 +46,11 @@ class S3Store:
 
         arguments = (file, offset, size)
         try:
-            return bytes(sync(self.system.loop, self._fetch, *arguments, timeout=TIMEOUT_S))
+            return bytes(sync(self.system.loop, self._fetch, *arguments, timeout=None))
         except Exception as error:
             if not self._goes_anonymous(error):
                 raise
-            return bytes(sync(self.system.loop, self._fetch, *arguments, timeout=TIMEOUT_S))
+            return bytes(sync(self.system.loop, self._fetch, *arguments, timeout=None))
 
     async def _fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         bucket, key, _ = self.system.split_path(file.address)
@@ -66,10 +66,11 @@ class S3Store:
                 raise _report_change(file) from error
             raise
         _require_range(response, file, offset, size)
-        data = bytearray()
+        data, pace = bytearray(), Pace()
         async with response["Body"] as body:
             while more := await body.read(size + 1 - len(data)):
                 data += more
+                pace.require(len(data))
         if not is_part and len(data) == size:
             verify_headers(response["ResponseMetadata"]["HTTPHeaders"], bytes(data))
         return bytes(data)

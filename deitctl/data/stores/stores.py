@@ -5,6 +5,7 @@ fsspec's event loop and connections belong to the process that made them, so eac
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -18,7 +19,9 @@ from deitctl.errors import DataChanged, DataError
 IN_FLIGHT = 32
 """Reads at a time, a process: at 30 ms each about 1,000 a second."""
 TIMEOUT_S = 60.0
-"""For the answer to one request, after which it is sent again."""
+"""For a request to show that it is answered, after which it is sent again: half of it may pass without a byte."""
+MIN_RATE = 1024
+"""Bytes a second, below which an answer counts as none after `TIMEOUT_S`."""
 NO_VERSION = "run"
 _run = f"{time.time_ns():x}{os.getpid():x}"
 _warned: set[str] = set()
@@ -38,6 +41,21 @@ class StoredPath(NamedTuple):
     def identity(self) -> tuple[int | str, ...]:
         """What `StoredFile.identity` is of this file."""
         return self.size, self.version
+
+
+class Pace:
+    """Watches that an answer comes faster than a trickle, which would hold a run for ever."""
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+
+    def require(self, num_bytes: int) -> None:
+        """Raise `OSError` if so many bytes are too few for the time since the start."""
+        spent_s = time.monotonic() - self._start_s
+        if spent_s > TIMEOUT_S and num_bytes < MIN_RATE * spent_s:
+            raise OSError(
+                errno.ETIMEDOUT, f"its server sends less than {MIN_RATE:,} bytes a second"
+            )
 
 
 class NoRanges(NotImplementedError):

@@ -5,26 +5,46 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from deitctl.data.stores.address import redact
 from deitctl.data.stores.checksums import verify_headers
-from deitctl.data.stores.patience import Busy
-from deitctl.data.stores.stores import TIMEOUT_S, NoRanges, StoredPath, has_no_version, name_run
+from deitctl.data.stores.patience import Busy, read_retry_after
+from deitctl.data.stores.stores import (
+    TIMEOUT_S,
+    NoRanges,
+    Pace,
+    StoredPath,
+    has_no_version,
+    name_run,
+)
 from deitctl.errors import DataChanged, DataError
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Statuses after which another request may succeed."""
+ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")
 PIECE = 2**20
-_without_ranges: set[str] = set()
-"""Hosts that send whole files alone, as this process has met them."""
+MAX_WHOLE = 3
+"""Whole files that a server of ranges may send instead of one, as a cache on the way does now and then."""
+_with_ranges: set[str] = set()
+"""Hosts that have sent a range, as this process has met them."""
+_num_whole: Counter[str] = Counter()
+"""How often each file came whole instead of a range."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 def has_ranges(address: str) -> bool:
     """Return whether the store of an address sends parts of files, as far as is known."""
-    return _get_host(address) not in _without_ranges
+    return _num_whole.get(address, 0) < (MAX_WHOLE if _get_host(address) in _with_ranges else 1)
+
+
+def _note_whole(address: str) -> None:
+    """Note that a file came whole; raise `OSError` if its server is to be asked for the range again."""
+    _num_whole[address] += 1
+    if has_ranges(address):
+        raise OSError(errno.EIO, "its server sent the whole file instead of a range")
 
 
 def _get_host(address: str) -> str:
@@ -66,12 +86,13 @@ class WebStore:
             DataChanged: the file is another than it was.
             OSError: it cannot be read, or is not what its checksum says.
         """
-        self._run(self._copy, file, target, timeout=None)
+        self._run(self._copy, file, target)
 
-    def _run(self, function: Any, *arguments: Any, timeout: float | None = TIMEOUT_S) -> Any:
+    def _run(self, function: Any, *arguments: Any) -> Any:
         from fsspec.asyn import sync
 
-        return sync(self.system.loop, function, *arguments, timeout=timeout)
+        # No bound of the whole: a slow link is none that does not answer. `_get` and `Pace` have theirs.
+        return sync(self.system.loop, function, *arguments, timeout=None)
 
     def _get(self, session: Any, address: str, headers: Mapping[str, str]) -> Any:
         import aiohttp
@@ -80,13 +101,15 @@ class WebStore:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=TIMEOUT_S / 2)
         url = yarl.URL(address, encoded="%" in address)
         # else a server may send another number of bytes than the file has
-        return session.get(url, headers={"Accept-Encoding": "identity", **headers}, timeout=limits)
+        plain = {"Accept-Encoding": "identity", **headers}
+        return session.get(url, headers=plain, timeout=limits, auto_decompress=False)
 
     async def _describe(self, address: str) -> StoredPath:
         session = await self.system.set_session()
         async with self._get(session, address, {"Range": "bytes=0-0"}) as response:
             _raise_for_status(response, address)
             if response.status == 206:
+                _with_ranges.add(_get_host(address))
                 size = int(_parse_range(response)[2])
             elif response.status == 416:
                 size = 0
@@ -95,7 +118,7 @@ class WebStore:
             else:
                 size = response.content_length
                 if size > 1:
-                    _without_ranges.add(_get_host(address))
+                    _note_whole(address)
             version = _get_version(response.headers)
             return StoredPath(address, size, version or name_run(address))
 
@@ -107,17 +130,19 @@ class WebStore:
             _raise_for_status(response, file.address)
             _require_same(response, file)
             if response.status != 206 and not is_all:
-                _without_ranges.add(_get_host(file.address))
+                _note_whole(file.address)
                 raise NoRanges(redact(file.address))
             if response.status == 206:
+                _with_ranges.add(_get_host(file.address))
                 first, _, total = _parse_range(response)
                 if total != file.size:
                     raise _report_change(file)
                 if first != offset:
                     raise OSError(errno.EIO, "its server sent another range")
-            data = bytearray()
+            data, pace = bytearray(), Pace()
             async for piece in response.content.iter_chunked(PIECE):
                 data += piece
+                pace.require(len(data))
                 if len(data) > size:
                     raise OSError(errno.EIO, "its server sent more than the range")
             if is_all and len(data) == size:
@@ -131,9 +156,10 @@ class WebStore:
         async with self._get(session, file.address, _make_condition(file)) as response:
             _raise_for_status(response, file.address)
             _require_same(response, file)
-            count = 0
+            count, pace = 0, Pace()
             async for piece in response.content.iter_chunked(PIECE):
                 count += len(piece)
+                pace.require(count)
                 if count > file.size:
                     raise _report_change(file)
                 await asyncio.to_thread(target.write, piece)
@@ -178,12 +204,18 @@ def _parse_range(response: Any) -> tuple[int, int, int]:
 def _raise_for_status(response: Any, address: str) -> None:
     """Raise what a status means, but for those of another version."""
     status, name = response.status, redact(address)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding in ENCODINGS:
+        raise DataError(
+            f"{name} cannot be read: its server sends it compressed ({encoding}), also where it is requested "
+            "as it is.",
+            "Switch that off at the server for these files, or copy them to a disk.",
+        )
     if status in (200, 206, 412, 416):
         return
     reason = f"HTTP {status} {response.reason or ''}".strip()
     if status in BUSY:
-        pause = response.headers.get("Retry-After", "")
-        raise Busy(reason, float(pause) if pause.isdecimal() else 0.0)
+        raise Busy(reason, read_retry_after(response.headers.get("Retry-After", "")))
     if status in (404, 410):
         raise FileNotFoundError(errno.ENOENT, reason, name)
     if status in (401, 403, 407):

@@ -10,7 +10,7 @@ pytest.importorskip("aiohttp")
 
 from deitctl.data.readers.read_options import ReadOptions
 from deitctl.data.readers.stored import open_address
-from deitctl.data.stores import listing, stores
+from deitctl.data.stores import listing, patience, stores
 from deitctl.data.stores.patience import describe, is_permanent
 from deitctl.data.stores.stores import OtherStore
 from deitctl.errors import DataError, StoreLost
@@ -85,3 +85,22 @@ def test_a_name_that_no_bucket_can_have_is_not_a_silent_store(monkeypatch):
     monkeypatch.setattr(stores, "_open_store", lambda scheme, pid: OtherStore(Bucket(error)))
     with pytest.raises(DataError, match='s3://my bucket/wds cannot be read: Invalid bucket name "'):
         open_it("s3://my bucket/wds")
+
+
+def test_a_store_that_says_when_to_come_again_is_not_asked_before():
+    assert patience._choose_pause(0, patience.Busy("429", 120.0)) == 120.0
+    assert patience._choose_pause(0, patience.Busy("429")) <= patience.FIRST_PAUSE_S
+
+
+def test_the_pause_of_a_store_ends_with_the_patience_for_it(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    answers = [patience.Busy("429", 120.0), None]
+
+    def read():
+        if error := answers.pop(0):
+            raise error
+        return "read"
+
+    assert patience.read_from_store(read, "x", patience_s=50.0) == "read"
+    assert pauses == [pytest.approx(50.0, abs=1.0)]

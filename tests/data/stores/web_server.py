@@ -30,7 +30,7 @@ class WebServer:
         self.requests: list[tuple[str, str]] = []
         """Path and range of each."""
         self.failures: list[int | str] = []
-        """What happens to the next requests: a status, `cut` (half of the body), `reset`."""
+        """What happens to the next requests: a status, `cut` (half of the body), `reset`, `whole`."""
         self.headers: dict[str, str] = {}
         """Sent with each file, beside its ETag."""
         self.has_etags = True
@@ -62,7 +62,7 @@ def _answer(server: WebServer, request: BaseHTTPRequestHandler) -> None:
         request.send_header("Content-Length", "0")
         request.end_headers()
         return
-    if match and server.has_ranges:
+    if match and server.has_ranges and failure != "whole":
         first, last = int(match[1]), min(int(match[2]), len(content) - 1)
         body = content[first : last + 1]
         request.send_response(206)
