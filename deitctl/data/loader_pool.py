@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -28,6 +29,8 @@ from deitctl.data.loader_process import (
     NO_LOADERS,
     POLL_S,
     Loading,
+    StreamEnd,
+    Task,
     explain_end,
     work,
 )
@@ -52,6 +55,7 @@ class LoaderPool:
         self._processes = ExitStack()
         self._is_broken = False
         """Whether a message to or from a process has broken off, so that none of them can be used again."""
+        self._streams = count()
 
     def __contains__(self, loading: Loading[Any, Any, Any]) -> bool:
         """Return whether the processes make these batches."""
@@ -71,6 +75,10 @@ class LoaderPool:
             )
         return self._loaders
 
+    def number_stream(self) -> int:
+        """Return a number for a stream, which no other one has."""
+        return next(self._streams)
+
     def close(self) -> None:
         """Kill the processes; a stream that is read later starts others."""
         self._loaders, self._is_broken = [], False
@@ -79,13 +87,40 @@ class LoaderPool:
     def send(
         self,
         loader: Loader,
+        stream: int,
         loading: Loading[Any, Any, Any],
         keys: Sequence[Any],
         wait: Callable[[], None],
     ) -> Promise:
-        """Send the keys of a batch to a process; `wait` is called about once a second, and may raise."""
+        """Send the keys of a batch to a process.
+
+        Args:
+            loader: the process.
+            stream: number of the stream that the batch is for.
+            loading: makes it.
+            keys: of its samples.
+            wait: called about once a second, and may raise.
+        """
         try:
-            return loader.send(self.loadings.index(loading), keys, wait)
+            return loader.send(Task(stream, self.loadings.index(loading), keys), wait)
+        except BaseException:
+            self._is_broken = True
+            raise
+
+    def drop(self, stream: int) -> None:
+        """Have the processes make none of the batches that a stream has sent for and not received."""
+        deadline = time.monotonic() + END_S
+
+        def wait() -> None:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+
+        try:
+            for loader in self._loaders:
+                if not self._is_broken:  # else all are replaced
+                    loader.drop(stream, wait)
+        except (LoaderLost, TimeoutError):
+            self._is_broken = True
         except BaseException:
             self._is_broken = True
             raise
@@ -127,14 +162,22 @@ class Loader:
     sending: threading.Lock = field(default_factory=threading.Lock)
     receiving: threading.Lock = field(default_factory=threading.Lock)
 
-    def send(self, number: int, keys: Sequence[Any], wait: Callable[[], None]) -> Promise:
-        """Send the keys of a batch of a loading; `wait` is called about once a second, and may raise."""
+    def send(self, task: Task, wait: Callable[[], None]) -> Promise:
+        """Send for a batch; `wait` is called about once a second, and may raise."""
         promise = Promise(self)
         with self.sending, self._explain_end():
             self.promises.append(promise)
-            # in the socket: the loader may have no descriptor left for a file
-            self.channel.send_message(encode((number, keys)), may_use_file=False, wait=wait)
+            self._send(task, wait)
         return promise
+
+    def drop(self, stream: int, wait: Callable[[], None]) -> None:
+        """Let batches of a stream be empty that are not made yet; `wait` as in `send`."""
+        with self.sending, self._explain_end():
+            self._send(StreamEnd(stream), wait)
+
+    def _send(self, message: Task | StreamEnd, wait: Callable[[], None]) -> None:
+        # in the socket: the loader may have no descriptor left for a file
+        self.channel.send_message(encode(message), may_use_file=False, wait=wait)
 
     def receive(
         self, promise: Promise, note_alive: Callable[[], None], wait: Callable[[], None]
@@ -185,8 +228,7 @@ def _start_loaders(
 ) -> Iterator[list[Loader]]:
     """Start processes that make the batches of the keys they are sent; kill them at the end of the block.
 
-    They are sent the number of a loading with the keys of each batch, and send the batches back in that
-    order. They are killed at the interpreter's exit too, before multiprocessing waits for them there.
+    They send the batches back in the order in which they are sent the tasks. They are killed at the interpreter's exit too, before multiprocessing waits for them there.
 
     Raises:
         LoaderLost: one cannot be started.

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -52,6 +53,60 @@ class Failure(NamedTuple):
     """What stands for a batch that cannot be made."""
 
     error: BaseException
+
+
+class Task(NamedTuple):
+    """A batch that a loader is to make."""
+
+    stream: int
+    """Number of the stream that it is for."""
+    loading: int
+    """Number of what makes it."""
+    keys: Sequence[Any]
+    """Of its samples."""
+
+
+class StreamEnd(NamedTuple):
+    """Sent after the tasks of a stream that is left early: what it sent for is not needed any more."""
+
+    stream: int
+
+
+class Tasks:
+    """What a loader receives: a thread puts it in, ahead of its turn."""
+
+    def __init__(self) -> None:
+        self._received = SimpleQueue[Task | StreamEnd | Failure]()
+        self._ended: set[int] = set()
+
+    def put(self, received: Task | StreamEnd | Failure) -> None:
+        """Add what was received; the end of a stream counts at once."""
+        if isinstance(received, StreamEnd):
+            self._ended.add(received.stream)
+        self._received.put(received)
+
+    def require_needed(self, task: Task) -> None:
+        """Raise `NotNeeded` if the stream of a task has ended."""
+        if task.stream in self._ended:
+            raise NotNeeded
+
+    def __iter__(self) -> Iterator[tuple[Task | Failure, Sequence[Any]]]:
+        """Yield tasks in turn, each with the keys of the next one if that has come, and is like it."""
+        following = None
+        while True:
+            task = self._received.get() if following is None else following
+            following = None
+            if isinstance(task, StreamEnd):
+                self._ended.discard(task.stream)  # no task of it comes after
+                continue
+            if not self._received.empty():
+                following = self._received.get()
+            is_like = isinstance(task, Task) and isinstance(following, Task)
+            yield task, following.keys if is_like and following[:2] == task[:2] else ()
+
+
+class NotNeeded(Exception):
+    """The stream that a batch is for has ended."""
 
 
 class Loading(Protocol[Key, Sample, Batch]):
@@ -102,23 +157,24 @@ def work(
     if parent is not None:
         _die_with_parent(parent)
     parents.close()  # with a copy of the parent's end, this process would wait for itself
-    channel, tasks, last_sent = Channel(end), SimpleQueue[Any](), time.monotonic()
+    channel, tasks, last_sent = Channel(end), Tasks(), time.monotonic()
 
-    def report() -> None:
+    def report(task: Task) -> None:
         nonlocal last_sent
+        tasks.require_needed(task)
         if time.monotonic() - last_sent > POLL_S:
             _send_or_end(channel.send_alive)
             last_sent = time.monotonic()
 
-    def answer(task: Any, next_task: Any) -> None:
+    def answer(task: Task | Failure, next_keys: Sequence[Any]) -> None:
         try:
             if isinstance(task, Failure):
                 raise task.error
-            number, keys = task
-            next_number, next_keys = next_task or (number, ())
-            if next_number != number:
-                next_keys = ()
-            message = encode(make_batch(loadings[number], keys, report, next_keys))
+            tasks.require_needed(task)
+            made = make_batch(loadings[task.loading], task.keys, partial(report, task), next_keys)
+            message = encode(made)
+        except NotNeeded:
+            message = encode(None)  # in its place: batches are told apart by their order
         except BaseException as error:
             message = encode(Failure(_make_portable(error)))
         _send_or_end(lambda: channel.send_message(message))
@@ -130,21 +186,12 @@ def work(
         threading.Thread(target=_read_tasks, args=(channel, tasks), daemon=True).start()
     except BaseException as error:
         tasks.put(Failure(error))
-    for task, next_task in _look_ahead(tasks):
-        answer(task, None if isinstance(next_task, Failure) else next_task)
+    for task, next_keys in tasks:
+        answer(task, next_keys)
         if isinstance(task, Failure):
             break
         last_sent = time.monotonic()
     _wait_for_parent()
-
-
-def _look_ahead(tasks: SimpleQueue[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield tasks in turn, each with the next one if it has come, else None."""
-    next_task = None
-    while True:
-        task = tasks.get() if next_task is None else next_task
-        next_task = None if tasks.empty() else tasks.get()
-        yield task, next_task
 
 
 def _send_or_end(send: Callable[[], None]) -> None:
@@ -162,7 +209,7 @@ def _wait_for_parent() -> None:
         time.sleep(POLL_S)
 
 
-def _read_tasks(channel: Channel, tasks: SimpleQueue[Any]) -> None:
+def _read_tasks(channel: Channel, tasks: Tasks) -> None:
     """Read keys ahead of their turn, and end the process when its parent is gone or wants no more."""
     try:
         while True:

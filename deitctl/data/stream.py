@@ -188,27 +188,31 @@ def _receive_in_order(
     ahead: int,
     patience: Patience,
     wait: Callable[[], None],
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Send the keys of batches to the loaders in turn, and yield the batches in that order."""
-    loaders = pool.start()
+    loaders, stream = pool.start(), pool.number_stream()
     keys, turns, pending = iter(batches), cycle(loaders), deque[Promise]()
 
     def send(count: int) -> None:
         for batch_keys in islice(keys, count):
-            pending.append(pool.send(next(turns), loading, list(batch_keys), wait))
+            pending.append(pool.send(next(turns), stream, loading, list(batch_keys), wait))
 
-    send(ahead * len(loaders))
-    while pending:
-        patience.renew()
-        batch = pool.receive(pending.popleft(), patience.renew, wait)
-        if isinstance(batch, Failure):
-            raise batch.error
-        send(1)
-        yield batch
+    try:
+        send(ahead * len(loaders))
+        while pending:
+            patience.renew()
+            batch = pool.receive(pending.popleft(), patience.renew, wait)
+            if isinstance(batch, Failure):
+                raise batch.error
+            send(1)
+            yield batch
+    finally:
+        if pending:  # other streams would wait for them
+            pool.drop(stream)
 
 
 def _pin_in_thread(
-    receive: Callable[[Callable[[], None]], Iterator[Any]],
+    receive: Callable[[Callable[[], None]], Generator[Any]],
     pin: Callable[[Any], Any],
     patience: Patience,
 ) -> Iterator[Any]:
@@ -233,9 +237,10 @@ def _pin_in_thread(
         try:
             if device is not None:  # a thread begins with the first one
                 torch.accelerator.set_device_index(device)
-            for batch in receive(raise_if_closed):
-                raise_if_closed()
-                put(_pin(batch, pin))
+            with closing(receive(raise_if_closed)) as batches:
+                for batch in batches:
+                    raise_if_closed()
+                    put(_pin(batch, pin))
             put(end)
         except BaseException as error:
             put(Failure(error))

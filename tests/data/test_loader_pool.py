@@ -183,3 +183,34 @@ def test_a_loader_reads_ahead_too(tmp_path):
         len(ahead) >= 15
     )  # but the last, that before another stream's, and any whose next came late
     assert "prefetch 7 8" in other.file.read_text()
+
+
+@pytest.mark.parametrize("pin", [None, list])
+def test_what_a_stream_that_is_left_early_has_sent_for_is_not_made(tmp_path, pin):
+    reading = Recorded(tmp_path / "1", seconds=0.02)
+    with closing(LoaderPool([reading, NEGATE], 1)) as pool:
+        for _ in range(2):
+            training = stream_from(pool, reading, batched_range(400, 4), ahead=10, pin=pin)
+            assert next(training) == [0, 1, 2, 3]
+            training.close()
+            assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
+        pids = list_pids()
+        assert next(iter(stream_from(pool, NEGATE, batched_range(4, 4)))) == [0, -1, -2, -3]
+        assert list_pids() == pids
+    lines = [line for line in reading.file.read_text().splitlines() if line.startswith("load")]
+    assert 2 * 4 <= len(lines) < 2 * 30  # of 2 * 44
+
+
+def test_a_process_that_takes_no_message_is_replaced(monkeypatch):
+    with closing(LoaderPool([DOUBLE, NEGATE], 1)) as pool:
+        training = stream_from(pool, DOUBLE, batched_range(400, 4))
+        next(training)
+        monkeypatch.setattr(loader_pool.Loader, "drop", raise_timeout)
+        pids = list_pids()
+        training.close()
+        assert list(stream_from(pool, NEGATE, batched_range(40, 4))) == list_batches(-1)
+        assert not pids & list_pids()
+
+
+def raise_timeout(*_: object) -> None:
+    raise TimeoutError
