@@ -331,6 +331,12 @@ def select_own(dataset: ImageDataset) -> ImageDataset:
     return dataset if is_extra is None else select(dataset, np.flatnonzero(~is_extra))
 
 
+def select_extra(dataset: ImageDataset) -> Subset:
+    """Return the images of other sources than the data itself, see `is_extra`."""
+    is_extra = dataset.is_extra
+    return select(dataset, [] if is_extra is None else np.flatnonzero(is_extra))
+
+
 def renumber(dataset: ImageDataset, class_names: tuple[str, ...]) -> Subset:
     """Return the same images with labels by other class names, see `number_labels`."""
     labels = number_labels(dataset, class_names)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from deitctl.data.labels import name_labels
 from deitctl.data.run_data import SPLIT_FILE, SplitRows, read_run_data
 from deitctl.data.splits import list_relative_paths, relabel
-from deitctl.data.subsets import select_own
+from deitctl.data.subsets import select, select_extra, select_own
 from deitctl.data.transforms import VIEWS_VERSION
-from deitctl.data.unlabeled import select_labeled
+from deitctl.data.unlabeled import REST, select_labeled
 from deitctl.errors import ConfigError, DataError, DeitctlError, ModelError
 from deitctl.models.checkpoint_io import load_model_config
 from deitctl.names import canonicalize_name
+from deitctl.threads import map_patiently
 from deitctl.training.best_weights import keeps_best, load_best
 from deitctl.training.build import round_up_to_pairs
 from deitctl.training.configure import name_command
@@ -163,29 +164,13 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
         now: fingerprint of the data as it is.
     """
     run, setup = trainer.run, trainer.setup
-    num_train, num_before = len(setup.train.labels), began.num_train_images
     run_data = read_run_data(run.root)
-    rows = None
-    if run_data is not None and run_data.rows is not None:
-        rows = run_data.rows.take(extra=False)
-    if num_train != num_before or began.data_fingerprint not in ("", now):
-        labeled = select_own(select_labeled(setup.train))
-        change = (
-            f"{num_train} training images, before {num_before}"
-            if rows is None
-            else describe_change(rows, labeled, setup.val)
-        )
-        if labeled is not setup.train and rows is not None and has_rows(rows, labeled, setup.val):
-            kind = "of other sources" if trainer.config.extra_data else "without labels"
-            kind += (
-                " or without labels" if setup.num_unlabeled and trainer.config.extra_data else ""
-            )
-            change = (
-                f"of its {num_train - len(labeled.labels):,} images {kind}, before "
-                f"{num_before - len(labeled.labels):,}, some are others"
-            )
+    rows = None if run_data is None else run_data.rows
+    is_other = began.data_fingerprint not in ("", now)
+    if is_other or len(setup.train.labels) != began.num_train_images:
+        name, change = _find_change(trainer, rows, began.num_train_images)
         raise DataError(
-            f"{trainer.config.data} is not the data that {run.root} began with: {change}.",
+            f"{name} is not the data that {run.root} began with: {change}.",
             "Put it back, or start a new run on it.",
         )
     windows = setup.windows
@@ -196,6 +181,34 @@ def require_same_data(trainer: Trainer, began: Progress, now: str) -> None:
         )
     if rows is not None and trainer.world.is_main:
         _warn_of_contents(trainer, rows)
+
+
+def _find_change(trainer: Trainer, rows: SplitRows | None, num_before: int) -> tuple[str, str]:
+    """Return which data is another than a run's, and how."""
+    config, setup = trainer.config, trainer.setup
+    num_train = len(setup.train.labels)
+    if rows is None:
+        return config.data, f"{num_train} training images, before {num_before}"
+    labeled = select_labeled(setup.train)
+    own, own_rows = select_own(labeled), rows.take(extra=False)
+    if own is setup.train or not has_rows(own_rows, own, setup.val):
+        return config.data, describe_change(own_rows, own, setup.val)
+    extra, extra_rows = select_extra(labeled), rows.take(extra=True)
+    ref = f"--extra-data {', '.join(config.extra_data)}"
+    nothing = select(setup.val, [])
+    if extra_rows.paths and not has_rows(extra_rows, extra, nothing):
+        return ref, describe_change(extra_rows, extra, nothing)
+    listed = labeled if extra_rows.paths else own  # too many extra images are not listed
+    name, kinds = config.data, []
+    if len(listed.labels) < len(labeled.labels):
+        name, kinds = ref, ["images"]
+    if setup.num_unlabeled and config.distill is not None:
+        unlabelled = config.distill.unlabelled
+        name = config.data if kinds or unlabelled == REST else f"--unlabelled {unlabelled}"
+        kinds = ["images of other sources"] if kinds else []
+        kinds.append("images without labels")
+    now, before = (count - len(listed.labels) for count in (num_train, num_before))
+    return name, f"of its {now:,} {' or '.join(kinds)}, before {before:,}, some are others"
 
 
 def has_rows(rows: SplitRows, train: ImageDataset, val: ImageDataset) -> bool:
@@ -237,12 +250,23 @@ def name_first(names: Sequence[str]) -> str:
 
 
 def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
-    setup, began = trainer.setup, iter(rows.num_bytes)
+    setup, own_rows, extra_rows = trainer.setup, rows.take(extra=False), rows.take(extra=True)
+    labeled, began = select_labeled(setup.train), iter(own_rows.num_bytes)
     changed = [
         dataset.name(index)
-        for dataset in (select_own(select_labeled(setup.train)), setup.val)
+        for dataset in (select_own(labeled), setup.val)
         for index, size in zip(range(len(dataset.labels)), began, strict=False)
         if dataset.num_bytes(index) != size
+    ]
+    # Of the data's own a size is enough, as they were found by it; these were not looked for.
+    extra, digests = select_extra(labeled), extra_rows.digests
+    sizes = extra.read_sizes().tolist() if extra_rows.paths else []
+    now = map_patiently(extra.digest, range(len(sizes))) if any(digests) else digests
+    contents = zip(sizes, now, extra_rows.num_bytes, digests, strict=False)
+    changed += [
+        extra.name(index)
+        for index, (size, digest, size_then, digest_then) in enumerate(contents)
+        if (size, digest) != (size_then, digest_then)
     ]
     if changed:
         trainer.reporter.warn(

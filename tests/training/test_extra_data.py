@@ -7,17 +7,25 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from deitctl.config import TrainConfig
+from deitctl.data.dataset import ImageDataset
+from deitctl.data.run_data import write_split
+from deitctl.data.training_data import Source, open_for_training
+from deitctl.distributed import SINGLE_PROCESS
 from deitctl.errors import ConfigError, DataError, Interrupted
+from deitctl.events import SilentReporter
 from deitctl.settings import write_toml
 from deitctl.training import plan
 from deitctl.training.configure import check, make_absolute, name_source
 from deitctl.training.launch import resume, run_training
+from deitctl.training.resumption import require_same_data
 from deitctl.training.run_dir import WEIGHTS
 from deitctl.training.trainer import Trainer
+from tests.conftest import Recorder
 from tests.data.test_extra import write_images
 
 Make = Callable[..., TrainConfig]
@@ -76,7 +84,8 @@ def test_a_run_of_two_sources_goes_on_as_it_began(
             run_training(configure("run"))
     shutil.move(tmp_path / "more" / "cat" / "000.png", tmp_path / "000.png")
     with pytest.raises(
-        DataError, match="of its 7 images of other sources, before 8, some are others"
+        DataError,
+        match=r"--extra-data .*more is not the data that .*: images that are gone .* label: cat/000.png\.",
     ):
         resume(run)
     shutil.move(tmp_path / "000.png", tmp_path / "more" / "cat" / "000.png")
@@ -84,3 +93,38 @@ def test_a_run_of_two_sources_goes_on_as_it_began(
     shutil.move(tmp_path / "more", moved)
     resume(run, settings={"extra_data": [str(moved)]})
     assert (run / WEIGHTS).read_bytes() == (Path(whole.run) / WEIGHTS).read_bytes()
+
+
+def resume_with(run: Path, data: tuple[ImageDataset, ImageDataset], **began: object) -> list[str]:
+    """Compare data with that of a run, and return the warnings."""
+    reporter = Recorder()
+    config = SimpleNamespace(data="own", extra_data=("more",), distill=None)
+    trainer = SimpleNamespace(
+        run=SimpleNamespace(root=run),
+        setup=SimpleNamespace(train=data[0], val=data[1], windows=None, num_unlabeled=0),
+        config=config,
+        world=SINGLE_PROCESS,
+        reporter=reporter,
+    )
+    then = SimpleNamespace(num_train_images=len(data[0].labels), data_fingerprint="", **began)
+    require_same_data(trainer, then, "")  # type: ignore[arg-type]
+    return reporter.warnings
+
+
+def test_an_image_of_a_source_that_has_other_contents_is_counted(tmp_path: Path) -> None:
+    """Also where its size is the same."""
+    write_images(tmp_path / "own", {"cat": 6, "dog": 6}, 0)
+    write_images(tmp_path / "more", {"cat": 2, "dog": 1}, 1)
+    source = Source(str(tmp_path / "own"), extra_data=(str(tmp_path / "more"),))
+
+    def open_pair() -> tuple[ImageDataset, ImageDataset]:
+        return open_for_training(source, reporter=SilentReporter())
+
+    (tmp_path / "run.toml").write_text("data = 'own'\n")
+    write_split(tmp_path, *open_pair())
+    assert resume_with(tmp_path, open_pair()) == []
+    image = tmp_path / "more" / "cat" / "001.png"
+    image.write_bytes(image.read_bytes()[:-1] + b"x")
+    (warning,) = resume_with(tmp_path, open_pair())
+    assert warning.startswith("1 images have other contents")
+    assert str(image) in warning
