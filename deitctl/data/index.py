@@ -37,7 +37,7 @@ MIN_AGE_NS = 2_000_000_000
 """How long every directory must have been unchanged before a scan. A change within one tick of the
 file system's clock leaves no trace in its times; the coarsest clock, FAT's, ticks every two
 seconds."""
-MAGIC = b"deitctl index 7\n"
+MAGIC = b"deitctl index 8\n"
 MISSING = (0, 0, 0, 0, 0)
 """State of a directory that does not exist."""
 DTYPES = {

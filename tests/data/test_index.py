@@ -264,7 +264,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda data: data[: len(data) // 2],
     "all but one": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
-    "another version": lambda data: data.replace(b"index 7", b"index 6", 1),
+    "another version": lambda data: data.replace(b"index 8", b"index 6", 1),
     "another program": lambda data: b"PK\3\4" + data,
     "header": flip(0.1),
     "middle": flip(0.5),

@@ -6,15 +6,20 @@ From the index of the tars where it is current, else from their headers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from deitctl.data.index import Listing, ScanState, load_or_scan
 from deitctl.data.readers.beside_shards import INFO_FILES
 from deitctl.data.readers.class_tars import list_class_folders
 from deitctl.data.readers.passed_over import merge_spellings, report_layout, report_unread
+from deitctl.data.readers.sample_names import name_images
 from deitctl.data.readers.shard_checksums import require_sizes
-from deitctl.data.readers.shard_contents import ShardContents, scan_shards
+from deitctl.data.readers.shard_contents import ShardContents, join_spans, scan_shards
 from deitctl.data.readers.shard_names import ShardSet
 from deitctl.data.readers.tar_dataset import TarDataset, build_tar_dataset
 from deitctl.data.readers.webdataset import has_samples, list_samples
@@ -34,7 +39,7 @@ def open_tars(shards: ShardSet, reporter: Reporter) -> dict[str, TarDataset]:
     # before they are scanned: offsets are those of these files
     files = open_shards(paths, shards.name)
     require_sizes(shards.info, files)
-    listings = _load_listings(shards, files, reporter)
+    listings = _load_listings(shards, files, reporter, partial(_list_images, shards))
     # the same words for every part
     note, _, warning = next(iter(listings.values())).layout.partition("\n")
     report_layout(shards.name, note, warning, reporter)
@@ -46,8 +51,46 @@ def open_tars(shards: ShardSet, reporter: Reporter) -> dict[str, TarDataset]:
     return datasets
 
 
-def _load_listings(shards: ShardSet, files: ShardFiles, reporter: Reporter) -> dict[str, Listing]:
-    """Return the images of tars by split, from their index if it is current."""
+def open_unlabeled_tars(shards: ShardSet, reporter: Reporter) -> TarDataset:
+    """Open all images of some tars, with -1 as the label of each.
+
+    Raises:
+        DataError: one is not a readable tar.
+    """
+    files = open_shards(shards.list_shards(), shards.name)
+    require_sizes(shards.info, files)
+
+    def list_images(contents: Sequence[ShardContents]) -> dict[str, Listing]:
+        members = [name for shard in contents for name in shard.names]
+        spans = join_spans(contents, range(len(contents)))
+        names = name_images(files.paths, spans.shards, lambda: zip(members, members, strict=True))
+        unread = sum((Counter(shard.unread) for shard in contents), Counter[str]())
+        labels = np.zeros(len(names), np.int64)  # an index has no -1
+        return {"": Listing(names, labels, ("",), spans, dict(unread))}
+
+    listing = _load_listings(shards, files, reporter, list_images, ("without labels",))[""]
+    report_unread(shards.name, [listing.unread], reporter)
+    assert listing.spans is not None
+    labels = np.full(len(listing.names), -1, np.int64)
+    return TarDataset(files, listing.names, listing.spans, labels, ())
+
+
+def _load_listings(
+    shards: ShardSet,
+    files: ShardFiles,
+    reporter: Reporter,
+    list_images: Callable[[Sequence[ShardContents]], dict[str, Listing]],
+    purpose: Sequence[str] = (),
+) -> dict[str, Listing]:
+    """Return the images of tars by split, from their index if it is current.
+
+    Args:
+        shards: the tars.
+        files: the same, open.
+        reporter: receives progress.
+        list_images: returns the listings for what was scanned.
+        purpose: what tells this index of the tars from others.
+    """
     first = files.paths[0]
     is_single = len(files) == 1 and not is_remote(first)
     folder = get_folder(first) if is_remote(first) else os.path.dirname(first)
@@ -57,12 +100,11 @@ def _load_listings(shards: ShardSet, files: ShardFiles, reporter: Reporter) -> d
         for path in files.paths:
             if not is_remote(path):
                 state.add(os.path.abspath(path))
-        contents = scan_shards(files, root.name, reporter)
-        return _list_images(shards, contents)
+        return list_images(scan_shards(files, root.name, reporter))
 
     is_plain = set(shards.parts) == {""} and not (shards.info or shards.list_class_names())
-    key = [] if is_single and is_plain else list(_iterate_key(shards, files))
-    return load_or_scan(root, scan, reporter, key)
+    key = [] if is_single and is_plain and not purpose else list(_iterate_key(shards, files))
+    return load_or_scan(root, scan, reporter, [*key, *purpose])
 
 
 def _iterate_key(shards: ShardSet, files: ShardFiles) -> Iterator[str]:

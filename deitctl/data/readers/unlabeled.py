@@ -15,11 +15,9 @@ from deitctl.data.file_types import describe_unread
 from deitctl.data.layout import is_junk
 from deitctl.data.readers.image_places import find_images
 from deitctl.data.readers.packed_shards import is_packed
-from deitctl.data.readers.shard_contents import join_spans, scan_shards
-from deitctl.data.readers.shard_names import ShardSet, find_shards
-from deitctl.data.readers.tar_dataset import TarDataset
+from deitctl.data.readers.shard_names import find_shards
+from deitctl.data.readers.tar import open_unlabeled_tars
 from deitctl.data.readers.text import open_text
-from deitctl.data.shard_files import open_shards
 from deitctl.data.sources import is_image_folder
 from deitctl.data.trees import is_image_file
 from deitctl.errors import DataError
@@ -51,7 +49,7 @@ def open_unlabeled(
         raise DataError(f"There is no --unlabelled {ref}.", suggest_path(ref) or KINDS)
     images: ImageDataset
     if shards is not None:
-        images = _open_tars(shards, reporter)
+        images = open_unlabeled_tars(shards, reporter)
     elif is_image_folder(path):
         images = _open_folder(path, reporter)
     else:
@@ -96,16 +94,6 @@ def _iterate_images(root: Path, unread: Counter[str], task: Task) -> Iterator[st
             else:
                 unread[os.path.splitext(entry.name)[1].lower()] += 1
             task.advance()
-
-
-def _open_tars(shards: ShardSet, reporter: Reporter) -> TarDataset:
-    files = open_shards(
-        shards.list_shards()
-    )  # before they are scanned: offsets are those of these files
-    contents = scan_shards(files, shards.name, reporter)
-    names = StringArray.from_strings(name for shard in contents for name in shard.names)
-    spans = join_spans(contents, range(len(contents)))
-    return TarDataset(files, names, spans, _make_labels(len(names)), ())
 
 
 def _open_list(path: Path, reporter: Reporter) -> FileDataset | None:

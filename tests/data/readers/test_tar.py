@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import pytest
 from deitctl.data import index
 from deitctl.data.open import open_dataset
 from deitctl.data.readers import shard_contents, tar
-from tests.data.readers.tars import sample, write_tar
+from deitctl.data.readers.unlabeled import open_unlabeled
+from tests.data.readers.tars import jpeg, sample, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +130,29 @@ def test_many_shards_are_scanned_in_processes_with_the_same_result(tmp_path, rep
         data = open_dataset(str(tmp_path / "x"), reporter).unsplit
         results.append([data.relative_path(n) for n in range(20)] + data.labels.tolist())
     assert results[0] == results[1]
+
+
+def test_shards_without_labels_have_names_of_their_own_and_an_index(shards, reporter, scans):
+    for n in range(2):
+        write_tar(shards / f"train-{n}.tar", {"0.jpg": jpeg(n), "a.jpg": jpeg(5), "0.mp4": b"x"})
+    time.sleep(0.03)
+    (shards / "val-0.tar").unlink()
+    (shards / "val-1.tar").unlink()
+    for is_first in (True, False):
+        images = open_unlabeled(str(shards), lambda ref: pytest.fail(ref), reporter)
+        names = [images.relative_path(n) for n in range(4)]
+        assert names == ["train-0/0.jpg", "a.jpg", "train-1/0.jpg", "train-1/a.jpg"]
+        assert images.labels.tolist() == [-1] * 4
+        assert images.read_bytes(2) == jpeg(1)
+        assert scans() == is_first
+    assert any("2 files are not read: 2 .mp4" in warning for warning in reporter.warnings)
+
+
+def test_the_index_of_a_tar_is_that_of_its_split(tmp_path, reporter, scans):
+    write_tar(tmp_path / "x-0.tar", {**sample("a", 1, cls=0), **sample("b", 2, cls=1)})
+    time.sleep(0.03)
+    assert open_dataset(str(tmp_path / "x-0.tar"), reporter).unsplit is not None
+    info = {"splits": {"val": {"filenames": ["x-0.tar"], "shard_lengths": [2]}}}
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    assert open_dataset(str(tmp_path), reporter).val is not None
+    assert scans() == 2
