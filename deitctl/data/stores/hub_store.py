@@ -33,11 +33,11 @@ class HubStore(OtherStore):
         info = self.system.info(_pin(place, commit).unresolve())
         return make_stored_path(address, {**info, "commit": commit})
 
-    def find(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Return the descriptions of all files below a folder, by path."""
+    def find(self, folder: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return the descriptions of all files below a folder, by path, see `Store`."""
         place = self.system.resolve_path(folder)
         if not hasattr(place, "revision"):
-            return super().find(folder)
+            return super().find(folder, prefix)
         commit = self._find_commit(place)
         pinned = _pin(place, commit)
         entries = self.system.find(pinned.unresolve(), detail=True)

@@ -64,8 +64,10 @@ def list_addresses(folder: str, suffixes: Sequence[str] = ()) -> list[StoredPath
     """
     scheme = get_scheme(folder)
     is_pattern = WILDCARD.search(folder) is not None
-    base = WILDCARD.split(folder, maxsplit=1)[0].rpartition("/")[0] if is_pattern else folder
-    entries = _ask(base, lambda: get_store(base).find(base.rstrip("/")))
+    base, prefix = folder, ""
+    if is_pattern:
+        base, _, prefix = WILDCARD.split(folder, maxsplit=1)[0].rpartition("/")
+    entries = _ask(base, lambda: get_store(base).find(base.rstrip("/"), prefix))
     files = []
     for path, entry in sorted(entries.items()):
         address = f"{scheme}://{path.partition('://')[2] or path}"

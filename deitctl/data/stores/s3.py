@@ -32,11 +32,11 @@ class S3Store:
         """Return size and version of an object."""
         return make_stored_path(address, self._try_without_credentials("info", address))
 
-    def find(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Return the descriptions of all objects below a folder, by path."""
+    def find(self, folder: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return the descriptions of all objects below a folder, by path, see `Store`."""
         self.system.invalidate_cache()  # it remembers listings, of an hour ago perhaps
         entries: dict[str, dict[str, Any]] = self._try_without_credentials(
-            "find", folder, detail=True
+            "find", folder, detail=True, prefix=prefix
         )
         return entries
 

@@ -68,8 +68,13 @@ class Store(Protocol):
     def describe(self, address: str) -> StoredPath:
         """Return size and version of a file."""
 
-    def find(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Return fsspec's descriptions of all files below a folder, by path."""
+    def find(self, folder: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return fsspec's descriptions of all files below a folder, by path.
+
+        Args:
+            folder: its address.
+            prefix: where the store can be asked for these alone, of the paths below it.
+        """
 
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         """Return bytes that lie in a file, not more than `size`.
@@ -148,9 +153,10 @@ class OtherStore:
     def describe(self, address: str) -> StoredPath:
         return make_stored_path(address, self.system.info(address))
 
-    def find(self, folder: str) -> dict[str, dict[str, Any]]:
+    def find(self, folder: str, prefix: str = "") -> dict[str, dict[str, Any]]:
         self.system.invalidate_cache()  # it remembers listings, of an hour ago perhaps
-        entries: dict[str, dict[str, Any]] = self.system.find(folder, detail=True)
+        options = {"prefix": prefix} if get_scheme(folder) in ("gs", "gcs") else {}
+        entries: dict[str, dict[str, Any]] = self.system.find(folder, detail=True, **options)
         return entries
 
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:

@@ -67,7 +67,7 @@ class WebStore:
         described: StoredPath = self._run(self._describe, address)
         return described
 
-    def find(self, folder: str) -> dict[str, dict[str, Any]]:
+    def find(self, folder: str, prefix: str = "") -> dict[str, dict[str, Any]]:
         """Raise `DataError`: the web has no folders."""
         raise DataError(
             f"{redact(folder)} cannot be listed: the web has no folders.",

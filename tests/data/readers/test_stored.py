@@ -70,7 +70,7 @@ def test_a_folder_of_images_in_a_bucket_says_the_way_on(monkeypatch):
         def info(self, address):
             raise FileNotFoundError(address)
 
-        def find(self, folder, detail):
+        def find(self, folder, detail, prefix=""):
             names = ("a/1.jpg", "a/2.jpg", "readme.txt")
             return {f"bucket/{name}": {"size": 1, "type": "file"} for name in names}
 
@@ -153,7 +153,7 @@ def test_a_bucket_that_does_not_exist_is_no_empty_folder(monkeypatch):
         def info(self, address):
             raise FileNotFoundError(address)
 
-        def find(self, folder, detail):
+        def find(self, folder, detail, prefix=""):
             if folder.startswith("s3://none"):
                 raise FileNotFoundError("The specified bucket does not exist")
             raise FileNotFoundError(folder)

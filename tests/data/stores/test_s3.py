@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -53,7 +54,14 @@ def test_objects_of_a_bucket_are_listed_read_and_known_again(bucket, monkeypatch
         "s3://photos/train/x-1.tar",
         "s3://photos/val/deep/x-0.tar",
     ]
+    assert [f.address for f in list_addresses("s3://photos/tr*/x-0.tar")] == [
+        "s3://photos/train/x-0.tar"
+    ]
+    system = stores.get_store("s3://photos").system
+    found = Mock(wraps=system.find)
+    monkeypatch.setattr(system, "find", found)
     (listed,) = list_addresses("s3://photos/train/x-[1-9].t*")
+    found.assert_called_once_with("s3://photos/train", detail=True, prefix="x-")
     assert listed.identity == (100_000, hashlib.md5(CONTENT).hexdigest())
     with pytest.raises(FileNotFoundError):
         list_addresses("s3://photos/test/")
