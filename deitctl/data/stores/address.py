@@ -145,5 +145,5 @@ def _split(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError as error:
         scheme, _, rest = address.partition("?")[0].partition("://")
-        shown = f"{scheme}://{rest.rpartition('@')[2]}"
-        raise DataError(f"{shown} is no URL: {error}.", "https://HOST/PATH is one.") from error
+        public = f"{scheme}://{rest.rpartition('@')[2]}"
+        raise DataError(f"{public} is no URL: {error}.", "https://HOST/PATH is one.") from error
