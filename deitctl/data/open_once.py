@@ -23,7 +23,7 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.open_file import on_other_host, write_at
 from deitctl.data.range_survey import spread
 from deitctl.distributed import World
-from deitctl.errors import DataError
+from deitctl.errors import DataError, DeitctlError, Interrupted
 
 T = TypeVar("T")
 PIECE_BYTES = 2**24
@@ -144,18 +144,35 @@ def _require_same_images(
         for index in spread(dataset.list_cheap().tolist(), NUM_COMPARED)
     ]
     is_first = hosts.index(hosts[world.rank]) == world.rank
-    digests = [datasets[n].digest(index) if is_first else 0 for n, index in places]
+    digests: list[int] = []
+    failure: DeitctlError | None = None
+    try:
+        digests = [datasets[n].digest(index) if is_first else 0 for n, index in places]
+    except Interrupted:  # of all processes, each by its own signal
+        raise
+    except DeitctlError as error:  # a host's whose store is lost to it alone, for example
+        failure = error
+    _raise_first(world.all_gather_object(failure), world)
     expected = world.broadcast_object(digests)
     differs = [
         datasets[n].name(index)
         for (n, index), mine, theirs in zip(places, digests, expected, strict=True)
         if is_first and theirs and mine != theirs
     ]
-    for host, name in zip(hosts, world.all_gather_object(differs[:1]), strict=True):
-        if name:
-            error = DataError(
-                f"{host[0]} has other bytes than {hosts[0][0]} for {name[0]}, or none.",
-                "All machines of a run need the same files.",
-            )
+    errors = [
+        DataError(
+            f"{host[0]} has other bytes than {hosts[0][0]} for {name[0]}, or none.",
+            "All machines of a run need the same files.",
+        )
+        for host, name in zip(hosts, world.all_gather_object(differs[:1]), strict=True)
+        if name
+    ]
+    _raise_first(errors, world)
+
+
+def _raise_first(errors: Sequence[DeitctlError | None], world: World) -> None:
+    """Raise the first error that any process has, in all of them; the main one prints it."""
+    for error in errors:
+        if error is not None:
             error.is_reported = not world.is_main
             raise error

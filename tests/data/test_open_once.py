@@ -27,7 +27,7 @@ from deitctl.data.open_once import open_once
 from deitctl.data.run_data import write_split
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.distributed import SINGLE_PROCESS, World, process_group
-from deitctl.errors import DataError, DeitctlError
+from deitctl.errors import DataError, DeitctlError, StoreLost
 from deitctl.events import SilentReporter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
@@ -216,6 +216,26 @@ def test_a_host_with_other_bytes_is_named(
     assert all(isinstance(error, DataError) for error in errors), errors
     assert "node2 has other bytes than" in str(errors[0])
     assert str(folder / "a") in str(errors[0])
+    assert [error.is_reported for error in errors] == [False, True]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_store_that_is_lost_to_one_host_ends_all(
+    image_folder: Callable[..., Path], rank: int
+) -> None:
+    folder = image_folder({"a": 1, "b": 1})
+
+    def lose(*_: object) -> int:
+        raise StoreLost("s3://x does not answer.", "Wait.")
+
+    def start(world: World) -> Any:
+        on_a_host_of_its_own(1, world)
+        if world.rank == rank:
+            FileDataset.digest = lose  # type: ignore[method-assign]
+        return open_once(lambda: open_dataset(str(folder), SILENT), world, list_parts)
+
+    errors = run_together(2, start)
+    assert [type(error) for error in errors] == [StoreLost, StoreLost], errors
     assert [error.is_reported for error in errors] == [False, True]
 
 
