@@ -25,6 +25,9 @@ NUM_TRIED = 64
 SLOW_S = 200e-6
 """Waiting for an item, from which on it is a file server that is waited for: a local disk's cache answers
 in a few microseconds."""
+MOSTLY = 3
+"""Times as long as it computes an item is waited for, if that is waiting: on a busy machine a function that waits
+for nothing waits for the processor, about as long as it computes for each process beside it."""
 NUM_WAITING = 32
 """Threads that wait for a file server at a time, whatever the cores."""
 
@@ -87,9 +90,10 @@ def map_patiently(
     while some := list(islice(remaining, max(1, NUM_TRIED // num_units))):
         start_s, start_cpu_s = time.perf_counter(), time.thread_time()
         results = [function(item) for item in some]
-        waited_s = time.perf_counter() - start_s - (time.thread_time() - start_cpu_s)
+        computed_s = time.thread_time() - start_cpu_s
+        waited_s = time.perf_counter() - start_s - computed_s
         yield from results
-        is_slow = waited_s > SLOW_S * num_units * len(some)
+        is_slow = waited_s > max(SLOW_S * num_units * len(some), MOSTLY * computed_s)
         if is_slow or num_threads > 1:
             with DaemonThreads(NUM_WAITING if is_slow else num_threads) as threads:
                 yield from threads.map(function, remaining)
