@@ -228,7 +228,8 @@ def _start_loaders(
 ) -> Iterator[list[Loader]]:
     """Start processes that make the batches of the keys they are sent; kill them at the end of the block.
 
-    They send the batches back in the order in which they are sent the tasks. They are killed at the interpreter's exit too, before multiprocessing waits for them there.
+    They send the batches back in the order in which they are sent the tasks. They are killed at the
+    interpreter's exit too, before multiprocessing waits for them there.
 
     Raises:
         LoaderLost: one cannot be started.
