@@ -56,8 +56,8 @@ class HubStore(OtherStore):
 
     def _find_commit(self, place: Any) -> str:
         key, now_s = (place.repo_type, place.repo_id, place.revision), time.monotonic()
-        found_s, commit = self._commits.get(key, (-SAME_S, ""))
-        if not commit or now_s - found_s > SAME_S:
+        noted_s, commit = self._commits.get(key, (-SAME_S, ""))
+        if not commit or now_s - noted_s > SAME_S:
             kind, repository, revision = key
             info = self.system._api.repo_info(repository, revision=revision, repo_type=kind)
             commit = str(info.sha)

@@ -73,7 +73,7 @@ class Store(Protocol):
 
         Args:
             folder: its address.
-            prefix: where the store can be asked for these alone, of the paths below it.
+            prefix: that the paths below it begin with; a store that cannot select by it returns all.
         """
 
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:

@@ -41,7 +41,7 @@ def has_ranges(address: str) -> bool:
 
 
 def _note_whole(address: str) -> None:
-    """Note that a file came whole; raise `OSError` if its server is to be asked for the range again."""
+    """Note that a file came whole; raise `OSError` if the range is worth another request."""
     _num_whole[address] += 1
     if has_ranges(address):
         raise OSError(errno.EIO, "its server sent the whole file instead of a range")
