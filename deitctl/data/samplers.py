@@ -83,7 +83,8 @@ class EpochOrder:
             shuffle = windows.shuffle(drawn, draw) if windows else draw.permutation(num_drawn)
             order, times = drawn[shuffle], earlier[shuffle] * repeats
         if is_labeled is not None and not isinstance(draws, BalancedDraws):
-            spread = spread_labeled(np.arange(len(order)), is_labeled[order])
+            stretch = windows.choose_stretch(is_labeled) if windows else None
+            spread = spread_labeled(np.arange(len(order)), is_labeled[order], stretch)
             order, times = order[spread], None if times is None else times[spread]
         self._times = times
         # Four bytes an image for ImageNet. Keys are made when a batch is sliced: making all at once
@@ -128,7 +129,9 @@ class EpochOrder:
         return [SampleKey(self.epoch, *key) for key in zip(indices, times, strict=True)]
 
 
-def spread_labeled(order: NDArray[np.int64], is_labeled: NDArray[np.bool_]) -> NDArray[np.int64]:
+def spread_labeled(
+    order: NDArray[np.int64], is_labeled: NDArray[np.bool_], stretch: int | None = None
+) -> NDArray[np.int64]:
     """Return an order in which pairs of images with labels are spread evenly among pairs without.
 
     The loss of the labels is weighted by a constant of the run. In a random order a batch of 64 with a tenth of
@@ -137,13 +140,19 @@ def spread_labeled(order: NDArray[np.int64], is_labeled: NDArray[np.bool_]) -> N
     Args:
         order: images in a random order, [N].
         is_labeled: of each image, [N].
+        stretch: places that no pair moves out of, which may then have more or fewer labels than others;
+            None: all.
     """
-    parts = [order[mask] for mask in (is_labeled[order], ~is_labeled[order])]
-    keys = []
-    for part in parts:
-        pairs, num_pairs = np.arange(len(part)) // 2, len(part) // 2
+    parts, keys = [], []
+    for mask in (is_labeled[order], ~is_labeled[order]):
+        places = np.flatnonzero(mask)
+        parts.append(order[places])
+        # A pair belongs where its first image is.
+        stretches = places[: len(places) // 2 * 2 : 2] // (stretch or max(1, len(order)))
+        starts, ends = (np.searchsorted(stretches, stretches, side) for side in ("left", "right"))
+        pairs = stretches + (np.arange(len(stretches)) - starts + 0.5) / (ends - starts)
         # One without a neighbor of its kind comes last, so that it moves no pair to odd places.
-        keys.append(np.where(pairs < num_pairs, (pairs + 0.5) / max(1, num_pairs), 1.0))
+        keys += [np.repeat(pairs, 2), np.full(len(places) % 2, np.inf)]
     merged: NDArray[np.int64] = np.concatenate(parts)[
         np.argsort(np.concatenate(keys), kind="stable")
     ]

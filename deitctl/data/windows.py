@@ -21,7 +21,10 @@ class Windows:
     blocks: NDArray[np.int32]
     """Block of each image, as `ImageDataset.blocks`, [N]."""
     size: int
-    """Blocks that are begun and not done at any place of the order, at most; 2 or more."""
+    """Blocks that are begun and not done at any place of an order by `shuffle`, at most; 2 or more.
+
+    Where images with and without labels are spread in it, up to twice as many.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -59,3 +62,21 @@ class Windows:
         np.subtract(num_blocks, keys, out=keys)
         keys[is_alone] = places_alone
         return np.argsort(keys)
+
+    def choose_stretch(self, is_labeled: NDArray[np.bool_]) -> int | None:
+        """Return in how many images of the order those with labels are spread; None: in all.
+
+        Spread in all, the images of both kinds move by places of their own: two windows where each kind has its
+        own blocks, but windows that drift apart where blocks have both. There it is half a window.
+        """
+        is_in_block = self.blocks >= 0
+        counts = np.bincount(self.blocks[is_in_block])
+        labeled = np.bincount(self.blocks[is_in_block & is_labeled], minlength=len(counts))
+        num_blocks = np.count_nonzero(counts)
+        has_both = (labeled > 0) & (labeled < counts)
+        shares_blocks = any(
+            2 * part[has_both].sum() > part.sum() for part in (labeled, counts - labeled)
+        )
+        if self.size >= num_blocks or not shares_blocks:
+            return None
+        return max(2, len(self.blocks) * self.size // (2 * num_blocks))

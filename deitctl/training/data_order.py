@@ -16,6 +16,7 @@ from deitctl.data.mixing import count_batch_classes
 from deitctl.data.readers.hub_address import is_hub
 from deitctl.data.samplers import EpochOrder
 from deitctl.data.stores.address import is_remote
+from deitctl.data.unlabeled import find_labeled
 from deitctl.data.windows import Windows
 from deitctl.errors import ConfigError, DataError
 from deitctl.events import Reporter
@@ -70,7 +71,10 @@ def settle_order(config: TrainConfig, train: ImageDataset) -> TrainConfig:
         config.data_order == "auto" and not config.window and is_cached
     ):
         return replace(config, data_order="full")
-    size = config.window or _choose_window(len(blocks), num_blocks, train.num_cached_blocks)
+    num_cached, is_labeled = train.num_cached_blocks, find_labeled(train.labels)
+    if not is_labeled.all() and Windows(blocks, 2).choose_stretch(is_labeled) is None:
+        num_cached //= 2  # each of both kinds has a window
+    size = config.window or _choose_window(len(blocks), num_blocks, num_cached)
     return replace(config, data_order="window", window=size)
 
 

@@ -134,6 +134,21 @@ def test_images_with_and_without_labels_stay_spread_and_in_at_most_two_windows()
     assert count_open(blocks[indices]) <= 2 * 6
 
 
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+def test_images_of_one_block_with_and_without_labels_are_spread_within_its_window(share):
+    blocks = np.repeat(np.arange(300, dtype=np.int32), 40)
+    is_labeled = np.random.default_rng(0).random(len(blocks)) < share
+    options = {"windows": Windows(blocks, 8), "is_labeled": is_labeled}
+    order = EpochOrder(len(blocks), seed=0, epoch=0, **options)[:]
+    indices = np.array([key.index for key in order])
+    assert sorted(indices.tolist()) == list(range(len(blocks)))
+    assert count_open(blocks[indices]) <= 8 + 4
+    kinds = is_labeled[indices]
+    assert (kinds[::2] != kinds[1::2]).sum() <= 1
+    shares = kinds.reshape(-1, 240).sum(axis=1)  # of one and a half of its stretches
+    assert abs(shares - 240 * share).max() <= 4 * np.sqrt(240 * share) + 2
+
+
 def test_a_part_of_the_images_is_ordered_by_the_blocks_that_it_has():
     images = make_block_images([0] * 600, block_size=10)
     part = select(images, np.flatnonzero(np.arange(600) % 7 == 0))

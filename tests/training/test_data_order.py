@@ -78,6 +78,15 @@ def test_a_window_of_large_blocks_is_as_wide_as_mixing_needs(config):
     assert settle_order(config, blocks).window == 64
 
 
+def test_images_without_labels_in_blocks_of_their_own_share_the_cache(config):
+    images = make_block_images([0, 1] * 400, block_size=10, num_cached=16)
+    is_unlabeled = np.arange(800) >= 400
+    apart = replace(images, labels=np.where(is_unlabeled, -1, images.labels))
+    mixed = replace(images, labels=np.where(np.arange(800) % 3 > 0, -1, images.labels))
+    windows = [settle_order(config, data).window for data in (images, apart, mixed)]
+    assert windows == [12, 6, 12]
+
+
 def test_a_window_beside_a_full_order_is_refused(config):
     with pytest.raises(ConfigError, match="--window 4 is of window order"):
         check(replace(config, window=4, data_order="full"))
