@@ -72,7 +72,7 @@ class Windows:
         is_in_block = self.blocks >= 0
         counts = np.bincount(self.blocks[is_in_block])
         labeled = np.bincount(self.blocks[is_in_block & is_labeled], minlength=len(counts))
-        num_blocks = np.count_nonzero(counts)
+        num_blocks = int(np.count_nonzero(counts))
         has_both = (labeled > 0) & (labeled < counts)
         shares_blocks = any(
             2 * part[has_both].sum() > part.sum() for part in (labeled, counts - labeled)
