@@ -92,7 +92,7 @@ class Tasks:
 
     def __iter__(self) -> Iterator[tuple[Task | Failure, Sequence[Any]]]:
         """Yield tasks in turn, each with the keys of the next one if that has come, and is like it."""
-        following = None
+        following: Task | StreamEnd | Failure | None = None
         while True:
             task = self._received.get() if following is None else following
             following = None
@@ -101,8 +101,10 @@ class Tasks:
                 continue
             if not self._received.empty():
                 following = self._received.get()
-            is_like = isinstance(task, Task) and isinstance(following, Task)
-            yield task, following.keys if is_like and following[:2] == task[:2] else ()
+            next_keys: Sequence[Any] = ()
+            if isinstance(following, Task) and following[:2] == task[:2]:
+                next_keys = following.keys
+            yield task, next_keys
 
 
 class NotNeeded(Exception):

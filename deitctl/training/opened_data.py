@@ -109,14 +109,13 @@ def _settle_order(
 ) -> TrainConfig:
     """Return the configuration with the order of its images as the main process's cache has it; collective."""
 
-    def settle() -> tuple[str, int]:
+    def settle() -> TrainConfig:
         if resume and Run(Path(config.output_dir)).saved_position() is not None:
-            return config.data_order, config.window  # of an earlier version, which knew one order
-        settled = settle_order(config, train)
-        return settled.data_order, settled.window
+            return config  # of an earlier version, which knew one order
+        return settle_order(config, train)
 
-    order, window = world.run_on_main(settle)  # elsewhere the cache may be another
-    return replace(config, data_order=order, window=window)
+    settled = world.run_on_main(settle)  # elsewhere the cache may be another
+    return replace(config, data_order=settled.data_order, window=settled.window)
 
 
 def store_settled(run: Run, config: TrainConfig) -> None:
