@@ -138,29 +138,32 @@ def _open_for_training(
     _require_rest(source)
     data = _open_to_train(source, reporter)
     parts = data.list_parts()
-    train: ImageDataset
-    val: ImageDataset
     unsplit = _find_unsplit(parts)
     if run is not None and run.rows is not None and run.rows.is_held_out:
         unsplit = parts.get("", parts.get("train"))  # whatever was put beside it since
-    goes_on = unsplit is not None and run is not None
     if unsplit is not None and run is not None:
         train, val = _continue_split(data.name, unsplit, run, reporter)
-    elif source.folds and parts.keys() & {"", "train"}:
-        train, val = _split_folds(data, source, reporter).split(source.fold or 1)
-    elif unsplit is not None:
-        train, val = hold_out_fifth(
-            data.name, unsplit, source.split_seed, reporter, source.group_by
-        )
-    elif "train" in parts and len(parts) > 1:
-        # By name: the validation split may lack a class, and be numbered otherwise.
-        train = parts["train"]
-        val = relabel(parts.get("val", parts.get("test", train)), train.class_names)
-        require_same_kind(data.name, train, val, source.task)
-        _note_test(data.name, parts, reporter)
-        if source.group_by:
-            compare_groups(data.name, train, val, source.group_by, reporter)
+        _require_classes(data.name, source, train, val)
+        # All that the run does not use: its rows list what its fraction was.
+        rest = take_rest(unsplit, train, val) if source.unlabelled == REST else None
     else:
+        all_train, val = _split(data, unsplit, source, reporter)
+        _require_classes(data.name, source, all_train, val)
+        train = _take_fraction(data.name, all_train, source, reporter)
+        rest = take_rest(all_train, train) if source.unlabelled == REST else None
+    return _add_others(data, source, train, val, rest, reporter), val
+
+
+def _split(
+    data: DatasetSplits, unsplit: ImageDataset | None, source: Source, reporter: Reporter
+) -> tuple[ImageDataset, ImageDataset]:
+    """Return the training and validation images of a run that begins; raise `DataError` where there are none."""
+    parts = data.list_parts()
+    if source.folds and parts.keys() & {"", "train"}:
+        return _split_folds(data, source, reporter).split(source.fold or 1)
+    if unsplit is not None:
+        return hold_out_fifth(data.name, unsplit, source.split_seed, reporter, source.group_by)
+    if "train" not in parts or len(parts) == 1:
         raise DataError(
             f"{data.name} has a {' and a '.join(parts)} split and no train split."
             if parts
@@ -169,31 +172,64 @@ def _open_for_training(
             "or one folder of class folders. "
             f"`deitctl check {data.name}` lists what is there.",
         )
-    _require_classes(data.name, source, train, val)
-    all_train = train
-    if not goes_on and source.fraction != 1:  # a run that goes on lists the images that it uses
-        train = take_fraction(train, source.fraction, source.split_seed)
-        reporter.note(
-            f"{data.name}: {len(train.labels):,} of {len(all_train.labels):,} training images "
-            f"{'have labels' if source.unlabelled == REST else 'are used'}, fraction {source.fraction:g} of "
-            f"every class{'; the teacher alone labels the others' if source.unlabelled == REST else ''}."
-        )
-    compared = (train, val)
+    # By name: the validation split may lack a class, and be numbered otherwise.
+    train = parts["train"]
+    val = relabel(parts.get("val", parts.get("test", train)), train.class_names)
+    require_same_kind(data.name, train, val, source.task)
+    _note_test(data.name, parts, reporter)
+    if source.group_by:
+        compare_groups(data.name, train, val, source.group_by, reporter)
+    return train, val
+
+
+def _take_fraction(
+    name: str, all_train: ImageDataset, source: Source, reporter: Reporter
+) -> ImageDataset:
+    """Return the fraction of the training images that has labels, of all a source's."""
+    if source.fraction == 1:
+        return all_train
+    train = take_fraction(all_train, source.fraction, source.split_seed)
+    reporter.note(
+        f"{name}: {len(train.labels):,} of {len(all_train.labels):,} training images "
+        f"{'have labels' if source.unlabelled == REST else 'are used'}, fraction {source.fraction:g} of "
+        f"every class{'; the teacher alone labels the others' if source.unlabelled == REST else ''}."
+    )
+    return train
+
+
+def _add_others(
+    data: DatasetSplits,
+    source: Source,
+    train: ImageDataset,
+    val: ImageDataset,
+    rest: ImageDataset | None,
+    reporter: Reporter,
+) -> ImageDataset:
+    """Return the training images with those of other sources, then those without labels.
+
+    Args:
+        data: that both were taken of.
+        source: names the others.
+        train: training images.
+        val: validation images.
+        rest: the training images without labels, if they are what a fraction leaves out.
+        reporter: receives what was added.
+    """
+    compared, parts = (train, val), data.list_parts()
     if source.folds and parts.keys() & {"", "train"}:  # as `open_folds`: each is validated on
         folded = parts[""] if "" in parts else parts["train"]
         compared = (folded, folded)
     extra = _open_extra(source, data.name, train, compared[1], reporter)
     all_labeled = add_extra(train, extra, source.extra_weight)
-    if source.unlabelled == REST and goes_on and unsplit is not None:
-        return add_unlabeled(all_labeled, take_rest(unsplit, train, val)), val
-    if source.unlabelled == REST:
-        return add_unlabeled(all_labeled, take_rest(all_train, train)), val
-    if source.unlabelled:
-        labeled = add_extra(compared[0], extra, ())
-        validated = labeled if compared[0] is compared[1] else val
-        unlabeled = _open_unlabeled(source, data.name, labeled, validated, reporter)
-        return add_unlabeled(all_labeled, unlabeled), val
-    return all_labeled, val
+    if rest is not None:
+        return add_unlabeled(all_labeled, rest)
+    if not source.unlabelled:
+        return all_labeled
+    labeled = add_extra(compared[0], extra, ())
+    validated = labeled if compared[0] is compared[1] else val
+    return add_unlabeled(
+        all_labeled, _open_unlabeled(source, data.name, labeled, validated, reporter)
+    )
 
 
 def _open_extra(
