@@ -23,30 +23,31 @@ COUNTED = re.compile(r"[A-Za-z]{0,9}[-_ ]?\d+")
 def name_images(
     shards: Sequence[str],
     numbers: NDArray[np.int32],
-    list_files: Callable[[], Iterable[tuple[str, str]]],
+    list_files: Callable[[], Iterable[tuple[str, str | None]]],
 ) -> StringArray:
     """Return the name of each image, no two the same.
 
-    It is the path of its file, below the name of its shard if a writer has counted it. Where an earlier
-    image has that name, as a copy has, the name of its shard and its member tell it apart.
+    It is the path of its file where that is recorded, else its member's, below the name of its shard if a
+    writer has counted it. Where an earlier image has that name, as a copy has, the names of its shard and
+    its member tell it apart.
 
     Args:
         shards: path or address of each, [S].
         numbers: of the shard of each image, [N].
-        list_files: yields the path of each image's file, and the name of its member; [N].
+        list_files: yields the name of each image's member, and the path of its file if that is recorded; [N].
     """
     stems = name_shards(shards)
 
     def iterate() -> Iterator[str]:
-        for number, (file, _) in zip(numbers.tolist(), list_files(), strict=True):
-            is_counted = COUNTED.fullmatch(file.partition(".")[0])
-            yield f"{stems[number]}/{file}" if is_counted else file
+        for number, (member, file) in zip(numbers.tolist(), list_files(), strict=True):
+            is_counted = not file and COUNTED.fullmatch(member.partition(".")[0])
+            yield f"{stems[number]}/{member}" if is_counted else file or member
 
     names = StringArray.from_strings(iterate())
     if is_unique(names):
         return names
     used, again, apart = set[str](), Counter[str](), list[str]()
-    for name, number, (_, member) in zip(names, numbers.tolist(), list_files(), strict=True):
+    for name, number, (member, _) in zip(names, numbers.tolist(), list_files(), strict=True):
         if name in used:
             name = own = f"{stems[number]}/{member}"
             while name in used:

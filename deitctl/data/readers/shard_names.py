@@ -194,6 +194,7 @@ def _find_in_folder(folder: Path) -> ShardSet | None:
             "Name the shards of all splits by braces, or lay all splits out in one way.",
         )
     if with_images:
+        _require_train_folder(folder, tars, with_images)
         return None
     if tars:
         return _make_complete_set(str(folder), tars, folder)
@@ -207,6 +208,21 @@ def _find_in_folder(folder: Path) -> ShardSet | None:
     info = read_info(folder)
     _require_listed([shard for part in parts.values() for shard in part], info, str(folder))
     return ShardSet(str(folder), _order(parts), info, read_classes(folder))
+
+
+def _require_train_folder(folder: Path, tars: Sequence[str], with_images: Sequence[str]) -> None:
+    """Raise `DataError` if images to train on are in tars, and those of other splits in folders."""
+    # Others may be archives that were unpacked, as an ImageNet's, or that nobody needs.
+    of_folders = {match_split(name) for name in with_images}
+    stem_of = {NUMBER.sub("", get_name(tar).removesuffix(TAR)): get_name(tar) for tar in tars}
+    splits = match_splits(stem_of)
+    first = next((name for stem, name in stem_of.items() if splits.get(stem) == "train"), "")
+    if first and "train" not in of_folders and of_folders & {"val", "test"}:
+        raise DataError(
+            f"{folder} has shards of its train split ({first}) beside folders of images: "
+            f"{name_some(with_images)}.",
+            "Name the shards of all splits by braces, or lay all splits out in one way.",
+        )
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

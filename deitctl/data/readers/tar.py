@@ -63,7 +63,7 @@ def open_unlabeled_tars(shards: ShardSet, reporter: Reporter) -> TarDataset:
     def list_images(contents: Sequence[ShardContents]) -> dict[str, Listing]:
         members = [name for shard in contents for name in shard.names]
         spans = join_spans(contents, range(len(contents)))
-        names = name_images(files.paths, spans.shards, lambda: zip(members, members, strict=True))
+        names = name_images(files.paths, spans.shards, lambda: ((name, None) for name in members))
         unread = sum((Counter(shard.unread) for shard in contents), Counter[str]())
         labels = np.zeros(len(names), np.int64)  # an index has no -1
         return {"": Listing(names, labels, ("",), spans, dict(unread))}

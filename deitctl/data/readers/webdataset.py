@@ -242,10 +242,10 @@ def _join(
     """Return names and places of the samples of some shards."""
     spans = join_spans(contents, numbers, {number: chosen[number].places for number in numbers})
 
-    def list_files() -> Iterator[tuple[str, str]]:
+    def list_files() -> Iterator[tuple[str, str | None]]:
         files = (file for number in numbers for file in chosen[number].files)
         members = _iterate_members(numbers, contents, chosen)
         for (_, member), file in zip(members, files, strict=True):
-            yield shorten_file(file) if file else member, member
+            yield member, shorten_file(file) if file else None
 
     return name_images(shards, spans.shards, list_files), spans

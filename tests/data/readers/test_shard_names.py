@@ -204,6 +204,7 @@ def test_names_of_classes_are_read_or_refused(tmp_path):
 
 MIXTURES = {
     "tars beside a split of tars": ["x-0.tar", "val/x-0.tar"],
+    "tars of a split beside images of another": ["train-0.tar", "val/ant/1.jpg"],
     "tars for one split, images for another": ["train/x-0.tar", "val/ant/1.jpg"],
 }
 
@@ -216,5 +217,7 @@ def test_no_part_of_a_folder_is_passed_over(kind, tmp_path):
         else:
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).write_bytes(jpeg(1))
-    with pytest.raises(DataError, match="has shards in (val|train)/, and other images in"):
+    with pytest.raises(
+        DataError, match="has shards (in|of its) (val|train)(/, and other images in| split)"
+    ):
         find_shards(str(tmp_path))

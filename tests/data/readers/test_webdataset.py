@@ -217,12 +217,13 @@ def test_keys_that_begin_anew_in_each_shard_are_told_apart(tmp_path):
 
 def test_copies_are_told_apart_by_their_shard_and_what_comes_first_stays_as_it_is(tmp_path):
     rose, key = {"filename": "data/train/rose/a.jpg"}, "n01_7"
+    own = {"filename": "7.jpg"}  # counted by who named the file, not by the writer of the shard
     files = {**sample(key, 1, cls=0), **sample("b", 2, cls=1, json=rose)}
-    files |= {**sample("c", 3, cls=1, json=rose), **sample("d", 4, cls=1)}
+    files |= {**sample("c", 3, cls=1, json=rose), **sample("d", 4, cls=1, json=own)}
     write_tar(tmp_path / "x-0.tar", files)
     write_tar(tmp_path / "x-1.tar", {**sample(key, 5, cls=0), **sample("c", 6, cls=1, json=rose)})
     assert names(opened(tmp_path)) == [
-        *("n01_7.jpg", "rose/a.jpg", "x-0/c.jpg", "d.jpg", "x-1/n01_7.jpg", "x-1/c.jpg"),
+        *("n01_7.jpg", "rose/a.jpg", "x-0/c.jpg", "7.jpg", "x-1/n01_7.jpg", "x-1/c.jpg"),
     ]
 
 
