@@ -176,7 +176,7 @@ def work(
             made = make_batch(loadings[task.loading], task.keys, partial(report, task), next_keys)
             message = encode(made)
         except NotNeeded:
-            message = encode(None)  # in its place: batches are told apart by their order
+            message = encode(None)  # in its place: a batch is identified by its order
         except BaseException as error:
             message = encode(Failure(_make_portable(error)))
         _send_or_end(lambda: channel.send_message(message))
