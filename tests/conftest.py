@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -106,6 +107,14 @@ def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No weights from this machine, and no teacher or word from another test."""
     monkeypatch.delenv("DEITCTL_WEIGHTS", raising=False)
     monkeypatch.setenv("DEITCTL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_open_shards() -> Iterator[None]:
+    """Shards stay open for the whole process; tests that lower its limit of open files would meet them."""
+    yield
+    if "deitctl.data.shard_files" in sys.modules:
+        sys.modules["deitctl.data.shard_files"].open_shard.cache_clear()
 
 
 @pytest.fixture
