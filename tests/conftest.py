@@ -114,7 +114,7 @@ def _no_open_shards() -> Iterator[None]:
     """Shards stay open for the whole process; tests that lower its limit of open files would meet them."""
     yield
     if "deitctl.data.shard_files" in sys.modules:
-        sys.modules["deitctl.data.shard_files"].open_shard.cache_clear()
+        sys.modules["deitctl.data.shard_files"].get_opener.cache_clear()
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ Letters: N images, S shards.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from deitctl.threads import DaemonThreads
 
 Identity = tuple[int | str, ...]
 """What tells a shard from another of the same name, see `StoredFile`."""
-MAX_OPEN = share_open_files(256)
-"""Shards that a process holds open: a process often may have 1,024 files, and data sets have 10,000
-shards."""
+MAX_OPEN = 256
+"""Shards that a process holds open at most, see `share_open_files`: data sets have 10,000 shards."""
 
 REMOTE_THREADS = 32
 """In which shards of a store are opened and scanned: each mostly waits."""
@@ -119,30 +118,35 @@ class ShardFiles:
         return min(len(self), room // max(map(self.size, range(len(self))), default=1))
 
 
-@lru_cache(MAX_OPEN)
+@cache
+def get_opener() -> Callable[[str, Identity, BlockCache | None], StoredFile]:
+    """Return the `open_stored` of this process that remembers the files it opened last."""
+    return lru_cache(share_open_files(MAX_OPEN))(open_stored)
+
+
 def open_shard(path: str, identity: Identity, cache: BlockCache | None = None) -> StoredFile:
-    """Return an open shard; the least recently used of more than `MAX_OPEN` is closed, when its last
-    read has ended.
+    """Return an open shard; the least recently used of more than this process holds is closed, when its
+    last read has ended.
 
     Raises:
         OSError: it cannot be opened.
         DataChanged: it is not what was indexed.
     """
-    return open_stored(path, identity, cache)
+    return get_opener()(path, identity, cache)
 
 
 def open_local(paths: Sequence[Path]) -> ShardFiles:
-    """Return shards in local files as they are now; the first `MAX_OPEN` stay open, so that a rename
+    """Return shards in local files as they are now; the first ones stay open, so that a rename
     over one of them changes nothing for this process.
 
     Raises:
         DataError: one cannot be read, or is no regular file.
     """
-    identities = []
+    identities, num_open = [], share_open_files(MAX_OPEN)
     for number, path in enumerate(paths):
         try:
             identities.append(get_identity(os.stat(path)))
-            if number < MAX_OPEN:
+            if number < num_open:
                 open_shard(str(path), identities[-1])
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from error

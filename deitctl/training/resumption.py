@@ -258,7 +258,7 @@ def _warn_of_contents(trainer: Trainer, rows: SplitRows) -> None:
         for index, size in zip(range(len(dataset.labels)), began, strict=False)
         if dataset.num_bytes(index) != size
     ]
-    # Of the data's own a size is enough, as they were found by it; these were not looked for.
+    # Images of the data itself were matched by size already; extra ones are compared here alone.
     extra, digests = select_extra(labeled), extra_rows.digests
     sizes = extra.read_sizes().tolist() if extra_rows.paths else []
     now = map_patiently(extra.digest, range(len(sizes))) if any(digests) else digests

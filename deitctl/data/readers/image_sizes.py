@@ -44,7 +44,7 @@ def load_sizes(names: Sequence[str], column: str, count: int) -> NDArray[np.int6
 
 
 def save_sizes(names: Sequence[str], column: str, sizes: NDArray[np.int64]) -> None:
-    """Save the sizes of all images, where the cache can be written: else they are found again."""
+    """Save the sizes of all images, where the cache can be written: else they are read again."""
     if len(sizes) < MIN_IMAGES:
         return
     path = _get_path(names, column)

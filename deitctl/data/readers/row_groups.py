@@ -103,7 +103,7 @@ class RowGroups:
         rest, limit = group.num_rows, MIN_LIMIT + REPEATED * group.num_bytes
         while rest:
             batch = next(batches, None)
-            # Rows are found by their number alone.
+            # A row is identified by its number alone.
             if batch is None or batch.num_rows != min(self.block_rows, rest):
                 raise ValueError("it has other rows than its metadata say")
             values = take_bytes(batch.column(0))

@@ -187,7 +187,7 @@ class _Scan:
         self.samples = array("i", np.array(self.samples)[order].tolist())
 
     def finish(self) -> ShardContents:
-        """Return what was found, as arrays."""
+        """Return the entries that were listed, as arrays."""
         self.resolve_links()
         offsets, sizes = np.frombuffer(self.places, np.int64).reshape(-1, 2).T.copy()
         return ShardContents(

@@ -98,7 +98,7 @@ def _ask(address: str, ask: Callable[[], T]) -> T:
         raise StoreLost(error.message, _suggest_spelling(address, error)) from error
     except DataError:
         raise
-    except Exception as error:
+    except Exception as error:  # as in `read_patiently`: no common base
         raise DataError(
             f"{name} cannot be read: {describe(error)}.", _suggest_credentials(address, error)
         ) from error

@@ -76,7 +76,9 @@ def read_from_store(
             return read()
         except DeitctlError:
             raise
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # each store's client has errors of its own, without a common base
             if is_permanent(error):
                 raise
             pause_s = _choose_pause(attempt, error)
@@ -99,7 +101,7 @@ def read_from_store(
 
 
 def is_permanent(error: Exception) -> bool:
-    """Return whether a failed read fails again: not found, not permitted, not possible."""
+    """Return whether a failed read fails again: no such file, not permitted, not possible."""
     if isinstance(error, PERMANENT) or getattr(error, "errno", None) in PERMANENT_ERRNOS:
         return True
     name = type(error).__name__

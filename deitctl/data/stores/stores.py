@@ -162,7 +162,7 @@ class OtherStore:
     def fetch(self, file: StoredPath, offset: int, size: int) -> bytes:
         span = {"start": offset, "end": offset + size}
         if get_scheme(file.address) in ("gs", "gcs") and not has_no_version(file):
-            # It keeps nothing but the newest: an older generation is not found.
+            # It has the newest alone: an older generation is a missing file.
             return bytes(self.system.cat_file(file.address, **span, generation=file.version))
         data = bytes(self.system.cat_file(file.address, **span))
         # fsspec names no version in a request: whether it was this one is looked up behind it.

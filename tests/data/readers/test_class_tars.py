@@ -136,6 +136,6 @@ def test_a_shard_that_was_replaced_is_noticed_in_another_process(class_tars):
     write_tar(class_tars / "new", images("other"))
     (class_tars / "new").rename(class_tars / f"{CLASSES[0]}.tar")
     assert dataset.read(0).size == (24, 18)  # the file that was opened
-    shard_files.open_shard.cache_clear()
+    shard_files.get_opener.cache_clear()
     with pytest.raises(DataChanged, match=r"n01440764.tar was replaced while in use"):
         dataset.read(0)
