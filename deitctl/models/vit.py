@@ -226,7 +226,8 @@ class VisionTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             is_last = i == len(self.blocks) - 1
             num_queries = self.num_prefix_tokens if prefix_only and is_last else None
-            mask = None if drop_path_mask is None else drop_path_mask[i]
+            # A frozen block drops nothing.
+            mask = None if drop_path_mask is None or not block.training else drop_path_mask[i]
             if self.grad_checkpointing and self.training and torch.is_grad_enabled():
                 # Nothing is drawn in a block, so there is no generator to set back.
                 x = checkpoint(

@@ -42,17 +42,19 @@ from deitctl.training.build import (
     build_training,
 )
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.context import TrainContext
+from deitctl.training.device_batch import DeviceBatch, place_batch
+from deitctl.training.engine import build_engine
 from deitctl.training.freezing import set_train_mode
 from deitctl.training.objective import build_objective
 from deitctl.training.optim import add_trained
 from deitctl.training.step import (
-    TrainContext,
     compute_losses,
     forward_backward,
     optimizer_step,
     place_targets,
-    teach,
 )
+from deitctl.training.student_losses import teach
 from deitctl.training.trainer import LOG_EVERY
 
 ENDLESS = 10**9
@@ -148,6 +150,10 @@ class TrialRun(TrainSetup):
             return batch
         return pin_batch(batch)
 
+    def place(self, batch: Batch) -> DeviceBatch:
+        """Return a batch on the device, as the next step takes it."""
+        return place_batch(self.context, self.state, batch, self.state.progress.step)
+
     def first_micro_batch(self, batch: Batch) -> Batch:
         """Return the images of a batch that a step takes at once."""
         return next(batch.split(self.context.micro_batch_size(self.state)))
@@ -155,13 +161,14 @@ class TrialRun(TrainSetup):
     def step(self, batch: Batch) -> None:
         """Take a real step; where memory runs out, micro-batches are halved, as in a training."""
         context, state = self.context, self.state
-        stats = forward_backward(context, state, batch, SilentReporter())
+        stats = forward_backward(self.engine, self.place(batch), SilentReporter())
         optimizer_step(context, state, context.lr_at(state.progress.step), stats.grad_norm)
         state.progress.step += 1
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the student's loss on a batch, without a teacher."""
-        return compute_losses(self.context.without_teacher(), self.state, batch)["loss"]
+        alone = build_engine(self.context.without_teacher(), self.state)
+        return compute_losses(alone, self.place(batch))["loss"]
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a loss."""

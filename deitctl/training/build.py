@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
@@ -47,8 +48,10 @@ from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.context import TrainContext
 from deitctl.training.data_order import make_windows, note_order
 from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.engine import Engine, build_engine
 from deitctl.training.feature_loss import FeatureTerm
 from deitctl.training.freezing import freeze, get_layers
 from deitctl.training.normalization import ChannelStats, measure_channels, set_channels
@@ -57,7 +60,6 @@ from deitctl.training.optim import add_trained, build_optimizer
 from deitctl.training.projector import build_projector
 from deitctl.training.schedule import compute_peak_lr
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import TrainContext
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class TrainSetup:
     workers: int
     fits_head: bool = False
     """Whether the model has a new head that is to be fitted before the first step."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Takes the passes of a step, in this process and with the others."""
+        return build_engine(self.context, self.state)
 
     @property
     def num_unlabeled(self) -> int:

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deitctl.errors import ConfigError
@@ -47,19 +48,19 @@ class AsyncCheckpointer:
         elapsed = time.monotonic() - self.last_time
         return elapsed >= max(self.seconds, self.cost_s / MAX_TIME_FRACTION)
 
-    def maybe_save(self, state: TrainState, *, verified: bool) -> None:
+    def maybe_save(self, state: TrainState, verify: Callable[[], bool]) -> None:
         """Write the staged state, and stage this one if it is due.
 
         Args:
             state: between two steps.
-            verified: whether the losses of all steps so far have been read and found good. Until
-                then nothing is written, and a state that is due waits.
+            verify: reads the losses of all steps so far, and returns whether they are good; else
+                nothing is written. Not called where there is nothing to write or to stage.
 
         Raises:
             DeitctlError: the previous write failed; the checkpoint before it is intact.
         """
         self.requested = self.requested or self.should_save(state.progress.step)
-        if verified:
+        if (self.requested or self._staged is not None) and verify():
             self.write()
             if self.requested:
                 self.stage(state)

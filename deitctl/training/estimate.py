@@ -23,17 +23,15 @@ from deitctl.free_memory import read_free_memory
 from deitctl.models.heads import forward_heads
 from deitctl.sizes import height_width
 from deitctl.training.build import TrainSetup
+from deitctl.training.context import TrainContext
+from deitctl.training.device_batch import place_batch
 from deitctl.training.ema import ExponentialMovingAverage
+from deitctl.training.engine import build_engine
 from deitctl.training.freezing import count_trained, get_layers, set_train_mode
 from deitctl.training.head_init import MAX_IMAGES
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import (
-    OutOfMemory,
-    TrainContext,
-    forward_backward,
-    optimizer_step,
-)
+from deitctl.training.step import OutOfMemory, forward_backward, optimizer_step
 
 MEASURED_S = 0.5
 """Duration of one measurement, about; two images of a large model take longer."""
@@ -249,8 +247,10 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
             least = min(least, run(step, images))
         return least
 
+    engine = build_engine(context, state)
+
     def train(images: Batch) -> None:
-        forward_backward(context, state, images, SilentReporter())
+        forward_backward(engine, place_batch(context, state, images, 0), SilentReporter())
 
     # Two images, the fewest: the first time is also that of preparing kernels and memory.
     seconds = run(train, batch)

@@ -6,26 +6,25 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from deitctl.data.samplers import SampleKey
 from deitctl.training.state import Progress
+from deitctl.training.step_stats import GRAD_NORM, Reading
 
 MIN_STEPS = 10  # before spikes are detected: the first losses have no mean to compare with
 LOSS_DECAY = 0.95  # of the running mean of the loss, which so covers about twenty steps
 HISTORY = 20  # steps that an incident lists, its own the last
 NON_FINITE, LOSS_SPIKE = "non_finite", "loss_spike"
+MAX_UNREAD = 16
+"""Steps that an accelerator may be behind with; then the oldest is waited for."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Loss and gradient norm of one step, on the device: reading them makes the host wait for it."""
+    """Losses and gradient norm of one step, which an accelerator may not have computed yet."""
 
     step: int
     lr: float
-    loss: Tensor
-    grad_norm: Tensor
-    """Norm of all gradients, before clipping."""
+    reading: Reading
     keys: list[SampleKey]
     """Images of the batch in this process."""
 
@@ -82,44 +81,65 @@ class LossMonitor:
     """A loss above this factor times both its running mean and that of a guess is a spike; 0: none
     is. Mixing and hard batches move it by tenths, a step that breaks the weights by much more."""
     unread: list[Observation] = field(default_factory=list)
+    incident: Incident | None = None
+    """The first step that diverged, once it is read."""
     recent: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[dict[str, float]] = field(default_factory=list)
+    """`step`, `lr`, losses and `grad_norm` of the steps that were read, until somebody takes them."""
 
     def update(self, observation: Observation) -> None:
-        """Add a step's observation, to be read by the next `find_incident`."""
+        """Add a step's observation, to be read when it is there."""
         self.unread.append(observation)
 
+    def read_ready(self) -> None:
+        """Read the steps that the device has computed, in order, and wait for none but those long ago."""
+        while self.unread and (self.unread[0].reading.is_ready or len(self.unread) > MAX_UNREAD):
+            self._read(self.unread.pop(0))
+
     def find_incident(self) -> Incident | None:
-        """Read the observations since the last call; return the first step that diverged, or None."""
-        observations, self.unread = self.unread, []
-        progress = self.progress
-        for o in observations:
-            loss, grad_norm, mean = float(o.loss), float(o.grad_norm), progress.recent_loss
-            record = {"step": o.step, "loss": loss, "grad_norm": grad_norm}
-            self.recent = [*self.recent[1 - HISTORY :], record]
-            kind = ""
-            # Below the loss of a guess, small losses may rise by a large factor.
-            limit = self.spike_factor * max(mean, self.guess_loss)
-            if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
-                kind = NON_FINITE
-            elif limit and progress.steps_monitored >= MIN_STEPS and loss > limit:
-                kind = LOSS_SPIKE
-            if kind:
-                return Incident(
-                    kind=kind,
-                    step=o.step,
-                    lr=o.lr,
-                    loss=loss,
-                    grad_norm=grad_norm,
-                    recent_mean=mean,
-                    keys=o.keys,
-                    recent=self.recent,
-                )
-            first = not progress.steps_monitored
-            progress.recent_loss = loss if first else LOSS_DECAY * mean + (1 - LOSS_DECAY) * loss
-            progress.steps_monitored += 1
-        return None
+        """Read all steps, wait for those that are not there; return the first that diverged, or None."""
+        while self.unread:
+            self._read(self.unread.pop(0))
+        return self.incident
 
     def raise_if_diverged(self) -> None:
-        """Raise `TrainingDiverged` if a step since the last check did."""
+        """Read all steps; raise `TrainingDiverged` if one of them diverged."""
         if incident := self.find_incident():
             raise TrainingDiverged(incident)
+
+    def take_figures(self) -> list[dict[str, float]]:
+        """Return the figures of the steps that were read since the last call."""
+        figures, self.figures = self.figures, []
+        return figures
+
+    def _read(self, o: Observation) -> None:
+        """Judge a step; after one that diverged none counts."""
+        if self.incident is not None:
+            return
+        progress, values = self.progress, o.reading.read()
+        loss, grad_norm, mean = values["loss"], values[GRAD_NORM], progress.recent_loss
+        self.figures.append({"step": o.step, "lr": o.lr, **values})
+        record = {"step": o.step, "loss": loss, "grad_norm": grad_norm}
+        self.recent = [*self.recent[1 - HISTORY :], record]
+        kind = ""
+        # Below the loss of a guess, small losses may rise by a large factor.
+        limit = self.spike_factor * max(mean, self.guess_loss)
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not self.scaled):
+            kind = NON_FINITE
+        elif limit and progress.steps_monitored >= MIN_STEPS and loss > limit:
+            kind = LOSS_SPIKE
+        if kind:
+            self.incident = Incident(
+                kind=kind,
+                step=o.step,
+                lr=o.lr,
+                loss=loss,
+                grad_norm=grad_norm,
+                recent_mean=mean,
+                keys=o.keys,
+                recent=self.recent,
+            )
+            return
+        first = not progress.steps_monitored
+        progress.recent_loss = loss if first else LOSS_DECAY * mean + (1 - LOSS_DECAY) * loss
+        progress.steps_monitored += 1

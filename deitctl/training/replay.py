@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from deitctl.config import MACHINE_SETTINGS
-from deitctl.data.loader import Batch
 from deitctl.data.run_data import read_run_data
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.device import choose_device
@@ -20,7 +19,9 @@ from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.settings import override
 from deitctl.training.build import build_student
+from deitctl.training.device_batch import DeviceBatch
 from deitctl.training.extensions import NO_EXTENSIONS, Extensions, require_same_extensions
+from deitctl.training.feed import feed
 from deitctl.training.freezing import begin_epoch
 from deitctl.training.incident import read_incident
 from deitctl.training.launch import build_trainer
@@ -124,15 +125,14 @@ def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporte
             f"Step {last} cannot be replayed: the checkpoint is of step {progress.step}, and the run "
             f"has {num_steps} steps."
         )
-    batches, steps = trainer.setup.build_loader(), []
+    batches, steps = feed(context, state, trainer.setup.build_loader()), []
     remaining = range(progress.step, last + 1)
     for step in track(remaining, reporter, "replay", len(remaining), "steps"):
         begin_epoch(state, recipe, step // context.steps_per_epoch)
         batch, lr = next(batches), context.lr_at(step)
-        stats = forward_backward(context, state, batch, reporter)
-        losses = {name: float(value) for name, value in stats.losses.items()}
-        steps.append({"step": step, "lr": lr, **losses, "grad_norm": float(stats.grad_norm)})
-        monitor.update(Observation(step, lr, stats.losses["loss"], stats.grad_norm, batch.keys))
+        stats = forward_backward(trainer.engine, batch, reporter)
+        steps.append({"step": step, "lr": lr, **stats.reading.read()})
+        monitor.update(Observation(step, lr, stats.reading, batch.keys))
         incident = monitor.find_incident()
         if step == last or incident is not None:
             break  # before the optimizer's step, so that the gradients are those of these weights
@@ -151,13 +151,12 @@ def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporte
 
 
 @torch.no_grad()
-def _pair_losses(trainer: Trainer, batch: Batch) -> list[tuple[str, float]]:
+def _pair_losses(trainer: Trainer, batch: DeviceBatch) -> list[tuple[str, float]]:
     """Return the loss of each pair of images: mixing may have made them inseparable."""
     losses = []
     for pair in batch.split(2):
-        if pair.keys:
-            loss = compute_losses(trainer.context, trainer.state, pair)["loss"]
-            losses.append((trainer.setup.train.name(pair.keys[0].index), float(loss)))
+        loss = compute_losses(trainer.engine, pair)["loss"]
+        losses.append((trainer.setup.train.name(pair.keys[0].index), float(loss)))
     return losses
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import batch_start
-from deitctl.data.loader import Batch
 from deitctl.data.unlabeled import select_labeled
 from deitctl.device import Device
 from deitctl.evaluation.eval_model import EvalModel
@@ -21,9 +20,11 @@ from deitctl.training.best_weights import SavedScore, adopt_ahead, keep_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.device_batch import DeviceBatch
 from deitctl.training.estimate import describe_training, estimate_seconds
 from deitctl.training.extensions import Callback, call_callbacks
 from deitctl.training.failure import leave_resumable
+from deitctl.training.feed import feed
 from deitctl.training.finish import finish_run
 from deitctl.training.freezing import begin_epoch
 from deitctl.training.head_init import fit_new_heads
@@ -44,10 +45,11 @@ from deitctl.training.selection import (
     list_metrics,
 )
 from deitctl.training.signals import StopRequest, hold_signals
-from deitctl.training.step import StepStats, forward_backward, optimizer_step
+from deitctl.training.step import forward_backward, optimizer_step
+from deitctl.training.step_stats import StepStats
 from deitctl.training.stopping import CALLBACK, PATIENCE, describe_stop, is_out_of_patience
 
-LOG_EVERY = 10  # steps: reading the loss makes the host wait for an accelerator
+LOG_EVERY = 10  # steps
 EVAL_BATCH_SIZE = 64
 
 
@@ -60,6 +62,7 @@ class Trainer:
         self.run, self.setup, self.reporter, self.callbacks = run, setup, reporter, callbacks
         self.config, self.context, self.state = setup.config, setup.context, setup.state
         self.device, self.world = setup.context.device, setup.context.world
+        self.engine = setup.engine
         self.metric = choose_metric(self.config.select, setup.model_config.task)
         """What the best weights are selected by."""
         self.monitor = LossMonitor(
@@ -125,7 +128,7 @@ class Trainer:
         stream = self.setup.build_loader(
             self.loaders, self.save_or_stop.raise_if_set, self.reporter
         )
-        with closing(stream) as batches:
+        with closing(stream), closing(feed(self.context, self.state, stream)) as batches:
             while progress.epoch < recipe.epochs and not progress.stopped:
                 label = f"epoch {progress.epoch + 1}/{recipe.epochs}"
                 images_per_second = self.train_epoch(batches, label)
@@ -138,14 +141,14 @@ class Trainer:
                 if self.call_callbacks(record) and progress.epoch < recipe.epochs:
                     progress.stopped = progress.stopped or CALLBACK
                 self.on_step_boundary()
-                self.checkpointer.maybe_save(self.state, verified=True)
+                self.checkpointer.maybe_save(self.state, self.is_good)
                 self.save_or_stop.raise_if_set()
                 self.fill_target_cache()
         if progress.stopped == PATIENCE:
             command = f"deitctl train --resume {self.run.quoted}"
             self.reporter.note(describe_stop(recipe, self.config.patience, progress, command))
 
-    def train_epoch(self, batches: Iterator[Batch], label: str) -> float:
+    def train_epoch(self, batches: Iterator[DeviceBatch], label: str) -> float:
         """Take the steps of an epoch that are left; return the images a second."""
         progress, recipe, epoch = (
             self.state.progress,
@@ -165,13 +168,13 @@ class Trainer:
             # The loader spans all epochs, so that its processes work ahead.
             for batch in self.read_batches(batches, steps - steps_done):
                 stats = self.train_step(batch)
-                task.advance(stats.num_images, **self.log_step(stats))
+                task.advance(stats.num_images, **self.log_steps())
                 self.handle_signals(stats)
                 self.on_step_boundary()
-                self.checkpointer.maybe_save(self.state, verified=not self.monitor.unread)
+                self.checkpointer.maybe_save(self.state, self.is_good)
         return (num_images - num_done) / (time.monotonic() - start_time)
 
-    def read_batches(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    def read_batches(self, batches: Iterator[DeviceBatch], count: int) -> Iterator[DeviceBatch]:
         """Yield the next `count` batches, or raise `Signalled` while one does not come."""
         for _ in range(count):
             with self.signals.interrupt() if self.world.size == 1 else nullcontext():
@@ -220,17 +223,27 @@ class Trainer:
                 "out of its own fit."
             )
 
-    def train_step(self, batch: Batch) -> StepStats:
-        """Take one optimizer step on the gradient of a global batch."""
+    def train_step(self, batch: DeviceBatch) -> StepStats:
+        """Take one optimizer step on the gradient of a global batch.
+
+        An accelerator's losses are read when they are there, mostly a step later, so that nobody waits for
+        them. Processes may read them at different steps; what one of them has found ends the next step of all.
+        """
         context, state, progress = self.context, self.state, self.state.progress
         lr = context.lr_at(progress.step)
         # A forward pass changes batch statistics, and nothing else that a checkpoint holds.
         self.is_between_steps = not self.has_batch_stats
-        stats = forward_backward(context, state, batch, self.reporter, self.signals)
-        loss = stats.losses["loss"]
+        self.monitor.read_ready()
+        stats = forward_backward(
+            self.engine,
+            batch,
+            self.reporter,
+            self.signals,
+            has_diverged=self.monitor.incident is not None,
+        )
         self.is_between_steps = False
-        self.monitor.update(Observation(progress.step, lr, loss, stats.grad_norm, batch.keys))
-        if self.device.is_synchronous:  # reading the loss costs nothing, and the weights stay good
+        self.monitor.update(Observation(progress.step, lr, stats.reading, batch.keys))
+        if stats.has_diverged or self.device.is_synchronous:  # whose weights stay good
             self.monitor.raise_if_diverged()
         optimizer_step(context, state, lr, stats.grad_norm)
         for name, value in stats.losses.items():
@@ -244,18 +257,27 @@ class Trainer:
         self.is_between_steps = True
         return stats
 
-    def log_step(self, stats: StepStats) -> dict[str, str]:
-        """Log every tenth step, and the last of an epoch; return what the progress bar shows."""
-        step, per_epoch = self.state.progress.step - 1, self.context.steps_per_epoch
-        in_epoch = step % per_epoch
-        if in_epoch % LOG_EVERY and in_epoch + 1 != per_epoch:
-            return {}
-        self.monitor.raise_if_diverged()
-        losses = {name: float(value) for name, value in stats.losses.items()}
-        position = {"kind": "step", "step": step, "epoch": step // per_epoch + 1}
-        rates = {"lr": self.context.lr_at(step), **losses, "grad_norm": float(stats.grad_norm)}
-        self.run.log(position | rates)
-        return {"loss": f"{losses['loss']:.3f}"}
+    def log_steps(self) -> dict[str, str]:
+        """Log every tenth step that was read, and the last of an epoch; return what the progress bar shows."""
+        per_epoch, status = self.context.steps_per_epoch, dict[str, str]()
+        if self.state.progress.step % per_epoch == 0:
+            self.monitor.raise_if_diverged()  # the figures of an epoch are logged before its validation
+        self.monitor.read_ready()
+        for figures in self.monitor.take_figures():
+            step = int(figures["step"])
+            in_epoch = step % per_epoch
+            if in_epoch % LOG_EVERY and in_epoch + 1 != per_epoch:
+                continue
+            position = {"kind": "step", "step": step, "epoch": step // per_epoch + 1}
+            self.run.log(position | {**figures, "step": step})
+            status = {"loss": f"{figures['loss']:.3f}"}
+        return status
+
+    def is_good(self) -> bool:
+        """Return whether all steps so far are good; their last figures are logged before a state is saved."""
+        is_good = self.monitor.find_incident() is None
+        self.log_steps()
+        return is_good
 
     def handle_signals(self, stats: StepStats) -> None:
         """Between two steps, raise `Signalled` if the run is to stop, or ask for a checkpoint."""

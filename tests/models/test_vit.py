@@ -106,7 +106,7 @@ def test_initialization_is_that_of_the_paper():
 
 
 def test_dropping_every_branch_returns_the_embedded_tokens(deit, noise):
-    model = deit()
+    model = deit().train()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         cls, _ = model(images, torch.zeros(12, 2, 2))
@@ -115,7 +115,7 @@ def test_dropping_every_branch_returns_the_embedded_tokens(deit, noise):
 
 
 def test_drop_path_mask_of_ones_changes_nothing(deit, noise):
-    model = deit()
+    model = deit().train()
     images = noise(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(images, torch.ones(12, 2, 2)).cls, model(images).cls)
@@ -142,7 +142,7 @@ def test_a_dropped_branch_is_not_computed_and_gradients_are_equal(
 
 
 def test_drop_path_mask_is_per_image(deit, noise):
-    model = deit()
+    model = deit().train()
     images = noise(2, 3, 32, 32)
     drop_path_mask = torch.ones(12, 2, 2)
     drop_path_mask[5, 0, 1] = 0
@@ -178,7 +178,7 @@ def test_mlps_of_large_models_are_four_times_as_wide():
 @pytest.mark.parametrize("alias", ["deit_tiny", "deit_tiny_distilled", "deit3_small"])
 def test_the_last_block_skips_only_tokens_that_no_head_reads(alias, deit, noise):
     """Answers and gradients are those of blocks that compute every token, stochastic depth included."""
-    model = deit(alias, img_size=32, classes=3)
+    model = deit(alias, img_size=32, classes=3).train()
     images = noise(4, 3, 32, 32)
     model.drop_path_rate = 0.5
     drop_path_mask = model.sample_drop_path(4, torch.Generator().manual_seed(1))

@@ -234,7 +234,7 @@ def test_a_state_that_is_due_waits_until_all_losses_are_read(tmp_path: Path) -> 
     for step, verified, saved in ((1, True, -1), (2, True, -1), (3, False, -1), (4, False, -1),
                                   (5, True, 2), (6, True, 5)):  # fmt: skip
         state.progress.step = step
-        checkpointer.maybe_save(state, verified=verified)
+        checkpointer.maybe_save(state, lambda is_good=verified: is_good)
         checkpointer.finish()
         assert checkpointer.saved_step == saved, step
 
@@ -244,14 +244,14 @@ def test_a_requested_state_is_saved_whatever_the_interval(tmp_path: Path) -> Non
     checkpointer.requested = True
     for _ in range(3):
         state.progress.step += 1
-        checkpointer.maybe_save(state, verified=True)
+        checkpointer.maybe_save(state, lambda: True)
     checkpointer.finish()
     assert loaded(tmp_path).progress.step == 1  # once
 
 
 def test_only_the_main_process_writes(tmp_path: Path) -> None:
     checkpointer = AsyncCheckpointer(Run(tmp_path, writes=False), "1")
-    checkpointer.maybe_save(state_of(), verified=True)
+    checkpointer.maybe_save(state_of(), lambda: True)
     checkpointer.save(state_of())
     assert os.listdir(tmp_path) == []
 
@@ -273,6 +273,6 @@ def test_between_two_batches_signals_save_and_stop(tmp_path: Path) -> None:
 def test_a_step_that_ends_an_epoch_is_staged_once(tmp_path: Path) -> None:
     checkpointer, state = checkpointer_in(tmp_path, "5"), state_of()
     state.progress.step = 5
-    checkpointer.maybe_save(state, verified=True)
+    checkpointer.maybe_save(state, lambda: True)
     assert not checkpointer.should_save(5)
     assert checkpointer.should_save(10)

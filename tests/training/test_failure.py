@@ -159,7 +159,7 @@ def test_a_convnet_is_not_saved_after_half_a_step(
 ) -> None:
     """Its forward pass has moved the statistics of its batch norms."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise ValueError("mine")
 
     for model, is_saved in (("test_resnet", False), ("deit_tiny", True)):

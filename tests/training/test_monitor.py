@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deitctl.data.samplers import SampleKey
+from deitctl.device import choose_device
 from deitctl.training.monitor import (
     LOSS_SPIKE,
     MIN_STEPS,
@@ -18,16 +19,17 @@ from deitctl.training.monitor import (
     TrainingDiverged,
 )
 from deitctl.training.state import Progress
+from deitctl.training.step_stats import Reading
 
 NAN, INF = float("nan"), float("inf")
 
+CPU = choose_device("cpu", "fp32")
 SPIKE, GUESS = 3.0, math.log(10)
 
 
 def observe(step: int, loss: float, grad_norm: float = 1.0) -> Observation:
-    return Observation(
-        step, 0.1, torch.tensor(loss), torch.tensor(grad_norm), [SampleKey(0, step, 0)]
-    )
+    reading = Reading({"loss": torch.tensor(loss)}, torch.tensor(grad_norm), CPU)
+    return Observation(step, 0.1, reading, [SampleKey(0, step, 0)])
 
 
 def monitor_after(
@@ -145,10 +147,11 @@ def test_the_message_is_one_sentence(kind: str, loss: float, message: str) -> No
     assert incident.message == message
 
 
-def test_a_step_that_diverged_is_raised_once() -> None:
+def test_a_step_that_diverged_is_raised_until_the_run_ends() -> None:
+    """A signal that comes meanwhile saves nothing of it."""
     monitor = monitor_after([1.0])
     monitor.update(observe(1, NAN))
     with pytest.raises(TrainingDiverged, match="The loss is nan") as error:
         monitor.raise_if_diverged()
     assert error.value.incident.step == 1
-    monitor.raise_if_diverged()
+    assert monitor.find_incident() == error.value.incident

@@ -142,7 +142,7 @@ def test_without_a_token_the_one_head_learns_from_the_teacher(mode, deit, make_b
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_stochastic_depth_reaches_the_student(mode, deit, make_batch, teacher):
-    student, mask = deit("deit_tiny_distilled"), torch.zeros(12, 2, 4)
+    student, mask = deit("deit_tiny_distilled").train(), torch.zeros(12, 2, 4)
     objective = Distillation(config(mode))
     batch = make_batch(teacher, mode, mask)
     losses, undropped = objective(student, batch), objective(student, make_batch(teacher, mode))

@@ -31,6 +31,10 @@ from deitctl.events import SilentReporter
 from deitctl.models.introspect import freeze_backbone
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
+from deitctl.training import step
+from deitctl.training.context import TrainContext
+from deitctl.training.device_batch import place_batch
+from deitctl.training.engine import build_engine
 from deitctl.training.freezing import set_train_mode
 from deitctl.training.losses import make_targets
 from deitctl.training.objective import (
@@ -42,12 +46,8 @@ from deitctl.training.objective import (
 )
 from deitctl.training.optim import build_optimizer
 from deitctl.training.state import Progress, TrainState
-from deitctl.training.step import (
-    TrainContext,
-    accumulate_gradients,
-    forward_backward,
-    optimizer_step,
-)
+from deitctl.training.step import accumulate_gradients, optimizer_step
+from deitctl.training.step_stats import StepStats
 
 CPU = choose_device("cpu", "fp32")
 PRE = Preprocessing(img_size=32)
@@ -110,6 +110,11 @@ def stream(dataset, plan: ViewPlan | None = None, recipe=RECIPE):
     return build_train_loader(
         dataset, recipe.augment, 32, keys, workers=0, pin_memory=False, plan=plan
     )
+
+
+def forward_backward(context: TrainContext, state: TrainState, batch, reporter) -> StepStats:
+    placed = place_batch(context, state, batch, state.progress.step)
+    return step.forward_backward(build_engine(context, state), placed, reporter)
 
 
 def take_step(context: TrainContext, state: TrainState, batch) -> dict[str, torch.Tensor]:
@@ -390,7 +395,8 @@ def test_gradients_of_two_processes_add_up_to_those_of_one(deit, some):
             several, recipe.augment, 32, keys, workers=0, pin_memory=False, shard=world.shard(8)
         )
         context = replace(context_of(recipe), objective=Supervised(task_loss), world=world)
-        assert accumulate_gradients(context, state, next(iter(batches))) is not None
+        batch = place_batch(context, state, next(iter(batches)), 0)
+        assert accumulate_gradients(build_engine(context, state), batch, 8) is not None
         gradients.append({n: p.grad.clone() for n, p in state.model.named_parameters()})
     whole, first, second = gradients
     for name, expected in whole.items():

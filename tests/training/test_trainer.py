@@ -24,7 +24,6 @@ from deitctl import device
 from deitctl.config import ProgressiveResize, TrainConfig
 from deitctl.data import loader_pool
 from deitctl.data.dataset import ImageDataset
-from deitctl.data.loader import Batch
 from deitctl.data.subsets import select
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
 from deitctl.events import SilentReporter, Task
@@ -39,6 +38,8 @@ from deitctl.training import build, step, trainer
 from deitctl.training.best_weights import SCORE_KEY, load_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer
+from deitctl.training.device_batch import DeviceBatch
+from deitctl.training.engine import Engine
 from deitctl.training.estimate import estimate_seconds
 from deitctl.training.launch import resume, run_training
 from deitctl.training.monitor import LossMonitor, Observation
@@ -434,11 +435,11 @@ def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
 
     config, sizes, compute_losses = early("run"), [], step.compute_losses
 
-    def seen(plan: object, state: object, batch: Batch) -> object:
+    def seen(engine: Engine, batch: DeviceBatch) -> object:
         sizes.append(batch.images.shape[-1])
         if len(sizes) == 5:
             stop()
-        return compute_losses(plan, state, batch)  # type: ignore[arg-type]
+        return compute_losses(engine, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "compute_losses", seen)
@@ -460,9 +461,9 @@ def test_on_a_cpu_micro_batches_fit_the_block_that_malloc_keeps(
     """Of a model of six tokens 3,072 numbers an image: eight images fit, and the sum is that of the whole batch."""
     sizes, compute_losses = [], step.compute_losses
 
-    def seen(plan: object, state: object, batch: Batch) -> object:
+    def seen(engine: Engine, batch: DeviceBatch) -> object:
         sizes.append(len(batch.keys))
-        return compute_losses(plan, state, batch)  # type: ignore[arg-type]
+        return compute_losses(engine, batch)
 
     whole = run_training(short(little_config("whole")), datasets=little).run
     with monkeypatch.context() as patch:
@@ -486,7 +487,7 @@ def test_an_epoch_trains_on_every_image_once_and_logs_the_mean_over_them(
     monitor, seen = LossMonitor.update, list[tuple[list[int], float]]()
 
     def update(self: LossMonitor, observation: Observation) -> None:
-        seen.append(([key.index for key in observation.keys], float(observation.loss)))
+        seen.append(([key.index for key in observation.keys], observation.reading.read()["loss"]))
         monitor(self, observation)
 
     monkeypatch.setattr(LossMonitor, "update", update)

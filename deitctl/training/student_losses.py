@@ -1,0 +1,110 @@
+"""From a batch on the device to its losses: transforms, teacher of mixed images, student, objective.
+
+Letters: B images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deitctl.config import DistillConfig
+from deitctl.data.batch_transforms import normalize, random_erase, student_affine, to_model_channels
+from deitctl.data.mixup import MixGroup, mix_images, mix_targets
+from deitctl.distillation.ensemble import EnsembleNetwork
+from deitctl.distillation.targets import TeacherTargets, teacher_targets
+from deitctl.distillation.teacher import Teacher
+from deitctl.training.context import TrainContext
+from deitctl.training.device_batch import DeviceBatch
+from deitctl.training.losses import find_labeled, make_targets
+from deitctl.training.objective import StudentBatch
+from deitctl.training.state import TrainState
+
+
+class StudentLosses(nn.Module):
+    """The network whose outputs are the losses of a micro-batch: what a backward pass goes through."""
+
+    def __init__(self, context: TrainContext, state: TrainState) -> None:
+        """Hold what is trained, the student and the projector of its features, and no copy of it."""
+        super().__init__()
+        self.student, self.projector = state.model, state.projector
+        self.context = context
+
+    def train(self, mode: bool = True) -> StudentLosses:
+        """Leave the student as it is: which of its parts are trained is `freezing`'s to say."""
+        return self
+
+    def forward(self, batch: DeviceBatch, cached: TeacherTargets | None) -> dict[str, Tensor]:
+        """Return the mean losses of a micro-batch, by name; `loss` is minimized.
+
+        Args:
+            batch: on the device.
+            cached: the teacher's targets of its views; None where it sees mixed images, or there is none.
+        """
+        context, recipe = self.context, self.context.recipe
+        images = normalize(batch.images, context.preprocessing)
+        if context.uses_student_affine:
+            images = student_affine(images, batch.keys, recipe.augment, context.seed)
+        probability = recipe.augment.random_erase_prob
+        images = random_erase(images, batch.keys, probability, context.seed)
+        groups, partners = batch.groups, batch.partners
+        targets = make_targets(batch.labels, context.num_classes)
+        images, targets = (
+            mix_images(images, groups, partners),
+            mix_targets(targets, groups, partners),
+        )
+        labeled = None
+        if context.has_unlabeled:
+            labeled = mix_targets(find_labeled(batch.labels)[:, None], groups, partners)[:, 0]
+        with context.device.autocast():
+            if cached is not None:
+                taught = _mix(cached, groups, partners)
+            elif context.teacher is not None and context.distill is not None:
+                several = batch.labels.ndim == 2
+                taught = teach(context.teacher, images, context.distill, is_multilabel=several)
+            else:
+                taught = TeacherTargets(None)
+            images = to_model_channels(images, context.preprocessing.in_chans)
+            mask = batch.drop_path_mask
+            return context.objective(
+                self.student,
+                StudentBatch(images, targets, taught.labels, mask, taught.features, labeled),
+            )
+
+
+def teach(
+    teacher: Teacher | EnsembleNetwork,
+    images: Tensor,
+    distill: DistillConfig,
+    *,
+    is_multilabel: bool = False,
+) -> TeacherTargets:
+    """Return what a student learns of mixed images [B,C,H,W] from its teacher, as they are computed.
+
+    Args:
+        teacher: the network, or several.
+        images: as the student sees them.
+        distill: for mode and temperature.
+        is_multilabel: whether the data's images have several labels.
+    """
+    outputs = [network(images) for network in teacher.networks]
+    logits = [output.logits.float() for output in outputs if output.logits is not None]
+    labels = None
+    if distill.label_mode:
+        average = logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+        labels = teacher_targets(average, distill.label_mode, distill.tau, is_multilabel)
+    features = [output.features.float() for output in outputs if output.features is not None]
+    return TeacherTargets(labels, tuple(features))
+
+
+def _mix(targets: TeacherTargets, groups: Sequence[MixGroup], partners: Tensor) -> TeacherTargets:
+    """Mix targets in the proportion in which their images are mixed.
+
+    Features too: that is no feature of the mixed image, which VkD's released code computes, as
+    `--teacher-input mixed` does, and nothing could be cached.
+    """
+    labels = targets.labels
+    labels = None if labels is None else mix_targets(labels, groups, partners)
+    return TeacherTargets(labels, tuple(mix_targets(f, groups, partners) for f in targets.features))
