@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deitctl.cores import count_cores
 from deitctl.distributed import is_distributed, local_rank
 from deitctl.errors import ConfigError
+from deitctl.transfers import Event, PendingRead
 
 OUT_OF_MEMORY = (  # in messages of the allocators of MPS and the CPU
     "ALLOC_FAILED",
@@ -91,6 +92,28 @@ class Device:
         # patch embedding, and gains nothing by it.
         has_convolutions = sum(isinstance(m, nn.Conv2d) for m in item.modules()) > 1
         return item.to(memory_format=torch.channels_last) if has_convolutions else item
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the host in memory from which a copy to the device does not block."""
+        return tensor.pin_memory() if self.pins_memory else tensor
+
+    def read_later(self, values: Tensor) -> PendingRead:
+        """Begin to copy values of the device to the host; nobody waits before they are looked at."""
+        if self.is_synchronous:
+            return PendingRead(values, None)
+        if (
+            not self.pins_memory
+        ):  # MPS, whose copies that do not block are not waited for by anything
+            return PendingRead(values.cpu(), None)
+        host = self.pin(torch.empty(values.shape, dtype=values.dtype))
+        host.copy_(values, non_blocking=True)
+        return PendingRead(host, self.record_event())
+
+    def record_event(self) -> Event:
+        """Mark the present end of the device's queue."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     @property
     def pins_memory(self) -> bool:

@@ -29,7 +29,7 @@ PACKAGES = (
         "byte_sizes",
         "threads",
     ),
-    ("device", "distributed", "free_memory", "lock", "rng"),
+    ("device", "distributed", "free_memory", "transfers", "lock", "rng"),
     ("models",),
     ("data",),
     ("inference", "trackers"),

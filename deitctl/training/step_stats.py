@@ -20,17 +20,17 @@ class Reading:
         """Begin to read scalars; on a CPU they are read when they are looked at."""
         self._names = [*losses, GRAD_NORM]
         values = [*losses.values(), grad_norm]
-        self._values = torch.stack([value.detach().float() for value in values])
-        self._device = device
+        stacked = torch.stack([value.detach().float() for value in values])
+        self._values = device.read_later(stacked)
 
     @property
     def is_ready(self) -> bool:
         """Whether looking at it makes nobody wait."""
-        return self._device.is_synchronous
+        return self._values.is_ready
 
     def read(self) -> dict[str, float]:
         """Return the losses by name, and the norm as `grad_norm`; wait for them if they are not there."""
-        return dict(zip(self._names, self._values.tolist(), strict=True))
+        return dict(zip(self._names, self._values.get().tolist(), strict=True))
 
 
 class StepStats(NamedTuple):

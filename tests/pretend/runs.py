@@ -1,0 +1,185 @@
+"""Whole steps of every kind of training, and an evaluation, on the pretended accelerator: python runs.py KIND..."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch  # noqa: E402
+from accelerator import KINDS, Accelerator, PretendedDevice  # noqa: E402
+
+from deitctl.config import DistillConfig, TrainConfig  # noqa: E402
+from deitctl.data.dataset import ImageDataset  # noqa: E402
+from deitctl.data.readers.digits import load_digits  # noqa: E402
+from deitctl.events import SilentReporter  # noqa: E402
+from deitctl.profiling.trial_run import TrialRun, build_trial  # noqa: E402
+from deitctl.recipes import RECIPES  # noqa: E402
+from deitctl.training.freezing import set_train_mode  # noqa: E402
+
+WARM_UP, STEPS, BATCH = 3, 20, 16
+Pair = tuple[ImageDataset, ImageDataset]
+
+
+def configure(
+    teacher_input: str = "", mode: str = "hard", views: int = 0, **changes: Any
+) -> TrainConfig:
+    """Return a training of the paper's recipe at 32 pixels, every random part on; `changes` are of the config."""
+    recipe = RECIPES["paper"]
+    recipe = replace(
+        recipe,
+        img_size=32,
+        batch_size=BATCH,
+        epochs=4,
+        drop_path_rate=0.1,
+        augment=replace(recipe.augment, random_erase_prob=0.5, student_affine=(6.0, 0.06, 0.05)),
+    )
+    distill = None
+    if teacher_input:
+        distill = DistillConfig(
+            teacher="regnety_002",
+            mode=mode,
+            alpha=0.5,
+            tau=3.0,
+            reduction="batchmean",
+            dist_token=True,
+            teacher_input=teacher_input,
+            views=views,
+            logits_topk=4,
+            teacher_img_size=32,
+        )
+    config = TrainConfig(
+        model="deit_tiny",
+        data="digits",
+        recipe=recipe,
+        distill=distill,
+        precision="fp32",
+        workers=0,
+    )
+    return replace(config, **changes)
+
+
+TRAININGS: dict[str, Callable[[], TrainConfig]] = {
+    "labels": configure,
+    "mixed": lambda: configure("mixed"),
+    "unmixed": lambda: configure("unmixed", views=2),
+    "soft": lambda: configure("mixed", "soft"),
+    "soft unmixed": lambda: configure("unmixed", "soft", views=2),
+    "features": lambda: configure("mixed", "hard+features"),
+    "micro-batches": lambda: configure("mixed", micro_batch_size=BATCH // 2),
+    "convnet": lambda: configure(model="regnety_002"),
+}
+
+
+def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair) -> None:
+    """Take steps as a trainer does, and watch all but the first, which make what is made once."""
+    device = PretendedDevice()
+    trial = build_trial(config, data, device)
+    set_train_mode(trial.state.model, config.recipe.freeze)
+    batches = feed_batches(trial)
+    take_step = prepare_step(trial)
+    for _ in range(WARM_UP):
+        take_step(next(batches))
+    with gpu.watch():
+        for _ in range(STEPS):
+            take_step(next(batches))
+
+
+def feed_batches(trial: TrialRun) -> Iterator[Any]:
+    """Return the batches as the trainer takes them."""
+    stream = trial.build_loader()
+    try:
+        from deitctl.training.feed import feed
+    except ImportError:  # before there was one
+        return stream
+    return feed(trial.context, trial.state, stream)
+
+
+def prepare_step(trial: TrialRun) -> Callable[[Any], None]:
+    """Return a trainer's step: passes, monitor, optimizer, average, sums of losses."""
+    from deitctl.training import monitor as monitors
+    from deitctl.training.step import forward_backward, optimizer_step
+
+    context, state = trial.context, trial.state
+    if state.ema is None:
+        from deitctl.training.ema import ExponentialMovingAverage
+
+        state.ema = ExponentialMovingAverage(state.model, decay=0.99)
+    watch = monitors.LossMonitor(state.progress, 2.3, scaled=False)
+    has_engine = hasattr(trial, "engine")
+
+    def step(batch: Any) -> None:
+        lr = context.lr_at(state.progress.step)
+        if has_engine:
+            watch.read_ready()
+            stats = forward_backward(trial.engine, batch, SilentReporter())
+            seen = monitors.Observation(state.progress.step, lr, stats.reading, batch.keys)
+        else:
+            stats = forward_backward(context, state, batch, SilentReporter())  # type: ignore[call-arg,arg-type]
+            seen = monitors.Observation(
+                state.progress.step, lr, stats.losses["loss"], stats.grad_norm, batch.keys
+            )  # type: ignore[call-arg,arg-type]
+        watch.update(seen)
+        optimizer_step(context, state, lr, stats.grad_norm)
+        for name, value in stats.losses.items():
+            state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value * stats.num_images
+        state.progress.step += 1
+        if not has_engine and state.progress.step % 10 == 0:
+            watch.find_incident()
+
+    return step
+
+
+def measure_evaluation(gpu: Accelerator, data: Pair) -> int:
+    """Validate a distilled model, and return the number of batches."""
+    from deitctl.evaluation.eval_model import EvalModel
+    from deitctl.evaluation.validate import validate
+
+    device = PretendedDevice()
+    trial = build_trial(configure("mixed"), data, device)
+    pre, val = trial.model_config.preprocessing, data[1]
+    models = [
+        EvalModel(
+            model=trial.state.model, preprocessing=pre, rows=tuple(range(10)), head="avg-logits"
+        )
+    ]
+
+    def run() -> None:
+        validate(models, val, device=device, batch_size=64, workers=0, reporter=SilentReporter())
+
+    run()
+    with gpu.watch():
+        run()
+    return -(-len(val.labels) // 64)
+
+
+def measure(kind: str) -> dict[str, Any]:
+    """Return what was found in a kind of run, a step or batch."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    data = load_digits()
+    with Accelerator() as gpu:
+        if kind == "evaluation":
+            count = measure_evaluation(gpu, data)
+        else:
+            measure_training(gpu, TRAININGS[kind](), data)
+            count = STEPS
+    found = sorted(gpu.findings.items(), key=lambda item: (item[0].kind, -item[1]))
+    return {
+        **{name: gpu.count(name) / count for name in KINDS},
+        "operators": sum(gpu.operators.values()) / count,
+        "names": sorted({str(func) for func in gpu.operators}),
+        "lines": [[*finding, number / count] for finding, number in found],
+    }
+
+
+if __name__ == "__main__":
+    kinds = sys.argv[1:] or [*TRAININGS, "evaluation"]
+    print(json.dumps({kind: measure(kind) for kind in kinds}))
