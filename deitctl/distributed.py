@@ -1,7 +1,8 @@
 """Process group of a distributed run: rank, collectives, rendezvous that survives restarts.
 
 Integers and small objects are exchanged over gloo on the CPU, so that no accelerator waits for them;
-gradients are reduced by the device's own backend (NCCL on CUDA, gloo on CPU).
+gradients are reduced by the device's own backend (NCCL on CUDA, gloo on CPU). Whatever waits ends within minutes
+when a process hangs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,19 +27,23 @@ from torch.distributed.rendezvous import rendezvous
 
 from deitctl.cores import count_cores
 from deitctl.errors import ConfigError, DeitctlError, Interrupted
+from deitctl.heartbeat import Heartbeat
 from deitctl.launchers import read_rank
 
 T = TypeVar("T")
-# A collective may wait while one process fine-tunes a teacher or scans a slow disk, for hours. A
-# process that dies is noticed at once all the same, by its closed connection.
-COLLECTIVE_TIMEOUT = timedelta(days=2)
-STEP_TIMEOUT_S = 1800.0
-"""Of a step's first exchange. Loaders that get no data give up after ten minutes."""
+SETUP_TIMEOUT_S = 1800.0
+"""Of a collective before the steps, which a process may come to late: from a slow disk, or compiling."""
+STEP_TIMEOUT_S = 720.0
+"""Of a collective from the second step on. Loaders that get no data say so after ten minutes."""
 WARN_AFTER_S, PAUSE_AFTER_S = 60.0, 2.0
-MAX_PAUSE_S = 0.2
-"""Between two looks at whether the main process has sent."""
 RENDEZVOUS_TIMEOUT_S = 1800
 BUCKET_NUMEL = 8_000_000  # 32 MB in fp32, which bounds the flat copy of the gradients
+FLIGHT_RECORDER = {
+    "TORCH_FR_BUFFER_SIZE": "2000",  # collectives, since torch 2.9
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+"""Variables by which NCCL records what each process waited for, and writes it where a collective timed out."""
 
 
 class ProcessLost(DeitctlError):
@@ -57,7 +63,7 @@ class Patience:
     """Receives a warning after a minute."""
 
     def poll(self, work: dist.Work) -> None:
-        """Wait until a collective is done; raise `ProcessLost` if it is not within half an hour."""
+        """Wait until a collective is done; raise `ProcessLost` after `STEP_TIMEOUT_S`."""
         start, warned = time.monotonic(), False
         while not work.is_completed():
             waited = time.monotonic() - start
@@ -72,10 +78,7 @@ class Patience:
                     f"disk or network hangs. This ends after {STEP_TIMEOUT_S / 60:.0f} minutes."
                 )
             if waited > STEP_TIMEOUT_S:
-                raise ProcessLost(
-                    f"Another process of this run did not finish its part of a step in {waited:.0f} s.",
-                    "Its machine, disk or network hangs, or it was stopped.",
-                )
+                _raise_hanging(waited)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class World:
 
         Args:
             numbers: of this process.
-            patience: how long the others are waited for; None: for `COLLECTIVE_TIMEOUT`.
+            patience: how long the others are waited for; None: for the timeout of all collectives.
         """
         if self.size == 1:
             return [list(numbers)]
@@ -123,6 +126,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
+        self._meet_main()
         with _translate_connection_errors():
             dist.all_gather_object(values, value)
         return values
@@ -131,7 +135,7 @@ class World:
         """Return the main process's value, picklable, whatever the others pass."""
         if self.size == 1:
             return value
-        self.broadcast_(torch.zeros(1))  # for hours, perhaps, in which signals are handled
+        self._meet_main()
         values: list[Any] = [value]
         with _translate_connection_errors():
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
@@ -165,17 +169,26 @@ class World:
 
     def broadcast_(self, tensor: Tensor) -> None:
         """Replace a tensor on the CPU by the main process's, which may come hours later."""
+        self._meet_main()
         with _translate_connection_errors():
-            work = dist.broadcast(tensor, src=0, async_op=True)
-            assert work is not None  # as for a process that is not of the group
-            pause_s = 5e-5
-            while not work.is_completed():  # so that signals are handled meanwhile
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            work.wait()
+            dist.broadcast(tensor, src=0)
+
+    def set_timeout(self, seconds: float) -> None:
+        """Let every collective from now on fail after this time."""
+        if dist.is_initialized():
+            # torch 2.14 has a public one, and warns of the other
+            set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+            set_timeout(timedelta(seconds=seconds), None)
+
+    def _meet_main(self) -> None:
+        """Wait for the main process, for hours perhaps, in which signals are handled."""
+        if _heartbeat is not None:
+            with _translate_connection_errors():
+                _heartbeat.meet_main(STEP_TIMEOUT_S, _raise_hanging)
 
     def barrier(self) -> None:
         """Wait until every process has arrived."""
+        self._meet_main()
         # Not dist.barrier(), which with NCCL would occupy the GPU.
         self.all_gather_ints([0])
 
@@ -198,12 +211,21 @@ class World:
         """Copy the main process's parameters and buffers into every process's model."""
         if self.size == 1:
             return
+        self._meet_main()
         with _translate_connection_errors():
             for value in model.state_dict().values():
                 dist.broadcast(value, src=0)
 
 
 SINGLE_PROCESS = World()
+_heartbeat: Heartbeat | None = None
+"""Of the process group that is open."""
+_closed_first = weakref.WeakSet[Any]()
+
+
+def close_before_leaving(closable: object) -> None:
+    """Have an object's `close` called before this process leaves the process group that is open."""
+    _closed_first.add(closable)
 
 
 def is_distributed() -> bool:
@@ -258,19 +280,61 @@ def process_group(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(device)
     if "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets
         torch.set_num_threads(count_cores())
-    with _translate_connection_errors():
-        store, rank, size = _open_store()
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=_fresh_prefix_store(store, rank, size),
-            rank=rank,
-            world_size=size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
+    _join(device)
     yield World(dist.get_rank(), dist.get_world_size())
     # Not after an exception: it would wait for a collective that waits for a process that hangs. The
     # end of this process closes the connections.
+    _leave()
+
+
+def _join(device: torch.device) -> None:
+    """Meet the other processes, and begin the heartbeat."""
+    global _heartbeat
+    with _translate_connection_errors():
+        launchers_store, rank, size = _open_store()
+        store = _fresh_prefix_store(launchers_store, rank, size)
+        is_cuda = device.type == "cuda"
+        if is_cuda:
+            _require_own_gpu(store, rank, size, _identify_gpu(device))
+            for name, value in FLIGHT_RECORDER.items():
+                os.environ.setdefault(name, value)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=SETUP_TIMEOUT_S),
+            device_id=torch.device("cuda", torch.cuda.current_device()) if is_cuda else None,
+        )
+        _heartbeat = Heartbeat(PrefixStore("heartbeat", store), is_main=rank == 0)
+
+
+def _leave() -> None:
+    """Close what uses the process group, and destroy it."""
+    global _heartbeat
+    for closable in list(_closed_first):
+        closable.close()
+    _closed_first.clear()
+    if _heartbeat is not None:
+        _heartbeat.close()
+        _heartbeat = None
     dist.destroy_process_group()
+
+
+def _identify_gpu(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    return f"{platform.node()} {getattr(properties, 'uuid', torch.cuda.current_device())}"
+
+
+def _require_own_gpu(store: Store, rank: int, size: int, gpu: str) -> None:
+    """Raise `ConfigError` if another process has the same GPU, which NCCL would refuse by a riddle."""
+    store.set(f"gpu/{rank}", gpu)
+    owners = [other for other in range(size) if store.get(f"gpu/{other}").decode() == gpu]
+    if len(owners) > 1:
+        raise ConfigError(
+            f"Processes {' and '.join(map(str, owners))} of this run have the same GPU.",
+            "Start as many as there are GPUs (torchrun --nproc-per-node N), with --device cuda and no number.",
+        )
 
 
 @cache
@@ -322,6 +386,14 @@ def _fresh_prefix_store(store: Store, rank: int, size: int) -> Store:
     if missing:
         raise RuntimeError(f"process {min(missing)} did not arrive within {RENDEZVOUS_TIMEOUT_S} s")
     return PrefixStore(identifier, store)
+
+
+def _raise_hanging(waited: float) -> None:
+    raise ProcessLost(
+        f"Another process of this run did not answer for {waited:.0f} s.",
+        "Its machine, disk or network hangs, or it was stopped; torchrun --max-restarts N restarts all "
+        "where they stopped.",
+    )
 
 
 @contextmanager

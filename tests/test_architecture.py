@@ -24,6 +24,7 @@ PACKAGES = (
         "home",
         "cores",
         "launchers",
+        "heartbeat",
         "names",
         "sizes",
         "byte_sizes",

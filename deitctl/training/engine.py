@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import torch
@@ -32,6 +33,21 @@ class Share(NamedTuple):
     has_diverged: bool
     """Whether it has read a step that the run must not continue with."""
 
+    @staticmethod
+    def of(numbers: Sequence[int]) -> Share:
+        """Return the share that a process sent as integers."""
+        num_images, num_unreadable, signum, save_requested, has_diverged = numbers
+        return Share(num_images, num_unreadable, signum, bool(save_requested), bool(has_diverged))
+
+
+class Outcome(IntEnum):
+    """How an attempt at a step ended, from the best to the worst."""
+
+    DONE = 0
+    BROKEN = 1
+    """Gradients that were expected did not come: the batch is taken again, otherwise."""
+    OUT_OF_MEMORY = 2
+
 
 class Engine(Protocol):
     """Runs the forward and backward passes of a step, and makes its gradients those of the global batch."""
@@ -39,8 +55,11 @@ class Engine(Protocol):
     context: TrainContext
     state: TrainState
 
-    def exchange(self, share: Share, patience: Patience) -> list[Share]:
+    def exchange(self, share: Share, batch: DeviceBatch, patience: Patience) -> list[Share]:
         """Return the share of every process, by rank."""
+
+    def begin(self) -> None:
+        """Prepare an attempt at the step; may run out of memory."""
 
     def forward(self, batch: DeviceBatch, cached: TeacherTargets | None) -> dict[str, Tensor]:
         """Return the losses of a micro-batch, see `StudentLosses`."""
@@ -48,11 +67,11 @@ class Engine(Protocol):
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Return a context for forward and backward pass of a micro-batch, the last one of the step or not."""
 
-    def agree(self, *, out_of_memory: bool, patience: Patience) -> bool:
-        """Return whether memory ran out in any process."""
+    def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
+        """Return how the attempt ended in the process where it went worst."""
 
     def recover(self) -> None:
-        """Be ready to take the batch again after memory ran out in any process."""
+        """Be ready to take the batch again after an attempt that was not done in every process."""
 
     def reduce(self, losses: dict[str, Tensor], shares: Sequence[Share]) -> None:
         """Make gradients, `losses` and batch statistics those of the global batch."""
@@ -68,9 +87,12 @@ class SingleProcess:
         self.context, self.state = context, state
         self.losses = StudentLosses(context, state)
 
-    def exchange(self, share: Share, patience: Patience) -> list[Share]:
+    def exchange(self, share: Share, batch: DeviceBatch, patience: Patience) -> list[Share]:
         """Return the one share that there is."""
         return [share]
+
+    def begin(self) -> None:
+        """Do nothing: there is nothing to prepare."""
 
     def forward(self, batch: DeviceBatch, cached: TeacherTargets | None) -> dict[str, Tensor]:
         """Return the losses of a micro-batch."""
@@ -81,9 +103,9 @@ class SingleProcess:
         """Return a context that does nothing: gradients add up by themselves."""
         return nullcontext()
 
-    def agree(self, *, out_of_memory: bool, patience: Patience) -> bool:
-        """Return `out_of_memory`."""
-        return out_of_memory
+    def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
+        """Return how the attempt of this process ended."""
+        return Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.DONE
 
     def recover(self) -> None:
         """Do nothing: a backward pass that broke off leaves gradients alone, which the step drops."""
@@ -98,17 +120,21 @@ class SingleProcess:
 
 
 class SummedAfterwards(SingleProcess):
-    """Several processes whose gradients are summed after the backward pass."""
+    """Several processes whose gradients are summed after the backward pass.
 
-    def exchange(self, share: Share, patience: Patience) -> list[Share]:
+    What a step of `Overlapped` falls back to, and what it is compared with.
+    """
+
+    def exchange(self, share: Share, batch: DeviceBatch, patience: Patience) -> list[Share]:
         """Return the share of every process, by rank."""
         gathered = self.context.world.all_gather_ints([int(number) for number in share], patience)
-        return [Share(a, b, c, bool(d), bool(e)) for a, b, c, d, e in gathered]
+        return [Share.of(numbers) for numbers in gathered]
 
-    def agree(self, *, out_of_memory: bool, patience: Patience) -> bool:
-        """Return whether memory ran out in any process."""
-        gathered = self.context.world.all_gather_ints([int(out_of_memory)], patience)
-        return any(number for (number,) in gathered)
+    def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
+        """Return how the attempt ended in the process where it went worst."""
+        own = super().agree(out_of_memory=out_of_memory, patience=patience)
+        gathered = self.context.world.all_gather_ints([own], patience)
+        return Outcome(max(number for (number,) in gathered))
 
     def reduce(self, losses: dict[str, Tensor], shares: Sequence[Share]) -> None:
         """Sum gradients and losses over the processes, and average the statistics of batch norms.
@@ -117,15 +143,22 @@ class SummedAfterwards(SingleProcess):
             losses: of this process; replaced by those of the global batch.
             shares: of each process.
         """
-        world, named = self.context.world, list(self.state.named_parameters())
+        named = list(self.state.named_parameters())
         if any(share.num_images == 0 for share in shares):
             # A process without an image has no gradients, and must still join the sum.
             self._join_without_images(losses, named)
-        grads = [p.grad for _, p in named if p.grad is not None]
+        self._reduce_losses(losses, [p.grad for _, p in named if p.grad is not None])
+        self._average_batch_stats()
+
+    def _reduce_losses(self, losses: dict[str, Tensor], grads: Sequence[Tensor] = ()) -> None:
+        """Sum losses and gradients."""
         order = sorted(losses)
         values = torch.stack([losses[name].float() for name in order])
-        world.all_reduce_([*grads, values])
+        self.context.world.all_reduce_([*grads, values])
         losses.update(zip(order, values, strict=True))
+
+    def _average_batch_stats(self) -> None:
+        world = self.context.world
         batch_norms = [m for m in self.state.model.modules() if is_batch_norm(m) and m.training]
         if stats := [b for m in batch_norms for b in m.buffers() if b.is_floating_point()]:
             world.all_reduce_(stats)
@@ -147,8 +180,11 @@ class SummedAfterwards(SingleProcess):
 
 def build_engine(context: TrainContext, state: TrainState) -> Engine:
     """Return the engine of a run."""
-    kind = SingleProcess if context.world.size == 1 else SummedAfterwards
-    return kind(context, state)
+    if context.world.size == 1:
+        return SingleProcess(context, state)
+    from deitctl.training.ddp_engine import Overlapped  # which builds on this module
+
+    return Overlapped(context, state)
 
 
 def add_losses(sums: dict[str, Tensor], losses: Mapping[str, Tensor], weight: float) -> None:

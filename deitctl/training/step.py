@@ -17,7 +17,7 @@ from deitctl.events import Reporter
 from deitctl.models.introspect import describe_layers
 from deitctl.training.context import MIN_MICRO_BATCH, TrainContext
 from deitctl.training.device_batch import DeviceBatch
-from deitctl.training.engine import Engine, Share, add_losses
+from deitctl.training.engine import Engine, Outcome, Share, add_losses
 from deitctl.training.optim import set_learning_rate
 from deitctl.training.optimizer_state import seeded
 from deitctl.training.signals import StopRequest
@@ -63,14 +63,16 @@ def forward_backward(
         signals.save_requested,
         has_diverged,
     )
-    shares = engine.exchange(own, patience)
+    shares = engine.exchange(own, batch, patience)
     num_images = sum(share.num_images for share in shares)
     unreadable = _gather_unreadable(context, batch, shares, num_images)
     while True:
         losses = accumulate_gradients(engine, batch, num_images)
-        if not engine.agree(out_of_memory=losses is None, patience=patience):
+        outcome = engine.agree(out_of_memory=losses is None, patience=patience)
+        if outcome is Outcome.DONE:
             break
-        _halve_micro_batch(context, state, reporter)
+        if outcome is Outcome.OUT_OF_MEMORY:
+            _halve_micro_batch(context, state, reporter)
         engine.recover()
     assert losses is not None
     engine.reduce(losses, shares)
@@ -119,6 +121,7 @@ def accumulate_gradients(
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     try:
+        engine.begin()
         parts = list(batch.split(engine.context.micro_batch_size(state)))
         for number, part in enumerate(parts, 1):
             weight = len(part.keys) / num_images
