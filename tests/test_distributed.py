@@ -235,3 +235,11 @@ def test_a_lost_process_is_reported_in_one_line(two: list[dict[str, object]]) ->
     assert "\n" not in message
     assert len(message) < 220
     assert "--max-restarts" in hint
+
+
+def test_two_processes_on_one_gpu_are_refused() -> None:
+    store = dist.HashStore()
+    store.set("gpu/1", "host GPU-1")
+    module._require_own_gpu(store, 0, 2, "host GPU-0")
+    with pytest.raises(ConfigError, match="Processes 0 and 1 of this run have the same GPU"):
+        module._require_own_gpu(store, 0, 2, "host GPU-1")
