@@ -5,11 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -223,27 +221,6 @@ class Device:
         cores = count_cores()
         return min(8, cores if self.torch_device.type == "cuda" else cores // 2)
 
-    def compile(self, model: nn.Module) -> None:
-        """Have torch compile a model in place.
-
-        Raises:
-            ConfigError: the compiler of this device is not installed.
-        """
-        if self.torch_device.type == "cpu" and not any(
-            map(shutil.which, (os.environ.get("CXX", ""), *CPP_COMPILERS))
-        ):
-            raise ConfigError(
-                "--compile needs a C++ compiler.",
-                f"Install one ({', '.join(CPP_COMPILERS)}), or leave --compile out.",
-            )
-        if self.torch_device.type == "cuda" and find_spec("triton") is None:
-            raise ConfigError(
-                "--compile needs triton, which is not installed.",
-                "pip install triton, or leave --compile out.",
-            )
-        for part in list_compiled(model):
-            part.compile()
-
     def describe_settings(self) -> DeviceSettings:
         """Return what differs between kinds of devices, besides the precision."""
         is_cpu = self.torch_device.type == "cpu"
@@ -254,14 +231,6 @@ class Device:
             keeps_freed_memory=self.keeps_freed_memory,
             skips_dropped_branches=is_cpu,
         )
-
-
-def list_compiled(model: nn.Module) -> list[nn.Module]:
-    """Return the parts of a model that are compiled, when they are called."""
-    # Block by block: one compilation serves all blocks, which differ in nothing but their
-    # weights.
-    blocks = getattr(model, "blocks", None)
-    return list(blocks) if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]
 
 
 def choose_device(name: str = "auto", precision: str = "auto") -> Device:

@@ -161,22 +161,6 @@ def test_preferred_micro_batches_keep_activations_below_the_mmap_threshold():
     assert Device(torch.device("cuda"), torch.bfloat16, "").preferred_micro_batch_size(608_256) == 0
 
 
-def test_compile_compiles_each_block_and_keeps_parameter_names(deit):
-    model = deit("deit_tiny")
-    names = list(model.state_dict())
-    choose_device("cpu").compile(model)
-    assert all(block._compiled_call_impl is not None for block in model.blocks)
-    assert model._compiled_call_impl is None
-    assert list(model.state_dict()) == names
-
-
-def test_compile_without_a_compiler_is_refused(deit, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        choose_device("cpu").compile(deit("deit_tiny"))
-
-
 HEAP = """
 import ctypes, sys
 from deitctl.device import choose_device

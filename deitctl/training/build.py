@@ -25,7 +25,7 @@ from deitctl.data.transforms import VIEWS_VERSION
 from deitctl.data.unlabeled import count_unlabeled, find_labeled, select_labeled
 from deitctl.data.value_range import NO_RANGE
 from deitctl.data.windows import Windows
-from deitctl.device import Device, list_compiled
+from deitctl.device import Device
 from deitctl.distillation.ensemble import RunTeacher
 from deitctl.distributed import SINGLE_PROCESS, World
 from deitctl.errors import ConfigError, ModelError, WeightsNotFound
@@ -48,6 +48,7 @@ from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
+from deitctl.training.compilation import compile_training
 from deitctl.training.context import TrainContext
 from deitctl.training.data_order import make_windows, note_order
 from deitctl.training.ema import ExponentialMovingAverage
@@ -375,12 +376,14 @@ def build_training(
         ),
     )
     if config.compile:
-        device.compile(model)
-        if term is not None and list_compiled(model) == [model]:
-            reporter.note(
-                f"{config.model} has no blocks to compile one by one, and --compile does not reach a whole network "
-                "whose features are learned: it trains uncompiled."
-            )
+        compiled = compile_training(
+            model,
+            context.objective,
+            device,
+            reporter,
+            is_one_graph=objective is None and world.size == 1,
+        )
+        context = replace(context, objective=compiled)
     early_size = compute_early_size(model, model_config, recipe) if recipe.early_epochs else 0
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)
