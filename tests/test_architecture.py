@@ -30,7 +30,7 @@ PACKAGES = (
         "byte_sizes",
         "threads",
     ),
-    ("device", "distributed", "free_memory", "transfers", "lock", "rng"),
+    ("device", "distributed", "constants", "free_memory", "transfers", "lock", "rng"),
     ("models",),
     ("data",),
     ("inference", "trackers"),

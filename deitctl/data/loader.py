@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from deitctl.config import AugmentConfig
+from deitctl.data.batch_table import BatchTable, TableDraws, draw_table
 from deitctl.data.collation import Label, get_label, stack_images, stack_labels
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.eval_transform import Pixels, to_channels, to_chw
@@ -28,7 +29,7 @@ from deitctl.data.transforms import render_view
 from deitctl.errors import DataError
 from deitctl.events import Reporter
 from deitctl.models.model_config import Preprocessing
-from deitctl.sizes import ImageSize
+from deitctl.sizes import ImageSize, make_size
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "EvalBatch")
 Key = TypeVar("Key")
@@ -68,6 +69,8 @@ class Batch(NamedTuple):
     uint8 [M,3,T,T]."""
     teacher_rows: list[list[int]]
     """Likewise the row of each of them in the batch."""
+    table: BatchTable | None = None
+    """What is drawn for each image; None where it is not drawn yet."""
 
     @property
     def errors(self) -> list[tuple[int, str]]:
@@ -92,7 +95,9 @@ class Batch(NamedTuple):
                 [n for n, row in enumerate(rows_of) if row in new_rows]
                 for rows_of in self.teacher_rows
             ]
+            table = self.table
             yield Batch(
+                table=None if table is None else BatchTable(table.values[rows], table.seeds[rows]),
                 images=self.images[rows],
                 labels=self.labels[rows],
                 keys=[self.keys[r] for r in rows],
@@ -154,6 +159,8 @@ class ViewPlan:
     """The student's input size during these, in pixels."""
     in_chans: int = 3
     """Channels of the student's input."""
+    draws: TableDraws | None = None
+    """How the batches' tables are drawn; None: they are not."""
 
 
 class TrainViews:
@@ -217,8 +224,12 @@ class TrainViews:
         )
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Stack the readable samples."""
-        return collate(samples)
+        """Stack the readable samples, and draw what the device transforms them by."""
+        batch = collate(samples)
+        if self.plan.draws is None:
+            return batch
+        size = make_size(*batch.images.shape[-2:])
+        return batch._replace(table=draw_table(batch.keys, self.augment, size, self.plan.draws))
 
     def prefetch(self, keys: Sequence[SampleKey]) -> None:
         """Start reading the images of these keys."""
@@ -366,6 +377,8 @@ def pin_batch(batch: AnyBatch) -> AnyBatch:
 def _pin(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.pin_memory()
+    if isinstance(value, BatchTable):
+        return BatchTable(*(tensor.pin_memory() for tensor in value))
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [tensor.pin_memory() for tensor in value]
     return value

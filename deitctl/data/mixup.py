@@ -1,8 +1,6 @@
-"""Mixup and cutmix of a batch.
+"""Mixup and cutmix of a batch: what is drawn for each group of neighbors in the global batch.
 
-Drawn for each group of neighbors in the global batch, then applied to images and targets.
-
-Letters: B images, H and W pixels, K classes.
+`batch_transforms.py` applies it to images and targets. Letters: B images.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from deitctl import rng
 from deitctl.sizes import ImageSize, height_width
@@ -102,55 +99,20 @@ def rand_bbox(img_size: ImageSize, lam: float, draw: np.random.Generator) -> Mix
     return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
-def pair_indices(slots: Sequence[int]) -> Tensor:
-    """Return each image's partner as an index [B]: slots 0 and 1 are a pair, 2 and 3, and so on.
+def pair_offsets(slots: Sequence[int]) -> NDArray[np.int64]:
+    """Return the rows from each image to its partner, [B]: slots 0 and 1 are a pair, 2 and 3, and so on.
 
     An image whose partner is missing is its own. Slots are places in the epoch's order, so pairs
     depend neither on the batch size, nor on the number of processes, nor on an unreadable image
     elsewhere.
+
+    Args:
+        slots: of each image in the global batch, ascending, so that partners are neighbors.
     """
     # timm pairs the first with the last of a batch, so its pairs depend on the batch size.
-    at = {slot: index for index, slot in enumerate(slots)}
-    return torch.tensor(
-        [at.get(slot ^ 1, index) for index, slot in enumerate(slots)], dtype=torch.int64
-    )
-
-
-def mix_targets(targets: Tensor, groups: Sequence[MixGroup], partners: Tensor) -> Tensor:
-    """Mix labels or teacher targets, [B,K], in the proportion in which their images are mixed.
-
-    Of several labels too, each class by itself (timm's `mixup_target` with `multi_label`).
-    """
-    if all(group.mix is None for group in groups):
-        return targets
-    mixed = torch.empty_like(targets)
-    for rows, mix in groups:
-        if mix is None:
-            mixed[rows] = targets[rows]
-        else:
-            _blend(targets, mix.lam, rows, partners, out=mixed[rows])
-    return mixed
-
-
-def mix_images(images: Tensor, groups: Sequence[MixGroup], partners: Tensor) -> Tensor:
-    """Mix images [B,3,H,W] with their partners [B]."""
-    if all(group.mix is None for group in groups):
-        return images
-    # Apart from the input: in place, the second of two partners would get back its own pixels. By
-    # slices, whose bounds the host knows, so that no accelerator is waited for.
-    mixed = torch.empty_like(images)
-    for rows, mix in groups:
-        if mix is not None and mix.bbox is None:
-            _blend(images, mix.lam, rows, partners, out=mixed[rows])
-            continue
-        mixed[rows] = images[rows]
-        if mix is not None and mix.bbox is not None:
-            top, bottom, left, right = mix.bbox
-            patches = images[:, :, top:bottom, left:right]
-            mixed[rows, :, top:bottom, left:right] = patches[partners[rows]]
-    return mixed
-
-
-def _blend(values: Tensor, lam: float, rows: slice, partners: Tensor, *, out: Tensor) -> None:
-    torch.mul(values[rows], lam, out=out)
-    out += values[partners[rows]].mul_(1 - lam)
+    places = np.asarray(slots, np.int64)
+    offsets = np.zeros(len(places), np.int64)
+    is_pair = (places[:-1] ^ 1) == places[1:]
+    offsets[:-1] += is_pair
+    offsets[1:] -= is_pair
+    return offsets

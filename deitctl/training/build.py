@@ -105,6 +105,7 @@ class TrainSetup:
             early_epochs=recipe.early_epochs,
             early_size=self.early_size,
             in_chans=self.context.view_chans,
+            draws=self.context.table_draws,
         )
         if self.teacher is None or cached_teacher is None:
             return plan

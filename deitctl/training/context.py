@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deitctl.config import DistillConfig, Recipe
+from deitctl.data.batch_table import TableDraws
 from deitctl.device import Device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.ensemble import CachedEnsemble, EnsembleNetwork
@@ -57,6 +58,11 @@ class TrainContext:
             and self.distill.teacher_input == "unmixed"
             and self.distill.views > 0
         )
+
+    @property
+    def table_draws(self) -> TableDraws:
+        """How the tables of batches are drawn."""
+        return TableDraws(self.seed, self.uses_student_affine)
 
     def without_teacher(self) -> TrainContext:
         """Return the context of steps that learn the true labels alone, by the same loss."""

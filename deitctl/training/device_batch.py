@@ -12,8 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from deitctl import rng
+from deitctl.data.batch_table import BatchTable, draw_table, fill_mixing
 from deitctl.data.loader import Batch
-from deitctl.data.mixup import MixGroup, pair_indices, sample_mixup
+from deitctl.data.mixup import MixGroup, sample_mixup
 from deitctl.data.samplers import SampleKey
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import make_size
@@ -41,10 +42,10 @@ class DeviceBatch(NamedTuple):
     """Of this process's batch in the global batch."""
     unreadable: list[tuple[SampleKey, str]]
     """Key and reason."""
+    table: BatchTable
+    """What is drawn for each image."""
     groups: list[MixGroup]
-    """How the images are mixed."""
-    partners: Tensor
-    """Row of the image that each is mixed with, [B]."""
+    """How the images are mixed, for the host."""
     drop_path_mask: Tensor | None
     """See `VisionTransformer.sample_drop_path`, [L,2,B]; None where nothing is dropped."""
     teacher_images: list[Tensor]
@@ -90,7 +91,7 @@ class DeviceBatch(NamedTuple):
                 for own, mix in self.groups
                 if own.start < stop and start < own.stop
             ],
-            partners=self.partners[rows] - start,
+            table=BatchTable(self.table.values[rows], self.table.seeds[rows]),
             drop_path_mask=None if mask is None else mask[..., rows],
             teacher_images=[
                 images[of] for images, of in zip(self.teacher_images, of_teachers, strict=True)
@@ -116,6 +117,11 @@ def place_batch(context: TrainContext, state: TrainState, batch: Batch, step: in
     slots = [first + slot for slot in batch.slots]  # of the global batch
     size = make_size(*batch.images.shape[-2:])
     mask = draw_drop_path(context, state, step)
+    table = batch.table
+    if table is None:
+        table = draw_table(batch.keys, recipe.augment, size, context.table_draws)
+    groups = sample_mixup(recipe.augment, size, context.seed, step, slots)
+    table = fill_mixing(table, groups, slots)
     return DeviceBatch(
         step=step,
         images=device.to_device(batch.images),
@@ -124,9 +130,9 @@ def place_batch(context: TrainContext, state: TrainState, batch: Batch, step: in
         slots=batch.slots,
         first_slot=first,
         unreadable=batch.unreadable,
-        groups=sample_mixup(recipe.augment, size, context.seed, step, slots),
-        partners=device.to_device(pair_indices(slots)),
-        drop_path_mask=None if mask is None else device.to_device(mask[..., slots]),
+        table=BatchTable(*(device.to_device(device.pin(tensor)) for tensor in table)),
+        groups=groups,
+        drop_path_mask=None if mask is None else device.to_device(device.pin(mask[..., slots])),
         teacher_images=[device.to_device(images) for images in batch.teacher_images],
         teacher_rows=batch.teacher_rows,
     )

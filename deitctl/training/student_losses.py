@@ -5,14 +5,12 @@ Letters: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from deitctl.config import DistillConfig
-from deitctl.data.batch_transforms import normalize, random_erase, student_affine, to_model_channels
-from deitctl.data.mixup import MixGroup, mix_images, mix_targets
+from deitctl.data.batch_table import BatchTable, Parts, list_parts
+from deitctl.data.batch_transforms import mix_targets, to_model_channels, transform_batch
 from deitctl.distillation.ensemble import EnsembleNetwork
 from deitctl.distillation.targets import TeacherTargets, teacher_targets
 from deitctl.distillation.teacher import Teacher
@@ -43,24 +41,18 @@ class StudentLosses(nn.Module):
             batch: on the device.
             cached: the teacher's targets of its views; None where it sees mixed images, or there is none.
         """
-        context, recipe = self.context, self.context.recipe
-        images = normalize(batch.images, context.preprocessing)
-        if context.uses_student_affine:
-            images = student_affine(images, batch.keys, recipe.augment, context.seed)
-        probability = recipe.augment.random_erase_prob
-        images = random_erase(images, batch.keys, probability, context.seed)
-        groups, partners = batch.groups, batch.partners
-        targets = make_targets(batch.labels, context.num_classes)
-        images, targets = (
-            mix_images(images, groups, partners),
-            mix_targets(targets, groups, partners),
+        context, table = self.context, batch.table
+        parts = list_parts(
+            context.recipe.augment, batch.groups, uses_affine=context.uses_student_affine
         )
+        images = transform_batch(batch.images, table, parts, context.preprocessing)
+        targets = mix_targets(make_targets(batch.labels, context.num_classes), table, parts)
         labeled = None
         if context.has_unlabeled:
-            labeled = mix_targets(find_labeled(batch.labels)[:, None], groups, partners)[:, 0]
+            labeled = mix_targets(find_labeled(batch.labels)[:, None], table, parts)[:, 0]
         with context.device.autocast():
             if cached is not None:
-                taught = _mix(cached, groups, partners)
+                taught = _mix(cached, table, parts)
             elif context.teacher is not None and context.distill is not None:
                 several = batch.labels.ndim == 2
                 taught = teach(context.teacher, images, context.distill, is_multilabel=several)
@@ -99,12 +91,12 @@ def teach(
     return TeacherTargets(labels, tuple(features))
 
 
-def _mix(targets: TeacherTargets, groups: Sequence[MixGroup], partners: Tensor) -> TeacherTargets:
+def _mix(targets: TeacherTargets, table: BatchTable, parts: Parts) -> TeacherTargets:
     """Mix targets in the proportion in which their images are mixed.
 
     Features too: that is no feature of the mixed image, which VkD's released code computes, as
     `--teacher-input mixed` does, and nothing could be cached.
     """
     labels = targets.labels
-    labels = None if labels is None else mix_targets(labels, groups, partners)
-    return TeacherTargets(labels, tuple(mix_targets(f, groups, partners) for f in targets.features))
+    labels = None if labels is None else mix_targets(labels, table, parts)
+    return TeacherTargets(labels, tuple(mix_targets(f, table, parts) for f in targets.features))

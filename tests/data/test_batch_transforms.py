@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,20 +13,37 @@ from hypothesis import strategies as st
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
-from deitctl.data.batch_transforms import (
-    ERASE_AREA,
-    normalize,
-    random_erase,
-    renormalize,
-    student_affine,
-)
+from deitctl.data import batch_transforms
+from deitctl.data.batch_table import AFFINE, ERASE_AREA, TableDraws, draw_table, list_parts
+from deitctl.data.batch_transforms import normalize, renormalize
 from deitctl.data.samplers import SampleKey
 from deitctl.models.model_config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deitctl.recipes import RECIPES
+from deitctl.sizes import make_size
 
 KEYS = [SampleKey(epoch, index, 0) for epoch in range(3) for index in range(4)]
 ERASE_KEYS = [SampleKey(0, i, 0) for i in range(400)]
 HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def student_affine(
+    images: torch.Tensor, keys: Sequence[SampleKey], config: AugmentConfig, seed: int
+) -> torch.Tensor:
+    """The transforms of a batch of which nothing but the affine map is on."""
+    size = make_size(*images.shape[-2:])
+    table = draw_table(keys, config, size, TableDraws(seed, uses_affine=True))
+    if not list_parts(config, [], uses_affine=True).has_affine:
+        return images
+    return batch_transforms.student_affine(images, table.values[:, AFFINE])
+
+
+def random_erase(
+    images: torch.Tensor, keys: Sequence[SampleKey], probability: float, seed: int
+) -> torch.Tensor:
+    config = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0, random_erase_prob=probability)
+    size = make_size(*images.shape[-2:])
+    table = draw_table(keys, config, size, TableDraws(seed, uses_affine=False))
+    return batch_transforms.random_erase(images, table)
 
 
 def moving(

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from deitctl.config import AugmentConfig
+from deitctl.data.batch_table import AFFINE, TableDraws, draw_table
 from deitctl.data.batch_transforms import normalize, student_affine, to_model_channels
 from deitctl.data.eval_transform import eval_transform
 from deitctl.data.loader import TeacherView, TrainViews, ViewPlan
@@ -15,6 +16,7 @@ from deitctl.data.mixup import rand_bbox
 from deitctl.data.samplers import SampleKey
 from deitctl.data.transforms import train_transform
 from deitctl.models.model_config import Preprocessing, parse_preprocessing
+from deitctl.sizes import make_size
 
 CROP = AugmentConfig(crop_scale=(0.5, 1.0), hflip=0.5, affine=(20.0, 0.1, 0.1))
 
@@ -82,7 +84,9 @@ def test_a_quarter_turn_of_a_wide_image_keeps_its_proportions():
     image[..., 12:20, 28:36] = 1  # a square in the middle, as wide as high
     config = AugmentConfig(crop_scale=(1, 1), hflip=0.0, student_affine=(90.0, 0.0, 0.0))
     for index in range(8):
-        moved = student_affine(image, [SampleKey(0, index, 0)], config, 0)
+        draws, size = TableDraws(0, uses_affine=True), make_size(*image.shape[-2:])
+        table = draw_table([SampleKey(0, index, 0)], config, size, draws)
+        moved = student_affine(image, table.values[:, AFFINE])
         places = (moved[0, 0] > 0.5).nonzero()
         rows, columns = places.amax(0) - places.amin(0)
         assert abs(int(rows) - int(columns)) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,20 @@ from timm.data import Mixup
 
 from deitctl import rng
 from deitctl.config import AugmentConfig
+from deitctl.data import batch_transforms
+from deitctl.data.batch_table import (
+    PARTNER,
+    BatchTable,
+    Parts,
+    TableDraws,
+    draw_table,
+    fill_mixing,
+    list_parts,
+)
 from deitctl.data.mixup import (
     Mix,
     MixGroup,
-    mix_images,
-    mix_targets,
-    pair_indices,
+    pair_offsets,
     rand_bbox,
     sample_mixup,
 )
@@ -30,6 +39,35 @@ from deitctl.training.losses import make_targets, smooth_labels
 
 HALVES = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 KEYS = [SampleKey(0, i, 0) for i in range(400)]
+
+
+def pair_indices(slots: Sequence[int]) -> torch.Tensor:
+    """Return the row of each image's partner."""
+    return torch.arange(len(slots)) + torch.from_numpy(pair_offsets(slots))
+
+
+def make_table(groups: Sequence[MixGroup], partners: torch.Tensor) -> tuple[BatchTable, Parts]:
+    """Return the table of images that are mixed and nothing else."""
+    augment, count = AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0), len(partners)
+    keys = [SampleKey(0, index, 0) for index in range(count)]
+    table = draw_table(keys, augment, 8, TableDraws(0, uses_affine=False))
+    table = fill_mixing(table, groups, range(count))
+    table.values[:, PARTNER] = (partners - torch.arange(count)).float()
+    return table, list_parts(augment, groups, uses_affine=False)
+
+
+def mix_images(
+    images: torch.Tensor, groups: Sequence[MixGroup], partners: torch.Tensor
+) -> torch.Tensor:
+    return batch_transforms.mix_images(images, *make_table(groups, partners))
+
+
+def mix_targets(
+    targets: torch.Tensor, groups: Sequence[MixGroup], partners: torch.Tensor
+) -> torch.Tensor:
+    return batch_transforms.mix_targets(targets, *make_table(groups, partners))
+
+
 OF_2, OF_3 = pair_indices(range(2)), pair_indices(range(3))
 
 

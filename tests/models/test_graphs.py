@@ -65,7 +65,10 @@ def assert_same(function, model, *inputs, backend: str = "eager", **tolerance) -
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
     total, grads = run(compiled, model, *inputs)
     expected, expected_grads = run(function, model, *inputs)
-    tolerance = tolerance or {"rtol": 1e-3, "atol": 1e-4}  # dropped images are added in another order
+    tolerance = tolerance or {
+        "rtol": 1e-3,
+        "atol": 1e-4,
+    }  # dropped images are added in another order
     torch.testing.assert_close(total, expected, **tolerance)
     torch.testing.assert_close(grads, expected_grads, **tolerance)
 

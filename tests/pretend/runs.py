@@ -182,4 +182,4 @@ def measure(kind: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     kinds = sys.argv[1:] or [*TRAININGS, "evaluation"]
-    print(json.dumps({kind: measure(kind) for kind in kinds}))
+    sys.stdout.write(json.dumps({kind: measure(kind) for kind in kinds}))

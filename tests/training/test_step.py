@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deitctl.config import AslConfig, BceConfig, DistillConfig
-from deitctl.data.batch_transforms import normalize, student_affine
+from deitctl.data.batch_table import draw_table, fill_mixing, list_parts
+from deitctl.data.batch_transforms import mix_targets, transform_batch
 from deitctl.data.draws import BalancedDraws
 from deitctl.data.loader import Batch, TeacherView, ViewPlan, build_train_loader
-from deitctl.data.mixup import mix_images, mix_targets, pair_indices, sample_mixup
+from deitctl.data.mixup import sample_mixup
 from deitctl.data.samplers import SampleKey, TrainBatches
 from deitctl.data.subsets import Subset, select
 from deitctl.device import choose_device
@@ -125,6 +126,17 @@ def take_step(context: TrainContext, state: TrainState, batch) -> dict[str, torc
     return stats.losses
 
 
+def transform(context: TrainContext, batch, targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images and targets as the first step's student gets them."""
+    augment, groups = RECIPE.augment, sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
+    assert [group.mix is None for group in groups] == [False]
+    table = draw_table(batch.keys, augment, 32, context.table_draws)
+    table = fill_mixing(table, groups, batch.slots)
+    parts = list_parts(augment, groups, uses_affine=context.uses_student_affine)
+    images = transform_batch(batch.images, table, parts, PRE)
+    return images, mix_targets(targets, table, parts)
+
+
 class RecordedObjective:
     """Records the batches that an objective gets."""
 
@@ -202,12 +214,9 @@ def test_without_a_teacher_the_student_learns_labels_alone(deit, some, monkeypat
     losses = take_step(context_of(), state, batch)
     (student_batch,) = objective.batches
     assert (student_batch.teacher_targets, student_batch.drop_path_mask) == (None, None)
-    mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
-    partners = pair_indices(batch.slots)
-    images = mix_images(normalize(batch.images, PRE), mix, partners)
-    targets = make_targets(batch.labels, 10)
+    images, targets = transform(context_of(), batch, make_targets(batch.labels, 10))
     assert torch.equal(student_batch.images, images)
-    assert torch.equal(student_batch.targets, mix_targets(targets, mix, partners))
+    assert torch.equal(student_batch.targets, targets)
     assert losses.keys() == {"loss", "task_loss"}
 
 
@@ -242,16 +251,10 @@ def test_targets_of_views_are_mixed_as_the_images_are(
     batch = next(stream(some, view_plan(5, views, cached_teacher)))
     take_step(context, state_of(deit("deit_tiny_distilled", classes=10)), batch)
     (student_batch,) = objective.batches
-    mix = sample_mixup(RECIPE.augment, 32, 0, 0, batch.slots)
-    partners = pair_indices(batch.slots)
-    assert [group.mix is None for group in mix] == [False]
-    images = normalize(batch.images, PRE)
     assert context.uses_student_affine == (views > 0)
-    if views:
-        images = student_affine(images, batch.keys, RECIPE.augment, 0)
-    assert torch.equal(student_batch.images, mix_images(images, mix, partners))
     targets = teacher_targets(teacher.forward_views(batch.teacher_images[0]).logits, "soft", 2.0)
-    expected = mix_targets(targets, mix, partners)
+    images, expected = transform(context, batch, targets)
+    assert torch.equal(student_batch.images, images)
     torch.testing.assert_close(student_batch.teacher_targets, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(student_batch.teacher_targets.sum(1), torch.ones(4))
     torch.testing.assert_close(student_batch.targets.sum(1), torch.ones(4))

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import deitctl
-from deitctl.config import AslConfig, BceConfig
-from deitctl.data.mixup import Mix, MixGroup, mix_targets, pair_indices
+from deitctl.config import AslConfig, AugmentConfig, BceConfig
+from deitctl.data.batch_table import TableDraws, draw_table, fill_mixing, list_parts
+from deitctl.data.batch_transforms import mix_targets
+from deitctl.data.mixup import Mix, MixGroup
+from deitctl.data.samplers import SampleKey
 from deitctl.errors import Interrupted
 from deitctl.models.heads import HeadLogits
 from deitctl.training.class_balance import ClassCounts
@@ -67,9 +70,18 @@ def test_the_loss_of_true_labels_is_the_mean_over_images_that_have_one(name, noi
 def test_of_two_mixed_images_the_share_that_has_a_label_counts(name, noise):
     task_loss, labels = LOSSES[name]
     labels, logits = labels[:2], noise(2, 3)  # of which the second has none
-    groups, partners = [MixGroup(slice(0, 2), Mix(0.75, None))], pair_indices([0, 1])
-    targets = mix_targets(make_targets(labels, 3), groups, partners)
-    labeled = mix_targets(find_labeled(labels)[:, None], groups, partners)[:, 0]
+    augment, groups = (
+        AugmentConfig(crop_scale=(1.0, 1.0), hflip=0.0),
+        [MixGroup(slice(0, 2), Mix(0.75, None))],
+    )
+    keys = [SampleKey(0, 0, 0), SampleKey(0, 1, 0)]
+    table = draw_table(keys, augment, 8, TableDraws(0, uses_affine=False))
+    table, parts = (
+        fill_mixing(table, groups, [0, 1]),
+        list_parts(augment, groups, uses_affine=False),
+    )
+    targets = mix_targets(make_targets(labels, 3), table, parts)
+    labeled = mix_targets(find_labeled(labels)[:, None], table, parts)[:, 0]
     assert labeled.tolist() == [0.75, 0.25]
     loss = task_loss(logits, targets, smooth=True, labeled=labeled)
     of_first = [
