@@ -219,7 +219,8 @@ class Device:
             return 0
         # Training on the CPU needs cores itself, so one loader for every two.
         cores = count_cores()
-        return min(8, cores if self.torch_device.type == "cuda" else cores // 2)
+        # A core renders some 390 views of ImageNet a second, and a GPU of 2022 takes 4,500.
+        return min(16, cores) if self.torch_device.type == "cuda" else min(8, cores // 2)
 
     def describe_settings(self) -> DeviceSettings:
         """Return what differs between kinds of devices, besides the precision."""

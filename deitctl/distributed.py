@@ -12,7 +12,7 @@ import platform
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -266,7 +266,9 @@ def process_group(device: torch.device) -> Iterator[World]:
         ProcessLost: other processes do not arrive.
     """
     if not is_distributed():
-        yield SINGLE_PROCESS
+        # The device that is current is what seeds, streams and events are of.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield SINGLE_PROCESS
         return
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(

@@ -37,12 +37,22 @@ def _cuda_is_used() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
+def _find_generators() -> list[torch.Generator]:
+    """Return the global generators of the accelerators in use: of the current CUDA device, and of MPS."""
+    generators = []
+    if _cuda_is_used():
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    if torch.backends.mps.is_available():
+        generators.append(torch.mps._get_default_mps_generator())
+    return generators
+
+
 @contextmanager
 def scope(*parts: int | str) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch for a block, then restore them.
 
     For third-party code that draws from them, such as timm's initialization and dropout. The
-    generator of the current CUDA device is seeded too, if CUDA is in use.
+    generators of the current CUDA device, if CUDA is in use, and of MPS are seeded too.
     """
     seed = derive_seed(*parts)
     python_state, numpy_state, torch_state = (
@@ -53,15 +63,15 @@ def scope(*parts: int | str) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
-    cuda = torch.cuda.default_generators[torch.cuda.current_device()] if _cuda_is_used() else None
-    cuda_state = cuda.get_state() if cuda is not None else None
-    if cuda is not None:
-        cuda.manual_seed(seed)
+    generators = _find_generators()
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
     try:
         yield
     finally:
-        if cuda is not None and cuda_state is not None:
-            cuda.set_state(cuda_state)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)

@@ -98,6 +98,9 @@ def test_images_in_memory_get_no_loader_processes_on_a_cpu_unless_asked(
     assert cpu.choose_num_workers(-1, in_memory=train.is_in_memory) == 0
     assert cpu.choose_num_workers(1, in_memory=train.is_in_memory) == 1
     assert cuda.choose_num_workers(-1, in_memory=train.is_in_memory) == 4
+    monkeypatch.setattr(module, "count_cores", lambda: 24)  # of 192 that 8 GPUs divide
+    assert cuda.choose_num_workers(-1) == 16
+    assert cpu.choose_num_workers(-1) == 8
 
 
 def test_cuda_only_calls_do_nothing_on_the_cpu():

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -243,3 +244,18 @@ def test_two_processes_on_one_gpu_are_refused() -> None:
     module._require_own_gpu(store, 0, 2, "host GPU-0")
     with pytest.raises(ConfigError, match="Processes 0 and 1 of this run have the same GPU"):
         module._require_own_gpu(store, 0, 2, "host GPU-1")
+
+
+def test_one_process_makes_the_gpu_that_was_named_the_current_one(monkeypatch):
+    entered = []
+
+    @contextmanager
+    def enter(device):
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    for device in (torch.device("cuda", 1), torch.device("cpu")):
+        with process_group(device) as world:
+            assert world.size == 1
+    assert entered == [torch.device("cuda", 1)]

@@ -82,6 +82,16 @@ def test_scope_restores_after_an_error():
     assert random.random() == expected
 
 
+def test_scope_seeds_and_restores_the_generators_of_accelerators(monkeypatch):
+    accelerators = [torch.Generator().manual_seed(n) for n in (5, 6)]
+    monkeypatch.setattr(rng, "_find_generators", lambda: accelerators)
+    before = [generator.get_state() for generator in accelerators]
+    with rng.scope(1, "x"):
+        first, second = (float(torch.rand((), generator=g)) for g in accelerators)
+        assert first == second == float(torch.rand(()))
+    assert all(torch.equal(g.get_state(), b) for g, b in zip(accelerators, before, strict=True))
+
+
 def test_scopes_nest():
     with rng.scope(1):
         first, second = draws(), draws()

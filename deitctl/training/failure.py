@@ -33,7 +33,10 @@ def leave_resumable(trainer: Trainer) -> Iterator[None]:
         raise
     except ProcessLost:
         # Of several processes that are stopped, one may exit before the others have seen their signal.
-        save_if_good(trainer)
+        # What an accelerator has not computed may wait for the process that is lost, and forever.
+        trainer.monitor.read_ready(max_unread=len(trainer.monitor.unread))
+        if not trainer.monitor.unread:
+            save_if_good(trainer)
         trainer.signals.raise_if_set()
         raise
     except TrainingDiverged as diverged:

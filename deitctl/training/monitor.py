@@ -91,9 +91,9 @@ class LossMonitor:
         """Add a step's observation, to be read when it is there."""
         self.unread.append(observation)
 
-    def read_ready(self) -> None:
-        """Read the steps that the device has computed, in order, and wait for none but those long ago."""
-        while self.unread and (self.unread[0].reading.is_ready or len(self.unread) > MAX_UNREAD):
+    def read_ready(self, max_unread: int = MAX_UNREAD) -> None:
+        """Read the steps that the device has computed, in order; wait for the oldest of more than `max_unread`."""
+        while self.unread and (self.unread[0].reading.is_ready or len(self.unread) > max_unread):
             self._read(self.unread.pop(0))
 
     def find_incident(self) -> Incident | None:

@@ -155,3 +155,25 @@ def test_a_step_that_diverged_is_raised_until_the_run_ends() -> None:
         monitor.raise_if_diverged()
     assert error.value.incident.step == 1
     assert monitor.find_incident() == error.value.incident
+
+
+class Slow:
+    """A reading that never comes."""
+
+    is_ready = False
+
+    def read(self) -> dict[str, float]:
+        raise AssertionError("it was waited for")
+
+
+def test_what_the_device_has_not_computed_is_not_waited_for() -> None:
+    """A collective may never end, after another process was lost."""
+    monitor = monitor_after([1.0])
+    monitor.update(observe(1, 2.0))
+    for step in range(2, 30):
+        monitor.update(Observation(step, 0.1, Slow(), []))  # type: ignore[arg-type]
+    monitor.read_ready(max_unread=len(monitor.unread))
+    assert len(monitor.unread) == 28
+    assert monitor.progress.steps_monitored == 2
+    with pytest.raises(AssertionError, match="waited"):
+        monitor.read_ready()  # the oldest of more than the device may be behind with
