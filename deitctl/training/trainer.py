@@ -227,7 +227,7 @@ class Trainer:
         """Take one optimizer step on the gradient of a global batch.
 
         An accelerator's losses are read when they are there, mostly a step later, so that nobody waits for
-        them. Processes may read them at different steps; what one of them has found ends the next step of all.
+        them. Processes may read them at different steps; a step that diverged ends the next one of all.
         """
         context, state, progress = self.context, self.state, self.state.progress
         lr = context.lr_at(progress.step)

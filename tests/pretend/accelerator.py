@@ -35,8 +35,6 @@ READS = {
 """Operators whose result the host must have: a value, or a shape that depends on values."""
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 SHARING = {aten.set_, aten.detach, aten.alias}
-CHECKED = {aten.one_hot}
-"""Operators that look at the values of their arguments on CUDA."""
 
 
 class PretendedTensor(torch.Tensor):

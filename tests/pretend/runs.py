@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,17 @@ from accelerator import KINDS, Accelerator, PretendedDevice  # noqa: E402
 from deitctl.config import DistillConfig, TrainConfig  # noqa: E402
 from deitctl.data.dataset import ImageDataset  # noqa: E402
 from deitctl.data.readers.digits import load_digits  # noqa: E402
+from deitctl.evaluation.eval_model import EvalModel  # noqa: E402
+from deitctl.evaluation.validate import validate  # noqa: E402
 from deitctl.events import SilentReporter  # noqa: E402
 from deitctl.profiling.trial_run import TrialRun, build_trial  # noqa: E402
 from deitctl.recipes import RECIPES  # noqa: E402
+from deitctl.training.device_batch import DeviceBatch  # noqa: E402
+from deitctl.training.ema import ExponentialMovingAverage  # noqa: E402
+from deitctl.training.feed import feed  # noqa: E402
 from deitctl.training.freezing import set_train_mode  # noqa: E402
+from deitctl.training.monitor import LossMonitor, Observation  # noqa: E402
+from deitctl.training.step import forward_backward, optimizer_step  # noqa: E402
 
 WARM_UP, STEPS, BATCH = 3, 20, 16
 Pair = tuple[ImageDataset, ImageDataset]
@@ -83,7 +90,7 @@ def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair) -> None:
     device = PretendedDevice()
     trial = build_trial(config, data, device)
     set_train_mode(trial.state.model, config.recipe.freeze)
-    batches = feed_batches(trial)
+    batches = feed(trial.context, trial.state, trial.build_loader())
     take_step = prepare_step(trial)
     for _ in range(WARM_UP):
         take_step(next(batches))
@@ -92,56 +99,28 @@ def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair) -> None:
             take_step(next(batches))
 
 
-def feed_batches(trial: TrialRun) -> Iterator[Any]:
-    """Return the batches as the trainer takes them."""
-    stream = trial.build_loader()
-    try:
-        from deitctl.training.feed import feed
-    except ImportError:  # before there was one
-        return stream
-    return feed(trial.context, trial.state, stream)
-
-
-def prepare_step(trial: TrialRun) -> Callable[[Any], None]:
+def prepare_step(trial: TrialRun) -> Callable[[DeviceBatch], None]:
     """Return a trainer's step: passes, monitor, optimizer, average, sums of losses."""
-    from deitctl.training import monitor as monitors
-    from deitctl.training.step import forward_backward, optimizer_step
-
     context, state = trial.context, trial.state
     if state.ema is None:
-        from deitctl.training.ema import ExponentialMovingAverage
-
         state.ema = ExponentialMovingAverage(state.model, decay=0.99)
-    watch = monitors.LossMonitor(state.progress, 2.3, scaled=False)
-    has_engine = hasattr(trial, "engine")
+    monitor = LossMonitor(state.progress, 2.3, scaled=False)
 
-    def step(batch: Any) -> None:
+    def step(batch: DeviceBatch) -> None:
         lr = context.lr_at(state.progress.step)
-        if has_engine:
-            watch.read_ready()
-            stats = forward_backward(trial.engine, batch, SilentReporter())
-            seen = monitors.Observation(state.progress.step, lr, stats.reading, batch.keys)
-        else:
-            stats = forward_backward(context, state, batch, SilentReporter())  # type: ignore[call-arg,arg-type]
-            seen = monitors.Observation(
-                state.progress.step, lr, stats.losses["loss"], stats.grad_norm, batch.keys
-            )  # type: ignore[call-arg,arg-type]
-        watch.update(seen)
+        monitor.read_ready()
+        stats = forward_backward(trial.engine, batch, SilentReporter())
+        monitor.update(Observation(state.progress.step, lr, stats.reading, batch.keys))
         optimizer_step(context, state, lr, stats.grad_norm)
         for name, value in stats.losses.items():
             state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value * stats.num_images
         state.progress.step += 1
-        if not has_engine and state.progress.step % 10 == 0:
-            watch.find_incident()
 
     return step
 
 
 def measure_evaluation(gpu: Accelerator, data: Pair) -> int:
     """Validate a distilled model, and return the number of batches."""
-    from deitctl.evaluation.eval_model import EvalModel
-    from deitctl.evaluation.validate import validate
-
     device = PretendedDevice()
     trial = build_trial(configure("mixed"), data, device)
     pre, val = trial.model_config.preprocessing, data[1]
