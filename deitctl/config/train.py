@@ -225,7 +225,7 @@ class TrainConfig:
     ] = "auto"
     compile: Annotated[
         bool,
-        Option("Compile the model's blocks: a slower start, then faster steps on a GPU.", MACHINE),
+        Option("Compile model and losses: a slower start, then faster steps on a GPU.", MACHINE),
     ] = False
     output_dir: Annotated[
         str, Option("Folder of the run.", EVERYDAY, "a new one under runs/", flag="--output")
