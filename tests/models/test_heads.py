@@ -92,7 +92,7 @@ def test_a_timm_model_with_two_outputs_gives_two_heads(noise):
 
 
 def test_drop_path_mask_reaches_only_a_deit(deit, noise):
-    model, images = deit(), noise(1, 3, 32, 32)
+    model, images = deit().train(), noise(1, 3, 32, 32)
     with torch.no_grad():
         assert not torch.equal(
             forward_heads(model, images, torch.zeros(12, 2, 1)).cls,
