@@ -117,7 +117,7 @@ def rescore_best(trainer: Trainer, num_images: int) -> bool:
         progress.best_score = NO_SCORE
         return True
     with trainer.state.swap_weights(weights):
-        best = trainer.evaluate(trainer.device, f"epoch {progress.best_epoch}, score again")
+        best = trainer.validation.score(trainer.device, f"epoch {progress.best_epoch}, score again")
     progress.best_score = get_score(best, trainer.metric)
     progress.best_num_images = best.num_images
     return True

@@ -47,9 +47,9 @@ def finish_run(trainer: Trainer) -> TrainResult:
     last = epochs[-1]
     final = {name: last.get(name) for name in FINAL_METRICS}
     if trainer.device.precision != "fp32" and progress.best_epoch != progress.epoch:
-        final = _summarize(trainer.evaluate_last(fp32, last["weights"]))
+        final = _summarize(trainer.validation.score_last(fp32, last["weights"]))
     trainer.state.model.load_state_dict(load_tensors(run.root / WEIGHTS))
-    evaluation = trainer.evaluate(fp32, "evaluate the saved weights")
+    evaluation = trainer.validation.score(fp32, "evaluate the saved weights")
     if progress.best_epoch == progress.epoch:
         final = _summarize(evaluation)
     reasons = progress.unreadable | dict(evaluation.read_errors)

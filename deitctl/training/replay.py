@@ -13,11 +13,12 @@ import torch
 from deitctl.config import MACHINE_SETTINGS
 from deitctl.data.run_data import read_run_data
 from deitctl.data.training_data import Source, open_for_training
-from deitctl.device import choose_device
+from deitctl.device import choose_run_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter, track
 from deitctl.settings import override
+from deitctl.training.begin import fit_new_head
 from deitctl.training.build import build_student
 from deitctl.training.device_batch import DeviceBatch
 from deitctl.training.extensions import NO_EXTENSIONS, Extensions, require_same_extensions
@@ -101,7 +102,7 @@ def replay(
     }
     machine |= {k: v for k, v in (settings or {}).items() if k in MACHINE_SETTINGS}
     config = replace(override(config, machine), output_dir=str(root))
-    device = choose_device(config.device, config.precision)
+    device = choose_run_device(config)
     run = Run(root, writes=False)
     run.checkpoint = folder / "checkpoint"
     source = replace(Source.of(config), value_range=run.saved_value_range() or config.value_range)
@@ -112,7 +113,7 @@ def replay(
         run, config, student, datasets, device, reporter, SINGLE_PROCESS, extensions
     )
     load_checkpoint(trainer)
-    trainer.fit_new_head()
+    fit_new_head(trainer)
     return _replay_steps(trainer, record, reporter)
 
 

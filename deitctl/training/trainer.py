@@ -9,25 +9,20 @@ from typing import Any
 
 from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import batch_start
-from deitctl.data.unlabeled import select_labeled
-from deitctl.device import Device
-from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_result import Result
-from deitctl.evaluation.validate import validate
-from deitctl.events import Reporter, SilentReporter
+from deitctl.events import Reporter
 from deitctl.paths import DiskError
+from deitctl.training.begin import announce, fit_new_head
 from deitctl.training.best_weights import SavedScore, adopt_ahead, keep_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer, SaveOrStop
 from deitctl.training.class_balance import ClassCounts
 from deitctl.training.device_batch import DeviceBatch
-from deitctl.training.estimate import describe_training, estimate_seconds
 from deitctl.training.extensions import Callback, call_callbacks
 from deitctl.training.failure import leave_resumable
 from deitctl.training.feed import feed
 from deitctl.training.finish import finish_run
 from deitctl.training.freezing import begin_epoch
-from deitctl.training.head_init import fit_new_heads
 from deitctl.training.monitor import LossMonitor, Observation
 from deitctl.training.objective import (
     bound_label_weight,
@@ -48,9 +43,9 @@ from deitctl.training.signals import StopRequest, hold_signals
 from deitctl.training.step import forward_backward, optimizer_step
 from deitctl.training.step_stats import StepStats
 from deitctl.training.stopping import CALLBACK, PATIENCE, describe_stop, is_out_of_patience
+from deitctl.training.validation import Validation
 
 LOG_EVERY = 10  # steps
-EVAL_BATCH_SIZE = 64
 
 
 class Trainer:
@@ -85,6 +80,7 @@ class Trainer:
         self.signals = StopRequest()
         self.checkpointer = AsyncCheckpointer(run, self.config.save_every)
         self.save_or_stop = SaveOrStop(self.signals, self.checkpointer, self.state)
+        self.validation = Validation(setup, self.signals, self.loaders, reporter)
         self.ahead: SavedScore | None = None
         """Of saved weights of an epoch after the checkpoint that this session began with, until it comes."""
         self.start_step = 0
@@ -109,8 +105,8 @@ class Trainer:
         """
         with closing(self.loaders):
             with hold_signals(self.signals), leave_resumable(self):
-                self.announce()
-                self.fit_new_head()
+                announce(self)
+                fit_new_head(self)
                 self.fit_epochs()
                 adopt_ahead(self)
                 self.checkpointer.save(self.state)
@@ -181,48 +177,6 @@ class Trainer:
                 batch = next(batches)
             yield batch
 
-    def announce(self) -> None:
-        """Say what is about to be done and how long it takes."""
-        is_reported = self.world.is_main and type(self.reporter) is not SilentReporter
-        progress = self.state.progress
-        if is_reported and progress.epoch < self.context.recipe.epochs and not progress.stopped:
-            seconds = estimate_seconds(self.setup, pause=self.save_or_stop.raise_if_set)
-            self.reporter.note(describe_training(self.setup, seconds))
-
-    def fit_new_head(self) -> None:
-        """Before the first step, fit a new head to the pretrained features, and start the EMA from
-        it; a no-op in a run that has begun, or whose head is not new."""
-        setup, state = self.setup, self.state
-        if not setup.fits_head or state.progress.step > 0:
-            return
-        score = None
-        # By one process, so that the head is the same for any number of them: few images suffice.
-        if self.world.is_main:
-            score = fit_new_heads(
-                state.model,
-                setup.model_config,
-                select_labeled(setup.train),
-                task_loss=find_task_loss(
-                    self.context.objective, is_multilabel=setup.train.is_multilabel
-                ),
-                seed=self.config.seed,
-                device=self.device,
-                workers=setup.workers,
-                reporter=self.reporter,
-                pause=self.save_or_stop.raise_if_set,
-            )
-        self.world.broadcast_module_(state.model)
-        if state.ema is not None:
-            state.ema.reset(state.model)
-        if score is not None:
-            is_multilabel = setup.train.is_multilabel
-            result = f"mAP {score:.1f} % on the" if is_multilabel else f"{score:.1f} % of"
-            right = "" if is_multilabel else " right"
-            self.reporter.note(
-                f"The new head is fitted to the features: {result} training images{right}, each left "
-                "out of its own fit."
-            )
-
     def train_step(self, batch: DeviceBatch) -> StepStats:
         """Take one optimizer step on the gradient of a global batch.
 
@@ -291,42 +245,7 @@ class Trainer:
 
     def validate(self, label: str) -> dict[str, Result]:
         """Evaluate the `model`, and the `ema` of its weights where there is one."""
-        label = f"{label}, validate"
-        metrics = {"model": self.evaluate(self.device, label, self.save_or_stop)}
-        if self.state.ema is not None:
-            # The state must not be saved now, so SIGUSR1 waits.
-            with self.state.swap_weights(self.state.ema.values):
-                metrics["ema"] = self.evaluate(self.device, f"{label} EMA", self.signals)
-        return metrics
-
-    def evaluate(
-        self, device: Device, label: str, stop: StopRequest | SaveOrStop | None = None
-    ) -> Result:
-        """Evaluate the model's weights as they are; `stop` handles signals between batches."""
-        setup, model_config = self.setup, self.setup.model_config
-        eval_model = EvalModel(
-            model=self.state.model,
-            preprocessing=model_config.preprocessing,
-            rows=tuple(range(model_config.num_classes)),
-            head=model_config.head,
-            teacher_preds=setup.teacher.val_predictions if setup.teacher else None,
-        )
-        may_wait = nullcontext() if stop is None else self.signals.interrupt()
-        with may_wait:
-            (result,) = validate(
-                [eval_model],
-                setup.val,
-                device=device,
-                batch_size=EVAL_BATCH_SIZE,
-                workers=setup.workers,
-                reporter=self.reporter,
-                label=label,
-                world=self.world,
-                pause=(stop or StopRequest()).raise_if_set,
-                stop_on_bad_image=self.config.on_bad_image == "stop",
-                pool=self.loaders,
-            )
-        return result
+        return self.validation.score_all(f"{label}, validate", self.save_or_stop)
 
     def finish_epoch(self) -> dict[str, float]:
         """Count the epoch as done; return the means of its losses over the images."""
@@ -400,8 +319,3 @@ class Trainer:
         self.reporter.note(
             f"All teacher targets are cached in {cached.cache.root}; the teacher is unloaded."
         )
-
-    def evaluate_last(self, device: Device, kind: str) -> Result:
-        """Evaluate the weights that the run ended with, the `model` or the `ema`."""
-        with self.state.swap_weights(self.state.weights(kind)):
-            return self.evaluate(device, "evaluate the last weights")

@@ -34,7 +34,7 @@ from deitctl.models.checkpoint_io import (
     save_tensors,
 )
 from deitctl.models.vit import VisionTransformer
-from deitctl.training import build, step, trainer
+from deitctl.training import build, step, validation
 from deitctl.training.best_weights import SCORE_KEY, load_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer
@@ -87,7 +87,7 @@ def test_loader_processes_start_once_a_run(
     monkeypatch.setattr(
         loader_pool, "_start_loader", lambda *arguments: (started.append(1), start(*arguments))[1]
     )
-    monkeypatch.setattr(trainer, "EVAL_BATCH_SIZE", 8)  # one batch would start none
+    monkeypatch.setattr(validation, "BATCH_SIZE", 8)  # one batch would start none
     config = little_config("loaders")
     assert config.recipe.epochs == 3
     assert config.recipe.ema_decay
@@ -393,7 +393,7 @@ def test_signals_before_the_first_step_do_not_wait_for_it(
             signal.raise_signal(signum)
             return estimate_seconds(setup, pause=pause)
 
-        monkeypatch.setattr("deitctl.training.trainer.estimate_seconds", measure)
+        monkeypatch.setattr("deitctl.training.begin.estimate_seconds", measure)
     config = replace(config, output_dir=str(tmp_path / "stopped"))
     if signum == signal.SIGTERM:
         with pytest.raises(Interrupted):
@@ -444,7 +444,7 @@ def test_a_resume_in_an_early_epoch_continues_to_the_full_size(
     with monkeypatch.context() as patch:
         patch.setattr(step, "compute_losses", seen)
         # whose steps are none of the run's
-        patch.setattr("deitctl.training.trainer.estimate_seconds", lambda *_, **__: None)
+        patch.setattr("deitctl.training.begin.estimate_seconds", lambda *_, **__: None)
         with pytest.raises(Interrupted):
             run_training(config, datasets=little, reporter=reporter)
         assert any("so few patches" in said for said in reporter.warnings)
