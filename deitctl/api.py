@@ -138,6 +138,7 @@ def train(
     device: str | None = None,
     precision: str | None = None,
     compile: bool | None = None,
+    deterministic: bool | None = None,
     micro_batch_size: int | None = None,
     grad_checkpointing: bool | None = None,
     on_bad_image: OnBadImage | None = None,
@@ -257,6 +258,7 @@ def distill(
     device: str | None = None,
     precision: str | None = None,
     compile: bool | None = None,
+    deterministic: bool | None = None,
     micro_batch_size: int | None = None,
     grad_checkpointing: bool | None = None,
     on_bad_image: OnBadImage | None = None,
@@ -905,7 +907,10 @@ def _join_processes(request: _Request) -> Iterator[World]:
         yield SINGLE_PROCESS
         return
     named = (read_toml(Path(request.config)) if request.config else {}) | request.settings
-    device = choose_device(str((named | request.overrides).get("device", "auto")))
+    named |= request.overrides
+    device = choose_device(
+        str(named.get("device", "auto")), deterministic=named.get("deterministic") is True
+    )
     with process_group(device.torch_device) as world:
         yield world
 

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from deitctl.arithmetic import prepare_cublas, set_arithmetic
+from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
 from deitctl.distributed import is_distributed, local_rank
 from deitctl.errors import ConfigError
@@ -31,7 +33,12 @@ ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not create a memo
 CPP_COMPILERS = ("g++", "clang++", "c++")
 MAX_HEAP_BLOCK = 32 * 2**20  # bytes: glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 # Predictions must agree with timm's to the last digit; --precision chooses faster ones.
 INFERENCE_PRECISION = "fp32"
 
@@ -70,6 +77,18 @@ class Device:
     torch_device: torch.device
     dtype: torch.dtype
     reason: str
+    tf32: bool = False
+    """Whether CUDA rounds the factors of fp32 products to 10 bits."""
+    deterministic: bool = False
+    """Whether all kernels are to repeat their bits."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return a context in which torch computes as the device says; what the program had set comes back.
+
+        Raises:
+            ConfigError: on leaving it, an operator has no kernel that repeats its bits.
+        """
+        return set_arithmetic(tf32=self.tf32, deterministic=self.deterministic)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which matrix products run in `dtype`."""
@@ -121,6 +140,8 @@ class Device:
     @property
     def precision(self) -> str:
         """The name of `dtype`, as --precision takes it."""
+        if self.tf32:
+            return "tf32"
         return next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
 
     @property
@@ -234,13 +255,21 @@ class Device:
         )
 
 
-def choose_device(name: str = "auto", precision: str = "auto") -> Device:
+def choose_run_device(config: TrainConfig) -> Device:
+    """Return the device of a training run; raises as `choose_device`."""
+    return choose_device(config.device, config.precision, deterministic=config.deterministic)
+
+
+def choose_device(
+    name: str = "auto", precision: str = "auto", *, deterministic: bool = False
+) -> Device:
     """Choose a device and its training precision.
 
     Args:
         name: `auto` (CUDA, then MPS, then CPU), `cpu`, `mps`, `cuda` or `cuda:N`.
         precision: `auto` (bf16 where the hardware has it, fp16 on older CUDA, else fp32), `fp32`,
-            `bf16` or `fp16`.
+            `tf32` (fp32 with rounded products), `bf16` or `fp16`.
+        deterministic: whether kernels are to repeat their bits.
 
     Raises:
         ConfigError: an unknown name, or a device that is not available.
@@ -249,14 +278,37 @@ def choose_device(name: str = "auto", precision: str = "auto") -> Device:
     if device == torch.device("cuda") and is_distributed():  # one GPU a process
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     if precision == "auto":
-        return Device(device, *_choose_dtype(device))
+        return Device(device, *_choose_dtype(device), deterministic=deterministic)
+    if deterministic:
+        prepare_cublas()  # before anything starts CUDA
     if precision not in PRECISIONS:
         raise ConfigError(
             f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}."
         )
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("fp16 is not for CPUs, which do not compute in it.", "Use bf16 or fp32.")
-    return Device(device, PRECISIONS[precision], "chosen with --precision")
+    if precision == "tf32":
+        _require_tf32(device)
+    return Device(
+        device,
+        PRECISIONS[precision],
+        "chosen with --precision",
+        tf32=precision == "tf32",
+        deterministic=deterministic,
+    )
+
+
+def _require_tf32(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise ConfigError(
+            f"TF32 is NVIDIA's, and this device is {device.type}.", "Use fp32 or bf16."
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ConfigError(
+            f"This GPU's compute capability is {major}.{minor}, and TF32 begins at 8.0.",
+            "Use fp32 or fp16.",
+        )
 
 
 def _find_device(name: str) -> torch.device:

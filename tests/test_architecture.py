@@ -30,7 +30,7 @@ PACKAGES = (
         "byte_sizes",
         "threads",
     ),
-    ("device", "distributed", "constants", "free_memory", "transfers", "lock", "rng"),
+    ("arithmetic", "device", "distributed", "constants", "free_memory", "transfers", "lock", "rng"),
     ("models",),
     ("data",),
     ("inference", "trackers"),

@@ -306,6 +306,7 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         "precision": "bf16",
         "output_dir": "o",
         "compile": True,
+        "deterministic": True,
     }
     plain = {name for name in setting_names(TrainConfig) if "." not in name}
     assert plain == set(other)

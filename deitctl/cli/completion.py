@@ -102,7 +102,7 @@ PRESETS = ("deit-table3", "deit-table2", "deit-in-small", "beyond-in-small")
 HEADS = ("auto", "cls", "dist", "avg-logits", "avg-probs")
 TASKS = ("auto", "classification", "multilabel")
 DEVICES = ("auto", "cuda", "cuda:0", "mps", "cpu")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 complete_model = _complete(_list_models)
 complete_teacher = _complete(_list_teachers)

@@ -220,12 +220,17 @@ class TrainConfig:
     precision: Annotated[
         str,
         Option(
-            "auto, fp32, bf16 or fp16. auto: the fastest for training, fp32 for inference.", MACHINE
+            "auto, fp32, tf32, bf16 or fp16. auto: the fastest for training, fp32 for inference.",
+            MACHINE,
         ),
     ] = "auto"
     compile: Annotated[
         bool,
         Option("Compile model and losses: a slower start, then faster steps on a GPU.", MACHINE),
+    ] = False
+    deterministic: Annotated[
+        bool,
+        Option("Kernels that repeat their bits, for an exact resume on CUDA; slower.", MACHINE),
     ] = False
     output_dir: Annotated[
         str, Option("Folder of the run.", EVERYDAY, "a new one under runs/", flag="--output")
@@ -238,6 +243,7 @@ MACHINE_SETTINGS = (
     "device",
     "precision",
     "compile",
+    "deterministic",
     "workers",
     "micro_batch_size",
     "grad_checkpointing",

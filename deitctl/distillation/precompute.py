@@ -15,7 +15,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import build_view_loader
 from deitctl.data.samplers import SampleKey
-from deitctl.device import choose_device
+from deitctl.device import choose_run_device
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
 from deitctl.distillation.ensemble import EnsembleCache, RunTeacher, name_teachers
 from deitctl.distillation.finetune import TrainRun
@@ -104,7 +104,8 @@ def cache_teacher(
         Interrupted: a signal; every target that was computed is cached.
     """
     reporter, start = reporter or SilentReporter(), time.monotonic()
-    with process_group(choose_device(config.device, config.precision).torch_device) as world:
+    device = choose_run_device(config)
+    with process_group(device.torch_device) as world, device.computing():
         teacher, cache = _open_teacher(config, datasets, train_run, reporter, world)
         workers = teacher.device.choose_num_workers(
             config.workers, in_memory=teacher.train.is_in_memory
@@ -192,7 +193,8 @@ def _verify(
             if not batch.keys:
                 continue
             records, _ = cache.read([(key.epoch, key.index) for key in batch.keys])
-            computed = cached_teacher.compute(batch.images)
+            with teacher.device.computing():
+                computed = cached_teacher.compute(batch.images)
             comparison.add(codec.decode(records), codec.decode(computed), codec.labels)
             num_verified += len(batch.keys)
             task.advance(len(batch.keys))
@@ -290,7 +292,7 @@ def _open_teacher(
         config,
         *datasets,
         Preprocessing(),  # of mixed images, which are not used
-        device=choose_device(config.device, config.precision),
+        device=choose_run_device(config),
         train_run=train_run,
         reporter=reporter,
         world=world,

@@ -19,7 +19,7 @@ from deitctl.config import TrainConfig
 from deitctl.data.classes import describe_lack
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.draws import count_views
-from deitctl.device import Device, choose_device
+from deitctl.device import Device, choose_run_device
 from deitctl.distillation.feature_score import FeatureSource, FitHead, score_features
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.preflight import (
@@ -173,9 +173,11 @@ def rank_teachers(
     for ref in dict.fromkeys(teachers):
         try:
             config = configure(*split_weights(ref))
-            row, views = _Candidate(ref, config, datasets, reporter).measure(
-                count_flops, fit_head, num_images=num_images, num_views=num_views
-            )
+            candidate = _Candidate(ref, config, datasets, reporter)
+            with candidate.device.computing():
+                row, views = candidate.measure(
+                    count_flops, fit_head, num_images=num_images, num_views=num_views
+                )
         except DeitctlError as error:
             row, views = RankedTeacher(teacher=ref, error=str(error)), None
         rows.append(row)
@@ -185,7 +187,7 @@ def rank_teachers(
     assert config.distill is not None
     rows = [replace(row, teacher_agreement=_compare(row.teacher, views_of)) for row in rows]
     is_hard = config.distill.label_mode == "hard"
-    device = choose_device(config.device, config.precision)
+    device = choose_run_device(config)
     return TeacherRanking(
         data=config.data,
         recipe=config.recipe.name,
@@ -301,7 +303,7 @@ class _Candidate:
         assert config.distill is not None
         self.ref, self.config, self.distill, self.reporter = ref, config, config.distill, reporter
         self.train, self.val = datasets
-        self.device: Device = choose_device(config.device, config.precision)
+        self.device: Device = choose_run_device(config)
         require_teacher_bands(self.distill, self.train, is_own=False)
 
     def measure(

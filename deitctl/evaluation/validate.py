@@ -82,7 +82,7 @@ def validate(
         pause=pause,
         reporter=reporter,
     )
-    with closing(batches), reporter.task(label, len(dataset.labels)) as task:
+    with device.computing(), closing(batches), reporter.task(label, len(dataset.labels)) as task:
         for batch in batches:
             pause()
             if batch.errors and stop_on_bad_image:

@@ -235,11 +235,12 @@ class _Explainer:
             return
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
         batch = self.device.to_device(torch.from_numpy(pixels))
-        images = normalize(batch, self.model_config.preprocessing)
-        heads = self._compute_heads(images)
-        scores = self._compute_scores(heads)
-        rows, classes = self._choose_rows(heads)
-        maps, head_maps = self._compute_maps(images[rows], classes)
+        with self.device.computing():
+            images = normalize(batch, self.model_config.preprocessing)
+            heads = self._compute_heads(images)
+            scores = self._compute_scores(heads)
+            rows, classes = self._choose_rows(heads)
+            maps, head_maps = self._compute_maps(images[rows], classes)
         explained: list[list[tuple[Explanation, list[TokenPanel]]]] = [[] for _ in items]
         for r, n in enumerate(rows):
             explanation = replace(self.template, input=items[n].name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from deitctl.arithmetic import set_arithmetic
 from deitctl.data.class_file import Classes, apply_class_names
 from deitctl.data.eval_transform import Pixels
 from deitctl.data.range_survey import scale_for
@@ -69,6 +70,7 @@ class ExportResult(Verification, ExportInfo):
     """Of a quantized ONNX network: its speed relative to fp32 on this CPU, for one image."""
 
 
+@set_arithmetic(tf32=False, deterministic=False)
 def export(
     model: str,
     *,

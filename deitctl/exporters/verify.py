@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deitctl.arithmetic import set_arithmetic
 from deitctl.config import MAX_SIZE
 from deitctl.data.band_image import count_channels
 from deitctl.data.class_file import Classes, apply_class_names
@@ -75,6 +76,7 @@ class VerifyResult(Verification, ExportInfo):
     """The largest `golden_diff` that passes."""
 
 
+@set_arithmetic(tf32=False, deterministic=False)
 def verify_export(
     path: str | Path,
     *,

@@ -44,9 +44,10 @@ class TorchClassifier:
 
     def _forward(self, pixels: Pixels) -> Tensor:
         batch = self.device.to_device(torch.from_numpy(pixels))
-        images = normalize(batch, self.model_config.preprocessing)
-        with self.device.autocast():
-            heads = forward_heads(self.model, images)
+        with self.device.computing():
+            images = normalize(batch, self.model_config.preprocessing)
+            with self.device.autocast():
+                heads = forward_heads(self.model, images)
         return fuse_heads(heads, self.model_config.head, self.model_config.task).float()
 
 

@@ -12,7 +12,7 @@ from deitctl.data.draws import count_draws
 from deitctl.data.epoch_steps import fit_batch_size
 from deitctl.data.stores.store_settings import reading_stores
 from deitctl.data.training_data import Source, open_for_training
-from deitctl.device import Device, choose_device
+from deitctl.device import Device, choose_run_device
 from deitctl.distributed import is_distributed
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
@@ -90,7 +90,7 @@ def with_chosen_batch_size(
         raise ConfigError("--batch-size auto is for one process.", "Under torchrun pass a number.")
     check(config)
     datasets = datasets or open_for_training(Source.of(config), reporter=reporter)
-    device = choose_device(config.device, config.precision)
+    device = choose_run_device(config)
     with reading_stores(config.cache_dir, config.cache_size, reporter):
         choice = choose_batch_size(config, datasets, device, reporter)
     reporter.note(choice.message)
@@ -105,15 +105,16 @@ def choose_batch_size(
 ) -> BatchSizeChoice:
     """Choose by steps of the real recipe, model and teacher; see `search_batch_size`."""
     recipe, num_images = config.recipe, count_draws(datasets[0])
-    trial = build_trial(config, datasets, device)
-    size, reason, trials = search_batch_size(
-        lambda batch_size: _try(trial.with_batch_size(batch_size)),
-        recipe.batch_size,
-        num_images,
-        _measure_free_memory(trial),
-        reporter,
-        trial.context.micro_batch_size(trial.state),
-    )
+    with device.computing():
+        trial = build_trial(config, datasets, device)
+        size, reason, trials = search_batch_size(
+            lambda batch_size: _try(trial.with_batch_size(batch_size)),
+            recipe.batch_size,
+            num_images,
+            _measure_free_memory(trial),
+            reporter,
+            trial.context.micro_batch_size(trial.state),
+        )
     peak_lr = compute_peak_lr(recipe.optim, fit_batch_size(num_images, size))
     return BatchSizeChoice(size, reason, peak_lr, tuple(trials))
 

@@ -25,7 +25,7 @@ from deitctl.data.lazy_jpeg import LazyJpeg
 from deitctl.data.loader import Batch
 from deitctl.data.sources import BUILT_IN
 from deitctl.data.training_data import Source, open_for_training
-from deitctl.device import Device, choose_device, ran_out_of_memory
+from deitctl.device import Device, choose_device, choose_run_device, ran_out_of_memory
 from deitctl.errors import ConfigError, DeitctlError, LoaderLost
 from deitctl.events import Reporter, SilentReporter
 from deitctl.profiling.batch_size import choose_batch_size, floor_power_of_two
@@ -108,14 +108,14 @@ def bench(
             reporter.note(f"No data named: using {NUM_FILES} synthetic images of ImageNet's size.")
             datasets = write_synthetic_dataset(folder)
         config = _configure(settings, overrides, datasets, folder, reporter)
-        device = choose_device(config.device, config.precision)
+        device = choose_run_device(config)
         reason = None
         if auto_batch_size:
             choice = choose_batch_size(config, datasets, device, reporter)
             reporter.note(choice.message)
             recipe = replace(config.recipe, batch_size=choice.batch_size)
             config, reason = replace(config, recipe=recipe), choice.reason
-        with reporter.task("prepare", None, "steps"):
+        with device.computing(), reporter.task("prepare", None, "steps"):
             trial = build_trial(config, datasets, device)
             flops = _count_flops(trial)
             # fp32, ours and the best: a hint compares them
@@ -128,7 +128,7 @@ def bench(
             data=config.data if data else None,
             batch_size_reason=reason,
         )
-        with reporter.task("bench", None, "stages") as task:
+        with device.computing(), reporter.task("bench", None, "stages") as task:
             stages = StageTable(device, seconds, lambda name: task.advance(1, stage=name))
             measure_data(trial, stages)
             data_wait = measure_steps(trial, stages, flops, peak)

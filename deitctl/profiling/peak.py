@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from deitctl import rng
+from deitctl.arithmetic import set_arithmetic
 from deitctl.cores import count_cores
 from deitctl.device import PRECISIONS, Device
 from deitctl.profiling.measure import measure_time
@@ -49,7 +50,8 @@ def measure_matmul(device: Device, precision: str, *, seconds: float, side: int 
     a = noise.to(device.torch_device, PRECISIONS[precision])
     b = a.clone()
     # the fastest: a peak is what nothing disturbs
-    return 2 * n**3 / min(measure_time(lambda: torch.mm(a, b), seconds=seconds).times)
+    with set_arithmetic(tf32=precision == "tf32", deterministic=False):
+        return 2 * n**3 / min(measure_time(lambda: torch.mm(a, b), seconds=seconds).times)
 
 
 def measure_copy(device: Device, *, seconds: float) -> float:

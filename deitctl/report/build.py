@@ -251,7 +251,7 @@ def _build_examples(
             ]
         )
         on_device = device.to_device(torch.from_numpy(pixels))
-        with torch.no_grad(), device.autocast():
+        with device.computing(), torch.no_grad(), device.autocast():
             cls, dist = subject.eval_model.forward(on_device)
         # fp32: a softmax of bf16 logits has two digits.
         heads = HeadLogits(cls.float().cpu(), None if dist is None else dist.float().cpu())

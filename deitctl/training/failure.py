@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from deitctl.arithmetic import explain_nondeterminism
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.device import ran_out_of_memory
 from deitctl.distributed import ProcessLost
@@ -99,6 +100,9 @@ def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
         return DataError(f"{error.message} {saved}".strip(), hint)
     if isinstance(error, DeitctlError):
         return type(error)(f"{error.message} {saved}".strip(), f"{error.hint} To go on: {resume}")
+    if (explained := explain_nondeterminism(error)) is not None:
+        hint = f"{explained.hint} To go on: {resume} --no-deterministic"
+        return ConfigError(f"{explained.message} {saved}".strip(), hint)
     compiler = ("torch._inductor", "torch._dynamo")
     if config.compile and type(error).__module__.startswith(compiler):
         reason = str(error).strip().splitlines()[0]

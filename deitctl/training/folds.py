@@ -20,7 +20,7 @@ from deitctl.config import MACHINE_SETTINGS, TrainConfig
 from deitctl.data.folds import FoldedData
 from deitctl.data.splits import list_relative_paths
 from deitctl.data.stores.store_settings import reading_stores
-from deitctl.device import choose_device
+from deitctl.device import choose_device, choose_run_device
 from deitctl.distributed import World, process_group
 from deitctl.errors import ConfigError, DataError, Interrupted, Signalled
 from deitctl.evaluation.intervals import Interval, wilson_interval
@@ -187,9 +187,10 @@ def train_folds(
         DeitctlError: as a run.
         Interrupted: stopped by a signal, after the finished steps were saved.
     """
-    device = choose_device(config.device, config.precision)
+    device = choose_run_device(config)
     with (
         process_group(device.torch_device) as world,
+        device.computing(),
         reading_stores(config.cache_dir, config.cache_size, reporter),
     ):
         config = world.broadcast_object(_begin(config, folded, choose) if world.is_main else config)

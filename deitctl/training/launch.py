@@ -16,7 +16,7 @@ from deitctl.data.readers.hub_address import is_hub, parse_address
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.data.stores.store_settings import reading_stores
 from deitctl.data.value_range import write_range
-from deitctl.device import Device, choose_device
+from deitctl.device import Device, choose_run_device
 from deitctl.distillation.ensemble import name_teachers
 from deitctl.distillation.finetune import RESULT
 from deitctl.distillation.preflight import RECORD as PREFLIGHT
@@ -78,10 +78,11 @@ def run_training(
         Interrupted: stopped by a signal, after the state was saved.
     """
     check(config)
-    device = choose_device(config.device, config.precision)
+    device = choose_run_device(config)
     with (
         process_group(device.torch_device) as world,
         open_run(config, datasets, reporter, device, world, extensions, resume=False) as trainer,
+        device.computing(),
     ):
         return trainer.fit()
 
@@ -123,8 +124,8 @@ def resume(
     config = pin_as(changed, config)
     check(config)
     config = replace(config, output_dir=str(root))
-    device = choose_device(config.device, config.precision)
-    with process_group(device.torch_device) as world:
+    device = choose_run_device(config)
+    with process_group(device.torch_device) as world, device.computing():
         before = config.recipe
         if more_epochs and world.is_main:
             config = add_epochs(run, config, more_epochs, launch=name_launch())
@@ -333,8 +334,8 @@ def start_or_resume(
     """
     check(config)
     launch = name_launch()
-    device = choose_device(config.device, config.precision)
-    with process_group(device.torch_device) as world:
+    device = choose_run_device(config)
+    with process_group(device.torch_device) as world, device.computing():
         root = None
         if (
             auto or launch
@@ -390,8 +391,8 @@ def train_or_find(
     """Train into the folder that a configuration names, or resume or find the run there; return its
     result record."""
     root = Path(config.output_dir)
-    device = choose_device(config.device, config.precision)
-    with process_group(device.torch_device) as world:
+    device = choose_run_device(config)
+    with process_group(device.torch_device) as world, device.computing():
         if not config.recipe.epochs:
             fit_teacher_head(config, datasets[0], device, reporter, world)
             return dict(read_json(root / RESULT))

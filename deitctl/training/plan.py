@@ -14,7 +14,7 @@ from deitctl.data.epoch_steps import fit_batch_size, steps_per_epoch
 from deitctl.data.folds import FoldedData
 from deitctl.data.training_data import Source, open_for_training
 from deitctl.data.unlabeled import count_unlabeled
-from deitctl.device import choose_device
+from deitctl.device import choose_run_device
 from deitctl.distillation.callable_teacher import CallableTeacher
 from deitctl.distillation.distillation_teacher import NO_CACHE, DistillationTeacher
 from deitctl.distillation.ensemble import name_teachers
@@ -208,7 +208,7 @@ def plan_training(
     train, val = datasets or open_for_training(Source.of(config), reporter=silent)
     config = settle_order(config, train)
     # What the run calls too, in its order, so that what it would refuse is refused here.
-    device = choose_device(config.device, config.precision)
+    device = choose_run_device(config)
     warn_of_trained_images(config, val, reporter or silent)
     student = build_student(config, train, reporter or silent, download=False)
     note_changes(config, student, reporter or silent)

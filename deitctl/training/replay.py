@@ -109,12 +109,13 @@ def replay(
     datasets = open_for_training(source, reporter=reporter, run=read_run_data(root))
     student = build_student(config, datasets[0], reporter, channels=run.saved_channels())
     datasets = datasets[0].with_augmentation(extensions.augmentation), datasets[1]
-    trainer = build_trainer(
-        run, config, student, datasets, device, reporter, SINGLE_PROCESS, extensions
-    )
-    load_checkpoint(trainer)
-    fit_new_head(trainer)
-    return _replay_steps(trainer, record, reporter)
+    with device.computing():
+        trainer = build_trainer(
+            run, config, student, datasets, device, reporter, SINGLE_PROCESS, extensions
+        )
+        load_checkpoint(trainer)
+        fit_new_head(trainer)
+        return _replay_steps(trainer, record, reporter)
 
 
 def _replay_steps(trainer: Trainer, record: Mapping[str, Any], reporter: Reporter) -> Replay:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deitctl.config import TrainConfig
-from deitctl.device import choose_device
+from deitctl.device import choose_run_device
 from deitctl.distributed import SINGLE_PROCESS, is_distributed
 from deitctl.errors import ConfigError, DeitctlError, Interrupted, require_positive
 from deitctl.events import Reporter, SilentReporter
@@ -114,7 +114,7 @@ def reproduce(
     recorded = read_recorded_run(Path(run))
     machine = {"device": device, "precision": precision, "workers": workers}
     config = _configure(recorded, {k: v for k, v in machine.items() if v is not None})
-    chosen = choose_device(config.device, config.precision)
+    chosen = choose_run_device(config)
     datasets = open_data(recorded, config, reporter)
     differences = find_differences(recorded, chosen, datasets[0])
     differences += find_data_changes(recorded, datasets, reporter)
@@ -125,6 +125,7 @@ def reproduce(
         own = replace(config, output_dir=str(folder))
         with (
             suppress(EnoughCompared),
+            chosen.computing(),
             open_run(
                 own, datasets, reporter, chosen, SINGLE_PROCESS, _end_as(recorded), resume=False
             ) as trainer,
