@@ -180,12 +180,12 @@ def main() -> None:
         options.model, weights=options.weights, img_size=options.img_size, reporter=quiet
     )
     dataset, pre = (
-        open_images(options.model, options.data, quiet),
+        open_images(options.model, options.data, quiet).dataset,
         loaded.model_config.preprocessing,
     )
     sample = read_images(dataset, pre, options.num_images)
     calibration = (
-        read_images(open_images("", options.calibration_data, quiet), pre, 128).pixels
+        read_images(open_images("", options.calibration_data, quiet).dataset, pre, 128).pixels
         if options.calibration_data
         else None
     )

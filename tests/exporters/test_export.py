@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,27 +56,7 @@ def test_onnx_is_written_beside_the_run_and_verified(model, reporter):
     assert json.loads(json.dumps(to_object(result)))["path"] == str(result.path)
 
 
-CPU_INFO = Path("/proc/cpuinfo")
-SATURATES = (
-    CPU_INFO.exists() and platform.machine() == "x86_64" and "vnni" not in CPU_INFO.read_text()
-)
-"""Whether sums of two products of 8 bits are cut at 16 bits, as AVX2 without VNNI does: int8 is then less exact, and
-the random weights of these tests are refused, as they are to be."""
-
-
-def refuse_where_it_saturates(**options: object) -> bool:
-    """Return whether this CPU is such a one, whose int8 the verification refuses."""
-    if SATURATES:
-        with pytest.raises(ExportError, match="fails its golden sample"):
-            export(**options)
-    return SATURATES
-
-
 def test_a_bare_quantized_file_is_verified_timed_and_named_after_what_it_is(model, reporter):
-    if refuse_where_it_saturates(
-        model=str(model), to="onnx", quantize="int8", preprocess=False, num_images=5
-    ):
-        return
     result = export(
         str(model), to="onnx", quantize="int8", preprocess=False, num_images=5, reporter=reporter
     )
@@ -94,10 +72,6 @@ def test_a_bare_quantized_file_is_verified_timed_and_named_after_what_it_is(mode
 
 def test_a_file_of_dynamic_size_is_verified_on_whole_images(model, reporter, image_folder):
     images = str(image_folder({"a": 5}))
-    if refuse_where_it_saturates(
-        model=str(model), to="onnx", quantize="int8", dynamic_size=True, verify_data=images
-    ):
-        return
     result = export(
         str(model),
         to="onnx",
