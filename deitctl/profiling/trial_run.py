@@ -79,6 +79,7 @@ class TrialRun(TrainSetup):
             self.context.seed,
             repeats=recipe.augment.repeated_aug,
             in_chans=self.context.view_chans,
+            draws=self.context.table_draws,
         )
         distill, network = self.context.distill, self.teacher_network
         if cached_teacher is None or distill is None or network is None:

@@ -81,6 +81,8 @@ class Accelerator(TorchDispatchMode):
         self.findings = Counter[Finding]()
         self.operators = Counter[Any]()
         """Calls of each operator on the device."""
+        self.first_lines = dict[Any, str]()
+        """Where each of them was called first."""
         self.is_watching = False
         self._pinned: list[torch.Tensor] = []
         self._pinned_storages = set[int]()
@@ -204,10 +206,16 @@ class Accelerator(TorchDispatchMode):
     def _count(self, func: Any) -> None:
         if self.is_watching:
             self.operators[func] += 1
+            if func not in self.first_lines:
+                self.first_lines[func] = find_line()
 
     def _record(self, kind: str, operation: str) -> None:
         if self.is_watching:
             self.findings[Finding(kind, operation, find_line())] += 1
+
+    def list_operators(self) -> dict[str, str]:
+        """Return the name of each operator that was called, and the line that called it first."""
+        return dict(sorted((str(func), line) for func, line in self.first_lines.items()))
 
     def count(self, kind: str) -> int:
         """Return how often a kind was found."""

@@ -1,7 +1,11 @@
-"""Whole steps of every kind of training, and an evaluation, on the pretended accelerator: python runs.py KIND..."""
+"""Whole steps of every kind of training, and an evaluation, on the pretended accelerator, as JSON.
+
+python runs.py [--steps N] [--depth N] [KIND...]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import warnings
@@ -31,7 +35,8 @@ from deitctl.training.freezing import set_train_mode  # noqa: E402
 from deitctl.training.monitor import LossMonitor, Observation  # noqa: E402
 from deitctl.training.step import forward_backward, optimizer_step  # noqa: E402
 
-WARM_UP, STEPS, BATCH = 3, 20, 16
+WARM_UP, BATCH = 3, 16
+EVALUATION = "evaluation"
 Pair = tuple[ImageDataset, ImageDataset]
 
 
@@ -85,7 +90,7 @@ TRAININGS: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
-def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair) -> None:
+def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair, num_steps: int) -> None:
     """Take steps as a trainer does, and watch all but the first, which make what is made once."""
     device = PretendedDevice()
     trial = build_trial(config, data, device)
@@ -95,7 +100,7 @@ def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair) -> None:
     for _ in range(WARM_UP):
         take_step(next(batches))
     with gpu.watch():
-        for _ in range(STEPS):
+        for _ in range(num_steps):
             take_step(next(batches))
 
 
@@ -119,10 +124,10 @@ def prepare_step(trial: TrialRun) -> Callable[[DeviceBatch], None]:
     return step
 
 
-def measure_evaluation(gpu: Accelerator, data: Pair) -> int:
+def measure_evaluation(gpu: Accelerator, config: TrainConfig, data: Pair) -> int:
     """Validate a distilled model, and return the number of batches."""
     device = PretendedDevice()
-    trial = build_trial(configure("mixed"), data, device)
+    trial = build_trial(config, data, device)
     pre, val = trial.model_config.preprocessing, data[1]
     models = [
         EvalModel(
@@ -139,26 +144,38 @@ def measure_evaluation(gpu: Accelerator, data: Pair) -> int:
     return -(-len(val.labels) // 64)
 
 
-def measure(kind: str) -> dict[str, Any]:
-    """Return what was found in a kind of run, a step or batch."""
+def measure(kind: str, num_steps: int, depth: int) -> dict[str, Any]:
+    """Return what was recorded in a kind of run, a step or batch; `depth` blocks of a DeiT, 0 for all."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     data = load_digits()
+    config = TRAININGS.get(kind, TRAININGS["mixed"])()
+    if depth and config.model.startswith("deit"):
+        config = replace(config, model_args={"depth": depth})
     with Accelerator() as gpu:
-        if kind == "evaluation":
-            count = measure_evaluation(gpu, data)
+        if kind == EVALUATION:
+            count = measure_evaluation(gpu, config, data)
         else:
-            measure_training(gpu, TRAININGS[kind](), data)
-            count = STEPS
+            measure_training(gpu, config, data, num_steps)
+            count = num_steps
     found = sorted(gpu.findings.items(), key=lambda item: (item[0].kind, -item[1]))
     return {
         **{name: gpu.count(name) / count for name in KINDS},
         "operators": sum(gpu.operators.values()) / count,
-        "names": sorted({str(func) for func in gpu.operators}),
+        "names": gpu.list_operators(),
         "lines": [[*finding, number / count] for finding, number in found],
     }
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", default=[*TRAININGS, EVALUATION])
+    parser.add_argument("--steps", type=int, default=20, help="watched steps of a training")
+    parser.add_argument("--depth", type=int, default=0, help="blocks of a DeiT; 0: as it comes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    measured = {kind: measure(kind, arguments.steps, arguments.depth) for kind in arguments.kinds}
+    sys.stdout.write(json.dumps(measured))
+
+
 if __name__ == "__main__":
-    kinds = sys.argv[1:] or [*TRAININGS, "evaluation"]
-    sys.stdout.write(json.dumps({kind: measure(kind) for kind in kinds}))
+    main()

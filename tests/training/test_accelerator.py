@@ -1,0 +1,100 @@
+"""Whole steps of every kind of training, and an evaluation, keep to budgets on a pretended accelerator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+PRETEND = Path(__file__).parents[1] / "pretend"
+sys.path.insert(0, str(PRETEND))
+from mps_operators import find_missing, has_kernel  # noqa: E402
+
+Measured = dict[str, dict[str, Any]]
+
+
+class Budget(NamedTuple):
+    """The most of each a step, or a batch of an evaluation."""
+
+    operators: int
+    """Launched on the device, with two blocks; a twentieth above what they were."""
+    waits: int = 0
+    unpinned: int = 0
+
+
+BUDGETS = {
+    "labels": Budget(600),
+    "mixed": Budget(850),
+    "unmixed": Budget(885, waits=2, unpinned=1),
+    "soft": Budget(850),
+    "soft unmixed": Budget(885, waits=2, unpinned=1),
+    "features": Budget(805),
+    "micro-batches": Budget(1610),
+    "convnet": Budget(1800),
+    "evaluation": Budget(165, waits=1),
+}
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    """A process of its own: torch's Python backend stays registered for good."""
+    program = [sys.executable, str(PRETEND / "runs.py"), "--steps", "3", "--depth", "2"]
+    run = subprocess.run(
+        [*program, *BUDGETS], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def list_lines(measured: dict[str, Any], kind: str) -> list[str]:
+    """Return where something was recorded, for the message of a test."""
+    return [f"{line}: {what}, {count:g}" for k, what, line, count in measured["lines"] if k == kind]
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_nobody_waits_for_the_device(measured: Measured, kind: str) -> None:
+    assert measured[kind]["wait"] <= BUDGETS[kind].waits, list_lines(measured[kind], "wait")
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_copies_to_the_device_are_from_pinned_memory(measured: Measured, kind: str) -> None:
+    lines = list_lines(measured[kind], "unpinned copy")
+    assert measured[kind]["unpinned copy"] <= BUDGETS[kind].unpinned, lines
+
+
+@pytest.mark.parametrize("fault", ["device mismatch", "float64"])
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_nothing_is_computed_that_an_accelerator_refuses(
+    measured: Measured, kind: str, fault: str
+) -> None:
+    assert list_lines(measured[kind], fault) == []
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_a_step_launches_few_operators(measured: Measured, kind: str) -> None:
+    operators = measured[kind]["operators"]
+    assert BUDGETS[kind].operators / 2 < operators <= BUDGETS[kind].operators
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_every_operator_has_a_kernel_on_mps(measured: Measured, kind: str) -> None:
+    names = measured[kind]["names"]
+    assert {name: names[name] for name in find_missing(names)} == {}
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        ("add.Tensor", True),  # by its structured delegate
+        ("relu", True),  # its own kernel
+        ("one_hot", True),  # made of other operators
+        ("mode", False),
+        ("no_such_operator", False),
+    ],
+)
+def test_the_table_of_torch_knows_which_operators_mps_has(operator: str, expected: bool) -> None:
+    assert has_kernel(operator) is expected
