@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deitctl.distillation.targets import FLOAT16_INFINITY, Records, read_halves, sum_numbers
+from deitctl.distillation.targets import (
+    FLOAT16_INFINITY,
+    Records,
+    read_halves,
+    sum_numbers,
+    to_numbers,
+    to_records,
+)
 from deitctl.errors import TeacherError
 
 FEATURES_VERSION = 1
@@ -36,18 +45,33 @@ class FeatureCodec:
 
     def encode(self, features: Tensor) -> Records:
         """Encode features [B,D] as records [B,W]; raise `TeacherError` for numbers that float16 lacks."""
-        features = features.float().cpu()
-        if not (features.abs() <= LARGEST).all():  # NaN is not
+        if not self.can_store(features).all():
             raise TeacherError(
                 "The teacher's features are not finite, or larger than float16 holds.",
                 "Check its weights; or --precision fp32.",
             )
-        body = features.half().numpy().view(np.uint16)
-        return np.concatenate([sum_numbers(body)[:, None], body], axis=1)
+        return self.seal(to_records(self.pack(features)))
 
     def decode(self, records: Records) -> Tensor:
         """Decode records [B,W] to features [B,D] in fp32."""
-        return read_halves(records[:, 1:])
+        return self.unpack(to_numbers(records))
+
+    def seal(self, records: Records) -> Records:
+        """Return records [B,W] with their checksums."""
+        body = records[:, 1:]
+        return np.concatenate([sum_numbers(body)[:, None], body], axis=1)
+
+    def can_store(self, features: Tensor) -> Tensor:
+        """Return for each image whether float16 holds its features [B,D], on their device."""
+        return (features.float().abs() <= LARGEST).all(dim=1)  # not NaN
+
+    def pack(self, features: Tensor) -> Tensor:
+        """Return features [B,D] as the bits of records, int16 [B,W] on their device, the checksums 0."""
+        return F.pad(features.half().contiguous().view(torch.int16), (1, 0))
+
+    def unpack(self, numbers: Tensor) -> Tensor:
+        """Return the features [B,D] in fp32, on their device, whose records have these bits, int16 [B,W]."""
+        return read_halves(numbers[:, 1:])
 
     def is_valid(self, records: Records) -> NDArray[np.bool_]:
         """Return for each record [B,W] whether it holds features."""

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl.distillation.features import FeatureCodec
 from deitctl.distillation.target_cache import TargetCache
-from deitctl.distillation.targets import Records, TargetCodec, TeacherTargets
+from deitctl.distillation.targets import Records, TargetCodec, TeacherTargets, to_numbers
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,31 @@ class JointCodec:
 
     def decode(self, records: Records) -> TeacherTargets:
         """Decode records [B,W]."""
+        return self.unpack(to_numbers(records))
+
+    def seal(self, records: Records) -> Records:
+        """Return records [B,W] with the checksum of each kind."""
+        pairs = zip(self.parts, self.split(records), strict=True)
+        return np.concatenate([codec.seal(part) for codec, part in pairs], axis=1)
+
+    def pack(self, targets: TeacherTargets) -> Tensor:
+        """Return the targets of B images as the bits of records, int16 [B,W] on their device, the checksums 0."""
+        numbers = []
+        if self.labels is not None:
+            assert targets.labels is not None
+            numbers.append(self.labels.pack(targets.labels))
+        if self.features is not None:
+            numbers.append(self.features.pack(targets.features[0]))
+        return numbers[0] if len(numbers) == 1 else torch.cat(numbers, dim=1)
+
+    def unpack(self, numbers: Tensor) -> TeacherTargets:
+        """Return the targets of B images, on their device, whose records have these bits, int16 [B,W]."""
         labels: Tensor | None = None
         features: tuple[Tensor, ...] = ()
         if self.labels is not None:
-            labels = self.labels.decode(records[:, : self.labels.width])
+            labels = self.labels.unpack(numbers[:, : self.labels.width])
         if self.features is not None:
-            features = (self.features.decode(records[:, -self.features.width :]),)
+            features = (self.features.unpack(numbers[:, -self.features.width :]),)
         return TeacherTargets(labels, features)
 
     def split(self, records: Records) -> list[Records]:
@@ -62,9 +82,31 @@ class JointCodec:
         ends = np.cumsum([codec.width for codec in self.parts])[:-1]
         return np.split(records, ends, axis=1)
 
+    def merge(self, stored: Tensor, computed: Tensor, is_stored: Tensor) -> Tensor:
+        """Return computed numbers [B,W], but for kinds that are stored; see `complete`.
+
+        Args:
+            stored: [B,W] on a device.
+            computed: likewise.
+            is_stored: bool, whether each kind is stored, [B, kinds].
+        """
+        widths = [codec.width for codec in self.parts]
+        parts = zip(
+            is_stored.split(1, dim=1),
+            stored.split(widths, 1),
+            computed.split(widths, 1),
+            strict=True,
+        )
+        return torch.cat([torch.where(*part) for part in parts], dim=1)
+
     def is_valid(self, records: Records) -> NDArray[np.bool_]:
         """Return for each record [B,W] whether it holds a target of each kind."""
-        return np.asarray(np.all(self._list_valid(records), axis=0))
+        return np.asarray(self.find_valid(records).all(axis=1))
+
+    def find_valid(self, records: Records) -> NDArray[np.bool_]:
+        """Return for each record [B,W] whether it holds a target of each kind, [B, kinds]."""
+        pairs = zip(self.parts, self.split(records), strict=True)
+        return np.stack([codec.is_valid(part) for codec, part in pairs], axis=1)
 
     def complete(self, records: Records, computed: Records) -> Records:
         """Return computed records [B,W], but for kinds that `records` hold.
@@ -73,14 +115,10 @@ class JointCodec:
         resumed run would read others than it began with.
         """
         parts = zip(
-            self.split(records), self.split(computed), self._list_valid(records), strict=True
+            self.split(records), self.split(computed), self.find_valid(records).T, strict=True
         )
         chosen = [np.where(valid[:, None], old, new) for old, new, valid in parts]
         return np.concatenate(chosen, axis=1)
-
-    def _list_valid(self, records: Records) -> list[NDArray[np.bool_]]:
-        pairs = zip(self.parts, self.split(records), strict=True)
-        return [codec.is_valid(part) for codec, part in pairs]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def teacher_targets(logits: Tensor, mode: str, tau: float, is_multilabel: bool =
     if is_multilabel:
         return (logits >= 0).float() if mode == "hard" else (logits.float() / tau).sigmoid()
     if mode == "hard":
-        return F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+        return to_one_hot(logits.argmax(dim=1), logits.shape[1])
     return (logits.float() / tau).softmax(dim=1)
 
 
@@ -101,46 +101,60 @@ class TargetCodec:
 
     def encode(self, targets: Tensor) -> Records:
         """Encode targets [B,K] as records [B,W]."""
-        targets = targets.float().cpu().contiguous()
-        if self.mode == "hard" and not self.is_multilabel:
-            labels = targets.argmax(dim=1) + 1  # 0 is an empty record
-            numbers = np.asarray(labels.numpy(), dtype=np.uint16)
-            return np.stack([_compute_hard_checksums(numbers), numbers], axis=1)
-        if self.mode == "hard":
-            body = _pack_bits(targets.numpy() >= 0.5)
-        elif self.mode == "logits":
-            body = targets.numpy().view(np.uint16)
-        elif self.keeps_all:
-            body = targets.half().numpy().view(np.uint16)
-        else:
-            body = self._encode_likeliest(targets)
-        return np.concatenate([self._compute_checksums(body)[:, None], body], axis=1)
-
-    def _encode_likeliest(self, targets: Tensor) -> Records:
-        top = targets.topk(self.num_kept, dim=1)
-        parts = [top.indices.numpy().astype(np.uint16), top.values.half().numpy().view(np.uint16)]
-        if self.is_multilabel:
-            others = targets.scatter(1, top.indices, 0.0).sum(dim=1, keepdim=True)
-            mean = others / (self.num_classes - self.num_kept)
-            parts.append(mean.half().numpy().view(np.uint16))
-        return np.concatenate(parts, axis=1)
+        return self.seal(to_records(self.pack(targets)))
 
     def decode(self, records: Records) -> Tensor:
         """Decode records [B,W] to targets [B,K] in fp32; of one label an image each sums to one."""
+        return self.unpack(to_numbers(records))
+
+    def seal(self, records: Records) -> Records:
+        """Return records [B,W] with their checksums."""
         if self.mode == "hard" and not self.is_multilabel:
-            labels = torch.from_numpy(records[:, 1].astype(np.int64) - 1)
-            return F.one_hot(labels, self.num_classes).float()
-        body = np.ascontiguousarray(records[:, 1:])
+            checksums = _compute_hard_checksums(records[:, 1])
+        else:
+            checksums = self._compute_checksums(records[:, 1:])
+        return np.concatenate([checksums[:, None], records[:, 1:]], axis=1)
+
+    def pack(self, targets: Tensor) -> Tensor:
+        """Return targets [B,K] as the bits of records, int16 [B,W] on their device, the checksums 0."""
+        targets = targets.float()
+        if self.mode == "hard" and not self.is_multilabel:
+            body = (targets.argmax(dim=1, keepdim=True) + 1).to(torch.int16)  # 0 is an empty record
+        elif self.mode == "hard":
+            body = _pack_bits(targets >= 0.5)
+        elif self.mode == "logits":
+            body = targets.contiguous().view(torch.int16)
+        elif self.keeps_all:
+            body = targets.half().contiguous().view(torch.int16)
+        else:
+            body = self._pack_likeliest(targets)
+        return F.pad(body, (1, 0))
+
+    def _pack_likeliest(self, targets: Tensor) -> Tensor:
+        top = targets.topk(self.num_kept, dim=1)
+        parts = [top.indices.to(torch.int16), top.values.half().view(torch.int16)]
+        if self.is_multilabel:
+            others = targets.scatter(1, top.indices, 0.0).sum(dim=1, keepdim=True)
+            mean = others / (self.num_classes - self.num_kept)
+            parts.append(mean.half().view(torch.int16))
+        return torch.cat(parts, dim=1)
+
+    def unpack(self, numbers: Tensor) -> Tensor:
+        """Return the targets [B,K] in fp32, on their device, whose records have these bits, int16 [B,W]."""
+        body = numbers[:, 1:]
         if self.mode == "hard":
-            return torch.from_numpy(_unpack_bits(body)[:, : self.num_classes]).float()
+            if self.is_multilabel:
+                return _unpack_bits(body)[:, : self.num_classes].float()
+            return to_one_hot(read_unsigned(body[:, 0]) - 1, self.num_classes)
         if self.mode == "logits":
-            return torch.from_numpy(body.view(np.float32))
-        targets = read_halves(body) if self.keeps_all else self._decode_likeliest(body)
+            # A copy, even where one record counts as contiguous: it begins in the middle of a number.
+            return body.clone(memory_format=torch.contiguous_format).view(torch.float32)
+        targets = read_halves(body) if self.keeps_all else self._unpack_likeliest(body)
         return targets if self.is_multilabel else targets / targets.sum(dim=1, keepdim=True)
 
-    def _decode_likeliest(self, body: Records) -> Tensor:
+    def _unpack_likeliest(self, body: Tensor) -> Tensor:
         count = self.num_kept
-        indices = torch.from_numpy(body[:, :count].astype(np.int64))
+        indices = read_unsigned(body[:, :count])
         probabilities = read_halves(body[:, count : 2 * count])
         if self.is_multilabel:
             rest = read_halves(body[:, 2 * count :])
@@ -160,8 +174,8 @@ class TargetCodec:
         body = records[:, 1:]
         valid = records[:, 0] == self._compute_checksums(body)
         if self.mode == "hard":
-            unused = _unpack_bits(np.ascontiguousarray(body))[:, self.num_classes :]
-            return np.asarray(valid & ~unused.any(axis=1))
+            used = (1 << (self.num_classes - 1) % 16 + 1) - 1  # bits of the last number
+            return np.asarray(valid & (body[:, -1] <= used))
         if self.mode == "logits":
             numbers = np.ascontiguousarray(body).view(np.float32)
             return np.asarray(valid & np.isfinite(numbers).all(axis=1))
@@ -194,21 +208,46 @@ def sum_numbers(body: Records, *, is_scattered: bool = False) -> Records:
     return np.asarray(sums % 65521 + 1, dtype=np.uint16)
 
 
-def _pack_bits(labels: NDArray[np.bool_]) -> Records:
-    """Return labels [B,K] as 16-bit numbers, class 0 the lowest bit of the first."""
-    padded = np.pad(labels, ((0, 0), (0, -labels.shape[1] % 16)))
-    return np.packbits(padded, axis=1, bitorder="little").view("<u2").astype(np.uint16)
+def to_one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Return classes, int64 [B], as distributions [B,K] in fp32."""
+    # `F.one_hot` looks at the values, for which a host waits.
+    zeros = torch.zeros(len(labels), num_classes, device=labels.device)
+    return zeros.scatter_(1, labels[:, None], 1.0)
 
 
-def _unpack_bits(numbers: Records) -> NDArray[np.uint8]:
-    """Return the bits of 16-bit numbers [B,W], [B,16 W]."""
-    data = numbers.astype("<u2").view(np.uint8)
-    return np.unpackbits(data, axis=1, bitorder="little")
+def to_numbers(records: Records) -> Tensor:
+    """Return the bits of records [B,W] as int16: torch computes little with unsigned numbers."""
+    return torch.from_numpy(np.array(records, order="C").view(np.int16))
 
 
-def read_halves(numbers: Records) -> Tensor:
-    """Return float16 numbers [B,W] in fp32."""
-    return torch.from_numpy(np.ascontiguousarray(numbers).view(np.float16).astype(np.float32))
+def to_records(numbers: Tensor) -> Records:
+    """Return records [B,W] of these bits, int16."""
+    return numbers.cpu().contiguous().numpy().view(np.uint16)
+
+
+def read_unsigned(numbers: Tensor) -> Tensor:
+    """Return 16 bits each as a number from 0 to 65535, int64."""
+    return numbers.long() & 0xFFFF
+
+
+def read_halves(numbers: Tensor) -> Tensor:
+    """Return 16 bits each as a number of float16, in fp32."""
+    return numbers.view(torch.float16).float()
+
+
+def _pack_bits(labels: Tensor) -> Tensor:
+    """Return labels, bool [B,K], as the bits of int16 numbers, class 0 the lowest of the first."""
+    padded = F.pad(labels.int(), (0, -labels.shape[1] % 16)).unflatten(1, (-1, 16))
+    return (padded << _count_bits(labels)).sum(dim=2).to(torch.int16)
+
+
+def _unpack_bits(numbers: Tensor) -> Tensor:
+    """Return the bits of int16 numbers [B,W], int32 [B,16 W]."""
+    return (numbers.int()[:, :, None] >> _count_bits(numbers) & 1).flatten(1)
+
+
+def _count_bits(like: Tensor) -> Tensor:
+    return torch.arange(16, dtype=torch.int32, device=like.device)
 
 
 def _compute_hard_checksums(labels: Records) -> Records:
