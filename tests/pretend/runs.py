@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch  # noqa: E402
 from accelerator import KINDS, Accelerator, PretendedDevice  # noqa: E402
 
-from deitctl.config import DistillConfig, TrainConfig  # noqa: E402
+from deitctl.config import DistillConfig, ProgressiveResize, TrainConfig  # noqa: E402
 from deitctl.data.dataset import ImageDataset  # noqa: E402
 from deitctl.data.readers.digits import load_digits  # noqa: E402
 from deitctl.evaluation.eval_model import EvalModel  # noqa: E402
@@ -35,7 +35,7 @@ from deitctl.training.freezing import set_train_mode  # noqa: E402
 from deitctl.training.monitor import LossMonitor, Observation  # noqa: E402
 from deitctl.training.step import forward_backward, optimizer_step  # noqa: E402
 
-WARM_UP, BATCH = 3, 16
+WARM_UP, BATCH = 2, 16
 EVALUATION = "evaluation"
 Pair = tuple[ImageDataset, ImageDataset]
 
@@ -78,11 +78,17 @@ def configure(
     return replace(config, **changes)
 
 
+def resize_first(config: TrainConfig) -> TrainConfig:
+    """Return a training that begins with images of half the size, whose positions are resized in each step."""
+    early = ProgressiveResize(scale=0.5, fraction=1.0)
+    return replace(config, recipe=replace(config.recipe, progressive_resize=early))
+
+
 TRAININGS: dict[str, Callable[[], TrainConfig]] = {
     "labels": configure,
     "mixed": lambda: configure("mixed"),
     "unmixed": lambda: configure("unmixed", views=2),
-    "soft": lambda: configure("mixed", "soft"),
+    "soft": lambda: resize_first(configure("mixed", "soft")),
     "soft unmixed": lambda: configure("unmixed", "soft", views=2),
     "features": lambda: configure("mixed", "hard+features"),
     "micro-batches": lambda: configure("mixed", micro_batch_size=BATCH // 2),

@@ -13,6 +13,7 @@ import pytest
 PRETEND = Path(__file__).parents[1] / "pretend"
 sys.path.insert(0, str(PRETEND))
 from mps_operators import find_missing, has_kernel  # noqa: E402
+from nondeterminism import find_refused  # noqa: E402
 
 Measured = dict[str, dict[str, Any]]
 
@@ -42,7 +43,7 @@ BUDGETS = {
 @pytest.fixture(scope="module")
 def measured() -> Measured:
     """A process of its own: torch's Python backend stays registered for good."""
-    program = [sys.executable, str(PRETEND / "runs.py"), "--steps", "3", "--depth", "2"]
+    program = [sys.executable, str(PRETEND / "runs.py"), "--steps", "2", "--depth", "2"]
     run = subprocess.run(
         [*program, *BUDGETS], capture_output=True, text=True, timeout=300, check=False
     )
@@ -84,6 +85,26 @@ def test_a_step_launches_few_operators(measured: Measured, kind: str) -> None:
 def test_every_operator_has_a_kernel_on_mps(measured: Measured, kind: str) -> None:
     names = measured[kind]["names"]
     assert {name: names[name] for name in find_missing(names)} == {}
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_every_operator_has_a_deterministic_kernel_on_cuda(measured: Measured, kind: str) -> None:
+    names = measured[kind]["names"]
+    assert {name: names[name] for name in find_refused(names)} == {}
+
+
+def test_operators_without_a_deterministic_kernel_are_told_from_their_neighbors() -> None:
+    refused = [
+        "aten._upsample_bicubic2d_aa_backward.default",
+        "aten.put_.default",
+        "aten.median.dim",
+    ]
+    others = [
+        "aten._upsample_bicubic2d_aa.default",
+        "aten.index_put_.default",
+        "aten.median.default",
+    ]
+    assert find_refused([*refused, *others]) == refused
 
 
 @pytest.mark.parametrize(
