@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset as TorchDataset
 
     from deitctl.config import (
+        CompileChoice,
         FinetuneChoice,
         ModeChoice,
         OrderChoice,
@@ -137,7 +138,8 @@ def train(
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    compile: bool | None = None,
+    compile: CompileChoice | bool | None = None,
+    cuda_graphs: bool | None = None,
     deterministic: bool | None = None,
     micro_batch_size: int | None = None,
     grad_checkpointing: bool | None = None,
@@ -257,7 +259,8 @@ def distill(
     workers: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    compile: bool | None = None,
+    compile: CompileChoice | bool | None = None,
+    cuda_graphs: bool | None = None,
     deterministic: bool | None = None,
     micro_batch_size: int | None = None,
     grad_checkpointing: bool | None = None,

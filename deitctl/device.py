@@ -149,6 +149,11 @@ class Device:
         """Whether `.item()` is free, because there is no queue of kernels to wait for."""
         return self.torch_device.type == "cpu"
 
+    @property
+    def compiles_by_default(self) -> bool:
+        """Whether a run is compiled where a measurement says that it pays; CPUs gain little, MPS is not measured."""
+        return self.torch_device.type == "cuda"
+
     def empty_cache(self) -> None:
         """Release the memory that the allocator caches."""
         gc.collect()

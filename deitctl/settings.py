@@ -23,6 +23,7 @@ MAX_TOML = 2**18
 """Bytes of a TOML file; a run's has two thousand."""
 MAX_DOTS = 100
 """Dots in a line of TOML."""
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 MODEL_ARGS = "model_args."
 """What the names of a model's own arguments begin with: `--set model.depth=6` sets `model_args.depth`."""
 
@@ -254,6 +255,10 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     try:
         if origin is Literal:
+            if {"on", "off"} <= set(args) and str(
+                value
+            ).lower() in BOOLEANS:  # a switch before it had auto
+                value = "on" if _to_bool(value) else "off"
             if value in args:
                 return value
             raise ValueError(f"expected one of {', '.join(map(str, args))}")
@@ -321,10 +326,9 @@ def _to_number(value: Any, kind: type) -> Any:
 
 
 def _to_bool(value: Any) -> bool:
-    booleans = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if str(value).lower() not in booleans:
+    if str(value).lower() not in BOOLEANS:
         raise ValueError("expected true or false")
-    return booleans[str(value).lower()]
+    return BOOLEANS[str(value).lower()]
 
 
 def from_dict(kind: type[C], values: Mapping[str, Any], where: str) -> C:

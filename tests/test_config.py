@@ -62,7 +62,7 @@ def test_a_setting_names_its_flag_and_its_keyword() -> None:
     named = {s.name: (s.flag, s.keyword) for s in list_settings() if s.option.panel}
     assert named["recipe.optim.lr"] == ("--lr", "lr")
     assert named["micro_batch_size"] == ("--micro-batch-size", "micro_batch_size")
-    assert named["compile"] == ("--compile/--no-compile", "compile")
+    assert named["compile"] == ("--compile", "compile")
     assert named["distill.dist_token"] == ("--no-dist-token", "dist_token")
     assert named["output_dir"] == ("--output", "output")
     assert named["image_folder"] == ("--images", "image_folder")

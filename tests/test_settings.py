@@ -305,7 +305,8 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         "device": "cpu",
         "precision": "bf16",
         "output_dir": "o",
-        "compile": True,
+        "compile": "on",
+        "cuda_graphs": True,
         "deterministic": True,
     }
     plain = {name for name in setting_names(TrainConfig) if "." not in name}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import deitctl
 from deitctl.cli import (
@@ -38,7 +38,7 @@ from deitctl.cli import (
     verify,
 )
 from deitctl.cli.console import print_error
-from deitctl.cli.options import describe_defaults
+from deitctl.cli.options import describe_defaults, spell_switches
 from deitctl.cli.streams import prepare_streams
 from deitctl.errors import DeitctlError, Interrupted, Signalled, UsageError
 from deitctl.home import provide_folders
@@ -73,12 +73,20 @@ RENAMED = {"compare": ("sweep", "--preset", "deit-table3")}
 """Commands that there were, and the words that stand for them now."""
 
 
+class Command(TyperCommand):
+    """A command, whose options of a value may be written as the switches that they were before."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line."""
+        return super().parse_args(ctx, spell_switches(args))
+
+
 class LazyCommands(Mapping[str, Any]):
     """The commands by name, built when they are read: the options of all of them would take a third of `--help`."""
 
     def __getitem__(self, name: str) -> Any:
         single = typer.Typer(add_completion=False)
-        single.command(name)(COMMANDS[name])
+        single.command(name, cls=Command)(COMMANDS[name])
         command = typer.main.get_command(single)
         describe_defaults(command)
         return command

@@ -27,6 +27,7 @@ from deitctl.config import (
     OPTIMIZATION,
     RESUMING,
     TEACHER_SETTINGS,
+    CompileChoice,
     ModeChoice,
 )
 from deitctl.errors import ConfigError, UsageError
@@ -395,6 +396,21 @@ def take_options(
         return run
 
     return decorate
+
+
+def spell_switches(words: Sequence[str]) -> list[str]:
+    """Return a command line in which `--compile` without a value, and `--no-compile`, have one."""
+    spelled, rest = list[str](), list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*spelled, word, *rest]
+        if word == "--no-compile":
+            word = "--compile=off"
+        elif word == "--compile" and (not rest or rest[0] not in get_args(CompileChoice)):
+            word = "--compile=on"
+        spelled.append(word)
+    return spelled
 
 
 def is_run(name: str) -> bool:

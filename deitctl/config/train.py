@@ -26,6 +26,9 @@ OrderChoice = Literal["auto", "full", "window"]
 TaskChoice = Literal["auto", "classification", "multilabel"]
 """One label an image, or several; auto, before the data is opened: as the data has them."""
 
+CompileChoice = Literal["auto", "on", "off"]
+"""Whether a run is compiled; auto, where it starts: by a measurement on CUDA, not on other devices."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -225,8 +228,15 @@ class TrainConfig:
         ),
     ] = "auto"
     compile: Annotated[
+        CompileChoice,
+        Option(
+            "Compile model and losses: auto, on or off. auto: where that pays, which is measured on CUDA at the start.",
+            MACHINE,
+        ),
+    ] = "auto"
+    cuda_graphs: Annotated[
         bool,
-        Option("Compile model and losses: a slower start, then faster steps on a GPU.", MACHINE),
+        Option("Replay compiled steps as CUDA graphs, for one process on CUDA.", MACHINE),
     ] = False
     deterministic: Annotated[
         bool,
@@ -243,6 +253,7 @@ MACHINE_SETTINGS = (
     "device",
     "precision",
     "compile",
+    "cuda_graphs",
     "deterministic",
     "workers",
     "micro_batch_size",

@@ -48,7 +48,6 @@ from deitctl.models.tasks import CLASSIFICATION, MULTILABEL
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import ImageSize, format_size
 from deitctl.training.class_balance import ClassCounts
-from deitctl.training.compilation import compile_training
 from deitctl.training.context import TrainContext
 from deitctl.training.data_order import make_windows, note_order
 from deitctl.training.ema import ExponentialMovingAverage
@@ -376,15 +375,6 @@ def build_training(
             compute_max_activation_bytes(model, device.dtype)
         ),
     )
-    if config.compile:
-        compiled = compile_training(
-            model,
-            context.objective,
-            device,
-            reporter,
-            is_one_graph=objective is None and world.size == 1,
-        )
-        context = replace(context, objective=compiled)
     early_size = compute_early_size(model, model_config, recipe) if recipe.early_epochs else 0
     img_size = model_config.preprocessing.img_size
     warn_about_sizes(config.recipe, num_images, model, img_size, early_size, reporter)

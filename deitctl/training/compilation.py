@@ -1,29 +1,35 @@
 """torch.compile of a training: what becomes one graph, how many graphs a run makes, where they are stored.
 
 Shapes are static. A graph is made for each shape of a micro-batch, so few are needed: images of two sizes
-with progressive resizing, whole batches and the last one of an epoch; likewise of the evaluation.
+with progressive resizing, and batches of an epoch that have a pair less than the others.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from deitctl.constants import place_once
+from deitctl.data.batch_transforms import LUMINANCE, as_channels
+from deitctl.data.noise import compute_quantiles
 from deitctl.device import CPP_COMPILERS, Device
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter
 from deitctl.home import choose_cache_path
-from deitctl.training.objective import Objective, StudentBatch, TaskLoss, find_task_loss
+from deitctl.models.compiled import Compiler
+from deitctl.models.model_config import Preprocessing
 
 MAX_GRAPHS = 6
-"""Of student and losses in a run; what would need another is computed without a graph."""
+"""Of transforms, teacher, student and losses in a run; what would need another is computed without a graph."""
+MAX_EVAL_GRAPHS = 4
+"""Of evaluations: of whole pieces, of smaller ones where memory runs out."""
 MAX_BLOCK_GRAPHS = 32
 """Of all blocks together: in training and evaluation, for two sizes, for whole and last batches, for the last
 block, which computes no patch token, and with and without autocast."""
@@ -31,92 +37,68 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_FOLDER = "compiled"
 """In deitctl's cache."""
 
+InputsT = TypeVar("InputsT")
 
-class CompiledObjective:
-    """An objective that is one graph with its student, for each of a few shapes of a micro-batch."""
+
+class FewGraphs(Generic[InputsT]):
+    """The losses of micro-batches, one graph for each of the first few shapes."""
 
     def __init__(
-        self, objective: Objective, reporter: Reporter, *, backend: str | Callable[..., Any]
+        self,
+        compute: Callable[[InputsT], dict[str, Tensor]],
+        student: nn.Module,
+        compiler: Compiler,
     ) -> None:
         """Compile nothing yet: that is done by the first micro-batch of each shape.
 
         Args:
-            objective: of this package; a program's own may do what no graph holds.
-            reporter: is warned once of micro-batches that get no graph.
-            backend: of torch.compile.
+            compute: of tensors alone.
+            student: whose mode and trained parameters a graph depends on.
+            compiler: its reporter is warned once of micro-batches that get no graph.
         """
-        self.objective, self.reporter = objective, reporter
+        self.compute, self.student, self.compiler = compute, student, compiler
         self.signatures: set[tuple[object, ...]] = set()
         """Of the graphs."""
         self.has_warned = False
-
-        def compute(student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
-            return objective(student, batch)
-
-        self.compute = torch.compile(
-            compute, fullgraph=True, dynamic=False, backend=backend, **limit_recompiles(MAX_GRAPHS)
+        self.compiled = compiler.compile(
+            compute, limit=MAX_GRAPHS, fullgraph=True, cuda_graphs=True
         )
 
-    def __call__(self, student: nn.Module, batch: StudentBatch) -> dict[str, Tensor]:
+    def __call__(self, inputs: InputsT) -> dict[str, Tensor]:
         """Return the losses of a micro-batch, by name."""
-        if (
-            batch.drop_path_mask is not None
-        ):  # else strides would tell whole batches from parts of them
-            batch = batch._replace(drop_path_mask=batch.drop_path_mask.contiguous())
-        signature = describe_shapes(student, batch)
+        # Strides would else tell whole batches from parts of them.
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.contiguous(), inputs)
+        signature = self.describe(inputs)
         if signature not in self.signatures and len(self.signatures) == MAX_GRAPHS:
             if not self.has_warned:
                 self.has_warned = True
-                self.reporter.warn(
+                self.compiler.reporter.warn(
                     f"This run has more than {MAX_GRAPHS} shapes of micro-batches: others than the first are "
                     "computed uncompiled."
                 )
-            return self.objective(student, batch)
+            return self.compute(inputs)
         self.signatures.add(signature)
-        return self.compute(student, batch)
+        return self.compiled(inputs)
 
-    @property
-    def task_loss(self) -> TaskLoss:
-        """The loss of the true labels."""
-        return find_task_loss(self.objective)
-
-    @property
-    def label_scale(self) -> float:
-        """See `bound_label_weight`."""
-        scale: float = getattr(self.objective, "label_scale", 1.0)
-        return scale
+    def describe(self, inputs: InputsT) -> tuple[object, ...]:
+        """Return what a graph is made for: shapes of all tensors, mode of the student, and what of it is trained."""
+        tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        return (
+            *((tensor.dtype, tensor.shape) for tensor in tensors),
+            self.student.training,
+            tuple(p.requires_grad for p in self.student.parameters()),
+        )
 
 
-def describe_shapes(student: nn.Module, batch: StudentBatch) -> tuple[object, ...]:
-    """Return what a graph is made for: layout of all tensors, mode of the student, and what of it is trained."""
-    tensors = [*batch._replace(teacher_features=()), *batch.teacher_features]
-    return (
-        *((t.dtype, t.shape, t.stride()) if isinstance(t, Tensor) else None for t in tensors),
-        student.training,
-        tuple(p.requires_grad for p in student.parameters()),
-    )
-
-
-def compile_training(
-    model: nn.Module,
-    objective: Objective,
+def prepare_compiler(
     device: Device,
     reporter: Reporter,
     *,
-    is_one_graph: bool,
     backend: str | Callable[..., Any] = "inductor",
-) -> Objective:
-    """Have torch compile a model in place, for evaluation too, and return the objective to train by.
-
-    Args:
-        model: the student, on the device.
-        objective: of the run.
-        device: of the run.
-        reporter: gets warnings.
-        is_one_graph: whether student and losses become one graph. Else blocks are compiled one by one: a
-            backward pass of several processes sends gradients while others are computed, and an objective of
-            a program's own may do what no graph holds.
-        backend: of torch.compile.
+    is_required: bool = True,
+    uses_cuda_graphs: bool = False,
+) -> Compiler:
+    """Return the compiler of a run, which stores graphs in deitctl's cache; arguments as of `Compiler`.
 
     Raises:
         ConfigError: the compiler of this device is not installed.
@@ -125,12 +107,26 @@ def compile_training(
     # Graphs of an earlier run in this process would count against the limit of this one.
     torch._dynamo.reset()
     os.environ.setdefault(CACHE_VARIABLE, str(choose_cache_path(CACHE_FOLDER, reporter)))
-    if is_one_graph:
-        model.compile(dynamic=False, backend=backend, **limit_recompiles(MAX_GRAPHS))
-        return CompiledObjective(objective, reporter, backend=backend)
+    return Compiler(
+        reporter, backend=backend, is_required=is_required, uses_cuda_graphs=uses_cuda_graphs
+    )
+
+
+def compile_parts(model: nn.Module, compiler: Compiler) -> None:
+    """Compile the blocks of a model one by one, in place, for training and evaluation.
+
+    For a backward pass of several processes, which sends gradients while others are computed, and for an
+    objective of a program's own, which may do what no graph holds.
+    """
     for part in list_parts(model):
-        part.compile(dynamic=False, backend=backend, **limit_recompiles(MAX_BLOCK_GRAPHS))
-    return objective
+        compiler.compile_module(part, limit=MAX_BLOCK_GRAPHS)
+
+
+def place_constants(preprocessings: Sequence[Preprocessing], device: torch.device) -> None:
+    """Place the constants of transforms on a device, which a graph would else copy there in every step."""
+    for values in (LUMINANCE, *(v for own in preprocessings for v in (own.mean, own.std))):
+        as_channels(values, device)
+    place_once("normal quantiles", device, compute_quantiles)
 
 
 def check_compiler(device: Device) -> None:
@@ -140,12 +136,12 @@ def check_compiler(device: Device) -> None:
     if kind == "cpu" and not any(map(shutil.which, compilers)):
         raise ConfigError(
             "--compile needs a C++ compiler.",
-            f"Install one ({', '.join(CPP_COMPILERS)}), or leave --compile out.",
+            f"Install one ({', '.join(CPP_COMPILERS)}), or: --no-compile.",
         )
     if kind == "cuda" and find_spec("triton") is None:
         raise ConfigError(
             "--compile needs triton, which is not installed.",
-            "pip install triton, or leave --compile out.",
+            "pip install triton, or: --no-compile.",
         )
 
 
@@ -154,10 +150,3 @@ def list_parts(model: nn.Module) -> list[nn.Module]:
     # One compilation serves all blocks, which differ in nothing but their weights.
     blocks = getattr(model, "blocks", None)
     return list(blocks) if isinstance(blocks, nn.ModuleList | nn.Sequential) else [model]
-
-
-def limit_recompiles(limit: int) -> dict[str, Any]:
-    """Return the argument of torch.compile for the most graphs of a function; torch before 2.12 has a limit of 8
-    for all."""
-    has_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
-    return {"recompile_limit": limit} if has_limit else {}

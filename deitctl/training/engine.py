@@ -180,6 +180,10 @@ class SummedAfterwards(SingleProcess):
 
 def build_engine(context: TrainContext, state: TrainState) -> Engine:
     """Return the engine of a run."""
+    if context.compiler is not None and context.compiler.uses_cuda_graphs:
+        from deitctl.training.graphed_engine import Graphed  # which builds on this module, as below
+
+        return Graphed(context, state)
     if context.world.size == 1:
         return SingleProcess(context, state)
     from deitctl.training.ddp_engine import Overlapped  # which builds on this module

@@ -219,7 +219,7 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
     """
     context = replace(setup.context.without_teacher(), world=SINGLE_PROCESS)
     recipe, device = context.recipe, context.device
-    load_image, batch = _load(setup, pause)
+    load_image, batch = load_batch(setup, pause)
     if batch is None or recipe.batch_size < len(batch.keys):
         return None
     model = copy.deepcopy(setup.state.model)
@@ -261,7 +261,7 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
         largest = min(largest, MAX_MEASURED)
     size = min(largest, recipe.batch_size, int(2 * MEASURED_S / seconds) * 2)
     if size > len(batch.keys):
-        batch = _repeat(batch, size)
+        batch = repeat_batch(batch, size)
         seconds = run_again(train, batch)
     count = len(batch.keys)
     step_seconds = run_again(lambda _: _update(context, state), batch)
@@ -299,7 +299,8 @@ def _load(setup: TrainSetup, pause: Callable[[], None]) -> tuple[float, Batch | 
     return statistics.median(durations), collate([samples[0], samples[-1]])
 
 
-def _repeat(batch: Batch, size: int) -> Batch:
+def repeat_batch(batch: Batch, size: int) -> Batch:
+    """Return a batch of the images of a smaller one, again and again."""
     rows = [n % len(batch.keys) for n in range(size)]
     return batch._replace(
         images=batch.images[rows],

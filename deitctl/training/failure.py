@@ -103,11 +103,6 @@ def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
     if (explained := explain_nondeterminism(error)) is not None:
         hint = f"{explained.hint} To go on: {resume} --no-deterministic"
         return ConfigError(f"{explained.message} {saved}".strip(), hint)
-    compiler = ("torch._inductor", "torch._dynamo")
-    if config.compile and type(error).__module__.startswith(compiler):
-        reason = str(error).strip().splitlines()[0]
-        message = f"torch cannot compile {config.model}: {reason}"
-        return ConfigError(message, "Leave --compile out.")
     if ran_out_of_memory(error):
         return DeitctlError(
             f"There is not enough memory to go on. {saved}",

@@ -34,6 +34,7 @@ from deitctl.records import to_object
 from deitctl.settings import list_learning, override, write_toml
 from deitctl.training.build import build_student, build_training, note_changes
 from deitctl.training.class_balance import CLASS_WEIGHTS, ClassCounts, describe_class_weights
+from deitctl.training.compiled_setup import compile_setup
 from deitctl.training.configure import check, name_command
 from deitctl.training.disk_space import warn_of_full_disks, warn_of_small_shared_memory
 from deitctl.training.earlier_runs import add_epochs, find_unfinished, require_same
@@ -266,6 +267,7 @@ def build_trainer(
     )
     setup.state.progress.settings = list_learning(config)
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
+    setup = compile_setup(setup, run.root, reporter, writes=run.writes)
     windows = setup.windows
     setup.state.progress.blocks_fingerprint = "" if windows is None else windows.fingerprint
     setup.state.progress.value_range = write_range(setup.train.value_range)

@@ -5,20 +5,34 @@ Letters: B images, K classes.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from deitctl.config import DistillConfig
-from deitctl.data.batch_table import BatchTable, Parts, list_parts
+from deitctl.data.batch_table import BatchTable, Parts, list_all_parts, list_parts
 from deitctl.data.batch_transforms import mix_targets, to_model_channels, transform_batch
 from deitctl.distillation.ensemble import EnsembleNetwork
 from deitctl.distillation.targets import TeacherTargets, teacher_targets
 from deitctl.distillation.teacher import Teacher
+from deitctl.training.compilation import FewGraphs
 from deitctl.training.context import TrainContext
 from deitctl.training.device_batch import DeviceBatch
 from deitctl.training.losses import find_labeled, make_targets
 from deitctl.training.objective import StudentBatch
 from deitctl.training.state import TrainState
+
+
+class LossInputs(NamedTuple):
+    """What the losses of a micro-batch are computed of; see `DeviceBatch`, whose other fields are the host's."""
+
+    images: Tensor
+    labels: Tensor
+    table: BatchTable
+    drop_path_mask: Tensor | None
+    cached: TeacherTargets | None
+    """The teacher's targets of its views; None where it sees mixed images, or there is none."""
 
 
 class StudentLosses(nn.Module):
@@ -29,6 +43,14 @@ class StudentLosses(nn.Module):
         super().__init__()
         self.student, self.projector = state.model, state.projector
         self.context = context
+        self._graphs = None
+        if context.compiler is not None:
+            parts = list_all_parts(context.recipe.augment, uses_affine=context.uses_student_affine)
+
+            def compute(inputs: LossInputs) -> dict[str, Tensor]:
+                return self.compute(inputs, parts)
+
+            self._graphs = FewGraphs(compute, self.student, context.compiler)
 
     def train(self, mode: bool = True) -> StudentLosses:
         """Leave the student as it is: which of its parts are trained is `freezing`'s to say."""
@@ -41,25 +63,32 @@ class StudentLosses(nn.Module):
             batch: on the device.
             cached: the teacher's targets of its views; None where it sees mixed images, or there is none.
         """
-        context, table = self.context, batch.table
+        inputs = LossInputs(batch.images, batch.labels, batch.table, batch.drop_path_mask, cached)
+        if self._graphs is not None:
+            return self._graphs(inputs)
+        context = self.context
         parts = list_parts(
             context.recipe.augment, batch.groups, uses_affine=context.uses_student_affine
         )
-        images = transform_batch(batch.images, table, parts, context.preprocessing)
-        targets = mix_targets(make_targets(batch.labels, context.num_classes), table, parts)
+        return self.compute(inputs, parts)
+
+    def compute(self, inputs: LossInputs, parts: Parts) -> dict[str, Tensor]:
+        """Return the mean losses of a micro-batch, by name, with the transforms of `parts`: what may be one graph."""
+        context, (pixels, labels, table, mask, cached) = self.context, inputs
+        images = transform_batch(pixels, table, parts, context.preprocessing)
+        targets = mix_targets(make_targets(labels, context.num_classes), table, parts)
         labeled = None
         if context.has_unlabeled:
-            labeled = mix_targets(find_labeled(batch.labels)[:, None], table, parts)[:, 0]
+            labeled = mix_targets(find_labeled(labels)[:, None], table, parts)[:, 0]
         with context.device.autocast():
             if cached is not None:
                 taught = _mix(cached, table, parts)
             elif context.teacher is not None and context.distill is not None:
-                several = batch.labels.ndim == 2
+                several = labels.ndim == 2
                 taught = teach(context.teacher, images, context.distill, is_multilabel=several)
             else:
                 taught = TeacherTargets(None)
             images = to_model_channels(images, context.preprocessing.in_chans)
-            mask = batch.drop_path_mask
             return context.objective(
                 self.student,
                 StudentBatch(images, targets, taught.labels, mask, taught.features, labeled),

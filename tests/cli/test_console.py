@@ -120,13 +120,13 @@ def test_options_are_spelled_as_they_were_given():
         "data": "my photos",
         "teacher": "regnety_160",
         "tau": 2.0,
-        "compile": False,
+        "compile": "off",
         "dist_token": True,
         "output": "runs/x",
     }
     command(**{**dict.fromkeys(inspect.signature(command).parameters), **given})
     assert " ".join(words[0]) == (
-        "my photos --teacher regnety_160 --output runs/x --tau 2.0 --no-dist-token --no-compile"
+        "my photos --teacher regnety_160 --output runs/x --tau 2.0 --no-dist-token --compile off"
     )
 
 

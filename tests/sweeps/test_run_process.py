@@ -30,10 +30,10 @@ def waiting(make_sweep):
 def test_a_run_is_begun_and_continued_by_one_command(waiting) -> None:
     command = ["train", "--resume", waiting.output_dir, "--format", "json"]
     assert spell_command(waiting) == command
-    elsewhere = replace(waiting, device="cpu", workers=3, compile=True)
+    elsewhere = replace(waiting, device="cpu", workers=3, compile="on")
     assert spell_command(elsewhere) == [
         *command,
-        *("--workers", "3", "--device", "cpu", "--compile"),
+        *("--workers", "3", "--device", "cpu", "--compile", "on"),
     ]
 
 

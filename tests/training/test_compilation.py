@@ -6,23 +6,25 @@ import os
 import signal
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from deitctl.device import choose_device
 from deitctl.errors import ConfigError, Interrupted
-from deitctl.models.catalog import BY_ALIAS as ARCHITECTURES
-from deitctl.models.vit import VisionTransformer
-from deitctl.training import build, step
+from deitctl.models.compiled import Compiler
+from deitctl.training import launch, step
 from deitctl.training.compilation import (
     CACHE_VARIABLE,
     MAX_GRAPHS,
-    CompiledObjective,
-    compile_training,
+    FewGraphs,
+    compile_parts,
+    prepare_compiler,
 )
+from deitctl.training.compiled_setup import compile_setup
 from deitctl.training.launch import resume, run_training
-from deitctl.training.objective import CrossEntropy, StudentBatch, Supervised
 
 CPU = choose_device("cpu", "fp32")
 
@@ -33,13 +35,6 @@ def restored(monkeypatch):
     monkeypatch.delenv(CACHE_VARIABLE)
     yield
     torch._dynamo.reset()
-
-
-def shallow(alias: str = "deit_tiny") -> VisionTransformer:
-    """Return a network of one block in training mode."""
-    torch.manual_seed(0)
-    arch = replace(ARCHITECTURES[alias], img_size=32, depth=1, embed_dim=48)
-    return VisionTransformer(arch, num_classes=5, img_size=32).train()
 
 
 class Counter:
@@ -53,70 +48,54 @@ class Counter:
         return graph.forward
 
 
-def make_batch(size: int, side: int = 32) -> StudentBatch:
-    torch.manual_seed(size)
-    targets = torch.eye(5)[torch.arange(size) % 5]
-    mask = torch.ones(1, 2, 12)[..., :size]  # of a batch of 12: a micro-batch has its strides
-    return StudentBatch(torch.randn(size, 3, side, side), targets, None, mask)
+class Inputs(NamedTuple):
+    images: Tensor
+    mask: Tensor | None
 
 
-def test_micro_batches_of_a_shape_share_a_graph_and_the_model_in_it_is_no_other(reporter):
-    counter = Counter()
-    model = shallow()
-    objective = compile_training(
-        model,
-        Supervised(CrossEntropy()),
-        CPU,
-        reporter,
-        is_one_graph=True,
-        backend=counter,
-    )
+def test_shapes_share_graphs_and_one_too_many_is_computed_uncompiled_after_a_warning(reporter):
+    counter, student = Counter(), nn.Linear(3, 2)
+
+    def compute(inputs: Inputs) -> dict[str, Tensor]:
+        return {"loss": student(inputs.images).sum()}
+
+    graphs = FewGraphs(compute, student, Compiler(reporter, backend=counter))
+    whole = torch.randn(12, 3)
     for size in (12, 4, 12, 4):
-        objective(model, make_batch(size))["loss"].backward()
+        graphs(Inputs(whole[:size], None))["loss"].backward()
     assert counter.num_graphs == 2
-    model.eval()
-    with torch.inference_mode():
-        for _ in range(2):
-            model(torch.randn(8, 3, 32, 32))
-    assert counter.num_graphs == 3
-
-
-def test_one_shape_too_many_is_computed_uncompiled_after_a_warning(reporter):
-    counter, model = Counter(), shallow()
-    objective = CompiledObjective(Supervised(CrossEntropy()), reporter, backend=counter)
+    graphs(Inputs(whole.T.contiguous().T, None))  # of other strides
+    assert counter.num_graphs == 2
     for size in range(1, MAX_GRAPHS + 3):
-        losses = objective(model, make_batch(size))
-        expected = objective.objective(model, make_batch(size))
-        torch.testing.assert_close(losses, expected)
+        inputs = Inputs(whole[:size], None)
+        torch.testing.assert_close(graphs(inputs), compute(inputs))
     assert counter.num_graphs == MAX_GRAPHS
     assert len(reporter.warnings) == 1
     assert f"more than {MAX_GRAPHS} shapes" in reporter.warnings[0]
 
 
 def test_blocks_are_compiled_one_by_one_and_parameters_keep_their_names(deit, reporter):
-    model: VisionTransformer = deit("deit_tiny")
-    names, objective = list(model.state_dict()), Supervised(CrossEntropy())
-    assert compile_training(model, objective, CPU, reporter, is_one_graph=False) is objective
+    model = deit("deit_tiny")
+    names = list(model.state_dict())
+    compile_parts(model, Compiler(reporter, backend="eager"))
     assert all(block._compiled_call_impl is not None for block in model.blocks)
     assert model._compiled_call_impl is None
     assert list(model.state_dict()) == names
 
 
-def test_compiling_without_a_compiler_is_refused(deit, reporter, monkeypatch):
+def test_compiling_without_a_compiler_is_refused(reporter, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        compile_training(
-            deit("deit_tiny"), Supervised(CrossEntropy()), CPU, reporter, is_one_graph=True
-        )
+        prepare_compiler(CPU, reporter)
 
 
 def test_a_run_makes_few_graphs_and_resumes_to_the_same_bits(little_config, little, monkeypatch):
     counter = Counter()
-    monkeypatch.setattr(build, "compile_training", partial(compile_training, backend=counter))
+    monkeypatch.setattr(launch, "compile_setup", partial(compile_setup, backend=counter))
 
     def configure(output):
-        config = little_config(output, compile=True, model_args={"depth": 1, "embed_dim": 48})
+        config = little_config(output, compile="on", model_args={"depth": 1, "embed_dim": 48})
         resizing = replace(config.recipe.progressive_resize, fraction=0.5, scale=0.5)
         recipe = replace(config.recipe, epochs=2, ema_decay=0.9, progressive_resize=resizing)
         return replace(config, recipe=recipe)

@@ -60,11 +60,17 @@ def test_work_is_what_is_left_of_a_run(little_config: Make, little: Pair) -> Non
     config, num_val = little_config("x"), len(little[1].labels)
     setup = build(config, little)
     assert count_work(setup) == Work(
-        num_steps=12, num_trained=180, num_evaluated=(2 * 3 + 1) * num_val
+        num_steps=12,
+        num_trained=180,
+        num_evaluated=(3 + 1) * num_val,
+        num_evaluated_twice=3 * num_val,
     )
     setup.state.progress.step, setup.state.progress.epoch = 6, 1
     assert count_work(setup) == Work(
-        num_steps=6, num_trained=90, num_evaluated=(2 * 2 + 1) * num_val
+        num_steps=6,
+        num_trained=90,
+        num_evaluated=(2 + 1) * num_val,
+        num_evaluated_twice=2 * num_val,
     )
     resize = ProgressiveResize(scale=0.5, fraction=0.7)
     smaller = replace(config, recipe=replace(config.recipe, progressive_resize=resize))
@@ -110,7 +116,7 @@ def test_what_cannot_be_measured_has_no_duration(
     one = select(little[0], range(1)), little[1]
     assert estimate_seconds(build(little_config("x"), one)) is None
     setup = build(little_config("x"), little)
-    compiled = replace(setup, config=replace(setup.config, compile=True))
+    compiled = replace(setup, config=replace(setup.config, compile="on"))
     assert estimate_seconds(compiled) is None
     assert describe_training(setup, None).endswith("12 steps in all.")
 
