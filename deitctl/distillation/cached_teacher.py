@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deitctl import rng
@@ -21,11 +22,20 @@ from deitctl.data.dataset import ImageDataset
 from deitctl.data.loader import Batch, build_view_loader
 from deitctl.data.samplers import SampleKey, view_of
 from deitctl.device import Device
+from deitctl.distillation.compact_targets import (
+    BAD_FEATURES,
+    BAD_LOGITS,
+    CompactTargets,
+    PendingTargets,
+    complete_targets,
+    place_targets,
+    refuse_fault,
+)
 from deitctl.distillation.joint_targets import Cache, JointCodec
-from deitctl.distillation.targets import Records, TeacherTargets, teacher_targets
+from deitctl.distillation.targets import Records, TeacherTargets, teacher_targets, to_records
 from deitctl.distillation.teacher import Teacher, TeacherOutput
 from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.errors import DataChanged, DataError, ReadError, TeacherError
+from deitctl.errors import DataChanged, DataError, ReadError
 from deitctl.events import Reporter
 
 REWRITE_S = 0.05
@@ -58,6 +68,10 @@ class CachedTeacher:
     """Views of an image in one epoch, see `view_of`."""
     place: int = 0
     """Of its input among those that the batch has views for, see `Batch.teacher_images`."""
+    name_image: Callable[[int], str] = "image {}".format
+    """What an image is called, by its index in the data set."""
+    pending: PendingTargets = field(default_factory=PendingTargets)
+    """What is computed and not stored yet."""
 
     @property
     def has_target(self) -> Callable[[int, int], bool] | None:
@@ -69,33 +83,131 @@ class CachedTeacher:
         return self.cache.has_target if self.cache is not None else None
 
     def __call__(self, batch: Batch, size: int = 0) -> TeacherTargets:
-        """Return the targets of a batch's views; those that are computed are cached.
+        """Return the targets of a batch's views at once; see `read` and `complete`."""
+        images = [self.device.to_device(images) for images in batch.teacher_images]
+        return self.complete(self.read(batch), images, batch.teacher_rows, size)
 
-        Args:
-            batch: with the views whose targets are missing.
-            size: of the batches that the network gets, to which a smaller one is padded: the last bit of a
-                result can depend on it, and an epoch's last batch would give a view other targets than others do.
+    def read(self, batch: Batch) -> tuple[CompactTargets, ...]:
+        """Read what is cached of a batch's targets, and begin to copy it to the device.
+
+        Returns:
+            One of this teacher; several teachers have more.
+
+        Raises:
+            DataChanged: a target is gone whose view was not rendered.
         """
-        # Cached or not, a target passes through its stored form, so that both train the same.
-        size = max(size, len(batch.keys))
-        if self.cache is None:
-            images = batch.teacher_images[self.place]
-            padded = _pad_batch(images, range(len(images)), size)
-            return self.codec.decode(self.compute(padded)[: len(images)])
         views = (view_of(key, views=self.views, repeats=self.repeats) for key in batch.keys)
         keys = [(view, key.index) for view, key in zip(views, batch.keys, strict=True)]
+        if self.cache is None or not keys:
+            shape = (len(keys), len(self.codec.parts))
+            records = np.zeros((len(keys), 0), np.uint16)
+            return (CompactTargets(keys, records, np.zeros(shape, bool), None, None),)
         records, cached = self.cache.read(keys)
         if not cached.all():
-            own_rows = batch.teacher_rows[self.place]
-            rendered = [(n, row) for n, row in enumerate(own_rows) if not cached[row]]
-            rows = [row for _, row in rendered]
-            self._read_again(keys, sorted({*np.flatnonzero(~cached).tolist()} - {*rows}), records)
-            if rows:
-                images = batch.teacher_images[self.place][[n for n, _ in rendered]]
-                computed = self.compute(_pad_batch(images, rows, size))[rows]
-                records[rows] = self.codec.complete(records[rows], computed)
-                self.cache.write([keys[row] for row in rows], records[rows])
-        return self.codec.decode(records)
+            missing = set(np.flatnonzero(~cached).tolist())
+            self._read_again(keys, sorted(missing - {*batch.teacher_rows[self.place]}), records)
+        return (place_targets(keys, records, self._find_stored(records, cached), self.device),)
+
+    def complete(
+        self,
+        targets: Sequence[CompactTargets],
+        images: Sequence[Tensor],
+        rows: Sequence[Sequence[int]],
+        size: int = 0,
+    ) -> TeacherTargets:
+        """Return the targets of a batch's views on the device; those that are computed are stored when they are
+        on the host, see `mark`.
+
+        Args:
+            targets: that were read.
+            images: see `Batch.teacher_images`, on the device.
+            rows: see `Batch.teacher_rows`.
+            size: of the batches that the network gets, to which a smaller one is padded: the last bit of a
+                result can depend on it, and an epoch's last batch would give a view other targets than others do.
+
+        Raises:
+            TeacherError: outputs that are not finite, of this batch on a CPU, of an earlier one on an accelerator.
+        """
+        (compact,) = targets
+        compact = self._look_again(compact)
+        # Cached or not, a target passes through its stored form, so that both train the same.
+        if compact.is_complete:
+            assert compact.numbers is not None
+            return self.codec.unpack(compact.numbers)
+        views = self._pad(
+            images[self.place],
+            rows[self.place],
+            compact.find_missing(),
+            max(size, len(compact.keys)),
+        )
+        computed, faults = (x[: len(compact.keys)] for x in self._run(views))
+        self._store_later(compact, computed, faults)
+        return self.codec.unpack(complete_targets(compact, computed, self.codec))
+
+    def mark(self) -> Callable[[], None]:
+        """Return what stores the targets that were computed so far, waits for them if need be, and raises
+        `TeacherError` if some are not finite."""
+        last = self.pending.last
+        return lambda: self.pending.flush(last)
+
+    def _look_again(self, compact: CompactTargets) -> CompactTargets:
+        """Return targets with those that have been stored since they were read: of an earlier batch or part of this
+        one, of an attempt at which memory ran out, or by another program."""
+        if self.cache is None or compact.is_complete:
+            return compact
+        rows = compact.find_missing()
+        keys = [compact.keys[row] for row in rows]
+        if self.pending.holds_any(keys):
+            self.pending.flush()
+        records, cached = self.cache.read(keys)
+        stored = self._find_stored(records, cached)
+        if np.array_equal(stored, compact.stored[rows]):
+            return compact
+        all_records, all_stored = compact.records.copy(), compact.stored.copy()
+        all_records[rows], all_stored[rows] = records, stored
+        return place_targets(compact.keys, all_records, all_stored, self.device)
+
+    def _find_stored(self, records: Records, cached: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return whether each kind of target is stored, [B, kinds]; `cached`: whether all are, [B]."""
+        if len(self.codec.parts) == 1:
+            return cached[:, None]
+        return self.codec.find_valid(records)
+
+    def _pad(self, images: Tensor, rows: Sequence[int], missing: list[int], size: int) -> Tensor:
+        """Put the views [M,3,T,T] of rows that are missing into their rows of a batch of `size`, black elsewhere.
+
+        A partially cached batch is padded to its full size, because the last bit of a result can
+        depend on the batch size; a resumed run then gets identical logits.
+        """
+        needed = set(missing)
+        chosen = [n for n, row in enumerate(rows) if row in needed]
+        if len(chosen) < len(images):
+            images = images[self._send(chosen)]
+        if len(images) == size:
+            return images
+        batch = images.new_zeros((size, *images.shape[1:]))
+        batch[self._send([rows[n] for n in chosen])] = images
+        return batch
+
+    def _send(self, indices: list[int]) -> Tensor:
+        return self.device.to_device(self.device.pin(torch.tensor(indices, dtype=torch.int64)))
+
+    def _store_later(self, compact: CompactTargets, computed: Tensor, faults: Tensor) -> None:
+        """Begin to read computed targets, and store them when they are on the host."""
+        rows = compact.find_missing()
+        keys = [compact.keys[row] for row in rows]
+        cache = self.cache
+        values = faults[:, None] if cache is None else torch.cat([faults[:, None], computed], 1)
+
+        def store(values: Tensor) -> None:
+            refuse_fault(values[rows, 0], lambda n: self.name_image(keys[n][1]))
+            if cache is not None:
+                # A program that fills the same cache may have been faster.
+                records, _ = cache.read(keys)
+                own = self.codec.seal(to_records(values[rows, 1:]))
+                cache.write(keys, self.codec.complete(records, own))
+
+        self.pending.add(self.device.read_later(values), keys, store)
 
     def _read_again(
         self, keys: Sequence[tuple[int, int]], rows: Sequence[int], records: Records
@@ -118,11 +230,24 @@ class CachedTeacher:
                 "Targets that are gone are computed again.",
             )
 
-    def compute(self, pixels: Tensor) -> Records:
-        """Compute the target records of views, uint8 [B,3,T,T]; raise if outputs are not finite."""
+    def compute(self, pixels: Tensor, keys: Sequence[tuple[int, int]] = ()) -> Records:
+        """Compute the target records of views, uint8 [B,3,T,T], of which only the first have `keys` where there are
+        any; raise `TeacherError` if outputs are not finite."""
+        count = len(keys) or len(pixels)
+        numbers, faults = (x[:count] for x in self._run(self.device.to_device(pixels)))
+        names = [self.name_image(index) for _, index in keys]
+        refuse_fault(faults.cpu(), lambda row: names[row] if names else f"view {row}")
+        return self.codec.seal(to_records(numbers))
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers of views on the device, uint8 [B,3,T,T], int16 [B,W], and what is wrong with
+        them, int16 [B]."""
         with torch.no_grad(), self.device.autocast():
-            output = self.load_network().forward_views(self.device.to_device(pixels))
-        return self.codec.encode(convert_output(output, self.codec, self.tau))
+            output = self.load_network().forward_views(pixels)
+        with torch.no_grad():
+            return self.codec.pack(convert_output(output, self.codec, self.tau)), find_faults(
+                output, self.codec
+            )
 
     def fill(
         self,
@@ -173,9 +298,10 @@ class CachedTeacher:
                     else:
                         unread.add(key.index)
                 if batch.keys:
-                    images = _pad_batch(batch.images, range(len(batch.keys)), batch_size)
-                    computed = self.compute(images)[: len(batch.keys)]
                     keys = [(key.epoch, key.index) for key in batch.keys]
+                    rows = range(len(keys))
+                    images = self._pad(batch.images, rows, [*rows], batch_size)
+                    computed = self.compute(images, keys)
                     records, _ = cache.read(keys)
                     cache.write(keys, self.codec.complete(records, computed))
                 num_computed += len(batch.keys)
@@ -191,18 +317,11 @@ def convert_output(output: TeacherOutput, codec: JointCodec, tau: float) -> Teac
         output: of B images.
         codec: of what is learned.
         tau: temperature of soft labels.
-
-    Raises:
-        TeacherError: logits that are not finite.
     """
     labels: Tensor | None = None
     features: tuple[Tensor, ...] = ()
     if codec.labels is not None:
         assert output.logits is not None
-        if not output.logits.isfinite().all():
-            raise TeacherError(
-                "The teacher's logits are not finite.", "Check its weights; or --precision fp32."
-            )
         mode, is_multilabel = codec.labels.mode, codec.labels.is_multilabel
         labels = output.logits.float()
         if mode != "logits":
@@ -211,6 +330,19 @@ def convert_output(output: TeacherOutput, codec: JointCodec, tau: float) -> Teac
         assert output.features is not None
         features = (output.features.float(),)
     return TeacherTargets(labels, features)
+
+
+def find_faults(output: TeacherOutput, codec: JointCodec) -> Tensor:
+    """Return for each image what of a teacher's output cannot be learned, int16 [B] on its device; see `FAULTS`."""
+    faults = []
+    if codec.labels is not None:
+        assert output.logits is not None
+        faults.append(~output.logits.isfinite().all(dim=1) * BAD_LOGITS)
+    if codec.features is not None:
+        assert output.features is not None
+        faults.append(~codec.features.can_store(output.features) * BAD_FEATURES)
+    worst = faults[0] if len(faults) == 1 else torch.maximum(*faults)
+    return worst.to(torch.int16)
 
 
 def _is_damaged(dataset: ImageDataset, index: int) -> bool:
@@ -245,16 +377,3 @@ def _iter_missing(
             still_missing = cache.missing_indices(view, int(chunk[0]), int(chunk[-1]) + 1)
             if left := np.intersect1d(chunk, still_missing, assume_unique=True).tolist():
                 yield [SampleKey(view, index, 0) for index in left]
-
-
-def _pad_batch(images: Tensor, rows: Sequence[int], size: int) -> Tensor:
-    """Put views [M,3,T,T] into `rows` of a batch of `size`, black elsewhere.
-
-    A partially cached batch is padded to its full size, because the last bit of a result can
-    depend on the batch size; a resumed run then gets identical logits.
-    """
-    if len(images) == size:
-        return images
-    batch = images.new_zeros((size, *images.shape[1:]))
-    batch[list(rows)] = images
-    return batch

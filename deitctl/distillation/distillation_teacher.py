@@ -593,6 +593,7 @@ class DistillationTeacher:
             self.device,
             self.distill.views,
             count_epoch_views(self.train, self.config.recipe),
+            name_image=self.train.name,
         )
 
     def fill_cache(

@@ -26,6 +26,7 @@ from deitctl.device import Device
 from deitctl.distillation.average import average_labels, check_average
 from deitctl.distillation.cached_teacher import CachedTeacher, Filling
 from deitctl.distillation.callable_teacher import CallableTeacher
+from deitctl.distillation.compact_targets import CompactTargets
 from deitctl.distillation.distillation_teacher import DistillationTeacher
 from deitctl.distillation.finetune import TrainRun
 from deitctl.distillation.joint_targets import Cache
@@ -108,8 +109,35 @@ class CachedEnsemble:
         return EnsembleCache(caches) if len(caches) == len(self.parts) else None
 
     def __call__(self, batch: Batch, size: int = 0) -> TeacherTargets:
-        """Return the targets of a batch's views; those that are computed are cached."""
-        targets = [part(batch, size) for part in self.parts]
+        """Return the targets of a batch's views at once; see `CachedTeacher`, and so are the others."""
+        return self._join([part(batch, size) for part in self.parts])
+
+    def read(self, batch: Batch) -> tuple[CompactTargets, ...]:
+        """Read what is cached, one of each teacher."""
+        return tuple(compact for part in self.parts for compact in part.read(batch))
+
+    def complete(
+        self,
+        targets: Sequence[CompactTargets],
+        images: Sequence[Tensor],
+        rows: Sequence[Sequence[int]],
+        size: int = 0,
+    ) -> TeacherTargets:
+        """Return the targets of a batch's views on the device."""
+        pairs = zip(self.parts, targets, strict=True)
+        return self._join([part.complete([own], images, rows, size) for part, own in pairs])
+
+    def mark(self) -> Callable[[], None]:
+        """Return what stores the targets that were computed so far."""
+        marks = [part.mark() for part in self.parts]
+
+        def store() -> None:
+            for mark in marks:
+                mark()
+
+        return store
+
+    def _join(self, targets: Sequence[TeacherTargets]) -> TeacherTargets:
         labels = [t.labels for t in targets if t.labels is not None]
         return TeacherTargets(
             average_labels(labels, self.label_mode, self.tau, self.is_multilabel)

@@ -52,7 +52,6 @@ from deitctl.training.step import (
     compute_losses,
     forward_backward,
     optimizer_step,
-    place_targets,
 )
 from deitctl.training.student_losses import teach
 from deitctl.training.trainer import LOG_EVERY
@@ -194,7 +193,7 @@ class TrialRun(TrainSetup):
         """Return the teacher's targets for a batch, as a step computes them."""
         context, device = self.context, self.context.device
         if context.cached_teacher is not None:
-            return place_targets(context.cached_teacher(batch), device)
+            return context.cached_teacher(batch)
         assert context.teacher is not None
         assert context.distill is not None
         images = normalize(device.to_device(batch.images), context.preprocessing)

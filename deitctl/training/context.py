@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from deitctl.config import DistillConfig, Recipe
@@ -73,6 +74,10 @@ class TrainContext:
         if self.distill is not None:
             objective = Supervised(find_task_loss(objective))
         return replace(self, objective=objective, distill=None, cached_teacher=None, teacher=None)
+
+    def mark_targets(self) -> Callable[[], None]:
+        """Return what stores the teacher's targets that were computed so far, see `CachedTeacher.mark`."""
+        return (lambda: None) if self.cached_teacher is None else self.cached_teacher.mark()
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step."""

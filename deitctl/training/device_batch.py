@@ -16,6 +16,7 @@ from deitctl.data.batch_table import BatchTable, draw_table, fill_mixing
 from deitctl.data.loader import Batch
 from deitctl.data.mixup import MixGroup, sample_mixup
 from deitctl.data.samplers import SampleKey
+from deitctl.distillation.compact_targets import CompactTargets
 from deitctl.models.vit import VisionTransformer
 from deitctl.sizes import make_size
 from deitctl.training.context import TrainContext
@@ -52,6 +53,8 @@ class DeviceBatch(NamedTuple):
     """For each of the teachers' inputs the views whose targets are not cached, uint8 [M,3,T,T]."""
     teacher_rows: list[list[int]]
     """Likewise the row of each of them in the batch."""
+    targets: tuple[CompactTargets, ...]
+    """Of each teacher that sees views what is cached."""
 
     @property
     def errors(self) -> list[tuple[int, str]]:
@@ -100,6 +103,7 @@ class DeviceBatch(NamedTuple):
                 [row - start for row in own[of]]
                 for own, of in zip(self.teacher_rows, of_teachers, strict=True)
             ],
+            targets=tuple(compact.take(rows) for compact in self.targets),
         )
 
 
@@ -135,6 +139,7 @@ def place_batch(context: TrainContext, state: TrainState, batch: Batch, step: in
         drop_path_mask=None if mask is None else device.to_device(device.pin(mask[..., slots])),
         teacher_images=[device.to_device(images) for images in batch.teacher_images],
         teacher_rows=batch.teacher_rows,
+        targets=() if context.cached_teacher is None else context.cached_teacher.read(batch),
     )
 
 

@@ -94,12 +94,12 @@ class LossMonitor:
     def read_ready(self, max_unread: int = MAX_UNREAD) -> None:
         """Read the steps that the device has computed, in order; wait for the oldest of more than `max_unread`."""
         while self.unread and (self.unread[0].reading.is_ready or len(self.unread) > max_unread):
-            self._read(self.unread.pop(0))
+            self._read_first()
 
     def find_incident(self) -> Incident | None:
         """Read all steps, wait for those that are not there; return the first that diverged, or None."""
         while self.unread:
-            self._read(self.unread.pop(0))
+            self._read_first()
         return self.incident
 
     def raise_if_diverged(self) -> None:
@@ -111,6 +111,10 @@ class LossMonitor:
         """Return the figures of the steps that were read since the last call."""
         figures, self.figures = self.figures, []
         return figures
+
+    def _read_first(self) -> None:
+        self._read(self.unread[0])
+        self.unread.pop(0)  # stays if it cannot be read, so that no state after it counts as good
 
     def _read(self, o: Observation) -> None:
         """Judge a step; after one that diverged none counts."""

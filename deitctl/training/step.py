@@ -9,8 +9,7 @@ from torch import Tensor
 
 from deitctl import rng
 from deitctl.config import OptimConfig
-from deitctl.device import Device, ran_out_of_memory
-from deitctl.distillation.targets import TeacherTargets
+from deitctl.device import ran_out_of_memory
 from deitctl.distributed import Patience
 from deitctl.errors import DataError, DeitctlError
 from deitctl.events import Reporter
@@ -82,7 +81,7 @@ def forward_backward(
     return StepStats(
         losses,
         grad_norm,
-        Reading(losses, grad_norm, context.device),
+        Reading(losses, grad_norm, context.device, context.mark_targets()),
         num_images,
         unreadable,
         signum=max(share.signum for share in shares),
@@ -143,8 +142,9 @@ def compute_losses(engine: Engine, batch: DeviceBatch) -> dict[str, Tensor]:
     """
     context, cached = engine.context, None
     if context.cached_teacher is not None:
-        cached = context.cached_teacher(batch, context.largest_micro_batch(engine.state))  # type: ignore[arg-type]
-        cached = place_targets(cached, context.device)
+        size = context.largest_micro_batch(engine.state)
+        views = (batch.teacher_images, batch.teacher_rows)
+        cached = context.cached_teacher.complete(batch.targets, *views, size)
     # The first micro-batch of the first process has the seed of an undivided batch. It begins with
     # slot 1 where the image of slot 0 is unreadable.
     first = batch.first_slot + batch.slots[0]
@@ -168,12 +168,6 @@ def _halve_micro_batch(context: TrainContext, state: TrainState, reporter: Repor
         f"Out of memory with micro-batches of {size} images: continuing with "
         f"{progress.micro_batch_size}, and the batch size is still {batch_size}."
     )
-
-
-def place_targets(targets: TeacherTargets, device: Device) -> TeacherTargets:
-    """Return targets on a device."""
-    labels = None if targets.labels is None else device.to_device(targets.labels)
-    return TeacherTargets(labels, tuple(device.to_device(f) for f in targets.features))
 
 
 def optimizer_step(context: TrainContext, state: TrainState, lr: float, grad_norm: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,8 +16,22 @@ GRAD_NORM = "grad_norm"
 class Reading:
     """Losses and gradient norm of a step, on their way from the device in one tensor."""
 
-    def __init__(self, losses: Mapping[str, Tensor], grad_norm: Tensor, device: Device) -> None:
-        """Begin to read scalars; on a CPU they are read when they are looked at."""
+    def __init__(
+        self,
+        losses: Mapping[str, Tensor],
+        grad_norm: Tensor,
+        device: Device,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to read scalars; on a CPU they are read when they are looked at.
+
+        Args:
+            losses: of the step.
+            grad_norm: of the step.
+            device: that computes them.
+            check: called before they are looked at; raises where what they were computed of is bad.
+        """
+        self._check = check
         self._names = [*losses, GRAD_NORM]
         values = [*losses.values(), grad_norm]
         stacked = torch.stack([value.detach().float() for value in values])
@@ -29,8 +43,14 @@ class Reading:
         return self._values.is_ready
 
     def read(self) -> dict[str, float]:
-        """Return the losses by name, and the norm as `grad_norm`; wait for them if they are not there."""
-        return dict(zip(self._names, self._values.get().tolist(), strict=True))
+        """Return the losses by name, and the norm as `grad_norm`; wait for them if they are not there.
+
+        Raises:
+            TeacherError: the teacher's outputs, of which they were computed, are not finite.
+        """
+        values = self._values.get()
+        self._check()
+        return dict(zip(self._names, values.tolist(), strict=True))
 
 
 class StepStats(NamedTuple):
