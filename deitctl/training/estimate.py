@@ -118,7 +118,7 @@ def estimate_seconds(
         images can be read, or the model is to be compiled first.
     """
     device = setup.context.device
-    if setup.config.compile or not fits_copy(setup, read_free_memory(device)):
+    if setup.config.compile == "on" or not fits_copy(setup, read_free_memory(device)):
         return None
     try:
         speed = measure_speed(setup, pause=pause)
@@ -276,7 +276,9 @@ def measure_speed(setup: TrainSetup, *, pause: Callable[[], None] = lambda: None
     )
 
 
-def _load(setup: TrainSetup, pause: Callable[[], None]) -> tuple[float, Batch | None]:
+def load_batch(
+    setup: TrainSetup, pause: Callable[[], None] = lambda: None
+) -> tuple[float, Batch | None]:
     """Return the seconds an image takes to load, and a batch of two; None if none can be read."""
     augment, size = setup.context.recipe.augment, setup.context.preprocessing.img_size
     plan = ViewPlan(setup.config.seed, in_chans=setup.context.view_chans)
