@@ -683,7 +683,7 @@ def evaluate(
     real_labels: PathLike = "",
     save_temperature: bool = False,
     save_thresholds: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     img_size: ImageSize = 0,
     image_folder: PathLike = "",
     value_range: str = "auto",
@@ -716,7 +716,7 @@ def evaluate(
         real_labels: ReaL labels of ImageNet's validation images.
         save_temperature: store the fitted temperature with the model.
         save_thresholds: store the fitted thresholds of several labels an image with the model.
-        batch_size: images at a time.
+        batch_size: images at a time; None: 64, on an accelerator by its memory.
         img_size: side of the input in pixels; 0: the model's own.
         image_folder: folder that the paths of a table are below; empty: where the table or its run leads.
         value_range: `LOW,HIGH`, black and white of images of more than 8 bits, whose values outside

@@ -86,7 +86,15 @@ def evaluate(
             help="Store the fitted thresholds of several labels an image with the model.",
         ),
     ] = False,
-    batch_size: Annotated[int, o.option("--batch-size", help="Images at a time.", min=1)] = 64,
+    batch_size: Annotated[
+        int | None,
+        o.option(
+            "--batch-size",
+            help="Images at a time.",
+            default="64, on GPUs by their memory",
+            min=1,
+        ),
+    ] = None,
     img_size: o.ImgSizeOpt = 0,
     image_folder: o.ImageFolderOpt = "",
     value_range: o.ValueRangeOpt = "auto",

@@ -42,6 +42,7 @@ from deitctl.sizes import format_size
 
 RECORD = "teacher.json"
 BATCH_SIZE = 32
+"""On a CPU; on an accelerator by its memory."""
 NO_CLASSES = "none"
 """Match of a teacher that lacks classes of the data, or has no classifier: its features alone are learned."""
 CHANCE_IMAGES, CHANCE_DRAWS = 2_000, 10
@@ -162,7 +163,7 @@ def check_teacher(
         [eval_model],
         val,
         device=device,
-        batch_size=BATCH_SIZE,
+        batch_size=BATCH_SIZE if device.is_synchronous else None,
         workers=workers,
         reporter=reporter,
         label=f"check teacher {resolved.name}",

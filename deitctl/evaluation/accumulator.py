@@ -1,16 +1,22 @@
-"""Accumulates the outputs of an evaluation: some sixty bytes an image, and logits up to a limit."""
+"""Accumulates the outputs of an evaluation: some sixty bytes an image, and logits up to a limit.
+
+What is computed of a batch stays on its device until the end of the pass; logits are read meanwhile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deitctl.device import Device, choose_device
 from deitctl.distributed import World
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.intervals import percent_interval
+from deitctl.evaluation.late_reads import LateReads
 from deitctl.evaluation.metrics import (
     expected_calibration_error,
     mean_percent,
@@ -25,23 +31,62 @@ from deitctl.models.vit import HeadLogits
 # Logits stored at most: 64 MiB, or 16,777 images with 1,000 classes, which fit a temperature.
 MAX_LOGITS = 2**24
 TOPK = 5
+LOGITS = ("logits/0", "logits/1")
+"""Columns of stored logits."""
 
 
 class ImageColumns:
     """What is known of the images of one model so far, a column per quantity."""
 
-    def __init__(self, eval_model: EvalModel) -> None:
-        """Start empty, for the outputs of a model."""
-        self.eval_model = eval_model
+    def __init__(self, eval_model: EvalModel, device: Device | None = None) -> None:
+        """Start empty.
+
+        Args:
+            eval_model: the model whose outputs are added.
+            device: where its outputs are; None: the CPU.
+        """
+        self.eval_model, self.device = eval_model, device or choose_device("cpu", "fp32")
         self.rows = torch.tensor(eval_model.rows)
         self.columns: dict[str, list[Tensor]] = {}
+        """On the host."""
+        self.columns_on_device: dict[str, list[Tensor]] = {}
         self.read_errors: list[tuple[int, str]] = []
         self.num_heads, self.num_logits = 0, 0
 
-    def append(self, columns: Mapping[str, Tensor]) -> None:
-        """Add values of some images to their columns."""
+    def append(self, columns: Mapping[str, Tensor], reads: LateReads | None = None) -> None:
+        """Add values of some images to their columns; logits on a device go through `reads`."""
         for name, values in columns.items():
-            self.columns.setdefault(name, []).append(values)
+            if values.device.type == "cpu":
+                # A copy of what is page-locked, which the loaders' next batches take.
+                self._append(name, values.clone() if self.device.pins_memory else values)
+            elif name in LOGITS and reads is not None:
+                reads.add(self.device, values, partial(self._append, name))
+            else:
+                self.columns_on_device.setdefault(name, []).append(values)
+
+    def _append(self, name: str, values: Tensor) -> None:
+        self.columns.setdefault(name, []).append(values)
+
+    def read(self) -> None:
+        """Bring the columns to the host, at the end of the pass: the first wait for the device."""
+        reads = {
+            name: self.device.read_later(torch.cat(values))
+            for name, values in self.columns_on_device.items()
+        }
+        self.columns_on_device = {}
+        for name, read in reads.items():
+            self._append(name, read.get())
+
+    @cached_property
+    def device_rows(self) -> Tensor:
+        """For each class of the data its index in the logits, on the device."""
+        return self.to_device(self.rows)
+
+    def to_device(self, values: Tensor) -> Tensor:
+        """Move values to the device of the outputs, without waiting."""
+        if self.device.is_synchronous:
+            return values
+        return self.device.to_device(self.device.pin(values))
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -63,8 +108,9 @@ class ImageColumns:
         """Take over what the other processes accumulated."""
         if world.size == 1:
             return
+        columns = {name: [torch.cat(values)] for name, values in self.columns.items()}
         gathered = world.all_gather_object(
-            (self.columns, self.read_errors, self.num_heads, self.num_logits)
+            (columns, self.read_errors, self.num_heads, self.num_logits)
         )
         self.columns = {}
         for columns, *_ in gathered:
@@ -79,57 +125,89 @@ class ImageColumns:
 class EvalAccumulator(ImageColumns):
     """The images of one model so far, of one label each."""
 
-    def __init__(self, eval_model: EvalModel, num_images: int, *, max_logits: int = 0) -> None:
+    def __init__(
+        self,
+        eval_model: EvalModel,
+        num_images: int,
+        *,
+        max_logits: int = 0,
+        device: Device | None = None,
+    ) -> None:
         """Start empty.
 
         Args:
             eval_model: the model whose outputs are added.
             num_images: size of the dataset.
             max_logits: limit on the number of stored logits, over all images.
+            device: where the model's outputs are; None: the CPU.
         """
-        super().__init__(eval_model)
+        super().__init__(eval_model, device)
         self.num_images, self.max_logits = num_images, max_logits
         self._stores_logits: Tensor | None = None
 
-    def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor) -> None:
-        """Add the logits [B,K] of a batch, its labels [B] and its indices in the dataset [B]."""
+    @cached_property
+    def _to_data_class(self) -> Tensor:
+        """For each of the model's classes that of the data, on the device; above them all for others."""
+        num_classes = len(self.rows)
+        classes = torch.full((self.num_logits,), num_classes)
+        return self.to_device(classes.scatter(0, self.rows, torch.arange(num_classes)))
+
+    @cached_property
+    def _teacher_preds(self) -> Tensor | None:
+        """See `EvalModel.teacher_preds`, on the device."""
+        preds = self.eval_model.teacher_preds
+        return None if preds is None else self.to_device(preds)
+
+    def score(
+        self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what is added to the columns for some images, without waiting for the device.
+
+        Args:
+            cls: logits of the class head, float32 [B,K] on the device.
+            dist: likewise of the distillation head; None for a model of one head.
+            labels: of the images, [B] on the host.
+            indices: of the images in the dataset, [B] on the host.
+        """
         heads = HeadLogits(cls, dist)
         self.num_heads, self.num_logits = (1 if dist is None else 2), cls.shape[1]
-        targets = self.rows[labels]
+        own_labels = self.to_device(labels)
+        targets = self.device_rows[own_labels]
         fused = {rule: cls if dist is None else fuse_heads(heads, rule) for rule in self.rules}
         scaled = fused[self.head] / self.eval_model.temperature
         # argmax and a stable sort, not topk, which takes any of equal logits: the lowest class
         # index wins everywhere.
         preds = {rule: logits.argmax(1) for rule, logits in fused.items()}
         topk = fused[self.head].sort(dim=1, descending=True, stable=True).indices[:, :TOPK]
-        to_data_class = torch.full((self.num_logits,), len(self.rows)).scatter(
-            0, self.rows, torch.arange(len(self.rows))
-        )
-        among_classes = scaled[:, self.rows]
+        among_classes = scaled.index_select(1, self.device_rows)
         columns = {
             "index": indices,
             "label": labels,
             "topk_preds": topk.int(),
-            "data_preds": to_data_class[topk[:, 0]],
+            "data_preds": self._to_data_class[topk[:, 0]],
             "loss": F.cross_entropy(scaled, targets, reduction="none"),
             "confidence": scaled.softmax(1).amax(1),
             "preds_among_classes": among_classes.argmax(1),
-            "top5_among_classes": topk_correct(among_classes, labels, TOPK),
+            "top5_among_classes": topk_correct(among_classes, own_labels, TOPK),
         }
         columns |= {f"correct/{rule}": pred == targets for rule, pred in preds.items()}
         if dist is not None:
             columns["heads_differ"] = preds["cls"] != preds["dist"]
-        if (teacher_preds := self.eval_model.teacher_preds) is not None:
-            teacher = teacher_preds[indices]
+        if self._teacher_preds is not None:
+            teacher = self._teacher_preds[self.to_device(indices)]
             columns["has_teacher"] = teacher >= 0
             columns |= {
-                f"as_teacher/{rule}": logits[:, self.rows].argmax(1) == teacher
+                f"as_teacher/{rule}": logits.index_select(1, self.device_rows).argmax(1) == teacher
                 for rule, logits in fused.items()
             }
         if self.max_logits:
-            rows = self._select_logits()[indices]
-            columns |= {f"logits/{n}": x[rows] for n, x in enumerate(heads) if x is not None}
-        self.append(columns)
+            stored = self.to_device(self._select_logits()[indices].nonzero()[:, 0])
+            columns |= {
+                name: logits.index_select(0, stored)
+                for name, logits in zip(LOGITS, heads, strict=True)
+                if logits is not None
+            }
+        return columns
 
     def _select_logits(self) -> Tensor:
         """Return whether each image of the dataset stores its logits, [num_images]."""
@@ -202,9 +280,7 @@ class EvalAccumulator(ImageColumns):
         """Return the columns of all images in the order of the dataset, the stored logits, and of which of
         these images they are, [L]; the accumulator keeps no logits."""
         # Popped first: the logits are concatenated once, not with the columns and again in order.
-        logits = [
-            torch.cat(self.columns.pop(n)) for n in ("logits/0", "logits/1") if n in self.columns
-        ]
+        logits = [torch.cat(self.columns.pop(name)) for name in LOGITS if name in self.columns]
         column = {name: torch.cat(values) for name, values in self.columns.items()}
         arrival = column["index"]
         order = arrival.argsort()

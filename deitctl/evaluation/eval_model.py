@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from deitctl.data.batch_transforms import normalize
-from deitctl.device import Device, ran_out_of_memory
+from deitctl.device import Device
 from deitctl.errors import ConfigError
 from deitctl.inference.onnx_classifier import OnnxClassifier
 from deitctl.models import catalog
+from deitctl.models.compiled import is_compiled
 from deitctl.models.heads import forward_heads
 from deitctl.models.introspect import compute_max_activation_bytes
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.models.vit import HeadLogits
+from deitctl.pieces import Pieces
 
 PROTOCOLS = ("native", "deit", "timm", "hf")
 DEIT_CROP_PCT = 224 / 256  # deit/datasets.py: resize to 256/224 of the input size, then crop
@@ -86,24 +89,48 @@ class EvalModel:
             return forward_heads(self.model, normalize(pixels, self.preprocessing))
         return HeadLogits(torch.from_numpy(self.model.logits(pixels.cpu().numpy())), None)
 
-    def forward_in_pieces(self, pixels: Tensor, device: Device) -> HeadLogits:
+    def choose_piece_size(self, device: Device) -> int:
+        """Return how many images the device computes fastest at a time; 0: any number."""
+        if not isinstance(self.model, nn.Module):
+            return 0
+        largest = compute_max_activation_bytes(self.model, device.dtype)
+        return device.preferred_micro_batch_size(largest)
+
+    def forward_in_pieces(self, pixels: Tensor, device: Device, batch_size: int = 0) -> HeadLogits:
         """Return the logits of images, computed in pieces of the device's preferred size.
 
-        Pieces are halved when memory runs out.
+        Args:
+            pixels: as for `forward`.
+            device: of the model.
+            batch_size: images that a compiled model has its graph for: fewer are padded; 0: none are.
         """
-        size = len(pixels)
-        if isinstance(self.model, nn.Module):
-            largest = compute_max_activation_bytes(self.model, device.dtype)
-            size = device.preferred_micro_batch_size(largest) or size
-        if len(pixels) <= size:
-            try:
-                with device.autocast():
-                    return self.forward(pixels)
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error) or len(pixels) == 1:
-                    raise
-            device.empty_cache()
-            size = len(pixels) // 2
-        pieces = [self.forward_in_pieces(piece, device) for piece in torch.split(pixels, size)]
-        cls, dist = zip(*pieces, strict=True)
-        return HeadLogits(torch.cat(cls), None if dist[0] is None else torch.cat(dist))
+        if not isinstance(self.model, nn.Module):
+            return self.forward(pixels)
+        count, preferred = len(pixels), self.choose_piece_size(device)
+        padded = min(preferred or batch_size, batch_size)
+        if padded and count % padded and is_compiled(self.model):
+            pixels = torch.cat([pixels, pixels[:1].expand(-count % padded, -1, -1, -1)])
+        with device.autocast():
+            pieces = [
+                self.forward(piece) for piece in torch.split(pixels, preferred or len(pixels))
+            ]
+        heads = _join(pieces)
+        if len(pixels) == count:
+            return heads
+        return HeadLogits(heads.cls[:count], None if heads.dist is None else heads.dist[:count])
+
+    def forward_where_it_fits(self, images: Tensor, pieces: Pieces) -> HeadLogits:
+        """Return the logits of images of the host, uint8 [B,3,S,S], in parts that memory has room for."""
+        device = pieces.device
+
+        def compute(part: slice) -> HeadLogits:
+            return self.forward_in_pieces(device.to_device(images[part]), device)
+
+        return _join(list(pieces.compute(len(images), compute)))
+
+
+def _join(pieces: Sequence[HeadLogits]) -> HeadLogits:
+    if len(pieces) == 1:
+        return pieces[0]
+    cls, dist = zip(*pieces, strict=True)
+    return HeadLogits(torch.cat(cls), None if dist[0] is None else torch.cat(dist))

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deitctl.evaluation.accumulator import ImageColumns
+from deitctl.device import Device
+from deitctl.evaluation.accumulator import LOGITS, ImageColumns
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel import (
     BLOCK,
@@ -42,23 +43,30 @@ from deitctl.models.vit import HeadLogits
 class MultilabelAccumulator(ImageColumns):
     """The images of one model so far, of several labels each."""
 
-    def __init__(self, eval_model: EvalModel, class_names: Sequence[str]) -> None:
+    def __init__(
+        self, eval_model: EvalModel, class_names: Sequence[str], device: Device | None = None
+    ) -> None:
         """Start empty.
 
         Args:
             eval_model: the model whose outputs are added.
             class_names: of the data.
+            device: where the model's outputs are; None: the CPU.
         """
-        super().__init__(eval_model)
+        super().__init__(eval_model, device)
         self.class_names = class_names
 
-    def add(self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor) -> None:
-        """Add the logits [B,K] of a batch, its labels, bool [B,K] of the data, and its indices [B]."""
+    def score(
+        self, cls: Tensor, dist: Tensor | None, labels: Tensor, indices: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what is added to the columns for some images, see `EvalAccumulator.score`; labels are bool
+        [B,K] of the data."""
         self.num_heads, self.num_logits = (1 if dist is None else 2), cls.shape[1]
-        columns = {"index": indices, "label": labels, "logits/0": cls[:, self.rows]}
-        if dist is not None:
-            columns["logits/1"] = dist[:, self.rows]
-        self.append(columns)
+        columns = {"index": indices, "label": labels}
+        for name, logits in zip(LOGITS, (cls, dist), strict=True):
+            if logits is not None:
+                columns[name] = logits.index_select(1, self.device_rows)
+        return columns
 
     def compute(self, seconds: float, name_of: Callable[[int], str] = str) -> MultilabelResult:
         """Return the metrics, and the results of all images in the order of the dataset.

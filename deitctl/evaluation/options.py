@@ -31,8 +31,8 @@ class EvalOptions:
     """Names of the classes of every model, see `deitctl.load`."""
     head: str = "auto"
     """Head rule of the predictions, `auto` for each model's own."""
-    batch_size: int = 64
-    """Images per batch."""
+    batch_size: int | None = None
+    """Images per batch; None: by the memory of an accelerator, see `choose_batch_size`."""
     img_size: ImageSize = 0
     """Another input size, pixels; 0 for each model's own."""
     workers: int = -1
@@ -65,7 +65,8 @@ class EvalOptions:
 def check_options(models: Sequence[str], protocols: Sequence[str], options: EvalOptions) -> None:
     """Raise `ConfigError` for values that do not exist or do not go together, before any work: an
     evaluation of hours must not end with a file that cannot be written."""
-    require_positive(batch_size=options.batch_size)
+    if options.batch_size is not None:
+        require_positive(batch_size=options.batch_size)
     if options.on_bad_image not in ("skip", "stop"):
         raise ConfigError(
             f"--on-bad-image cannot be {options.on_bad_image!r}.", "It can be: skip, stop."

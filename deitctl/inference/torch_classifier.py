@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from deitctl.inference.classifier import Scores
 from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, forward_heads, fuse_heads, to_probs
 from deitctl.models.model_config import ModelConfig
+from deitctl.pieces import Pieces
 from deitctl.sizes import ImageSize
 
 
@@ -28,27 +31,40 @@ class TorchClassifier:
     device: Device
     resizes_images: bool = False
 
+    @cached_property
+    def pieces(self) -> Pieces:
+        """How batches are divided: where memory runs out, in halves from then on."""
+        return Pieces(self.device)
+
     @torch.inference_mode()
     def logits(self, pixels: Pixels) -> Scores:
         """Return logits [B,K] of images uint8 [B,3,S,S], heads fused, before the temperature."""
-        logits: Scores = self._forward(pixels).cpu().numpy()
+        logits: Scores = np.concatenate([part.cpu() for part in self._forward(pixels)])
         return logits
 
     @torch.inference_mode()
     def scores(self, pixels: Pixels) -> Scores:
         """Return probabilities of logits / temperature, [B,K], of images uint8 [B,3,S,S]."""
         temperature = self.model_config.temperature(self.model_config.head)
-        probs = to_probs(self._forward(pixels) / temperature, self.model_config.task)
-        scores: Scores = probs.cpu().numpy()
+        probs = [
+            to_probs(part / temperature, self.model_config.task) for part in self._forward(pixels)
+        ]
+        scores: Scores = np.concatenate([part.cpu() for part in probs])
         return scores
 
-    def _forward(self, pixels: Pixels) -> Tensor:
-        batch = self.device.to_device(torch.from_numpy(pixels))
-        with self.device.computing():
-            images = normalize(batch, self.model_config.preprocessing)
+    def _forward(self, pixels: Pixels) -> list[Tensor]:
+        """Return fused logits, float32 [B,K] on the device, in parts that memory has room for."""
+        host = self.device.pin(torch.from_numpy(pixels))
+
+        def compute(part: slice) -> Tensor:
+            images = self.device.to_device(host[part])
+            images = normalize(images, self.model_config.preprocessing)
             with self.device.autocast():
                 heads = forward_heads(self.model, images)
-        return fuse_heads(heads, self.model_config.head, self.model_config.task).float()
+            return fuse_heads(heads, self.model_config.head, self.model_config.task).float()
+
+        with self.device.computing():
+            return list(self.pieces.compute(len(host), compute))
 
 
 def load_torch_classifier(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ def fuse_heads(heads: HeadLogits, rule: str, task: str = CLASSIFICATION) -> Tens
     if task == MULTILABEL:  # log p - log (1 - p), the divisors of both averages being one
         # -softplus(-z) is log p; Core ML has no logsigmoid.
         return (-F.softplus(-both)).logsumexp(0) - (-F.softplus(both)).logsumexp(0)
-    return both.log_softmax(2).logsumexp(0) - torch.log(torch.tensor(2.0, device=cls.device))
+    return both.log_softmax(2).logsumexp(0) - math.log(2)  # a number, which no device waits for
 
 
 def choose_head(rule: str, default: str, model: nn.Module) -> str:

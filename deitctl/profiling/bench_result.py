@@ -196,8 +196,8 @@ def estimate_run(
 ) -> Expected | None:
     """Return the time of an epoch and of the run, None where a stage failed.
 
-    A validation takes the longer of network and loader, twice with EMA weights. Once all teacher
-    targets are cached, the teacher's time goes; the loader still bounds the rate.
+    A validation takes the longer of network and loader, and with EMA weights the network twice. Once all
+    teacher targets are cached, the teacher's time goes; the loader still bounds the rate.
     """
     loader, evaluation, view = (
         stages[name].seconds for name in ("loader", "evaluation", "eval_view")
@@ -208,8 +208,9 @@ def estimate_run(
     if not workers:
         loader = 0.0  # images are rendered in the step's own process, which counts as data_wait
     train = max(sum(step_time.values()), loader)
+    evaluation *= 2 if config.recipe.ema_decay else 1
     validate = max(evaluation, view / workers) if workers else evaluation + view
-    validate *= setup.num_val_images * (2 if config.recipe.ema_decay else 1)
+    validate *= setup.num_val_images
     images = setup.num_train_images
     epochs, epoch = setup.epochs, images * train + validate
     cached_after = count_teacher_epochs(config)

@@ -70,6 +70,8 @@ class Work:
     """Images of all steps; one of smaller size counts by its pixels."""
     num_evaluated: int
     """Images of all validations, those that new heads are fitted to included."""
+    num_evaluated_twice: int = 0
+    """Of these, those that the weights and their average score, each loaded once."""
     num_taught: int = 0
     """Images that the teacher computes targets of."""
 
@@ -98,7 +100,8 @@ def expect_seconds(
 
     return (
         pass_images(work.num_trained, speed.train_image)
-        + pass_images(work.num_evaluated, speed.evaluate_image)
+        + pass_images(work.num_evaluated - work.num_evaluated_twice, speed.evaluate_image)
+        + pass_images(work.num_evaluated_twice, 2 * speed.evaluate_image)
         + work.num_taught * speed.teacher_image
         + work.num_steps * speed.step
     )
@@ -188,7 +191,8 @@ def count_work(setup: TrainSetup) -> Work:
     early_left = max(0, recipe.early_epochs - progress.epoch)
     images_left = steps_left / context.steps_per_epoch * num_images
     trained = images_left - (1 - pixels) * early_left * num_images
-    validations = epochs_left * (1 if setup.state.ema is None else 2) + 1  # of the saved weights
+    num_val = len(setup.val.labels)
+    num_averaged = 0 if setup.state.ema is None else epochs_left * num_val
     fitted = (
         min(len(setup.train.labels) - setup.num_unlabeled, MAX_IMAGES)
         if setup.fits_head and not progress.step
@@ -202,7 +206,9 @@ def count_work(setup: TrainSetup) -> Work:
     return Work(
         num_steps=steps_left,
         num_trained=max(0.0, trained) / processes,
-        num_evaluated=round((validations * len(setup.val.labels) + fitted) / processes),
+        # by the saved weights too
+        num_evaluated=round(((epochs_left + 1) * num_val + fitted) / processes),
+        num_evaluated_twice=round(num_averaged / processes),
         num_taught=round(taught / processes),
     )
 

@@ -30,6 +30,7 @@ from deitctl.evaluation.multilabel import average_precision, mean_average_precis
 from deitctl.events import Reporter
 from deitctl.models.introspect import describe_layers
 from deitctl.models.model_config import ModelConfig
+from deitctl.pieces import Pieces
 from deitctl.training.losses import make_targets, smooth_binary_labels, smooth_labels
 from deitctl.training.objective import BinaryLoss, CrossEntropy, TaskLoss, uses_sigmoids
 
@@ -145,6 +146,7 @@ def _compute_features(
         pause=pause,
         reporter=reporter,
     )
+    pieces = Pieces(device, eval_model.choose_piece_size(device))
     with (
         torch.no_grad(),
         _record_inputs(heads) as features,
@@ -153,7 +155,7 @@ def _compute_features(
         for batch in batches:
             pause()
             if len(batch.indices):
-                eval_model.forward_in_pieces(device.to_device(batch.images[0]), device)
+                eval_model.forward_where_it_fits(batch.images[0], pieces)
                 labels.append(batch.labels)
             task.advance(len(batch.indices) + len(batch.errors))
     return [torch.cat(inputs) for inputs in features if inputs], torch.cat(labels)

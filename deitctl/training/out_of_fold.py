@@ -44,6 +44,7 @@ from deitctl.models.factory import load_model
 from deitctl.models.heads import choose_head, fuse_heads, to_probs
 from deitctl.models.tasks import choose_labels
 from deitctl.paths import write_bytes
+from deitctl.pieces import Pieces
 
 BATCH_SIZE = 64
 TOPK = 5
@@ -127,12 +128,13 @@ def predict_fold(
         pause=pause,
         reporter=reporter,
     )
+    pieces = Pieces(device)
     with reporter.task(f"fold {fold}, predict", len(val.labels)) as task:
         for batch in batches:
             pause()
             errors += batch.errors
             if len(batch.indices):
-                heads = eval_model.forward_in_pieces(device.to_device(batch.images[0]), device)
+                heads = eval_model.forward_where_it_fits(batch.images[0], pieces)
                 logits = fuse_heads(heads, head, model_config.task).float().cpu()
                 logits = logits / model_config.temperature(head)
                 rows.append(batch.indices)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
 
 from deitctl.data.loader_pool import LoaderPool
 from deitctl.device import Device
@@ -10,11 +15,10 @@ from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_result import Result
 from deitctl.evaluation.validate import validate
 from deitctl.events import Reporter
+from deitctl.models.compiled import compile_copy
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import SaveOrStop
 from deitctl.training.signals import StopRequest
-
-BATCH_SIZE = 64
 
 
 class Validation:
@@ -34,34 +38,47 @@ class Validation:
         self.setup, self.signals, self.loaders, self.reporter = setup, signals, loaders, reporter
 
     def score_all(self, label: str, stop: SaveOrStop) -> dict[str, Result]:
-        """Evaluate the `model`, and the `ema` of its weights where there is one."""
-        state, device = self.setup.state, self.setup.context.device
-        metrics = {"model": self.score(device, label, stop)}
-        if state.ema is not None:
-            # The state must not be saved now, so SIGUSR1 waits.
-            with state.swap_weights(state.ema.values):
-                metrics["ema"] = self.score(device, f"{label} EMA", self.signals)
-        return metrics
+        """Evaluate the `model`, and the `ema` of its weights where there is one, in one pass over the images.
 
-    def score(
-        self, device: Device, label: str, stop: StopRequest | SaveOrStop | None = None
-    ) -> Result:
-        """Evaluate the model's weights as they are; `stop` handles signals between batches."""
+        `stop` handles signals between batches.
+        """
+        state = self.setup.state
+        models = {"model": state.model}
+        if state.ema is not None:
+            models["ema"] = copy_with_weights(state.model, state.ema.values)
+        results = self._validate([*models.values()], self.setup.context.device, label, stop)
+        return dict(zip(models, results, strict=True))
+
+    def score(self, device: Device, label: str) -> Result:
+        """Evaluate the model's weights as they are."""
+        (result,) = self._validate([self.setup.state.model], device, label)
+        return result
+
+    def _validate(
+        self,
+        models: Sequence[nn.Module],
+        device: Device,
+        label: str,
+        stop: SaveOrStop | None = None,
+    ) -> list[Result]:
         setup, model_config = self.setup, self.setup.model_config
-        eval_model = EvalModel(
-            model=setup.state.model,
-            preprocessing=model_config.preprocessing,
-            rows=tuple(range(model_config.num_classes)),
-            head=model_config.head,
-            teacher_preds=setup.teacher.val_predictions if setup.teacher else None,
-        )
+        preds = setup.teacher.val_predictions if setup.teacher else None
+        eval_models = [
+            EvalModel(
+                model=model,
+                preprocessing=model_config.preprocessing,
+                rows=tuple(range(model_config.num_classes)),
+                head=model_config.head,
+                teacher_preds=preds,
+            )
+            for model in models
+        ]
         may_wait = nullcontext() if stop is None else self.signals.interrupt()
         with may_wait:
-            (result,) = validate(
-                [eval_model],
+            return validate(
+                eval_models,
                 setup.val,
                 device=device,
-                batch_size=BATCH_SIZE,
                 workers=setup.workers,
                 reporter=self.reporter,
                 label=label,
@@ -70,10 +87,26 @@ class Validation:
                 stop_on_bad_image=setup.config.on_bad_image == "stop",
                 pool=self.loaders,
             )
-        return result
 
     def score_last(self, device: Device, kind: str) -> Result:
         """Evaluate the weights that the run ended with, the `model` or the `ema`."""
         state = self.setup.state
         with state.swap_weights(state.weights(kind)):
             return self.score(device, "evaluate the last weights")
+
+
+def copy_with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return a model like another, whose parameters and buffers are other tensors, which it shares.
+
+    Args:
+        model: whose structure is copied; buffers that its state dict does not have are shared with it.
+        weights: by the names of its state dict; none is copied.
+    """
+    tensors: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        tensors[id(parameter)] = nn.Parameter(weights[name], parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        tensors[id(buffer)] = weights.get(name, buffer)
+    own = copy.deepcopy(model, tensors)
+    compile_copy(model, own)
+    return own

@@ -46,9 +46,8 @@ def accumulate(
     accumulator = MultilabelAccumulator(replace(eval_model, **fields), NAMES)
     # In an order that is none of the data.
     for rows in torch.split(torch.arange(len(labels)).flip(0), size):
-        accumulator.add(
-            cls[rows], None if dist is None else dist[rows], torch.tensor(labels)[rows], rows
-        )
+        own = None if dist is None else dist[rows]
+        accumulator.append(accumulator.score(cls[rows], own, torch.tensor(labels)[rows], rows))
     return accumulator.compute(1.0)
 
 

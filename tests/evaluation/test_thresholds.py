@@ -47,7 +47,7 @@ def result() -> MultilabelResult:
         head="dist",
     )
     accumulator = MultilabelAccumulator(eval_model, ("a", "b", "c"))
-    accumulator.add(cls, dist, torch.tensor(labels), torch.arange(80))
+    accumulator.append(accumulator.score(cls, dist, torch.tensor(labels), torch.arange(80)))
     return accumulator.compute(1.0)
 
 

@@ -321,7 +321,7 @@ def test_what_several_processes_collect_is_put_in_order_logits_too(room, deit, d
     def accumulate(places):
         made = EvalAccumulator(eval_model, 23, max_logits=room)
         for part in places.split(4):
-            made.add(cls[part], dist[part], labels[part], part)
+            made.append(made.score(cls[part], dist[part], labels[part], part))
         return made
 
     expected = accumulate(torch.arange(23)).compute(1.0)
@@ -344,7 +344,8 @@ def test_of_equal_scores_the_first_class_is_predicted_everywhere():
         model=nn.Identity(), preprocessing=PRE, rows=tuple(range(40)), head="cls"
     )
     accumulator = EvalAccumulator(eval_model, 6)
-    accumulator.add(tied, tied.clone(), torch.tensor([7, 7, 7, 8, 9, 39]), torch.arange(6))
+    labels = torch.tensor([7, 7, 7, 8, 9, 39])
+    accumulator.append(accumulator.score(tied, tied.clone(), labels, torch.arange(6)))
     result = accumulator.compute(1.0)
     assert (
         result.preds.tolist()

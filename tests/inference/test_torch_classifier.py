@@ -64,3 +64,30 @@ def test_each_rule_has_its_own_temperature(deit, tiny_arch):
         np.testing.assert_allclose(
             TorchClassifier(model, other, device).scores(pixels), plain, atol=1e-6
         )
+
+
+class Cramped(nn.Module):
+    """Answers with the mean of an image; has room for two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = list[int]()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(images))
+        if len(images) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        means = images.mean((1, 2, 3))
+        return torch.stack([means, -means], 1)
+
+
+def test_where_memory_runs_out_batches_are_halved_for_good():
+    model = Cramped()
+    model_config = ModelConfig(architecture="cramped", num_classes=2, head="cls")
+    classifier = TorchClassifier(model, model_config, choose_device("cpu", "fp32"))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), dtype=np.uint8)
+    scores = classifier.scores(pixels)
+    assert model.sizes == [5, 2, 2, 1]
+    np.testing.assert_array_equal(classifier.scores(pixels), scores)
+    assert model.sizes[4:] == [2, 2, 1]
+    np.testing.assert_array_equal(scores[3:4], classifier.scores(pixels[3:4]))

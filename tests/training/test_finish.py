@@ -40,7 +40,7 @@ def test_thresholds_of_a_resumed_run_go_with_the_temperatures_that_it_keeps(tmp_
         head="avg-logits",
     )
     accumulator = MultilabelAccumulator(eval_model, ("a", "b"))
-    accumulator.add(*heads, torch.tensor(labels), torch.arange(60))
+    accumulator.append(accumulator.score(*heads, torch.tensor(labels), torch.arange(60)))
     evaluation = accumulator.compute(1.0)
     trainer = SimpleNamespace(
         run=SimpleNamespace(root=tmp_path), world=SimpleNamespace(is_main=True), reporter=reporter

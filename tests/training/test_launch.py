@@ -119,7 +119,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, little: Pair) -> Callable[[T
         ("epoch 2/3", 1, 5),
         ("epoch 2/3", 4, 8),
         ("epoch 3/3, validate", 0, 12),
-        ("epoch 3/3, validate EMA", 0, 12),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -26,6 +26,7 @@ from deitctl.data import loader_pool
 from deitctl.data.dataset import ImageDataset
 from deitctl.data.subsets import select
 from deitctl.errors import ConfigError, DataError, DeitctlError, Interrupted
+from deitctl.evaluation import batch_size
 from deitctl.events import SilentReporter, Task
 from deitctl.models.checkpoint_io import (
     WEIGHTS,
@@ -34,7 +35,7 @@ from deitctl.models.checkpoint_io import (
     save_tensors,
 )
 from deitctl.models.vit import VisionTransformer
-from deitctl.training import build, step, validation
+from deitctl.training import build, step
 from deitctl.training.best_weights import SCORE_KEY, load_best
 from deitctl.training.build import TrainSetup
 from deitctl.training.checkpointer import AsyncCheckpointer
@@ -87,7 +88,7 @@ def test_loader_processes_start_once_a_run(
     monkeypatch.setattr(
         loader_pool, "_start_loader", lambda *arguments: (started.append(1), start(*arguments))[1]
     )
-    monkeypatch.setattr(validation, "BATCH_SIZE", 8)  # one batch would start none
+    monkeypatch.setattr(batch_size, "DEFAULT", 8)  # one batch would start none
     config = little_config("loaders")
     assert config.recipe.epochs == 3
     assert config.recipe.ema_decay
