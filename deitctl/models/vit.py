@@ -313,8 +313,35 @@ def resize_pos_embed(
         return pos_embed
     # [1,D,rows,columns], in fp32 as in timm
     plane = patches.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
-    plane = F.interpolate(
-        plane, size=height_width(grid), mode="bicubic", antialias=True, align_corners=False
-    )
+    plane = resize_plane(plane, height_width(grid))
     patches = plane.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
     return torch.cat([prefix, patches], dim=1)
+
+
+def resize_plane(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize planes [1,D,H,W] bicubically with antialiasing; the gradient repeats its bits on any device."""
+    # CUDA sums the gradient of torch's operator by atomic additions, in any order.
+    return interpolate(plane, size) if plane.device.type == "cpu" else multiply(plane, size)
+
+
+def interpolate(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize planes [1,D,H,W] by torch's operator."""
+    return F.interpolate(plane, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def multiply(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize planes [1,D,H,W] by two matrix products, equal to `interpolate` but for rounding."""
+    with torch.autocast(plane.device.type, enabled=False):  # would round the positions to bf16
+        rows, columns = (
+            build_resize_matrix(old, new, plane.device)
+            for old, new in zip(plane.shape[2:], size, strict=True)
+        )
+        return rows @ plane @ columns.mT
+
+
+def build_resize_matrix(old: int, new: int, device: torch.device) -> Tensor:
+    """Return the weights [new,old] with which a line of `old` values is resized.
+
+    They are what the operator makes of unit vectors, computed on the device: no copy waits.
+    """
+    return interpolate(torch.eye(old, device=device)[None, None], (new, old))[0, 0]

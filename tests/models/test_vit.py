@@ -261,6 +261,28 @@ def test_enlarged_positions_take_another_cubic_than_the_released_code():
         assert released[index].item() == pytest.approx(_cubic(distance, -0.75), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [((14, 14), (24, 24)), ((14, 14), (7, 7)), ((4, 9), (6, 5)), ((2, 2), (2, 7))]
+)
+def test_two_products_resize_as_the_operator_does_forward_and_backward(old, new, noise):
+    plane = noise(1, 16, *old)
+    planes = [plane.clone().requires_grad_() for _ in range(2)]
+    outputs = vit.interpolate(planes[0], new), vit.multiply(planes[1], new)
+    torch.testing.assert_close(outputs[1], outputs[0])
+    gradient = noise(1, 16, *new)
+    for output in outputs:
+        output.backward(gradient)
+    torch.testing.assert_close(planes[1].grad, planes[0].grad)
+    assert planes[0].grad.std() > 0.05
+
+
+def test_two_products_are_of_fp32_within_autocast(noise):
+    plane = noise(1, 8, 14, 14)
+    with torch.autocast("cpu", torch.bfloat16):
+        resized = vit.multiply(plane, (7, 7))
+    assert torch.equal(resized, vit.multiply(plane, (7, 7)))
+
+
 def test_positions_for_the_same_grid_are_returned_unchanged(noise):
     pos_embed = noise(1, 17, 8)
     assert resize_pos_embed(pos_embed, 4, num_prefix_tokens=1) is pos_embed
