@@ -57,7 +57,7 @@ def count_graphs(output: Path) -> dict[str, int]:
             epochs=4,
             batch_size=64,
             img_size=64,
-            compile=True,
+            compile="on",
             device="cpu",
             precision="fp32",
             workers=0,
