@@ -279,13 +279,13 @@ def choose_device(
     Raises:
         ConfigError: an unknown name, or a device that is not available.
     """
+    if deterministic:
+        prepare_cublas()  # before anything starts CUDA
     device = _find_device(name)
     if device == torch.device("cuda") and is_distributed():  # one GPU a process
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     if precision == "auto":
         return Device(device, *_choose_dtype(device), deterministic=deterministic)
-    if deterministic:
-        prepare_cublas()  # before anything starts CUDA
     if precision not in PRECISIONS:
         raise ConfigError(
             f"There is no precision {precision!r}.", f"There are: auto, {', '.join(PRECISIONS)}."
