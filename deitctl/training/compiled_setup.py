@@ -216,9 +216,9 @@ def measure_choice(setup: TrainSetup, compiler: Compiler) -> Decision | None:
     step = CopiedStep(setup, batch)
     eager = step.measure()
     key = describe_run(setup, step.num_images)
-    known = read_figures(key)
-    if known is not None:
-        return decide(known.scale_to(eager), num_graphs=num_graphs, source="measured before")
+    earlier = read_figures(key)
+    if earlier is not None:
+        return decide(earlier.scale_to(eager), num_graphs=num_graphs, source="measured before")
     choice = decide(Figures.assume(eager), num_graphs=num_graphs, source="assumed")
     if not choice.compiled:
         return choice
