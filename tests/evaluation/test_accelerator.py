@@ -34,15 +34,16 @@ def test_nothing_waits_and_nothing_is_copied_from_pageable_memory(run: dict[str,
 
 
 def test_the_host_is_a_few_batches_ahead_and_no_more(run: dict[str, Any]) -> None:
-    assert run["events"] > 0
-    assert run["batches"] > run["ahead"]
+    """Six batches, of a device that is done with nothing before somebody waits for it."""
+    assert run["ahead"] == 4
+    assert [count > 0 for count in run["waits before"]] == [False] * 5 + [True]
 
 
 def test_where_memory_runs_out_no_image_is_lost_or_counted_twice(run: dict[str, Any]) -> None:
     assert [set(names) for names in run["halved"]] == [TIMES, TIMES]
-    assert run["sizes"] == [4, *[2] * 21, 1]  # halved once, for good
+    assert run["sizes"] == [4, *[2] * 11, 1]  # halved once, for good
 
 
 def test_logits_that_are_not_finite_are_read_late_and_named_alike(run: dict[str, Any]) -> None:
-    assert "22" in run["message"]
+    assert "drawn:6 " in run["message"]
     assert run["late message"] == run["message"]
