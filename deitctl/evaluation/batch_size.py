@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
+from torch import nn
 
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.free_memory import read_host_memory
+from deitctl.launchers import count_local_processes
+from deitctl.models.compiled import is_compiled
 
 DEFAULT = 64
 """On CPUs, and where the memory of a device or of an image is not known."""
@@ -52,9 +57,11 @@ def measure_image_bytes(eval_models: Sequence[EvalModel], device: Device) -> int
     before = device.reset_peak_memory()
     if before is None:
         return None
+    # No graph is made for this batch; without one, torch's compiler is not imported, which takes seconds.
+    has_graphs = any(isinstance(m.model, nn.Module) and is_compiled(m.model) for m in eval_models)
+    eager = torch.compiler.set_stance("force_eager") if has_graphs else nullcontext()
     try:
-        # A graph of a compiled model is made for the batches that come.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), eager:
             for eval_model in eval_models:
                 shape = (DEFAULT, eval_model.preprocessing.in_chans, *eval_model.preprocessing.hw)
                 pixels = torch.zeros(shape, dtype=torch.uint8, device=device.torch_device)
@@ -74,4 +81,5 @@ def _count_hosted(eval_models: Sequence[EvalModel], workers: int) -> int:
         return LARGEST
     sizes = {(m.preprocessing.hw, m.preprocessing.in_chans) for m in eval_models}
     image_bytes = sum(height * width * channels for (height, width), channels in sizes)
-    return int(SHARE * host) // (3 * max(1, workers) * image_bytes)
+    own = int(SHARE * host / count_local_processes(os.environ))
+    return own // (3 * max(1, workers) * image_bytes)
