@@ -321,3 +321,11 @@ def test_the_last_part_of_a_setting_suggests_the_whole_name() -> None:
     with pytest.raises(ConfigError, match="no setting 'mixup'") as caught:
         override(RECIPES["paper"], {"mixup": 0.2})
     assert "'augment.mixup'" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "choice"),
+    [(True, "on"), (False, "off"), ("true", "on"), ("no", "off"), ("auto", "auto")],
+)
+def test_a_choice_that_was_a_switch_takes_booleans(value: object, choice: str) -> None:
+    assert override(CONFIG, {"compile": value}).compile == choice

@@ -23,7 +23,7 @@ class Graphed(SingleProcess):
     @contextmanager
     def accumulate(self, *, is_last: bool) -> Iterator[None]:
         """Release the memory of the replay before; copy the gradients of a micro-batch that others follow."""
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         yield
         if is_last or self._owns_grads:
             return  # the optimizer uses them before the next replay

@@ -16,7 +16,7 @@ import deitctl
 from deitctl.cli import console
 from deitctl.cli.app import app
 from deitctl.cli.console import print_message, print_next, wrap_words
-from deitctl.cli.options import spell_options, take_options
+from deitctl.cli.options import spell_options, spell_switches, take_options
 from deitctl.cli.progress import make_reporter
 
 MESSAGE = (
@@ -128,6 +128,20 @@ def test_options_are_spelled_as_they_were_given():
     assert " ".join(words[0]) == (
         "my photos --teacher regnety_160 --output runs/x --tau 2.0 --no-dist-token --compile off"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "spelled"),
+    [
+        ("--compile", "--compile=on"),
+        ("--compile photos", "--compile=on photos"),
+        ("--compile auto photos", "--compile auto photos"),
+        ("--no-compile --seed 1", "--compile=off --seed 1"),
+        ("-- --compile", "-- --compile"),
+    ],
+)
+def test_options_of_a_value_may_be_written_as_switches(words, spelled):
+    assert " ".join(spell_switches(words.split())) == spelled
 
 
 def list_next(*arguments: str, monkeypatch) -> list[str]:
