@@ -21,6 +21,7 @@ from deitctl.device import Device
 
 NAME = "pretended"
 _setup_privateuseone_for_python_backend(NAME)
+getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
 DEVICE = torch.device(NAME, 0)
 aten = torch.ops.aten
 
@@ -106,6 +107,10 @@ class Accelerator(TorchDispatchMode):
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor, or what it is a part of, was pinned."""
         return not tensor.numel() or tensor.untyped_storage().data_ptr() in self._pinned_storages
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and each operator would pay for it
 
     def __enter__(self) -> Accelerator:
         self._lifted = torch._C._only_lift_cpu_tensors()

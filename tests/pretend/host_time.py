@@ -98,6 +98,10 @@ class WithoutValues(TorchDispatchMode):
         super().__init__()
         self.clock = clock
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and each operator would pay for it
+
     def __enter__(self) -> WithoutValues:
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)

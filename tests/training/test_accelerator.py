@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -18,26 +18,18 @@ from nondeterminism import find_refused  # noqa: E402
 Measured = dict[str, dict[str, Any]]
 
 
-class Budget(NamedTuple):
-    """The most of each a step, or a batch of an evaluation."""
-
-    operators: int
-    """Launched on the device, with two blocks; a twentieth above what they were."""
-    waits: int = 0
-    unpinned: int = 0
-
-
-BUDGETS = {
-    "labels": Budget(600),
-    "mixed": Budget(850),
-    "unmixed": Budget(885, waits=2, unpinned=1),
-    "soft": Budget(850),
-    "soft unmixed": Budget(885, waits=2, unpinned=1),
-    "features": Budget(805),
-    "micro-batches": Budget(1610),
-    "convnet": Budget(1800),
-    "evaluation": Budget(165, waits=1),
+MAX_OPERATORS = {
+    "labels": 600,
+    "mixed": 850,
+    "unmixed": 893,
+    "soft": 850,
+    "soft unmixed": 909,
+    "features": 805,
+    "micro-batches": 1610,
+    "convnet": 1800,
+    "evaluation": 161,
 }
+"""Launched on the device a step, or a batch of an evaluation, with two blocks: a twentieth above what they were."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +37,7 @@ def measured() -> Measured:
     """A process of its own: torch's Python backend stays registered for good."""
     program = [sys.executable, str(PRETEND / "runs.py"), "--steps", "2", "--depth", "2"]
     run = subprocess.run(
-        [*program, *BUDGETS], capture_output=True, text=True, timeout=300, check=False
+        [*program, *MAX_OPERATORS], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -56,38 +48,36 @@ def list_lines(measured: dict[str, Any], kind: str) -> list[str]:
     return [f"{line}: {what}, {count:g}" for k, what, line, count in measured["lines"] if k == kind]
 
 
-@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("kind", MAX_OPERATORS)
 def test_nobody_waits_for_the_device(measured: Measured, kind: str) -> None:
-    assert measured[kind]["wait"] <= BUDGETS[kind].waits, list_lines(measured[kind], "wait")
+    assert list_lines(measured[kind], "wait") == []
 
 
-@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("kind", MAX_OPERATORS)
 def test_copies_to_the_device_are_from_pinned_memory(measured: Measured, kind: str) -> None:
-    lines = list_lines(measured[kind], "unpinned copy")
-    assert measured[kind]["unpinned copy"] <= BUDGETS[kind].unpinned, lines
+    assert list_lines(measured[kind], "unpinned copy") == []
 
 
 @pytest.mark.parametrize("fault", ["device mismatch", "float64"])
-@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("kind", MAX_OPERATORS)
 def test_nothing_is_computed_that_an_accelerator_refuses(
     measured: Measured, kind: str, fault: str
 ) -> None:
     assert list_lines(measured[kind], fault) == []
 
 
-@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("kind", MAX_OPERATORS)
 def test_a_step_launches_few_operators(measured: Measured, kind: str) -> None:
-    operators = measured[kind]["operators"]
-    assert BUDGETS[kind].operators / 2 < operators <= BUDGETS[kind].operators
+    assert MAX_OPERATORS[kind] / 2 < measured[kind]["operators"] <= MAX_OPERATORS[kind]
 
 
-@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("kind", MAX_OPERATORS)
 def test_every_operator_has_a_kernel_on_mps(measured: Measured, kind: str) -> None:
     names = measured[kind]["names"]
     assert {name: names[name] for name in find_missing(names)} == {}
 
 
-@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("kind", MAX_OPERATORS)
 def test_every_operator_has_a_deterministic_kernel_on_cuda(measured: Measured, kind: str) -> None:
     names = measured[kind]["names"]
     assert {name: names[name] for name in find_refused(names)} == {}
