@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--embed-dim", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--img-size", type=int, default=32)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -77,7 +78,7 @@ def train(args: argparse.Namespace, compile: str) -> tuple[dict, list[float]]:
         "device": args.device,
         "precision": "fp32",
         "recipe.batch_size": args.batch_size,
-        "recipe.img_size": 32,
+        "recipe.img_size": args.img_size,
         "workers": 0,
         "model_args.depth": args.depth,
         "model_args.embed_dim": args.embed_dim,

@@ -155,7 +155,8 @@ def compile_model(context: TrainContext, model: nn.Module, compiler: Compiler) -
     compiler.compile_module(model, limit=MAX_EVAL_GRAPHS)
     networks = () if context.teacher is None else context.teacher.networks
     inputs = [context.preprocessing, *(n.model_config.preprocessing for n in networks)]
-    place_constants(inputs, context.device.torch_device)
+    # The device of a tensor has an index, which that of a context may lack.
+    place_constants(inputs, next(model.parameters()).device)
     return replace(context, compiler=compiler)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
+import shutil
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from deitctl.config import DistillConfig
 from deitctl.device import choose_device
-from deitctl.errors import ConfigError, Interrupted
+from deitctl.errors import ConfigError
 from deitctl.models.compiled import Compiler
 from deitctl.training import launch, step
 from deitctl.training.compilation import (
@@ -114,6 +117,8 @@ def test_a_run_of_two_sizes_and_a_live_teacher_makes_few_graphs_and_no_breaks(
         dist_token=True,
         allow_weak_teacher=True,
         teacher_input="mixed",
+        views=0,
+        logits_topk=10,
     )
     config = little_config("run", compile="on", model_args=SHAPE, distill=distill)
     resizing = replace(config.recipe.progressive_resize, fraction=0.5, scale=0.5)
@@ -128,25 +133,28 @@ def test_a_run_of_two_sizes_and_a_live_teacher_makes_few_graphs_and_no_breaks(
 @pytest.mark.usefixtures("counter")
 def test_a_compiled_run_resumes_to_the_same_bits(little_config, little, monkeypatch):
     def configure(output):
-        config = little_config(output, compile="on", model_args=SHAPE)
+        config = little_config(output, compile="on", model_args=SHAPE, save_every="1")
         return replace(config, recipe=replace(config.recipe, epochs=1, ema_decay=0.0))
 
-    whole = run_training(configure("whole"), datasets=little).run
     calls, compute_losses = [], step.compute_losses
+    part = Path("part").absolute()
 
-    def interrupted(*arguments):
+    def copy_run(*arguments):
+        """Before the third step, take a copy of the run as it would be if it were stopped here."""
         calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if len(calls) == 3:
+            saved, end = part.with_name("whole") / "checkpoint", time.monotonic() + 20
+            while not (saved / "state.json").is_file() and time.monotonic() < end:
+                time.sleep(0.01)
+            shutil.copytree(saved.parent, part)
         return compute_losses(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "compute_losses", interrupted)
-        with pytest.raises(Interrupted):
-            run_training(configure("run"), datasets=little)
-    run = whole.with_name("run")
-    resume(run, datasets=little)
+        patch.setattr(step, "compute_losses", copy_run)
+        whole = run_training(configure("whole"), datasets=little).run
+    assert json.loads((part / "checkpoint" / "state.json").read_text())["step"] < 4
+    resume(part, datasets=little)
     paths = list(whole.glob("**/*.safetensors"))
     assert paths
     for path in paths:
-        assert path.read_bytes() == (run / path.relative_to(whole)).read_bytes(), path
+        assert path.read_bytes() == (part / path.relative_to(whole)).read_bytes(), path
