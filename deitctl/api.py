@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         OrderChoice,
         RoleChoice,
         SelectChoice,
+        StrategyChoice,
         TaskChoice,
         TrainConfig,
     )
@@ -141,6 +142,7 @@ def train(
     compile: CompileChoice | bool | None = None,
     cuda_graphs: bool | None = None,
     deterministic: bool | None = None,
+    strategy: StrategyChoice | None = None,
     micro_batch_size: int | None = None,
     grad_checkpointing: bool | None = None,
     on_bad_image: OnBadImage | None = None,
@@ -262,6 +264,7 @@ def distill(
     compile: CompileChoice | bool | None = None,
     cuda_graphs: bool | None = None,
     deterministic: bool | None = None,
+    strategy: StrategyChoice | None = None,
     micro_batch_size: int | None = None,
     grad_checkpointing: bool | None = None,
     on_bad_image: OnBadImage | None = None,
@@ -726,7 +729,7 @@ def evaluate(
         cache_size: of that folder, `200GB`; `0`: nothing is cached.
         workers: loader processes; -1: chosen from the machine.
         device: auto, cuda, cuda:N, mps or cpu.
-        precision: auto (fp32), fp32, bf16 or fp16.
+        precision: auto (fp32), fp32, tf32, bf16 or fp16.
         predictions: JSON Lines file for the result of each image.
         report: HTML file to write.
         figures: folder for the report's figures as PNG.

@@ -7,12 +7,13 @@ when a process hangs.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -220,12 +221,39 @@ class World:
 SINGLE_PROCESS = World()
 _heartbeat: Heartbeat | None = None
 """Of the process group that is open."""
+_store: Store | None = None
+"""That its processes reach, also when one of them is gone."""
+FAILURE = "failure"
+"""Key there of why a process ends in the middle of what others wait for."""
 _closed_first = weakref.WeakSet[Any]()
 
 
 def close_before_leaving(closable: object) -> None:
     """Have an object's `close` called before this process leaves the process group that is open."""
     _closed_first.add(closable)
+
+
+def announce_failure(failure: DeitctlError) -> None:
+    """Tell the other processes why they are about to lose this one."""
+    if _store is not None:
+        with suppress(RuntimeError):
+            _store.set(FAILURE, json.dumps([failure.message, failure.hint]))
+
+
+def explain_connection_error(error: RuntimeError) -> Exception:
+    """Return what an error of torch means if it is of a broken connection, else the error itself.
+
+    Returns:
+        `ProcessLost`, or the failure that the process announced before it was gone.
+    """
+    is_of_connection = isinstance(error, dist.DistError) or "gloo" in str(error)
+    if not is_of_connection or isinstance(error, torch.OutOfMemoryError):
+        return error
+    if _store is not None:
+        with suppress(RuntimeError):
+            if _store.check([FAILURE]):
+                return DeitctlError(*json.loads(_store.get(FAILURE)))
+    return _describe_lost(error)
 
 
 def is_distributed() -> bool:
@@ -291,7 +319,7 @@ def process_group(device: torch.device) -> Iterator[World]:
 
 def _join(device: torch.device) -> None:
     """Meet the other processes, and begin the heartbeat."""
-    global _heartbeat
+    global _heartbeat, _store
     with _translate_connection_errors():
         launchers_store, rank, size = _open_store()
         store = _fresh_prefix_store(launchers_store, rank, size)
@@ -309,17 +337,19 @@ def _join(device: torch.device) -> None:
             device_id=torch.device("cuda", torch.cuda.current_device()) if is_cuda else None,
         )
         _heartbeat = Heartbeat(PrefixStore("heartbeat", store), is_main=rank == 0)
+        _store = store
 
 
 def _leave() -> None:
     """Close what uses the process group, and destroy it."""
-    global _heartbeat
+    global _heartbeat, _store
     for closable in list(_closed_first):
         closable.close()
     _closed_first.clear()
     if _heartbeat is not None:
         _heartbeat.close()
         _heartbeat = None
+    _store = None
     dist.destroy_process_group()
 
 
@@ -406,11 +436,15 @@ def _translate_connection_errors() -> Iterator[None]:
     except (RuntimeError, ConnectionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ProcessLost(
-            "Another process of this run is gone, or cannot be reached.",
-            "Its own last line says why; torchrun --max-restarts N restarts all where they stopped. "
-            f"(torch says: {' '.join(str(error).split())[-120:]})",
-        ) from error
+        raise _describe_lost(error) from error
+
+
+def _describe_lost(error: Exception) -> ProcessLost:
+    return ProcessLost(
+        "Another process of this run is gone, or cannot be reached.",
+        "Its own last line says why; torchrun --max-restarts N restarts all where they stopped. "
+        f"(torch says: {' '.join(str(error).split())[-120:]})",
+    )
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

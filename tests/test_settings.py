@@ -308,6 +308,7 @@ def test_every_setting_is_the_machines_or_makes_a_difference():
         "compile": "on",
         "cuda_graphs": True,
         "deterministic": True,
+        "strategy": "fsdp",
     }
     plain = {name for name in setting_names(TrainConfig) if "." not in name}
     assert plain == set(other)

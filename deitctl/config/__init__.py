@@ -39,6 +39,7 @@ from deitctl.config.train import (
     CompileChoice,
     OrderChoice,
     SelectChoice,
+    StrategyChoice,
     TaskChoice,
     TrainConfig,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "Recipe",
     "RoleChoice",
     "SelectChoice",
+    "StrategyChoice",
     "TaskChoice",
     "TeacherConfig",
     "TrainConfig",

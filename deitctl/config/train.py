@@ -29,6 +29,9 @@ TaskChoice = Literal["auto", "classification", "multilabel"]
 CompileChoice = Literal["auto", "on", "off"]
 """Whether a run is compiled; auto, where it starts: by a measurement on CUDA, not on other devices."""
 
+StrategyChoice = Literal["ddp", "fsdp"]
+"""What each of several processes holds: all weights (ddp), or a part of them (fsdp)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -242,6 +245,13 @@ class TrainConfig:
         bool,
         Option("Kernels that repeat their bits, for an exact resume on CUDA; slower.", MACHINE),
     ] = False
+    strategy: Annotated[
+        StrategyChoice,
+        Option(
+            "Of several processes: each holds all weights and moments (ddp), or its part of them (fsdp: less memory).",
+            MACHINE,
+        ),
+    ] = "ddp"
     output_dir: Annotated[
         str, Option("Folder of the run.", EVERYDAY, "a new one under runs/", flag="--output")
     ] = ""
@@ -255,6 +265,7 @@ MACHINE_SETTINGS = (
     "compile",
     "cuda_graphs",
     "deterministic",
+    "strategy",
     "workers",
     "micro_batch_size",
     "grad_checkpointing",

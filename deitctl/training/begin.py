@@ -32,10 +32,11 @@ def fit_new_head(trainer: Trainer) -> None:
     if not setup.fits_head or state.progress.step > 0:
         return
     score, is_multilabel = None, setup.train.is_multilabel
+    model = state.whole_model()
     # By one process, so that the head is the same for any number of them: few images suffice.
     if trainer.world.is_main:
         score = fit_new_heads(
-            state.model,
+            model,
             setup.model_config,
             select_labeled(setup.train),
             task_loss=find_task_loss(trainer.context.objective, is_multilabel=is_multilabel),
@@ -45,7 +46,9 @@ def fit_new_head(trainer: Trainer) -> None:
             reporter=trainer.reporter,
             pause=trainer.save_or_stop.raise_if_set,
         )
-    trainer.world.broadcast_module_(state.model)
+    trainer.world.broadcast_module_(model)
+    if model is not state.model:
+        state.load_weights(model.state_dict())
     if state.ema is not None:
         state.ema.reset(state.model)
     if score is not None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from deitctl.config import MAX_COUNT
 from deitctl.errors import ModelError
 from deitctl.evaluation.multilabel_result import Result
@@ -70,14 +72,15 @@ def keep_best(trainer: Trainer, metrics: Mapping[str, Result]) -> None:
         ahead = trainer.ahead
         if ahead is None or (score, progress.epoch) >= (ahead.score, ahead.epoch):
             trainer.ahead = None
+            weights = trainer.state.gather_weights(kind, keep=trainer.world.is_main)
             if trainer.world.is_main:
-                save_best(trainer)
+                save_best(trainer, weights)
     if trainer.ahead is not None and progress.epoch >= trainer.ahead.epoch:
         adopt_ahead(trainer)  # of another machine perhaps, where the epochs came out otherwise
 
 
-def save_best(trainer: Trainer) -> None:
-    """Write the weights as they are, with the score that the progress has."""
+def save_best(trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as they are, with the score that the progress has."""
     progress = trainer.state.progress
     record = {
         "epoch": progress.best_epoch,
@@ -88,7 +91,7 @@ def save_best(trainer: Trainer) -> None:
     }
     save_model(
         trainer.run.root,
-        trainer.state.weights(progress.best_weights),
+        weights,
         trainer.setup.model_config,
         describe_layers(trainer.state.model),
         {SCORE_KEY: json.dumps(record)},

@@ -327,6 +327,11 @@ def build_training(
     frozen = freeze(model, recipe)
     if config.grad_checkpointing:
         enable_grad_checkpointing(model)
+    sharding = None
+    if config.strategy == "fsdp" and world.size > 1:
+        from deitctl.training.sharding import Sharding  # which imports much of torch
+
+        sharding = Sharding(model, world, device)
     ema = None
     if recipe.ema_decay:
         ema = ExponentialMovingAverage(model, decay=recipe.ema_decay)
@@ -356,6 +361,7 @@ def build_training(
         progress,
         projector=None if term is None else term.projector,
         frozen=frozen,
+        sharding=sharding,
     )
     context = TrainContext(
         recipe,

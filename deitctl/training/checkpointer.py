@@ -8,12 +8,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deitctl.errors import ConfigError
 from deitctl.paths import DiskError
 from deitctl.training.run_dir import Run
 from deitctl.training.signals import StopRequest
 from deitctl.training.state import Snapshot, TrainState
+
+if TYPE_CHECKING:
+    from deitctl.training.sharded_checkpoint import ShardedSnapshot
 
 MAX_TIME_FRACTION = 0.01  # of the run that saving may take where it goes by the clock
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -36,7 +40,9 @@ class AsyncCheckpointer:
         self.cost_s = 0.0
         """Duration of the last save, in both threads together."""
         self.saved_step = self.staged_step = -1
-        self._staged: Snapshot | None = None
+        self._staged: Snapshot | ShardedSnapshot | None = None
+        self._is_sharded = False
+        """Whether every process writes its part, and none can without the others."""
         self._staging_s = 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -60,6 +66,8 @@ class AsyncCheckpointer:
             DeitctlError: the previous write failed; the checkpoint before it is intact.
         """
         self.requested = self.requested or self.should_save(state.progress.step)
+        if state.sharding is not None:  # each process saves its part, by clocks that differ
+            self.requested = state.sharding.agree(self.requested)
         if (self.requested or self._staged is not None) and verify():
             self.write()
             if self.requested:
@@ -68,7 +76,8 @@ class AsyncCheckpointer:
     def stage(self, state: TrainState) -> None:
         """Copy the state to memory, to be written by the next `write`."""
         self.requested = False
-        if not self.run.writes:
+        self._is_sharded = state.sharding is not None
+        if not (self.run.writes or self._is_sharded):
             return
         # Counted from here, so that the next save is not due before this one is written.
         start = self.last_time = time.monotonic()
@@ -84,13 +93,25 @@ class AsyncCheckpointer:
         self.finish()
         snapshot, self._staged = self._staged, None
         thread = threading.Thread(
-            target=self._write_snapshot, args=(snapshot,), name="write the checkpoint"
+            target=self._write_snapshot,
+            args=(snapshot,),
+            name="write the checkpoint",
+            daemon=self._is_sharded,  # a process that fails must not wait for the others' parts
         )
         thread.start()
         self._thread = thread
 
-    def save(self, state: TrainState) -> None:
-        """Stage the state, write it and wait until it is on the disk; raise as `finish`."""
+    def save(self, state: TrainState, *, wait_s: float | None = None) -> None:
+        """Stage the state, write it and wait until it is on the disk; raise as `finish`.
+
+        Args:
+            state: after a whole step.
+            wait_s: seconds that the other processes have to come here too, where each writes its part;
+                else nothing is written. None: all come.
+        """
+        sharding = None if wait_s is None else state.sharding
+        if sharding is not None and not sharding.meet(state.progress.step, wait_s):
+            return
         self.stage(state)
         self.write()
         self.finish()
@@ -110,10 +131,11 @@ class AsyncCheckpointer:
                 raise error
             raise self.run.explain_full_disk(error) from error
 
-    def _write_snapshot(self, snapshot: Snapshot) -> None:
+    def _write_snapshot(self, snapshot: Snapshot | ShardedSnapshot) -> None:
         start = time.monotonic()
         try:
-            self._sync_log()
+            if self.run.writes:
+                self._sync_log()
             snapshot.write(self.run.checkpoint)
             self.saved_step = int(snapshot.record["step"])
         except BaseException as error:  # raised in the main thread, by `finish`
@@ -145,8 +167,13 @@ class SaveOrStop:
         """Save if SIGUSR1 came; raise `Signalled` if SIGINT or SIGTERM did."""
         if self.signals.save_requested:
             self.signals.save_requested = False
-            with self.signals.hold():  # a save that is interrupted would leave the next one nothing
-                self.checkpointer.save(self.state)
+            if self.state.sharding is not None:  # after the validation, with the other processes
+                self.checkpointer.requested = True
+            else:
+                with (
+                    self.signals.hold()
+                ):  # a save that is interrupted would leave the next one nothing
+                    self.checkpointer.save(self.state)
         self.signals.raise_if_set()
 
 

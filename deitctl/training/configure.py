@@ -96,6 +96,7 @@ from deitctl.training.several_teachers import (
     split_settings,
     split_teachers,
 )
+from deitctl.training.strategy import check_strategy
 
 DEFAULT_TRAIN_MODEL = "deit_small"
 DEFAULT_TEACHER = "regnety_160"  # DeiT §5.2; its weights: catalog.TIMM_TAGS
@@ -623,6 +624,7 @@ def check(config: TrainConfig) -> None:
         )
     check_optimizer(config.recipe.optim)
     check_freezing(config.recipe)
+    check_strategy(config)
     parse_interval(config.save_every)
     parse_trackers(config.log)
     if config.recipe.augment.rand_augment:

@@ -186,6 +186,10 @@ def build_engine(context: TrainContext, state: TrainState) -> Engine:
         return Graphed(context, state)
     if context.world.size == 1:
         return SingleProcess(context, state)
+    if state.sharding is not None:
+        from deitctl.training.fsdp_engine import Sharded  # which builds on this module
+
+        return Sharded(context, state)
     from deitctl.training.ddp_engine import Overlapped  # which builds on this module
 
     return Overlapped(context, state)

@@ -118,9 +118,11 @@ def estimate_seconds(
 
     Returns:
         Seconds. None if it cannot be measured: there is no memory for a copy, none of the first
-        images can be read, or the model is to be compiled first.
+        images can be read, or the model is to be compiled first, or is divided among processes.
     """
     device = setup.context.device
+    if setup.state.sharding is not None:  # there is no copy of a part
+        return None
     if setup.config.compile == "on" or not fits_copy(setup, read_free_memory(device)):
         return None
     try:

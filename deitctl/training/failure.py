@@ -21,6 +21,9 @@ from deitctl.training.monitor import Incident, TrainingDiverged
 if TYPE_CHECKING:
     from deitctl.training.trainer import Trainer
 
+WAIT_S = 10.0
+"""For other processes, without which a state that is divided among them is not saved."""
+
 
 @contextmanager
 def leave_resumable(trainer: Trainer) -> Iterator[None]:
@@ -66,7 +69,7 @@ def save_if_good(trainer: Trainer) -> None:
     """Save the state if it is that after a whole step, and no step so far has diverged."""
     if trainer.is_between_steps and trainer.monitor.find_incident() is None:
         trainer.state.progress.seconds = time.monotonic() - trainer.start_time
-        trainer.checkpointer.save(trainer.state)
+        trainer.checkpointer.save(trainer.state, wait_s=WAIT_S)
 
 
 def name_resume(trainer: Trainer) -> str:

@@ -48,7 +48,7 @@ def finish_run(trainer: Trainer) -> TrainResult:
     final = {name: last.get(name) for name in FINAL_METRICS}
     if trainer.device.precision != "fp32" and progress.best_epoch != progress.epoch:
         final = _summarize(trainer.validation.score_last(fp32, last["weights"]))
-    trainer.state.model.load_state_dict(load_tensors(run.root / WEIGHTS))
+    trainer.state.load_weights(load_tensors(run.root / WEIGHTS))
     evaluation = trainer.validation.score(fp32, "evaluate the saved weights")
     if progress.best_epoch == progress.epoch:
         final = _summarize(evaluation)

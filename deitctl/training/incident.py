@@ -16,7 +16,7 @@ from deitctl.records import SCHEMA_VERSION, to_object
 from deitctl.training.configure import name_command
 from deitctl.training.monitor import LOSS_SPIKE, NON_FINITE, Incident
 from deitctl.training.run_dir import Run
-from deitctl.training.saved_state import FILES
+from deitctl.training.saved_state import FILES, SHARDS
 
 RECORD = "record.json"
 
@@ -49,7 +49,7 @@ def write_incident(
 
 def _copy_checkpoint(source: Path, target: Path) -> None:
     """Copy a checkpoint's own files: the run's next checkpoints do not replace them there."""
-    files = [source / name for name in FILES]
+    files = [*(source / name for name in FILES), *source.glob(SHARDS)]
     # No links: what they name would go where the run goes.
     files = [file for file in files if file.is_file() and not file.is_symlink()]
     if files:

@@ -54,6 +54,7 @@ from deitctl.training.resumption import load_checkpoint
 from deitctl.training.run_dir import Run, create_run_folder, require_runs_folder
 from deitctl.training.run_start import begin_run, explain_stop, lock_run, name_launch
 from deitctl.training.session import describe_session, write_session
+from deitctl.training.strategy import check_processes
 from deitctl.training.teacher_head import fit_teacher_head
 from deitctl.training.tracking import track
 from deitctl.training.trainer import Trainer
@@ -82,8 +83,8 @@ def run_training(
     device = choose_run_device(config)
     with (
         process_group(device.torch_device) as world,
-        open_run(config, datasets, reporter, device, world, extensions, resume=False) as trainer,
         device.computing(),
+        open_run(config, datasets, reporter, device, world, extensions, resume=False) as trainer,
     ):
         return trainer.fit()
 
@@ -163,6 +164,7 @@ def open_run(
     """Lock the run in `config.output_dir`, or in a new folder if that is empty, and build its
     trainer; interrupts become `Interrupted`."""
     reporter = reporter or SilentReporter()
+    check_processes(config, world, device, has_objective=extensions.objective is not None)
     if config.folds and not config.fold:
         raise ConfigError(
             f"A run is of one of {config.folds} folds, and none is named.", "Add --fold I."
@@ -265,9 +267,9 @@ def build_trainer(
         objective=extensions.objective and guard_objective(extensions.objective),
         world=world,
     )
+    setup = compile_setup(setup, run.root, reporter, writes=run.writes)
     setup.state.progress.settings = list_learning(config)
     setup.state.progress.data_fingerprint = fingerprint_split(setup.train, setup.val)
-    setup = compile_setup(setup, run.root, reporter, writes=run.writes)
     windows = setup.windows
     setup.state.progress.blocks_fingerprint = "" if windows is None else windows.fingerprint
     setup.state.progress.value_range = write_range(setup.train.value_range)

@@ -165,7 +165,7 @@ def _probe(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the state of a copy of a parameter, and what its group counts, after a step or two."""
     with rng.scope("probe"):
-        twin = nn.Parameter(parameter.detach().clone())
+        twin = nn.Parameter(_copy_whole(parameter))
         # As it is pickled: its class's `__setstate__` makes it whole, without its arguments.
         probe = copy.copy(optimizer)
         probe.state = defaultdict(dict)
@@ -176,6 +176,13 @@ def _probe(
             twin.grad = torch.randn_like(twin)
             probe.step()
     return probe.state[twin], _list_counters(probe, probe.param_groups[0])
+
+
+def _copy_whole(parameter: nn.Parameter) -> Tensor:
+    """Return a copy of a parameter; of one that is divided among processes a tensor of its whole shape."""
+    if not hasattr(parameter, "full_tensor"):  # which torch's divided tensors have
+        return parameter.detach().clone()
+    return torch.ones(parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
 
 def _list_counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 RECORD = "state.json"
 RECORD_CHECKSUM = "crc32"
 """Key in state.json of its own checksum."""
+SHARDED = "is_sharded"
+"""Key in state.json of a state whose processes wrote a part each."""
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 PROJECTOR = "projector.safetensors"
 FILES = (MODEL, EMA, PROJECTOR, OPTIMIZER, RECORD)
 """Names of a state's files."""
+SHARDS = "shard-*.safetensors"
+"""Names of those of a state whose processes wrote a part each."""
 MAX_RECORD_BYTES = 1 << 30
 """Of state.json, which names every image that could not be read."""
 MAX_NUMBER = 1e15
@@ -68,6 +72,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if RECORD_CHECKSUM in record and record.pop(RECORD_CHECKSUM) != checksum_record(record):
         raise refuse(path, "is damaged: its checksum does not match", folder)
     return record
+
+
+def add_checksums(record: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of state.json: the record, the checksums of the other files, its own."""
+    # As it will be read.
+    written = json.loads(json.dumps({**record, "checksums": checksums}))
+    return {**written, RECORD_CHECKSUM: checksum_record(written)}
 
 
 def checksum_record(record: Mapping[str, Any]) -> str:

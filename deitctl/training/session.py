@@ -49,7 +49,7 @@ class Session:
     device_name: str
     """Of the GPU, or of the processor."""
     precision: str
-    """`fp32`, `bf16` or `fp16`."""
+    """`fp32`, `tf32`, `bf16` or `fp16`."""
     num_threads: int
     """Threads of torch."""
     num_processes: int
@@ -69,9 +69,12 @@ MACHINE_FIELDS = tuple(f.name for f in fields(Session) if f.name not in ("step",
 def describe_session(trainer: Trainer) -> Session:
     """Return the session that a trainer begins, after its checkpoint was loaded."""
     step, in_memory = trainer.state.progress.step, trainer.setup.train.is_in_memory
+    sharding, initial = trainer.state.sharding, ""
+    if not step:
+        initial = sharding.fingerprint if sharding else fingerprint_model(trainer.state.model)
     return Session(
         step=step,
-        initial_weights="" if step else fingerprint_model(trainer.state.model),
+        initial_weights=initial,
         **describe_machine(trainer.device, trainer.world.size, is_in_memory=in_memory),
     )
 

@@ -8,14 +8,14 @@ of the seed and the step.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ from deitctl.training.saved_state import (
     OPTIMIZER,
     PROJECTOR,
     RECORD,
-    RECORD_CHECKSUM,
-    checksum_record,
+    SHARDED,
+    add_checksums,
     list_tensors,
     read_file,
     read_record,
@@ -40,6 +40,10 @@ from deitctl.training.saved_state import (
     require_numbers,
     require_tensors,
 )
+
+if TYPE_CHECKING:
+    from deitctl.training.sharded_checkpoint import ShardedSnapshot
+    from deitctl.training.sharding import Sharding
 
 
 @dataclass
@@ -123,26 +127,32 @@ class Snapshot:
         new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
         refuse_links(folder.parent, (folder.name, new.name, old.name))
         try:
-            _remove(new)
+            remove(new)
             new.mkdir(parents=True)
             try:
                 sums = {name: save_tensors(new / name, value) for name, value in self.files.items()}
-                write_json(new / RECORD, _add_checksums(self.record, sums))
-                sync_folder(new)
+                write_json(new / RECORD, add_checksums(self.record, sums))
             except BaseException:
-                _remove(new)  # the next try needs the space
+                remove(new)  # the next try needs the space
                 raise
-            if folder.exists():
-                _remove(old)
-                os.rename(folder, old)
-            os.rename(new, folder)
-            sync_folder(folder.parent)
-            _remove(old)
+            swap_in(new, folder)
         except OSError as error:
             raise DiskError.from_os_error(folder, error) from error
 
 
-def _remove(path: Path) -> None:
+def swap_in(new: Path, folder: Path) -> None:
+    """Put a written state in the place of the previous one, which is there until then: in `folder`, or its `.old`."""
+    old = folder.with_name(f"{folder.name}.old")
+    sync_folder(new)
+    if folder.exists():
+        remove(old)
+        os.rename(folder, old)
+    os.rename(new, folder)
+    sync_folder(folder.parent)
+    remove(old)
+
+
+def remove(path: Path) -> None:
     """Delete what is at a path of ours: a folder, or a file that somebody put there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -150,11 +160,39 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _add_checksums(record: Mapping[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
-    """Return the contents of state.json: the record, the checksums of the other files, its own."""
-    # As it will be read.
-    written = json.loads(json.dumps({**record, "checksums": checksums}))
-    return {**written, RECORD_CHECKSUM: checksum_record(written)}
+@dataclass(frozen=True)
+class SavedFiles:
+    """The tensors of a saved state, as its state.json describes them."""
+
+    folder: Path
+    checksums: Mapping[str, Any] | None
+    """Of its files; None if an older deitctl wrote it."""
+    without: Collection[str] | None
+    """Names of the parameters that have no moments; None: as above."""
+    numbers: Mapping[str, Any]
+    """What the optimizer counts."""
+    step: int
+    """Steps done."""
+    is_sharded: bool
+    """Whether each of several processes wrote its part."""
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors that one process writes into a file; raise `ModelError` if they are damaged."""
+        if not self.is_sharded:
+            return read_file(self.folder, name, self.checksums)
+        return self._whole.get(name, {})
+
+    @cached_property
+    def _whole(self) -> dict[str, dict[str, Tensor]]:
+        from deitctl.training.sharded_checkpoint import read_shards  # which imports much of torch
+
+        return read_shards(self.folder, self.checksums or {})
+
+    def read_into(self, name: str, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a file, which are to replace ours; raise `ModelError` if they do not fit."""
+        tensors = self.read(name)
+        require_tensors(self.folder / name, tensors, list_tensors(ours))
+        return tensors
 
 
 @dataclass
@@ -172,6 +210,8 @@ class TrainState:
     """Maps the student's features to its teachers'; trained and saved here, and no part of the model."""
     frozen: tuple[str, ...] = ()
     """Parameters that are frozen now and may be thawed; from the settings, so nothing to save."""
+    sharding: Sharding | None = None
+    """How the model is divided among processes; None: each has all of it."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters of the model, as it names them, and of the projector."""
@@ -180,33 +220,43 @@ class TrainState:
             yield from self.projector.named_parameters(prefix="projector")
 
     def weights(self, kind: str) -> dict[str, Tensor]:
-        """Return the weights of the `model`, or their `ema` if there is one."""
+        """Return the weights of the `model`, or their `ema` if there is one, in parts where they are divided."""
         return (
             self.ema.values if kind == "ema" and self.ema is not None else self.model.state_dict()
         )
+
+    def gather_weights(self, kind: str, *, keep: bool = True) -> dict[str, Tensor]:
+        """Return whole weights; where they are divided, on the CPU, and none without `keep`; collective."""
+        weights = self.weights(kind)
+        return weights if self.sharding is None else self.sharding.gather(weights, keep=keep)
+
+    def whole_model(self, kind: str = "model") -> nn.Module:
+        """Return a model with whole weights: the model itself; of a divided one a copy, collective."""
+        if self.sharding is None and kind == "model":
+            return self.model
+        assert self.sharding is not None
+        return self.sharding.build_whole(self.weights(kind))
+
+    def load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Let the model have other weights, whole or divided as its own are."""
+        if self.sharding is None:
+            self.model.load_state_dict(values)
+        else:
+            self.sharding.put(self.model, values)
 
     @contextmanager
     def swap_weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Let the model have other weights for a block. No snapshot may be taken meanwhile."""
         weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(values)
+        self.load_weights(values)
         try:
             yield
         finally:
-            self.model.load_state_dict(weights)
+            self.load_weights(weights)
 
-    def snapshot(self) -> Snapshot:
-        """Copy the state, between two steps."""
+    def snapshot(self) -> Snapshot | ShardedSnapshot:
+        """Copy the state, or this process's part of it, between two steps."""
         states = list_states(self, self.optimizer)
-        tensors = {name: get_tensor(self.optimizer, p) for name, p in states.tensors.items()}
-        files = {
-            MODEL: _copy_to_cpu(self.model.state_dict()),
-            OPTIMIZER: _copy_to_cpu(tensors),
-        }
-        if self.ema is not None:
-            files[EMA] = _copy_to_cpu(self.ema.values)
-        if self.projector is not None:
-            files[PROJECTOR] = _copy_to_cpu(self.projector.state_dict())
         record = asdict(self.progress) | {
             "loss_sums": {name: float(value) for name, value in self.loss_sums.items()},
             "scaler": self.scaler.state_dict(),
@@ -216,6 +266,17 @@ class TrainState:
                 "groups": {name: count.value for name, count in states.groups.items()},
             },
         }
+        if self.sharding is not None:
+            return self.sharding.snapshot(self, record)
+        tensors = {name: get_tensor(self.optimizer, p) for name, p in states.tensors.items()}
+        files = {
+            MODEL: _copy_to_cpu(self.model.state_dict()),
+            OPTIMIZER: _copy_to_cpu(tensors),
+        }
+        if self.ema is not None:
+            files[EMA] = _copy_to_cpu(self.ema.values)
+        if self.projector is not None:
+            files[PROJECTOR] = _copy_to_cpu(self.projector.state_dict())
         return Snapshot(files, record)
 
     def save(self, folder: Path) -> None:
@@ -237,6 +298,7 @@ class TrainState:
         if not folder.exists():  # the run was killed between the two renames of a save
             folder = folder.with_name(f"{folder.name}.old")
         record = read_record(folder)
+        is_sharded = bool(record.pop(SHARDED, False))
         checksums = record.pop("checksums", None)  # an older deitctl wrote none, and no list
         without = record.pop("without_moments", None)
         numbers = record.pop("optimizer", {})
@@ -254,46 +316,45 @@ class TrainState:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise refuse(folder, f"holds no readable training state: {RECORD}: {reason}") from error
         require(loaded)
-        model = self._read(folder, MODEL, checksums, self.model.state_dict())
-        ema = {} if self.ema is None else self._read(folder, EMA, checksums, self.ema.values)
-        projector: Mapping[str, Tensor] = {}
-        if self.projector is not None:
-            projector = self._read(folder, PROJECTOR, checksums, self.projector.state_dict())
-        moments = read_file(folder, OPTIMIZER, checksums)
-        if without is None:
-            without = _find_without_moments(self, moments)
-        saved = SavedOptimizer(
-            folder / OPTIMIZER,
-            moments,
-            numbers.get("numbers", {}),
-            numbers.get("groups", {}),
-            set(map(str, without)),
-        )
-        form = saved.require_fit(self, self.optimizer, loaded.step)
-
+        files = SavedFiles(folder, checksums, without, numbers, loaded.step, is_sharded=is_sharded)
+        if self.sharding is None:
+            self._load_tensors(files)
+        else:
+            self.sharding.load(self, files)
         for entry in fields(Progress):  # in place: the monitor and the trainer hold this object
             setattr(self.progress, entry.name, getattr(loaded, entry.name))
         if scale:  # empty if the run was in a precision without a loss scale
             self.scaler.load_state_dict(scale)
-        self.model.load_state_dict(model)
-        if self.projector is not None:
-            self.projector.load_state_dict(projector)
-        for name, value in ema.items():
-            self.ema.values[name].copy_(value)  # type: ignore[union-attr]
-        saved.load(self.optimizer, form)
         device = next(self.model.parameters()).device
         self.loss_sums = {
             name: torch.tensor(float(value), device=device) for name, value in sums.items()
         }
 
-    @staticmethod
-    def _read(
-        folder: Path, name: str, checksums: Mapping[str, Any] | None, ours: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the tensors of a file, which are to replace ours."""
-        tensors = read_file(folder, name, checksums)
-        require_tensors(folder / name, tensors, list_tensors(ours))
-        return tensors
+    def _load_tensors(self, saved: SavedFiles) -> None:
+        """Read the tensors of a saved state, once all of them are known to fit."""
+        model = saved.read_into(MODEL, self.model.state_dict())
+        ema = {} if self.ema is None else saved.read_into(EMA, self.ema.values)
+        projector: Mapping[str, Tensor] = {}
+        if self.projector is not None:
+            projector = saved.read_into(PROJECTOR, self.projector.state_dict())
+        moments = saved.read(OPTIMIZER)
+        without = saved.without
+        if without is None:
+            without = _find_without_moments(self, moments)
+        optimizer = SavedOptimizer(
+            saved.folder / OPTIMIZER,
+            moments,
+            saved.numbers.get("numbers", {}),
+            saved.numbers.get("groups", {}),
+            set(map(str, without)),
+        )
+        form = optimizer.require_fit(self, self.optimizer, saved.step)
+        self.model.load_state_dict(model)
+        if self.projector is not None:
+            self.projector.load_state_dict(projector)
+        for name, value in ema.items():
+            self.ema.values[name].copy_(value)  # type: ignore[union-attr]
+        optimizer.load(self.optimizer, form)
 
 
 def _copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

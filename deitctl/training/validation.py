@@ -43,15 +43,17 @@ class Validation:
         `stop` handles signals between batches.
         """
         state = self.setup.state
-        models = {"model": state.model}
-        if state.ema is not None:
+        models = {"model": state.whole_model()}
+        if state.sharding is not None and state.ema is not None:
+            models["ema"] = state.whole_model("ema")
+        elif state.ema is not None:
             models["ema"] = copy_with_weights(state.model, state.ema.values)
         results = self._validate([*models.values()], self.setup.context.device, label, stop)
         return dict(zip(models, results, strict=True))
 
     def score(self, device: Device, label: str) -> Result:
         """Evaluate the model's weights as they are."""
-        (result,) = self._validate([self.setup.state.model], device, label)
+        (result,) = self._validate([self.setup.state.whole_model()], device, label)
         return result
 
     def _validate(
