@@ -6,7 +6,8 @@ import ctypes
 import gc
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -60,6 +61,8 @@ class DeviceSettings:
 
     attention: str
     """`torch`: its fused kernels; `cpu_backward`: our faster backward pass for bf16 on CPUs."""
+    channels_last: str
+    """Models whose images lie channels-last: `convnets`, of several convolutions; a ViT has one."""
     max_activation_mib: int | None
     """Limit on a layer's activation, which sets the micro-batch size; null: no limit."""
     pins_memory: bool
@@ -82,13 +85,20 @@ class Device:
     deterministic: bool = False
     """Whether all kernels are to repeat their bits."""
 
-    def computing(self) -> AbstractContextManager[None]:
-        """Return a context in which torch computes as the device says; what the program had set comes back.
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let torch compute on the device and as it says, for a block; what the program had set comes back.
 
         Raises:
-            ConfigError: on leaving it, an operator has no kernel that repeats its bits.
+            ConfigError: an operator has no kernel that repeats its bits.
         """
-        return set_arithmetic(tf32=self.tf32, deterministic=self.deterministic)
+        # What is current is what is seeded, timed and waited for.
+        is_cuda = self.torch_device.type == "cuda"
+        with (
+            torch.cuda.device(self.torch_device) if is_cuda else nullcontext(),
+            set_arithmetic(tf32=self.tf32, deterministic=self.deterministic),
+        ):
+            yield
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which matrix products run in `dtype`."""
@@ -129,7 +139,7 @@ class Device:
     def record_event(self) -> Event:
         """Mark the present end of the device's queue."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self.torch_device))
         return event
 
     @property
@@ -246,13 +256,16 @@ class Device:
         # Training on the CPU needs cores itself, so one loader for every two.
         cores = count_cores()
         # A core renders some 390 views of ImageNet a second, and a GPU of 2022 takes 4,500.
-        return min(16, cores) if self.torch_device.type == "cuda" else min(8, cores // 2)
+        if self.torch_device.type == "cuda":
+            return min(16, cores)
+        return min(8, cores if self.torch_device.type == "mps" else cores // 2)
 
     def describe_settings(self) -> DeviceSettings:
         """Return what differs between kinds of devices, besides the precision."""
         is_cpu = self.torch_device.type == "cpu"
         return DeviceSettings(
             attention="cpu_backward" if is_cpu and self.dtype is torch.bfloat16 else "torch",
+            channels_last="convnets",
             max_activation_mib=MAX_HEAP_BLOCK // 2**20 if is_cpu else None,
             pins_memory=self.pins_memory,
             keeps_freed_memory=self.keeps_freed_memory,
@@ -349,7 +362,7 @@ def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         reason = f"compute capability {major}.{minor} is older than bf16 (8.0): fp16, loss scaling"
         return torch.float16, reason
     if device.type == "mps":
-        return torch.float32, "MPS autocast is not relied on"
+        return torch.float32, "MPS: autocast only with --precision bf16 or fp16"
     if cpu_has_bf16():
         return torch.bfloat16, "the CPU multiplies bf16 natively (AVX512-BF16, AMX or SVE)"
     return torch.float32, "the CPU has no bf16 instructions"

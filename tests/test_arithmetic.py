@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -44,7 +45,22 @@ def read_switches() -> dict[str, object]:
 
 
 @pytest.fixture
-def programs_switches(monkeypatch):
+def current(monkeypatch) -> list[str]:
+    """The CUDA devices that are current one in the other, on a machine without any."""
+    devices: list[str] = []
+
+    @contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        devices.append(str(device))
+        yield
+        devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    return devices
+
+
+@pytest.fixture
+def programs_switches(monkeypatch, current):
     """The switches of a program that wants speed: none is what any precision of ours needs."""
     monkeypatch.delenv(WORKSPACE_VARIABLE, raising=False)
     torch.set_float32_matmul_precision("medium")
@@ -67,6 +83,15 @@ def test_products_of_fp32_are_rounded_in_no_precision_but_tf32(programs_switches
     assert not inside["cudnn.allow_tf32"]
     assert not inside["deterministic"]
     assert read_switches() == programs_switches
+
+
+def test_the_device_that_computes_is_the_current_one(current):
+    for name in ("cuda", "cuda:1"):
+        with Device(torch.device(name), torch.float32, "").computing():
+            assert current == [name]
+        assert current == []
+    with choose_device("cpu", "fp32").computing():
+        assert current == []
 
 
 def test_tf32_rounds_the_products_of_cuda_and_those_of_no_cpu(programs_switches):

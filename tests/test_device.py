@@ -58,6 +58,45 @@ def test_missing_mps_is_refused():
         choose_device("mps")
 
 
+@pytest.fixture
+def mac(monkeypatch):
+    """Torch says that MPS is there; nothing can be computed on it."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", None), ("fp32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_mps_computes_in_fp32_unless_another_precision_is_chosen(mac, precision, dtype):
+    device = choose_device("auto", precision)
+    assert device.torch_device.type == "mps"
+    with device.autocast():
+        assert torch.is_autocast_enabled("mps") is (dtype is not None)
+        assert dtype in (None, torch.get_autocast_dtype("mps"))
+    assert device.grad_scaler().is_enabled() is (precision == "fp16")
+    assert (device.pins_memory, device.tf32) == (False, False)
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps"])
+def test_tf32_is_refused_where_there_is_none(mac, name):
+    with pytest.raises(ConfigError, match=f"TF32 is NVIDIA's, and this device is {name}"):
+        choose_device(name, "tf32")
+
+
+@pytest.mark.parametrize(("capability", "has_tf32"), [((7, 5), False), ((8, 6), True)])
+def test_tf32_begins_with_ampere(monkeypatch, capability, has_tf32):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if has_tf32:
+        device = choose_device("cuda", "tf32")
+        assert (device.tf32, device.precision, device.dtype) == (True, "tf32", torch.float32)
+        return
+    with pytest.raises(ConfigError, match="compute capability is 7.5, and TF32 begins at 8.0"):
+        choose_device("cuda", "tf32")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_autocast_computes_in_the_precision(precision):
     with choose_device("cpu", precision).autocast():
@@ -101,6 +140,11 @@ def test_images_in_memory_get_no_loader_processes_on_a_cpu_unless_asked(
     monkeypatch.setattr(module, "count_cores", lambda: 24)  # of 192 that 8 GPUs divide
     assert cuda.choose_num_workers(-1) == 16
     assert cpu.choose_num_workers(-1) == 8
+    # an Apple GPU needs none of the cores, and is slower than NVIDIA's
+    mps = Device(torch.device("mps"), torch.float32, "")
+    assert mps.choose_num_workers(-1) == 8
+    monkeypatch.setattr(module, "count_cores", lambda: 4)
+    assert mps.choose_num_workers(-1) == mps.choose_num_workers(-1, in_memory=True) == 4
 
 
 def test_cuda_only_calls_do_nothing_on_the_cpu():

@@ -100,3 +100,16 @@ def test_scopes_nest():
         with rng.scope(2):
             draws()
         assert draws() == second
+
+
+def test_the_generator_of_mps_is_seeded_and_restored(monkeypatch):
+    pretended = torch.Generator().manual_seed(9)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "_get_default_mps_generator", lambda: pretended)
+    before = pretended.get_state()
+    drawn = []
+    for _ in range(2):
+        with rng.scope(1, "step"):
+            drawn.append(torch.rand(3, generator=pretended))
+    assert torch.equal(*drawn)
+    assert torch.equal(pretended.get_state(), before)

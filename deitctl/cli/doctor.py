@@ -29,5 +29,8 @@ def doctor(
             del values[f"missing_packages.{extra}"]
             install = f"missing: pip install {' '.join(missing)}"
             values[f"extra.{extra}"] = install if missing else "installed"
+        del values["gpus"]
+        for index, gpu in enumerate(environment.gpus):
+            values[f"cuda:{index}"] = f"{gpu.name}, {gpu.memory_mib:,} MiB, {gpu.capability}"
         print_values("deitctl doctor", values)
     print_next(["bench", "--model", "deit_tiny"], shape=shape, quiet=quiet)

@@ -322,7 +322,7 @@ def load(
         head: `auto` (the model's own), `cls`, `dist`, `avg-logits` or `avg-probs`.
         img_size: input size in pixels; 0 for the model's own.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto` (fp32), `fp32`, `bf16` or `fp16`.
+        precision: `auto` (fp32), `fp32`, `tf32`, `bf16` or `fp16`.
         value_range: `LOW,HIGH`: black and white of images of more than 8 bits, whose values outside
             are clipped; `auto`: what their files state, else the model's, else one for all inputs.
         reporter: shows downloads.

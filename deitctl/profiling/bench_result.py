@@ -91,7 +91,7 @@ class BenchSetup:
     device: str
     """The GPU's name, or the kind of device and the processor's architecture."""
     precision: str
-    """Of training: `fp32`, `bf16` or `fp16`."""
+    """Of training: `fp32`, `tf32`, `bf16` or `fp16`."""
 
 
 @dataclass(frozen=True, kw_only=True)

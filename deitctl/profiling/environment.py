@@ -19,8 +19,16 @@ from deitctl.data.open_file import read_max_open_files
 from deitctl.device import INFERENCE_PRECISION, DeviceSettings, choose_device
 from deitctl.free_memory import read_free_memory
 from deitctl.home import cache_root, can_write, find_home
+from deitctl.launchers import read_rank
 from deitctl.models.catalog import ARCHITECTURES
 from deitctl.models.weights import WEIGHTS_VARIABLE, find_local_weights
+from deitctl.profiling.accelerators import (
+    Gpu,
+    find_attention_kernel,
+    find_compiler,
+    list_gpus,
+    read_nccl_version,
+)
 
 PACKAGES = (
     "torch",
@@ -79,12 +87,28 @@ class Environment:
     """Of a GPU; null for others."""
     free_memory_mib: int | None
     """That tensors may take now; null where the system does not say."""
+    gpus: list[Gpu]
+    """All CUDA devices, by number."""
+    mps_is_available: bool
+    """Whether this torch computes on Apple's GPU."""
+    num_processes: int
+    """Processes of torchrun that share the work; 1 without it."""
+    nccl: str | None
+    """Version of what sums over several GPUs; null: no GPU, or a torch without it."""
     training_precision: str
-    """`fp32`, `bf16` or `fp16`."""
+    """`fp32`, `tf32`, `bf16` or `fp16`."""
     training_precision_reason: str
     """Why."""
     inference_precision: str
     """Unless --precision is passed."""
+    rounds_to_tf32: bool
+    """Whether CUDA rounds the factors of fp32 products to 10 bits: with --precision tf32 alone."""
+    attention_kernel: str
+    """Of torch for a ViT in training: `flash`, `cudnn`, `efficient` or `math`."""
+    compiler: str | None
+    """What --compile compiles with: a C++ compiler, `triton` or `metal`; null: missing."""
+    compiles_by_default: bool
+    """Whether --compile auto compiles where a measurement at the start says that it pays."""
     device_settings: DeviceSettings
     num_workers: int
     """Loader processes of a training."""
@@ -137,9 +161,17 @@ def collect_env(device: str = "auto", precision: str = "auto") -> Environment:
         device_name=cuda.name if cuda else platform.machine(),
         device_memory_mib=cuda.total_memory // MIB if cuda else None,
         free_memory_mib=None if free is None else free // MIB,
+        gpus=list_gpus(),
+        mps_is_available=torch.backends.mps.is_available(),
+        num_processes=read_rank("WORLD_SIZE"),
+        nccl=read_nccl_version(),
         training_precision=chosen.precision,
         training_precision_reason=chosen.reason,
         inference_precision=INFERENCE_PRECISION,
+        rounds_to_tf32=chosen.tf32,
+        attention_kernel=find_attention_kernel(chosen),
+        compiler=find_compiler(chosen),
+        compiles_by_default=chosen.compiles_by_default,
         device_settings=chosen.describe_settings(),
         num_workers=chosen.choose_num_workers(-1),
         num_cores=count_cores(),

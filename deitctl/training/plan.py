@@ -164,7 +164,7 @@ class TrainPlan:
     device: str
     """torch's name of the device."""
     precision: str
-    """Of the matrix products: `fp32`, `bf16` or `fp16`."""
+    """Of the matrix products: `fp32`, `tf32`, `bf16` or `fp16`."""
     num_workers: int
     """Loader processes."""
     loss: str

@@ -87,7 +87,7 @@ COMMON = {
     "num_train_images": "Training images.",
     "num_val_images": "Validation images.",
     "num_workers": "Loader processes.",
-    "precision": "`fp32`, `bf16` or `fp16`.",
+    "precision": "`fp32`, `tf32`, `bf16` or `fp16`.",
     "recipe": "Name of the recipe.",
     "seconds": "Duration.",
     "teacher": "Of the teacher; null without one.",

@@ -22,6 +22,7 @@ from accelerator import KINDS, Accelerator, PretendedDevice  # noqa: E402
 
 from deitctl.config import DistillConfig, ProgressiveResize, TrainConfig  # noqa: E402
 from deitctl.data.dataset import ImageDataset  # noqa: E402
+from deitctl.data.loader import ViewPlan  # noqa: E402
 from deitctl.data.readers.digits import load_digits  # noqa: E402
 from deitctl.evaluation.eval_model import EvalModel  # noqa: E402
 from deitctl.evaluation.validate import validate  # noqa: E402
@@ -78,6 +79,15 @@ def configure(
     return replace(config, **changes)
 
 
+class ResizedTrial(TrialRun):
+    """A trial on images of half the size, as a run's first epochs."""
+
+    @property
+    def view_plan(self) -> ViewPlan:
+        """As a run's, which a trial is not timed by."""
+        return replace(super().view_plan, early_epochs=10**6, early_size=16)
+
+
 def resize_first(config: TrainConfig) -> TrainConfig:
     """Return a training that begins with images of half the size, whose positions are resized in each step."""
     early = ProgressiveResize(scale=0.5, fraction=1.0)
@@ -100,6 +110,8 @@ def measure_training(gpu: Accelerator, config: TrainConfig, data: Pair, num_step
     """Take steps as a trainer does, and watch all but the first, which make what is made once."""
     device = PretendedDevice()
     trial = build_trial(config, data, device)
+    if config.recipe.early_epochs:
+        trial = ResizedTrial(**vars(trial))
     set_train_mode(trial.state.model, config.recipe.freeze)
     batches = feed(trial.context, trial.state, trial.build_loader())
     take_step = prepare_step(trial)

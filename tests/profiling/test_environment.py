@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -15,8 +16,10 @@ import torch
 from typer.testing import CliRunner
 
 from deitctl.cli.app import app
+from deitctl.device import CPP_COMPILERS
 from deitctl.errors import ConfigError
 from deitctl.profiling import environment
+from deitctl.profiling.accelerators import Gpu
 from deitctl.profiling.environment import collect_env
 from deitctl.records import to_json, to_object
 
@@ -91,11 +94,34 @@ def test_settings_of_the_device_are_short_typed_values() -> None:
     assert settings.pop("keeps_freed_memory") in (True, False)
     assert settings == {
         "attention": "cpu_backward",
+        "channels_last": "convnets",
         "max_activation_mib": 32,
         "pins_memory": False,
         "skips_dropped_branches": True,
     }
     assert collect_env("cpu", "fp32").device_settings.attention == "torch"
+
+
+def test_what_torch_computes_with_is_that_of_this_machine() -> None:
+    env = collect_env("cpu", "fp32")
+    assert (env.gpus, env.nccl, env.num_processes) == ([], None, 1)
+    assert (env.mps_is_available, env.rounds_to_tf32, env.compiles_by_default) == (False,) * 3
+    query = torch.zeros(2, 3, 198, 64, requires_grad=True)
+    output = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert env.attention_kernel in type(output.grad_fn).__name__.lower()
+    assert env.compiler in (*CPP_COMPILERS, os.environ.get("CXX"), None)
+
+
+def test_every_gpu_has_a_line(monkeypatch) -> None:
+    gpus = [Gpu(name=f"NVIDIA H100 {n}", memory_mib=81_559, capability="9.0") for n in "AB"]
+    monkeypatch.setattr(environment, "list_gpus", lambda: gpus)
+    table = CliRunner().invoke(app, ["doctor", "--device", "cpu", "--format", "table"]).stdout
+    assert re.search(r"cuda:1 +│ NVIDIA H100 B, 81,559 MiB, 9\.0", table)
+
+
+def test_processes_of_torchrun_are_counted(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert collect_env("cpu", "fp32").num_processes == 4
 
 
 def test_an_unavailable_device_is_refused() -> None:
