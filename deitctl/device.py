@@ -19,7 +19,7 @@ from deitctl.config import TrainConfig
 from deitctl.cores import count_cores
 from deitctl.distributed import is_distributed, local_rank
 from deitctl.errors import ConfigError
-from deitctl.transfers import Event, PendingRead
+from deitctl.transfers import CopyStream, Event, PendingRead
 
 OUT_OF_MEMORY = (  # in messages of the allocators of MPS and the CPU
     "ALLOC_FAILED",
@@ -135,6 +135,10 @@ class Device:
         host = self.pin(torch.empty(values.shape, dtype=values.dtype))
         host.copy_(values, non_blocking=True)
         return PendingRead(host, self.record_event())
+
+    def open_copy_stream(self) -> CopyStream | None:
+        """Return a queue for copies to the device beside its kernels; None where nothing is copied meanwhile."""
+        return CopyStream(self.torch_device) if self.torch_device.type == "cuda" else None
 
     def record_event(self) -> Event:
         """Mark the present end of the device's queue."""

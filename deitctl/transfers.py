@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Event(Protocol):
@@ -34,3 +38,24 @@ class PendingRead:
         if self._event is not None:
             self._event.synchronize()
         return self._values
+
+
+class CopyStream:
+    """A queue of copies to a CUDA device, which go on while the kernels of its current queue run."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Make a queue beside the device's others."""
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    def issue(self, copy: Callable[[], T]) -> tuple[T, Event]:
+        """Return what `copy` returns, whose copies are queued here, and the mark at their end."""
+        with torch.cuda.stream(self._stream):
+            return copy(), self._stream.record_event()
+
+    def receive(self, tensors: Iterable[Tensor], end: Event) -> None:
+        """Let the kernels that are queued from now on wait for the copies before `end`, and use `tensors`."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(end)
+        for tensor in tensors:
+            # Its memory is this queue's, and would be reused while kernels of the other still read it.
+            tensor.record_stream(current)

@@ -61,6 +61,13 @@ class DeviceBatch(NamedTuple):
         """Index in the dataset of each unreadable image, and the reason."""
         return [(key.index, why) for key, why in self.unreadable]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is on the device."""
+        stored = [x for own in self.targets for x in (own.numbers, own.is_stored)]
+        own = [self.images, self.labels, *self.table, self.drop_path_mask, *self.teacher_images]
+        return [tensor for tensor in (*own, *stored) if tensor is not None]
+
     def split(self, size: int) -> Iterator[DeviceBatch]:
         """Yield micro-batches of `size` slots (0: all) that have readable images.
 

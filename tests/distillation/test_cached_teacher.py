@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,16 @@ from deitctl.data.readers.folder import open_folder
 from deitctl.data.samplers import SampleKey, TrainBatches, view_of
 from deitctl.data.subsets import select
 from deitctl.data.transforms import train_transform
-from deitctl.device import choose_device
+from deitctl.device import Device, choose_device
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.joint_targets import JointCodec
 from deitctl.distillation.target_cache import TargetCache, open_cache
 from deitctl.distillation.targets import TargetCodec, teacher_targets
 from deitctl.distillation.teacher import Teacher
-from deitctl.errors import DataChanged
+from deitctl.errors import DataChanged, TeacherError
 from deitctl.models.model_config import ModelConfig, Preprocessing
 from deitctl.recipes import RECIPES
+from deitctl.transfers import PendingRead
 
 AUGMENT = RECIPES[
     "finetune"
@@ -217,6 +219,92 @@ def test_without_a_cache_every_target_is_computed(teacher, some):
         cached_teacher(batch)
     assert teacher.batch_sizes == [4] * 6
     assert fill(cached_teacher, some, None) == 0
+
+
+class LateDevice(Device):
+    """A CPU from which values come when somebody waits for them."""
+
+    def read_later(self, values: torch.Tensor) -> PendingRead:
+        return PendingRead(values, NotYet())
+
+
+class NotYet:
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+
+def make_late(cached_teacher: CachedTeacher) -> CachedTeacher:
+    return replace(cached_teacher, device=LateDevice(CPU.torch_device, torch.float32, "late"))
+
+
+@CODECS
+def test_targets_on_their_way_are_neither_computed_nor_stored_again(
+    codec, teacher, some, tmp_path, monkeypatch
+):
+    expected = open_cached(teacher, codec, tmp_path / "now")(
+        next(load_batches(some, open_cached(teacher, codec, None)))
+    ).labels
+    late = make_late(open_cached(teacher, codec, tmp_path / "w"))
+    batch = next(load_batches(some, late))
+    teacher.batch_sizes.clear()
+    assert torch.equal(late(batch).labels, expected)
+    store = late.mark()
+    assert late.cache.count_missing(VIEWS) == VIEWS * IMAGES
+    targets, written = late.read(batch), []
+    write = late.cache.write
+    monkeypatch.setattr(late.cache, "write", lambda keys, r: (written.extend(keys), write(keys, r)))
+    # As parts of it are taken again, after memory ran out.
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = tuple(compact.take(rows) for compact in targets)
+        images = [batch.teacher_images[0][rows]]
+        labels = late.complete(part, images, [[0, 1]], 4).labels
+        assert torch.equal(labels, expected[rows])
+    store()
+    assert teacher.batch_sizes == [4]
+    assert sorted(written) == sorted(view_key(key) for key in batch.keys)
+    assert late.cache.count_missing(VIEWS) == VIEWS * IMAGES - 4
+
+
+def test_a_target_that_was_stored_while_it_was_on_its_way_stays(teacher, some, tmp_path):
+    late = make_late(open_cached(teacher, HARD, tmp_path / "w"))
+    batch = next(load_batches(some, late))
+    late(batch)
+    key = view_key(batch.keys[2])
+    mark = HARD.encode(torch.eye(10)[[9]])
+    open_cached(teacher, HARD, tmp_path / "w").cache.write([key], mark)
+    late.mark()()
+    assert np.array_equal(late.cache.read([key])[0], mark)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_output_that_is_not_finite_ends_the_run_before_anything_is_stored(
+    is_late, teacher, some, tmp_path
+):
+    cached_teacher = open_cached(teacher, HARD, tmp_path / "w")
+    if is_late:
+        cached_teacher = make_late(cached_teacher)
+    batch = next(load_batches(some, cached_teacher))
+    forward = teacher.model.forward
+
+    def fail_for_one(images, mask=None):
+        heads = forward(images, mask)
+        heads.cls[2, 3] = torch.nan
+        return heads
+
+    teacher.model.forward = fail_for_one
+    message = f"logits of image {batch.keys[2].index} are not finite"
+    if is_late:
+        cached_teacher(batch)
+        for _ in range(2):  # and whoever looks again
+            with pytest.raises(TeacherError, match=message):
+                cached_teacher.mark()()
+    else:
+        with pytest.raises(TeacherError, match=message):
+            cached_teacher(batch)
+    assert cached_teacher.cache.count_missing(VIEWS) == VIEWS * IMAGES
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -420,7 +508,7 @@ FILLER = """
 import pickle, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from deitctl.device import choose_device
+from deitctl.device import Device, choose_device
 from deitctl.events import SilentReporter
 from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.joint_targets import JointCodec
