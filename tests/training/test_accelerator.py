@@ -22,7 +22,7 @@ MAX_OPERATORS = {
     "labels": 600,
     "mixed": 850,
     "unmixed": 893,
-    "soft": 850,
+    "soft": 895,
     "soft unmixed": 909,
     "features": 805,
     "micro-batches": 1610,
