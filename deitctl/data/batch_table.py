@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deitctl import rng
 from deitctl.config import AugmentConfig
+from deitctl.data.many_draws import derive_seeds, draw_raw, to_doubles
 from deitctl.data.mixup import MixGroup, pair_offsets
 from deitctl.data.samplers import SampleKey
 from deitctl.sizes import ImageSize, height_width
@@ -87,17 +87,51 @@ def draw_table(
     values[:, [IMAGE_SHARES.start, LABEL_SHARES.start]] = 1
     seeds = np.zeros(len(keys), np.int64)
     if draws.uses_affine and any(augment.student_affine):
-        for row, key in enumerate(keys):
-            values[row, AFFINE] = draw_affine(
-                augment, hw, rng.generator(draws.seed, "on top", *key)
-            )
+        values[:, AFFINE] = draw_affines(augment, hw, derive_seeds((draws.seed, "on top"), keys))
     if augment.random_erase_prob:
-        for row, key in enumerate(keys):
-            # A seed for each key: the same erasing on any number of processes, and after a resume.
-            seeds[row] = rng.derive_seed(draws.seed, "erase", *key)
-            draw = np.random.Generator(np.random.PCG64(seeds[row]))
-            values[row, ERASED] = draw_erased(augment.random_erase_prob, hw, draw)
+        # A seed for each key: the same erasing on any number of processes, and after a resume.
+        seeds = derive_seeds((draws.seed, "erase"), keys)
+        values[:, ERASED] = draw_rectangles(augment.random_erase_prob, hw, seeds)
     return BatchTable(torch.from_numpy(values), torch.from_numpy(seeds))
+
+
+def draw_rectangles(
+    probability: float, hw: tuple[int, int], seeds: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return what `draw_erased` draws by the generator of each seed, [N,4].
+
+    Args:
+        probability: of erasing.
+        hw: height and width of the images.
+        seeds: of N images.
+    """
+    height, width = hw
+    raw = draw_raw(seeds, 4)
+    rows = np.flatnonzero(to_doubles(raw[:, 0]) < probability)
+    first, second = to_doubles(raw[rows, 1]), to_doubles(raw[rows, 2])
+    area = height * width * _scale(first, *ERASE_AREA)
+    # By `math`: NumPy's exponential may be another in the last bit.
+    logs = _scale(second, math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1]))
+    ratio = np.array([math.exp(log) for log in logs.tolist()])
+    h, w = (np.rint(np.sqrt(side)).astype(np.int64) for side in (area * ratio, area / ratio))
+    # Two integers of 32 bits out of one of 64, as `Generator.integers` takes them (Lemire 2019).
+    top = (raw[rows, 3] & np.uint64(0xFFFFFFFF)) * (height - h + 1).astype(np.uint64)
+    left = (raw[rows, 3] >> np.uint64(32)) * (width - w + 1).astype(np.uint64)
+    is_first = (h < height) & (w < width)
+    for product, number in ((top, height - h + 1), (left, width - w + 1)):
+        is_first &= (product & np.uint64(0xFFFFFFFF)).astype(np.int64) >= number
+    top, left = ((product >> np.uint64(32)).astype(np.int64) for product in (top, left))
+    rectangles = np.zeros((len(seeds), 4), np.int64)
+    rectangles[rows] = np.stack([top, top + h, left, left + w], axis=1)
+    for row in rows[~is_first].tolist():  # it is tried again
+        draw = np.random.Generator(np.random.PCG64(seeds[row]))
+        rectangles[row] = draw_erased(probability, hw, draw)
+    return rectangles
+
+
+def _scale(doubles: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Return what `Generator.uniform(low, high)` makes of numbers from 0 to 1."""
+    return low + (high - low) * doubles
 
 
 def draw_erased(
@@ -118,24 +152,32 @@ def draw_erased(
     return 0, 0, 0, 0
 
 
-def draw_affine(
-    augment: AugmentConfig, hw: tuple[int, int], draw: np.random.Generator
-) -> tuple[float, ...]:
-    """Draw a rotation, scale, translation and flip, the last only where the recipe flips.
+def draw_affines(
+    augment: AugmentConfig, hw: tuple[int, int], seeds: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Draw a rotation, scale, translation and flip, the last only where the recipe flips, [N,6].
 
     With cached views the student would see the same pixels again; this gives it new ones each
     epoch, small enough for the teacher's targets of the view to hold.
+
+    Args:
+        augment: of the recipe.
+        hw: height and width of the images.
+        seeds: of N images.
     """
     degrees, scaling, shift = augment.student_affine
     height, width = hw
-    angle = math.radians(draw.uniform(-degrees, degrees))
-    scale = 1 / (1 + draw.uniform(-scaling, scaling))
-    dx, dy = draw.uniform(-2 * shift, 2 * shift, 2).tolist()  # the grid is 2 wide
-    mirror = -1.0 if draw.random() < augment.hflip else 1.0
-    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    doubles = to_doubles(draw_raw(seeds, 5)).T
+    # By `math`: NumPy's functions may be others in the last bit.
+    angles = [math.radians(angle) for angle in _scale(doubles[0], -degrees, degrees).tolist()]
+    scale = 1 / (1 + _scale(doubles[1], -scaling, scaling))
+    dx, dy = (_scale(d, -2 * shift, 2 * shift) for d in doubles[2:4])  # the grid is 2 wide
+    mirror = np.where(doubles[4] < augment.hflip, -1.0, 1.0)
+    cos = np.array([math.cos(angle) for angle in angles]) * scale
+    sin = np.array([math.sin(angle) for angle in angles]) * scale
     # The grid is 2 wide and 2 high, whatever the image is.
     across, down = sin * (height / width), -mirror * sin * (width / height)
-    return mirror * cos, across, dx, down, cos, dy
+    return np.stack([mirror * cos, across, dx, down, cos, dy], axis=1)
 
 
 def fill_mixing(table: BatchTable, groups: Sequence[MixGroup], slots: Sequence[int]) -> BatchTable:
@@ -148,17 +190,17 @@ def fill_mixing(table: BatchTable, groups: Sequence[MixGroup], slots: Sequence[i
     """
     if all(group.mix is None for group in groups):
         return table
-    values = table.values.clone()
-    values[:, PARTNER] = torch.from_numpy(pair_offsets(slots))
+    values = table.values.numpy().copy()
+    values[:, PARTNER] = pair_offsets(slots)
     for rows, mix in groups:
         if mix is None:
             continue
-        values[rows, LABEL_SHARES] = torch.tensor([mix.lam, 1 - mix.lam])
+        values[rows, LABEL_SHARES] = mix.lam, 1 - mix.lam
         if mix.bbox is None:
-            values[rows, IMAGE_SHARES] = torch.tensor([mix.lam, 1 - mix.lam])
+            values[rows, IMAGE_SHARES] = mix.lam, 1 - mix.lam
         else:
-            values[rows, PASTED] = torch.tensor(mix.bbox, dtype=torch.float32)
-    return BatchTable(values, table.seeds)
+            values[rows, PASTED] = mix.bbox
+    return BatchTable(torch.from_numpy(values), table.seeds)
 
 
 def list_parts(augment: AugmentConfig, groups: Sequence[MixGroup], *, uses_affine: bool) -> Parts:
