@@ -20,6 +20,7 @@ from deitctl.device import ran_out_of_memory
 from deitctl.distributed import SINGLE_PROCESS
 from deitctl.events import SilentReporter
 from deitctl.free_memory import read_free_memory
+from deitctl.models.compiled import is_compiled
 from deitctl.models.heads import forward_heads
 from deitctl.sizes import height_width
 from deitctl.training.build import TrainSetup
@@ -123,7 +124,9 @@ def estimate_seconds(
     device = setup.context.device
     if setup.state.sharding is not None:  # there is no copy of a part
         return None
-    if setup.config.compile == "on" or not fits_copy(setup, read_free_memory(device)):
+    if setup.config.compile == "on" or is_compiled(setup.state.model):
+        return None
+    if not fits_copy(setup, read_free_memory(device)):
         return None
     try:
         speed = measure_speed(setup, pause=pause)
