@@ -209,6 +209,8 @@ def measure_choice(setup: TrainSetup, compiler: Compiler) -> Decision | None:
     The copy is compiled only where that may pay, by the figures of an earlier run or by what is assumed.
     """
     context, kind = setup.context, setup.context.device.torch_device.type
+    if setup.state.sharding is not None:  # there is no copy of a part
+        return None
     _, batch = load_batch(setup)
     if batch is None or not fits_copy(setup, read_free_memory(context.device)):
         return None
