@@ -2,12 +2,15 @@
 
     python benchmarks/kill_and_resume.py --runs 30
     python benchmarks/kill_and_resume.py --runs 30 --ways HUP STDERR LOADER STOPPED
+    python benchmarks/kill_and_resume.py --runs 30 --ways RANK KILL --processes 2
 
-Ways: KILL (SIGKILL to all processes), TERM, INT, HUP (to the main one), STDERR (the reader of its messages goes
-away), LOADER (SIGKILL to one loader process), STOPPED (loaders get SIGSTOP, as of a dead mount, then SIGTERM).
-The moment is up to a second after a step, drawn from all of the run's, was seen to be done. By KILL a run is ended once
-or twice, with a checkpoint every 4 steps; otherwise once, with one every hour: what is left was saved in the end.
-Settings in turn: a live or a cached teacher, 0 or 2 loader processes, 1 or 2 processes (torchrun), fp32 or bf16.
+Ways: KILL (SIGKILL to all processes), RANK (SIGKILL to one process of several, drawn), TERM, INT, HUP (to the main
+one), STDERR (the reader of its messages goes away), LOADER (SIGKILL to one loader process), STOPPED (loaders get
+SIGSTOP, as of a dead mount, then SIGTERM).
+The moment is up to a second after a step, drawn from all of the run's, was seen to be done. By KILL or RANK a run is
+ended once or twice, with a checkpoint every 4 steps; otherwise once, with one every hour: what is left was saved in
+the end. Settings in turn: a live or a cached teacher, 0 or 2 loader processes, 1 or 2 processes (torchrun), fp32 or
+bf16; `--processes` leaves those of one number.
 
 "Equal" means: the saved weights, the whole checkpoint (weights, average, moments, counters) and metrics.jsonl but for
 its times are the same bytes. "Lost" is how many steps were done again. Last figures: docs/results/reliability.md.
@@ -34,7 +37,8 @@ from pathlib import Path
 from fault_rig import count_steps, list_family, list_loaders, restore_signals
 
 PROGRAM = Path(__file__).with_name("counted_steps.py")
-WAYS = ("KILL", "TERM", "INT", "HUP", "STDERR", "LOADER", "STOPPED")
+KILLS = ("KILL", "RANK")
+WAYS = (*KILLS, "TERM", "INT", "HUP", "STDERR", "LOADER", "STOPPED")
 PER_EPOCH, EPOCHS = 22, 3
 STEPS = PER_EPOCH * EPOCHS
 TIMES = ("seconds", "images_per_second")
@@ -76,7 +80,7 @@ class Setting:
             *("--epochs", str(EPOCHS), "--batch-size", "64", "--img-size", "16", *teacher),
             *(word for setting in RANDOM for word in ("--set", setting)),
             *("--workers", str(self.workers), "--precision", self.precision),
-            *("--save-every", "4" if way == "KILL" else "1h", "--output", str(run)),
+            *("--save-every", "4" if way in KILLS else "1h", "--output", str(run)),
             *("--format", "json", *quiet),
         ]
 
@@ -133,20 +137,20 @@ class Trial:
         _, messages = process.communicate(timeout=PATIENCE_S * 3)
         assert process.returncode == 0, messages.decode()[-2000:]
 
-    def stop_at(self, step: int, delay: float) -> int | None:
-        """Start or resume, and end it some seconds after a step; return the exit code, None if it had ended."""
+    def stop_at(self, step: int, draw: random.Random) -> int | None:
+        """Start or resume, and end it up to a second after a step; return the exit code, None if it had ended."""
         process, begun = self.start(), self.count()
         while process.poll() is None and self.count() < max(step, begun):
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=delay)
+            process.wait(timeout=draw.uniform(0, 1))
             return None
-        stopped = end_process(process, self.way)
+        stopped = end_process(process, self.way, draw)
         try:
             process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             print("HUNG", flush=True)
-            end_process(process, "KILL")
+            end_process(process, "KILL", draw)
             process.wait()
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
@@ -155,10 +159,14 @@ class Trial:
         return process.returncode
 
 
-def end_process(process: subprocess.Popen[bytes], way: str) -> list[int]:
+def end_process(process: subprocess.Popen[bytes], way: str, draw: random.Random) -> list[int]:
     """End a run in one of the ways; return loaders that must be gone when it is."""
     if way == "KILL":
         send(signal.SIGKILL, *list_family(process.pid))
+    elif way == "RANK":
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        # torchrun starts nothing but the processes of the run
+        send(signal.SIGKILL, int(draw.choice(children)))
     elif way == "STDERR":
         assert process.stderr is not None
         process.stderr.close()
@@ -205,6 +213,7 @@ def choose_trials(
             for n, setting in enumerate(settings)
             if (setting.workers or way not in ("LOADER", "STOPPED"))
             and (setting.processes == 1 or way not in ("STDERR", "STOPPED"))
+            and (setting.processes > 1 or way != "RANK")
         ]
         yield way, fits[turns[way] % len(fits)]
         turns[way] += 1
@@ -235,6 +244,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["KILL"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, choices=(1, 2), help="only runs of so many")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     root = Path(tempfile.mkdtemp(prefix="deitctl-kill-"))
@@ -245,6 +255,7 @@ def main() -> None:
         Setting(teacher, cached=True, workers=2, processes=2, precision="bf16"),
         Setting(teacher, cached=False, workers=0, processes=2, precision="fp32"),
     ]
+    settings = [s for s in settings if arguments.processes in (None, s.processes)]
     references: dict[int, tuple[dict[str, object], int]] = {}
     results: dict[str, list[tuple[bool, bool, int]]] = defaultdict(list)
     for number, (way, which) in enumerate(choose_trials(settings, arguments.ways, arguments.runs)):
@@ -255,9 +266,9 @@ def main() -> None:
             references[which] = read_content(whole.run), whole.count()
         expected, undisturbed = references[which]
         trial = Trial(setting, root / f"trial-{number}", way)
-        stops = 1 + (number // len(settings) % 2 if way == "KILL" else 0)
+        stops = 1 + (number // 4 % 2 if way in KILLS else 0)
         steps = sorted(draw.randrange(1, STEPS - 4) for _ in range(stops))
-        codes = [trial.stop_at(step, draw.uniform(0, 1)) for step in steps]
+        codes = [trial.stop_at(step, draw) for step in steps]
         saved = count_steps(trial.run)
         trial.finish()
         found = read_content(trial.run)
