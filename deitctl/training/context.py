@@ -12,8 +12,8 @@ from deitctl.distillation.cached_teacher import CachedTeacher
 from deitctl.distillation.ensemble import CachedEnsemble, EnsembleNetwork
 from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS, World
-from deitctl.models.model_config import Preprocessing
 from deitctl.models.compiled import Compiler
+from deitctl.models.model_config import Preprocessing
 from deitctl.training.objective import Objective, Supervised, find_task_loss
 from deitctl.training.schedule import compute_lr_with_restarts
 from deitctl.training.state import TrainState
@@ -45,9 +45,9 @@ class TrainContext:
     stop_on_bad_image: bool = False
     preferred_micro_batch_size: int = 0
     """See `Device.preferred_micro_batch_size`; 0: any."""
-
     compiler: Compiler | None = None
     """Makes one graph of transforms, teacher, student and losses; None: they are not one."""
+
     @property
     def view_chans(self) -> int:
         """Channels of the views: RGB's where a teacher sees them in color and its student in gray."""
