@@ -6,6 +6,7 @@ Files of safetensors by torch.distributed.checkpoint, whose default format is a 
 from __future__ import annotations
 
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -166,7 +167,9 @@ def read_shards(folder: Path, checksums: Mapping[str, Any]) -> dict[str, dict[st
     if num_bytes > sum(file.stat().st_size for file in folder.glob("*.safetensors")):
         raise refuse(folder, "is damaged: its files are shorter than its tensors")
     tensors = {name: torch.empty_like(value, device="cpu") for name, value in saved.items()}
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     files: dict[str, dict[str, Tensor]] = {MODEL: {}, EMA: {}, OPTIMIZER: {}}
     for name, value in tensors.items():
         kind, _, own = name.partition(".")
