@@ -23,7 +23,9 @@ class Gpu:
     """A CUDA device of this machine."""
 
     name: str
+    """As NVIDIA calls it."""
     memory_mib: int
+    """All that it has."""
     capability: str
     """Compute capability: bf16 and TF32 begin at 8.0."""
 
