@@ -64,6 +64,31 @@ def to_doubles(raw: Longs) -> NDArray[np.float64]:
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def draw_permutations(seeds: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Return `np.random.Generator(np.random.PCG64(seed)).permutation(length)` of each seed, [N,`length`]."""
+    orders, every = np.tile(np.arange(length), (len(seeds), 1)), np.arange(len(seeds))
+    raw = draw_raw(seeds, length)
+    # Each of 64 bits is two of 32: two for each place, because NumPy rejects less than half of them.
+    words = np.stack([raw & LOW, raw >> HALF], axis=2).reshape(len(seeds), 2 * length)
+    cursor = np.zeros(len(seeds), np.int64)
+    for last in range(length - 1, 0, -1):  # Fisher and Yates
+        other = np.full(len(seeds), length)
+        pending = every
+        while len(pending):
+            mask = np.uint64((1 << last.bit_length()) - 1)
+            other[pending] = words[pending, cursor[pending]] & mask
+            cursor[pending] += 1
+            pending = pending[(other[pending] > last) & (cursor[pending] < words.shape[1])]
+        other = np.minimum(other, last)
+        taken = orders[every, other]
+        orders[every, other] = orders[:, last]
+        orders[:, last] = taken
+        cursor = np.minimum(cursor, words.shape[1] - 1)
+    for row in np.flatnonzero(cursor == words.shape[1] - 1).tolist():  # it may need more
+        orders[row] = np.random.Generator(np.random.PCG64(seeds[row])).permutation(length)
+    return orders
+
+
 def _mix_seeds(seeds: NDArray[np.int64]) -> Longs:
     """Return `SeedSequence(seed).generate_state(4, np.uint64)` of each seed, [4,N]."""
     own = seeds.astype(np.uint64)

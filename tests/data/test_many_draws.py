@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deitctl import rng
 from deitctl.data.batch_table import draw_erased, draw_rectangles
-from deitctl.data.many_draws import derive_seeds, draw_raw, to_doubles
+from deitctl.data.many_draws import derive_seeds, draw_permutations, draw_raw, to_doubles
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -40,3 +40,11 @@ def test_erased_rectangles_are_those_of_each_generator_alone():
             for seed in seeds
         ]
         assert draw_rectangles(probability, hw, seeds).tolist() == [list(row) for row in expected]
+
+
+def test_permutations_are_those_of_each_generator_alone():
+    """Those too that need more numbers than are drawn at once, one in 250 of eight places."""
+    seeds = derive_seeds((5, "turn"), [(index,) for index in range(1000)])
+    for length in (0, 1, 2, 5, 7, 8):
+        expected = [rng.generator(5, "turn", index).permutation(length) for index in range(1000)]
+        assert np.array_equal(draw_permutations(seeds, length), expected)
