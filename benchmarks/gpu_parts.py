@@ -9,7 +9,7 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,8 +33,6 @@ from deitctl.models.introspect import describe_layers
 
 Figures = dict[str, Any]
 NUM_CLASSES = 10
-STUDENTS = ("deit_small", "deit_base", "deit_tiny")
-MODES = ("eager", "compiled", "cuda graphs")
 LIGHT = {"augment.rand_augment": "", "augment.repeated_aug": 1, "augment.crop_scale": (0.5, 1.0)}
 """Views that loaders make quickly: what is measured is the step, and the loader by itself."""
 
@@ -319,34 +317,19 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-@dataclass(frozen=True)
-class Part:
-    """Something to measure, and the most seconds it may take."""
-
-    name: str
-    limit: float
-    run: Callable[[Setting], Figures]
-
-
-def list_parts(setting: Setting) -> list[Part]:
-    """Return all parts, the most important first."""
-    students = STUDENTS[-1:] if setting.rehearse else STUDENTS
-    parts = [
-        Part("machine", 60, describe_machine),
-        Part("material", 90, write_material),
-        Part("resume", 120, check_resume),
-        Part("stages", 60, measure_stages),
-    ]
-    for student in students:
-        parts += _list_of_student(student)
-    return parts
+PARTS: dict[str, Callable[[Setting], Figures]] = {
+    "machine": describe_machine,
+    "material": write_material,
+    "resume": check_resume,
+    "stages": measure_stages,
+}
 
 
-def _list_of_student(student: str) -> Iterator[Part]:
-    for mode in MODES:
-        for kind in ("live", "cached"):
-            run = partial(measure_distillation, student=student, mode=mode, cached=kind == "cached")
-            yield Part(f"{student}, {mode}, {kind}", 100, run)
-        if mode != "cuda graphs":
-            timm_run = partial(measure_timm, student=student, mode=mode)
-            yield Part(f"{student}, {mode}, timm", 100, timm_run)
+def run_part(name: str, setting: Setting) -> Figures:
+    """Return the figures of a part: one of `PARTS`, or `student, mode, kind`."""
+    if name in PARTS:
+        return PARTS[name](setting)
+    student, mode, kind = name.split(", ")
+    if kind == "timm":
+        return measure_timm(setting, student, mode)
+    return measure_distillation(setting, student, mode, cached=kind == "cached")
