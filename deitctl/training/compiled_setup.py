@@ -16,7 +16,6 @@ from torch import nn
 from deitctl.data.loader import Batch
 from deitctl.device import Device, ran_out_of_memory
 from deitctl.distillation.callable_teacher import CallableNetwork
-from deitctl.distillation.teacher import Teacher
 from deitctl.distributed import SINGLE_PROCESS
 from deitctl.errors import ConfigError
 from deitctl.events import Reporter, SilentReporter
@@ -134,11 +133,10 @@ def make_compiler(
 
 def apply_compiler(setup: TrainSetup, compiler: Compiler) -> TrainSetup:
     """Return a setup whose steps are compiled; its model is compiled in place, for evaluation too."""
-    teacher = setup.teacher
-    networks: tuple[Teacher, ...] = ()
-    # A cache is filled once, and by runs that are not compiled too: its targets are theirs.
-    if teacher is not None and teacher.is_loaded and teacher.cache is None:
-        networks = teacher.get_network().networks
+    teachers = () if setup.teacher is None else setup.teacher.teachers
+    # A cache is filled once, and by runs that are not compiled too: its targets are theirs. Loaded here, because a
+    # network that came later would be another than that of the whole run.
+    networks = [teacher.get_network() for teacher in teachers if teacher.cache is None]
     context = compile_model(setup.context, setup.state.model, compiler)
     if context.compiler is None or context.teacher is None:
         for network in networks:
