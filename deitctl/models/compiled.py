@@ -30,6 +30,7 @@ class Compiler:
         backend: str | Callable[..., Any] = "inductor",
         is_required: bool = False,
         uses_cuda_graphs: bool = False,
+        is_deterministic: bool = False,
     ) -> None:
         """Compile nothing yet.
 
@@ -38,9 +39,12 @@ class Compiler:
             backend: of torch.compile.
             is_required: whether a failure is an error.
             uses_cuda_graphs: whether functions that take part are replayed as CUDA graphs.
+            is_deterministic: whether no kernel is chosen by timing.
         """
         self.reporter, self.backend, self.is_required = reporter, backend, is_required
         self.uses_cuda_graphs = uses_cuda_graphs
+        self.options = choose_by_rule() if is_deterministic else {}
+        """Of all functions."""
         self.failure = ""
         """Why nothing is compiled any more; empty: it is."""
         self.when_failed: Callable[[str], None] = lambda failure: None
@@ -71,8 +75,11 @@ class Compiler:
             ConfigError: when called, if the compiler fails and is required.
         """
         settings = limit_recompiles(limit)
+        options = dict(self.options)
         if cuda_graphs and self.uses_cuda_graphs:
-            settings["options"] = {"triton.cudagraphs": True}
+            options["triton.cudagraphs"] = True
+        if options:
+            settings["options"] = options
         compiled = torch.compile(
             function, fullgraph=fullgraph, dynamic=False, backend=self.backend, **settings
         )
@@ -101,7 +108,8 @@ class Compiler:
         self.failure = describe_failure(error)
         message = f"torch cannot compile this model: {self.failure}"
         if self.is_required:
-            raise ConfigError(message, NO_COMPILER) from error
+            without = " Leave --cuda-graphs out." if self.uses_cuda_graphs else ""
+            raise ConfigError(message, NO_COMPILER + without) from error
         self.when_failed(self.failure)
         self.reporter.note(f"{message} The run goes on uncompiled.")
 
@@ -130,6 +138,13 @@ def describe_failure(error: Exception) -> str:
     error = getattr(error, "inner_exception", error)  # of the backend
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{(lines or [type(error).__name__])[0][:300].rstrip('.:')}."
+
+
+def choose_by_rule() -> dict[str, Any]:
+    """Return the options with which inductor times nothing to choose a kernel; torch's own switch is not enough."""
+    from torch._inductor import config
+
+    return {"deterministic": True} if hasattr(config, "deterministic") else {}
 
 
 def limit_recompiles(limit: int) -> dict[str, Any]:

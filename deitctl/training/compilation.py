@@ -108,7 +108,11 @@ def prepare_compiler(
     torch._dynamo.reset()
     os.environ.setdefault(CACHE_VARIABLE, str(choose_cache_path(CACHE_FOLDER, reporter)))
     return Compiler(
-        reporter, backend=backend, is_required=is_required, uses_cuda_graphs=uses_cuda_graphs
+        reporter,
+        backend=backend,
+        is_required=is_required,
+        uses_cuda_graphs=uses_cuda_graphs,
+        is_deterministic=device.deterministic,
     )
 
 

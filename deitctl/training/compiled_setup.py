@@ -51,6 +51,10 @@ from deitctl.training.step import OutOfMemory, forward_backward
 
 NUM_TIMED = 3
 """Steps of which the shortest is the measurement."""
+NO_BATCH = "there was no image to measure it with"
+NO_ROOM = "there was no room to measure it"
+RAN_OUT = "memory ran out when it was measured"
+TIMES_DIFFER = "with --deterministic no time may decide it; --compile on compiles"
 Backend = str | Callable[..., Any]
 
 
@@ -77,18 +81,17 @@ def compile_setup(
     wish, context = setup.config.compile, setup.context
     if setup.config.cuda_graphs:
         check_cuda_graphs(setup)
+        wish = "on"  # no measurement may leave them out
     if wish == "off" or setup.state.sharding is not None:
         return setup
     if wish == "on":
         compiler = make_compiler(setup, reporter, backend, is_required=True)
         return apply_compiler(setup, compiler)
-    choice = None
-    if context.device.compiles_by_default:
-        if context.world.is_main:
-            choice = choose_compiled(setup, root, reporter, backend)
-        choice = context.world.broadcast_object(choice)
-    if choice is None:
+    if not context.device.compiles_by_default:
         return setup
+    own = choose_compiled(setup, root, reporter, backend) if context.world.is_main else None
+    choice = context.world.broadcast_object(own)
+    assert choice is not None
     if writes:
         write_decision(root, choice)
     if not choice.compiled:
@@ -174,17 +177,20 @@ def is_one_graph(context: TrainContext) -> bool:
 
 def choose_compiled(
     setup: TrainSetup, root: Path, reporter: Reporter, backend: Backend
-) -> Decision | None:
+) -> Decision:
     """Choose whether a run is compiled: as it began, or by a measurement on a copy of its model.
 
-    Returns:
-        None where nothing can be measured.
+    What cannot be measured is not compiled. That is a choice too: a resume, which may have more memory, repeats it.
     """
     device = setup.context.device
     kind = device.torch_device.type
     begun = read_decision(root)
     if begun is not None and begun.device == kind:
         return begun
+    if device.deterministic:
+        choice = Decision(compiled=False, device=kind, reason=TIMES_DIFFER)
+        reporter.note(choice.describe())
+        return choice
     try:
         # The choice says what fails, in one note.
         choice = measure_choice(setup, make_compiler(setup, SilentReporter(), backend))
@@ -193,25 +199,25 @@ def choose_compiled(
     except (OutOfMemory, RuntimeError, MemoryError) as error:
         if not (isinstance(error, OutOfMemory) or ran_out_of_memory(error)):
             raise
-        choice = None
+        choice = Decision(compiled=False, device=kind, reason=RAN_OUT)
     finally:
+        torch._dynamo.reset()  # whose graphs hold memory
         device.empty_cache()
-    if choice is not None:
-        reporter.note(choice.describe())
+    reporter.note(choice.describe())
     return choice
 
 
-def measure_choice(setup: TrainSetup, compiler: Compiler) -> Decision | None:
+def measure_choice(setup: TrainSetup, compiler: Compiler) -> Decision:
     """Choose by the time of a few steps on a copy of the model, so that nothing of the run changes.
 
     The copy is compiled only where that may pay, by the figures of an earlier run or by what is assumed.
     """
     context, kind = setup.context, setup.context.device.torch_device.type
-    if setup.state.sharding is not None:  # there is no copy of a part
-        return None
     _, batch = load_batch(setup)
-    if batch is None or not fits_copy(setup, read_free_memory(context.device)):
-        return None
+    if batch is None:
+        return Decision(compiled=False, device=kind, reason=NO_BATCH)
+    if not fits_copy(setup, read_free_memory(context.device)):
+        return Decision(compiled=False, device=kind, reason=NO_ROOM)
     num_images, num_graphs = count_work(setup).num_trained, count_graphs(setup)
     decide = partial(choose, num_images=num_images, device=kind)
     step = CopiedStep(setup, batch)
@@ -313,9 +319,8 @@ def describe_run(setup: TrainSetup, num_images: int) -> str:
         device.precision,
         name_device(device),
         torch.__version__,
-        "graphs" if config.cuda_graphs else "",
     )
-    return ", ".join(part for part in parts if part)
+    return ", ".join(parts)
 
 
 def name_device(device: Device) -> str:

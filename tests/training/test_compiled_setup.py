@@ -13,7 +13,7 @@ from deitctl.events import SilentReporter
 from deitctl.models.compiled import is_compiled
 from deitctl.training import compile_choice, compiled_setup
 from deitctl.training.build import build_student, build_training
-from deitctl.training.compile_choice import ASSUMED_GRAPH_S, Figures, read_decision
+from deitctl.training.compile_choice import ASSUMED_GRAPH_S, Decision, Figures, read_decision
 from deitctl.training.compiled_setup import compile_setup
 from deitctl.training.device_batch import place_batch
 from deitctl.training.engine import build_engine
@@ -120,6 +120,84 @@ def test_where_the_compiler_fails_a_note_says_why_and_the_run_goes_on(
     assert "line 7" not in "".join(reporter.notes)
 
 
+def run_out(self):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(
+    ("place", "name", "stand_in", "reason"),
+    [
+        (compiled_setup, "fits_copy", lambda setup, free: False, compiled_setup.NO_ROOM),
+        (compiled_setup, "load_batch", lambda setup: (0.0, None), compiled_setup.NO_BATCH),
+        (compiled_setup.CopiedStep, "measure", run_out, compiled_setup.RAN_OUT),
+    ],
+)
+def test_what_could_not_be_measured_is_not_measured_by_a_resume(
+    make_setup, tmp_path, reporter, monkeypatch, place, name, stand_in, reason
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, stand_in)
+        compile_setup(make_setup(), tmp_path, reporter, backend=fail)
+    assert reporter.notes == [f"Not compiled: {reason}."]
+    assert read_decision(tmp_path) == Decision(compiled=False, device="cpu", reason=reason)
+
+    figures = Figures(eager_image=1.0, compiled_image=1e-9, graph=1e-9)
+    monkeypatch.setattr(compiled_setup, "read_figures", lambda key: figures)
+    again = compile_setup(make_setup(), tmp_path, reporter, backend=run_as_written)
+    assert again.context.compiler is None
+    assert len(reporter.notes) == 1
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_no_time_decides_a_deterministic_run_and_a_compiled_one_times_no_kernel(
+    make_setup, tmp_path, reporter, monkeypatch
+):
+    def make(**changes):
+        setup = make_setup(**changes)
+        device = replace(setup.context.device, deterministic=True)
+        return replace(setup, context=replace(setup.context, device=device))
+
+    def measure(setup, compiler):
+        raise AssertionError("a step is timed")
+
+    monkeypatch.setattr(compiled_setup, "measure_choice", measure)
+    assert compile_setup(make(), tmp_path, reporter).context.compiler is None
+    decision = read_decision(tmp_path)
+    assert decision is not None
+    assert not decision.compiled
+    assert reporter.notes == [f"Not compiled: {compiled_setup.TIMES_DIFFER}."]
+
+    settings = list[dict[str, object]]()
+
+    def compile(function, **own):
+        settings.append(own)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    compile_setup(make(compile="on"), tmp_path, reporter)
+    has_switch = hasattr(torch._inductor.config, "deterministic")
+    assert [own.get("options") for own in settings] == [
+        {"deterministic": True} if has_switch else None
+    ] * len(settings)
+    assert settings
+    settings.clear()
+    compile_setup(make_setup(compile="on"), tmp_path, reporter)
+    assert all("options" not in own for own in settings)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_graphs_of_the_measurement_are_dropped_before_memory_is_freed(
+    make_setup, tmp_path, reporter, monkeypatch
+):
+    calls, reset = list[str](), torch._dynamo.reset
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: calls.append("reset") or reset())
+    monkeypatch.setattr(Device, "empty_cache", lambda self: calls.append("freed"))
+    compile_setup(make_setup(), tmp_path, reporter, backend=fail)
+    assert calls[-2:] == ["reset", "freed"]
+    assert calls.count("reset") == 2  # the other is before it
+
+
 def test_a_compiler_that_is_required_and_fails_is_an_error(make_setup, tmp_path, reporter):
     setup = compile_setup(make_setup(compile="on"), tmp_path, reporter, backend=fail)
     _, batch = load_batch(setup)
@@ -145,6 +223,22 @@ def test_cuda_graphs_are_refused_where_there_are_none(
     setup = make_setup(compile=compile, cuda_graphs=True)
     with pytest.raises(ConfigError, match=f"--cuda-graphs is not possible: .*{reason}"):
         compile_setup(setup, tmp_path, reporter)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_cuda_graphs_compile_whatever_a_measurement_would_say(
+    make_setup, tmp_path, reporter, monkeypatch
+):
+    monkeypatch.setattr(compiled_setup, "check_cuda_graphs", lambda setup: None)
+    setup = compile_setup(make_setup(cuda_graphs=True), tmp_path, reporter, backend=run_as_written)
+    assert setup.config.compile == "auto"
+    assert isinstance(setup.engine, Graphed)
+    assert setup.context.compiler is not None
+    assert setup.context.compiler.is_required
+    with pytest.raises(ConfigError) as caught:
+        setup.context.compiler.give_up(RuntimeError("too old"))
+    assert "Leave --cuda-graphs out." in caught.value.hint
+    assert not reporter.notes
 
 
 def test_gradients_outlive_the_memory_of_a_graph_that_the_next_one_overwrites(
