@@ -121,7 +121,7 @@ def _enter(tf32: bool, deterministic: bool) -> _Level:
         if deterministic:
             # Filling memory would show a kernel that reads what nobody wrote. None does, and it
             # costs a pass over every new tensor.
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False  # would choose kernels by their time
             torch.use_deterministic_algorithms(True)
         return level
@@ -149,7 +149,7 @@ def _read_switches() -> _Switches:
         fp32[1] == "tf32",
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark,
     )
 
@@ -158,7 +158,7 @@ def _restore(before: _Switches) -> None:
     _set_fp32(before.matmul, convolution=before.convolution)
     for switch, precision in zip(_list_fp32_switches(), before.fp32, strict=True):
         switch.fp32_precision = precision
-    torch.utils.deterministic.fill_uninitialized_memory = before.fills_memory
+    torch.utils.deterministic.fill_uninitialized_memory = before.fills_memory  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = before.benchmark
     if torch.are_deterministic_algorithms_enabled() != before.deterministic:
         torch.use_deterministic_algorithms(before.deterministic, warn_only=before.warn_only)

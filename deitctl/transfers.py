@@ -45,7 +45,7 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         """Make a queue beside the device's others."""
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def issue(self, copy: Callable[[], T]) -> tuple[T, Event]:
         """Return what `copy` returns, whose copies are queued here, and the mark at their end."""
@@ -55,7 +55,7 @@ class CopyStream:
     def receive(self, tensors: Iterable[Tensor], end: Event) -> None:
         """Let the kernels that are queued from now on wait for the copies before `end`, and use `tensors`."""
         current = torch.cuda.current_stream(self._device)
-        current.wait_event(end)
+        current.wait_event(end)  # type: ignore[arg-type]  # one of CUDA, by `issue`
         for tensor in tensors:
             # Its memory is this queue's, and would be reused while kernels of the other still read it.
             tensor.record_stream(current)

@@ -92,9 +92,9 @@ class JointCodec:
         """
         widths = [codec.width for codec in self.parts]
         parts = zip(
-            is_stored.split(1, dim=1),
-            stored.split(widths, 1),
-            computed.split(widths, 1),
+            torch.split(is_stored, 1, dim=1),
+            torch.split(stored, widths, dim=1),
+            torch.split(computed, widths, dim=1),
             strict=True,
         )
         return torch.cat([torch.where(*part) for part in parts], dim=1)

@@ -237,8 +237,9 @@ def read_halves(numbers: Tensor) -> Tensor:
 
 def _pack_bits(labels: Tensor) -> Tensor:
     """Return labels, bool [B,K], as the bits of int16 numbers, class 0 the lowest of the first."""
-    padded = F.pad(labels.int(), (0, -labels.shape[1] % 16)).unflatten(1, (-1, 16))
-    return (padded << _count_bits(labels)).sum(dim=2).to(torch.int16)
+    padded = F.pad(labels.int(), (0, -labels.shape[1] % 16)).reshape(len(labels), -1, 16)
+    packed: Tensor = (padded << _count_bits(labels)).sum(dim=2)
+    return packed.to(torch.int16)
 
 
 def _unpack_bits(numbers: Tensor) -> Tensor:

@@ -66,4 +66,4 @@ def read_nccl_version() -> str | None:
     """Return the version of NCCL, by which several GPUs sum; None where torch has none."""
     if not (torch.cuda.is_available() and dist.is_nccl_available()):
         return None
-    return ".".join(map(str, torch.cuda.nccl.version()))
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
