@@ -162,6 +162,8 @@ class SaveOrStop:
     signals: StopRequest
     checkpointer: AsyncCheckpointer
     state: TrainState
+    verify: Callable[[], bool]
+    """As of `AsyncCheckpointer.maybe_save`."""
 
     def raise_if_set(self) -> None:
         """Save if SIGUSR1 came; raise `Signalled` if SIGINT or SIGTERM did."""
@@ -170,10 +172,10 @@ class SaveOrStop:
             if self.state.sharding is not None:  # after the validation, with the other processes
                 self.checkpointer.requested = True
             else:
-                with (
-                    self.signals.hold()
-                ):  # a save that is interrupted would leave the next one nothing
-                    self.checkpointer.save(self.state)
+                # A save that is interrupted would leave the next one nothing.
+                with self.signals.hold():
+                    if self.verify():
+                        self.checkpointer.save(self.state)
         self.signals.raise_if_set()
 
 

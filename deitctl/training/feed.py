@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from deitctl.data.loader import Batch
+from deitctl.device import Device, ran_out_of_memory
 from deitctl.training.context import TrainContext
 from deitctl.training.device_batch import DeviceBatch, place_batch
 from deitctl.training.state import TrainState
@@ -20,10 +21,17 @@ def feed(
     On CUDA the next batch is copied while a step is computed. The state knows nothing of it: it counts when it is
     trained.
     """
-    first = state.progress.step
-    placed = (place_batch(context, state, b, step) for step, b in enumerate(batches, first))
+    numbered = enumerate(batches, state.progress.step)
+
+    def place(step: int, batch: Batch) -> DeviceBatch:
+        return place_batch(context, state, batch, step)
+
     copies = context.device.open_copy_stream()
-    yield from placed if copies is None else _feed_ahead(copies, placed)
+    if copies is not None:
+        yield from _FeedAhead(context.device, copies, place).feed(numbered)
+        return
+    for step, batch in numbered:
+        yield place(step, batch)
 
 
 class _Ahead(NamedTuple):
@@ -37,21 +45,42 @@ class _Ahead(NamedTuple):
     """Raised in its place."""
 
 
-def _feed_ahead(copies: CopyStream, placed: Iterator[DeviceBatch]) -> Generator[DeviceBatch]:
-    """Yield each batch when the copies of the next one have been issued."""
-    own = _issue_next(copies, placed)
-    while own.batch is not None and own.end is not None:
-        ahead = _issue_next(copies, placed)
-        copies.receive(own.batch.tensors, own.end)
-        yield own.batch
-        own = ahead
-    if own.error is not None:
-        raise own.error
+class _FeedAhead(NamedTuple):
+    """Batches, each of which is copied while the step before it is computed."""
 
+    device: Device
+    copies: CopyStream
+    place: Callable[[int, Batch], DeviceBatch]
 
-def _issue_next(copies: CopyStream, placed: Iterator[DeviceBatch]) -> _Ahead:
-    try:
-        batch, end = copies.issue(lambda: next(placed, None))
-    except Exception as error:  # is that batch's; a signal, which is none, ends the run at once
-        return _Ahead(None, None, error)
-    return _Ahead(batch, end, None)
+    def feed(self, batches: Iterator[tuple[int, Batch]]) -> Generator[DeviceBatch]:
+        """Yield each batch when the copies of the next one have been issued."""
+        own = self._issue_next(batches)
+        while own.batch is not None and own.end is not None:
+            ahead = self._issue_next(batches)
+            self.copies.receive(own.batch.tensors, own.end)
+            yield own.batch
+            own = ahead
+        if own.error is not None:
+            raise own.error
+
+    def _issue_next(self, batches: Iterator[tuple[int, Batch]]) -> _Ahead:
+        try:
+            # Beside the queue of copies: while no batch comes the state may be saved, which must follow the steps.
+            numbered = next(batches, None)
+            if numbered is None:
+                return _Ahead(None, None, None)
+            batch, end = self._issue(*numbered)
+        except Exception as error:  # is that batch's; a signal, which is none, ends the run at once
+            return _Ahead(None, None, error)
+        return _Ahead(batch, end, None)
+
+    def _issue(self, step: int, batch: Batch) -> tuple[DeviceBatch, Event]:
+        try:
+            return self.copies.issue(lambda: self.place(step, batch))
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+        # The step that is being computed may need what it leaves free at its end.
+        self.device.synchronize()
+        self.device.empty_cache()
+        return self.copies.issue(lambda: self.place(step, batch))

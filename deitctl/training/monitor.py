@@ -14,8 +14,8 @@ MIN_STEPS = 10  # before spikes are detected: the first losses have no mean to c
 LOSS_DECAY = 0.95  # of the running mean of the loss, which so covers about twenty steps
 HISTORY = 20  # steps that an incident lists, its own the last
 NON_FINITE, LOSS_SPIKE = "non_finite", "loss_spike"
-MAX_UNREAD = 16
-"""Steps that an accelerator may be behind with; then the oldest is waited for."""
+MAX_UNREAD = 2
+"""Steps that an accelerator may be behind with, whose batches are in its memory; then the oldest is waited for."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Trainer:
         """Processes that start at the first batch, and serve training and every validation."""
         self.signals = StopRequest()
         self.checkpointer = AsyncCheckpointer(run, self.config.save_every)
-        self.save_or_stop = SaveOrStop(self.signals, self.checkpointer, self.state)
+        self.save_or_stop = SaveOrStop(self.signals, self.checkpointer, self.state, self.is_good)
         self.validation = Validation(setup, self.signals, self.loaders, reporter)
         self.ahead: SavedScore | None = None
         """Of saved weights of an epoch after the checkpoint that this session began with, until it comes."""

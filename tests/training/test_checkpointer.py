@@ -258,13 +258,18 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
 
 def test_between_two_batches_signals_save_and_stop(tmp_path: Path) -> None:
     signals, checkpointer, state = StopRequest(), checkpointer_in(tmp_path), state_of()
-    save_or_stop = SaveOrStop(signals, checkpointer, state)
+    is_good = True
+    save_or_stop = SaveOrStop(signals, checkpointer, state, lambda: is_good)
     save_or_stop.raise_if_set()
     assert os.listdir(tmp_path) == []
     signals.save_requested = True
     save_or_stop.raise_if_set()
     assert loaded(tmp_path).progress.step == 0
     assert not signals.save_requested
+    state.progress.step, is_good = 1, False
+    signals.save_requested = True
+    save_or_stop.raise_if_set()
+    assert loaded(tmp_path).progress.step == 0  # what diverged is not saved over it
     signals.signum = signal.SIGTERM
     with pytest.raises(Signalled):
         save_or_stop.raise_if_set()

@@ -40,13 +40,14 @@ class Copies:
     log: list[Any]
 
     def __init__(self) -> None:
-        self.log, self.count = [], 0
+        self.log, self.count, self.is_open = [], 0, False
 
     def issue(self, copy: Callable[[], Any]) -> tuple[Any, int]:
+        self.is_open = True
         batch = copy()
+        self.is_open = False
         self.count += 1
-        if batch is not None:
-            self.log.append(("copy", batch.step))
+        self.log.append(("copy", batch.step))
         return batch, self.count
 
     def receive(self, tensors: Iterable[Tensor], end: int) -> None:
@@ -72,7 +73,9 @@ def fed(digit_datasets: Pair) -> Callable[..., Iterator[DeviceBatch]]:
     model = torch.nn.Linear(1, 1)
     state = TrainState(model, torch.optim.SGD(model.parameters()), CPU.grad_scaler(), None, Progress())  # type: ignore[arg-type]  # fmt: skip
 
-    def start(end: BaseException | None = None) -> Iterator[DeviceBatch]:
+    def start(
+        end: BaseException | None = None, look: Callable[[], object] = bool
+    ) -> Iterator[DeviceBatch]:
         def load() -> Iterator[Batch]:
             keys = TrainBatches(6, 2, seed=0, epochs=1)
             batches = build_train_loader(
@@ -81,6 +84,7 @@ def fed(digit_datasets: Pair) -> Callable[..., Iterator[DeviceBatch]]:
             for number, batch in enumerate(batches):
                 if number == 2 and end is not None:
                     raise end
+                look()
                 yield batch
 
         return feed(context, state, load())
@@ -104,6 +108,30 @@ def test_an_error_of_the_loader_comes_when_its_batch_is_due(
     assert [next(batches).step, next(batches).step] == [0, 1]
     with pytest.raises(DataError, match="lost"):
         next(batches)
+
+
+def test_a_batch_is_read_beside_the_queue_of_copies(
+    copies: Copies, fed: Callable[..., Iterator[DeviceBatch]]
+) -> None:
+    """The state may be saved meanwhile, and what is copied there would not follow the last step."""
+    seen: list[bool] = []
+    assert len(list(fed(look=lambda: seen.append(copies.is_open)))) == 3
+    assert seen == [False] * 3
+
+
+def test_a_batch_for_which_memory_runs_out_is_copied_again(
+    copies: Copies, fed: Callable[..., Iterator[DeviceBatch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issue, failures = copies.issue, [torch.OutOfMemoryError("CUDA out of memory (pretended)")]
+
+    def run_out_once(copy: Callable[[], Any]) -> tuple[Any, int]:
+        if copies.count == 1 and failures:
+            raise failures.pop()
+        return issue(copy)
+
+    monkeypatch.setattr(copies, "issue", run_out_once)
+    assert [batch.step for batch in fed()] == [0, 1, 2]
+    assert not failures
 
 
 def test_a_signal_while_a_batch_is_read_ends_the_run_at_once(
