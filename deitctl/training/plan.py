@@ -160,8 +160,8 @@ class TrainPlan:
     optimizer: str
     """The optimizer, by timm's name, and the schedule of its learning rate."""
     train_state_mib: float
-    """Memory of weights, gradients, the optimizer's state and the moving average in fp32, at their most; of all processes together
-    with `--strategy fsdp`, in each of them else."""
+    """Memory of weights, gradients, the optimizer's state and the moving average in fp32, at their most: in each
+    process, with `--strategy fsdp` in all of them together."""
     device: str
     """torch's name of the device."""
     precision: str

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deitctl.data.loader_pool import LoaderPool
 from deitctl.device import Device
+from deitctl.evaluation.batch_size import DEFAULT, choose_batch_size
 from deitctl.evaluation.eval_model import EvalModel
 from deitctl.evaluation.multilabel_result import Result
 from deitctl.evaluation.validate import validate
@@ -36,6 +37,7 @@ class Validation:
             reporter: shows progress.
         """
         self.setup, self.signals, self.loaders, self.reporter = setup, signals, loaders, reporter
+        self._batch_size: int | None = None
 
     def score_all(self, label: str, stop: SaveOrStop) -> dict[str, Result]:
         """Evaluate the `model`, and the `ema` of its weights where there is one, in one pass over the images.
@@ -75,12 +77,17 @@ class Validation:
             )
             for model in models
         ]
+        for model in models:
+            model.eval()
+        if self._batch_size is None:
+            self._batch_size = self._choose_batch_size(eval_models, device)
         may_wait = nullcontext() if stop is None else self.signals.interrupt()
         with may_wait:
             return validate(
                 eval_models,
                 setup.val,
                 device=device,
+                batch_size=self._batch_size,
                 workers=setup.workers,
                 reporter=self.reporter,
                 label=label,
@@ -89,6 +96,14 @@ class Validation:
                 stop_on_bad_image=setup.config.on_bad_image == "stop",
                 pool=self.loaders,
             )
+
+    def _choose_batch_size(self, eval_models: Sequence[EvalModel], device: Device) -> int:
+        """Return the images of a batch, the same in all validations, because bf16 scores depend on it."""
+        if device.deterministic:
+            return DEFAULT
+        world = self.setup.context.world
+        num_images = len(range(len(self.setup.val.labels))[world.rank :: world.size])
+        return choose_batch_size(eval_models, device, num_images, self.setup.workers)
 
     def score_last(self, device: Device, kind: str) -> Result:
         """Evaluate the weights that the run ended with, the `model` or the `ema`."""
