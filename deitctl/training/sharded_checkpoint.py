@@ -5,11 +5,13 @@ Files of safetensors by torch.distributed.checkpoint, whose default format is a 
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,11 @@ class ShardedSnapshot:
             new.mkdir(parents=True, exist_ok=True)
 
         def swap() -> None:
+            if missing := sorted({*chain.from_iterable(written)} - set(os.listdir(new))):
+                raise DeitctlError(
+                    f"{new} has no {missing[0]} in the main process, which another one wrote.",
+                    "The run's folder must be on a disk that the hosts share.",
+                )
             sums = {p.name: checksum_file(p) for p in sorted(new.iterdir())}
             write_json(new / RECORD, add_checksums(self.record, sums))
             swap_in(new, folder)
@@ -77,6 +84,11 @@ class ShardedSnapshot:
             self._run_on_main(prepare, folder)
             writer = dcp.HuggingFaceStorageWriter(str(new), save_distributed=True)
             dcp.save(dict(self.tensors), storage_writer=writer, process_group=self.sharding.writers)
+            written: list[list[str]] = [[] for _ in range(self.sharding.world.size)]
+            own = new.glob(f"shard-{self.sharding.world.rank + 1:05d}-*")
+            dist.all_gather_object(
+                written, [path.name for path in own], group=self.sharding.writers
+            )
             self._run_on_main(swap, folder)
         except CheckpointException as error:
             if self.sharding.world.is_main:
@@ -93,6 +105,8 @@ class ShardedSnapshot:
                 failures = [error]
             except OSError as error:
                 failures = [DiskError.from_os_error(folder, error)]
+            except Exception as error:  # or the others would wait for it
+                failures = [DeitctlError(f"{folder} cannot be written: {error!r}.")]
         dist.broadcast_object_list(failures, src=0, group=self.sharding.writers)
         if failures[0] is not None:
             raise failures[0]

@@ -39,7 +39,8 @@ def check_processes(
     if world.size == 1:
         raise ConfigError(
             "--strategy fsdp divides the weights among processes, and there is one.",
-            "Start several (torchrun --nproc-per-node N -m deitctl ...), or use --strategy ddp.",
+            "Start several (torchrun --nproc-per-node N -m deitctl train ...), or use --strategy ddp, "
+            "which may go on with a run of divided weights too.",
         )
     if has_objective:  # it might use other outputs than the passes of the other processes
         raise ConfigError(
