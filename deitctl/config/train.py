@@ -239,11 +239,11 @@ class TrainConfig:
     ] = "auto"
     cuda_graphs: Annotated[
         bool,
-        Option("Replay compiled steps as CUDA graphs, for one process on CUDA.", MACHINE),
+        Option("Compile, and replay steps as CUDA graphs; for one process on CUDA.", MACHINE),
     ] = False
     deterministic: Annotated[
         bool,
-        Option("Kernels that repeat their bits, for an exact resume on CUDA; slower.", MACHINE),
+        Option("Bitwise deterministic kernels, for an exact resume on CUDA; slower.", MACHINE),
     ] = False
     strategy: Annotated[
         StrategyChoice,

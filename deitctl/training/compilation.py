@@ -77,6 +77,10 @@ class FewGraphs(Generic[InputsT]):
                     "computed uncompiled."
                 )
             return self.compute(inputs)
+        if not self.signatures:
+            self.compiler.reporter.note(
+                "Compiling: the first step takes minutes, unless an earlier run has stored its graph."
+            )
         self.signatures.add(signature)
         return self.compiled(inputs)
 
