@@ -109,8 +109,8 @@ class AsyncCheckpointer:
             wait_s: seconds that the other processes have to come here too, where each writes its part;
                 else nothing is written. None: all come.
         """
-        sharding = None if wait_s is None else state.sharding
-        if sharding is not None and not sharding.meet(state.progress.step, wait_s):
+        sharding, step = state.sharding, state.progress.step
+        if wait_s is not None and sharding is not None and not sharding.meet(step, wait_s):
             return
         self.stage(state)
         self.write()

@@ -17,10 +17,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from deitctl.distributed import World
 from deitctl.errors import DeitctlError
@@ -82,8 +87,8 @@ class ShardedSnapshot:
 
         try:
             self._run_on_main(prepare, folder)
-            writer = dcp.HuggingFaceStorageWriter(str(new), save_distributed=True)
-            dcp.save(dict(self.tensors), storage_writer=writer, process_group=self.sharding.writers)
+            writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
+            save(dict(self.tensors), storage_writer=writer, process_group=self.sharding.writers)
             written: list[list[str]] = [[] for _ in range(self.sharding.world.size)]
             own = new.glob(f"shard-{self.sharding.world.rank + 1:05d}-*")
             dist.all_gather_object(
@@ -140,9 +145,9 @@ def load_state(state: TrainState, saved: SavedFiles) -> None:
         put_tensors(tensors, values)
         return
     _check_together(saved, sharding.world)
-    reader = dcp.HuggingFaceStorageReader(str(saved.folder))
+    reader = HuggingFaceStorageReader(str(saved.folder))
     require_tensors(saved.folder / RECORD, _list_saved(reader), list_tensors(tensors))
-    dcp.load(tensors, storage_reader=reader, process_group=sharding.writers)
+    load(tensors, storage_reader=reader, process_group=sharding.writers)
 
 
 def _check_together(saved: SavedFiles, world: World) -> None:
@@ -175,7 +180,7 @@ def read_shards(folder: Path, checksums: Mapping[str, Any]) -> dict[str, dict[st
         ModelError: it is damaged.
     """
     check_files(folder, checksums)
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     saved = _list_saved(reader)
     num_bytes = sum(v.numel() * v.element_size() for v in saved.values())
     if num_bytes > sum(file.stat().st_size for file in folder.glob("*.safetensors")):
@@ -183,7 +188,7 @@ def read_shards(folder: Path, checksums: Mapping[str, Any]) -> dict[str, dict[st
     tensors = {name: torch.empty_like(value, device="cpu") for name, value in saved.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        load(tensors, storage_reader=reader, no_dist=True)
     files: dict[str, dict[str, Tensor]] = {MODEL: {}, EMA: {}, OPTIMIZER: {}}
     for name, value in tensors.items():
         kind, _, own = name.partition(".")
@@ -191,7 +196,7 @@ def read_shards(folder: Path, checksums: Mapping[str, Any]) -> dict[str, dict[st
     return files
 
 
-def _list_saved(reader: dcp.HuggingFaceStorageReader) -> dict[str, Tensor]:
+def _list_saved(reader: HuggingFaceStorageReader) -> dict[str, Tensor]:
     """Return the tensors of files, without values."""
     saved = reader.read_metadata().state_dict_metadata
     return {

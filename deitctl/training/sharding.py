@@ -47,9 +47,9 @@ class Sharding:
         self.fingerprint = fingerprint_model(model)
         """Of the weights before the first step."""
         self._template = copy.deepcopy(model).to("meta")
-        self.writers = dist.new_group(backend="gloo")
+        self.writers = _open_group()
         """For the threads that write a checkpoint, beside the collectives of the training."""
-        self._leavers = dist.new_group(backend="gloo")
+        self._leavers = _open_group()
         self._has_missed = False
         """Whether others did not come to a meeting once; what they send would be of that one."""
         mesh = init_device_mesh(self.device.type, (world.size,))
@@ -118,6 +118,13 @@ class Sharding:
             pass
         self._has_missed = True
         return False
+
+
+def _open_group() -> dist.ProcessGroup:
+    """Return a group of all processes whose collectives run on the host; collective."""
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # as every process is of it
+    return group
 
 
 def gather_tensor(value: Tensor) -> Tensor:
