@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ from deitctl.heartbeat import Heartbeat
 from deitctl.launchers import read_rank
 
 T = TypeVar("T")
+Room = dict[torch.dtype, Tensor]
+"""Flat tensors, one of a dtype, into which a bucket of tensors is copied to be summed."""
 SETUP_TIMEOUT_S = 1800.0
 """Of a collective before the steps, which a process may come to late: from a slow disk, or compiling."""
 STEP_TIMEOUT_S = 720.0
@@ -40,8 +43,7 @@ WARN_AFTER_S, PAUSE_AFTER_S = 60.0, 2.0
 RENDEZVOUS_TIMEOUT_S = 1800
 BUCKET_NUMEL = 8_000_000  # 32 MB in fp32, which bounds the flat copy of the gradients
 FLIGHT_RECORDER = {
-    "TORCH_FR_BUFFER_SIZE": "2000",  # collectives, since torch 2.9
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_FR_BUFFER_SIZE": "2000",  # collectives
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
 """Variables by which NCCL records what each process waited for, and writes it where a collective timed out."""
@@ -65,13 +67,14 @@ class Patience:
 
     def poll(self, work: dist.Work) -> None:
         """Wait until a collective is done; raise `ProcessLost` after `STEP_TIMEOUT_S`."""
-        start, warned = time.monotonic(), False
+        start, warned, announced = time.monotonic(), False, False
         while not work.is_completed():
             waited = time.monotonic() - start
             # A tenth too late at most, and a tenth of a millisecond where all are as fast.
             time.sleep(min(max(waited / 10, 5e-5), 0.2))
             if waited > PAUSE_AFTER_S:
                 self.pause()
+                announced = announced or _announce_waiting("1")
             if waited > WARN_AFTER_S and not warned:
                 warned = True
                 self.warn(
@@ -79,7 +82,9 @@ class Patience:
                     f"disk or network hangs. This ends after {STEP_TIMEOUT_S / 60:.0f} minutes."
                 )
             if waited > STEP_TIMEOUT_S:
-                _raise_hanging(waited)
+                raise _describe_hanging(f"for {waited:.0f} s")
+        if announced:
+            _announce_waiting("")
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ class World:
         """Wait for the main process, for hours perhaps, in which signals are handled."""
         if _heartbeat is not None:
             with _translate_connection_errors():
-                _heartbeat.meet_main(STEP_TIMEOUT_S, _raise_hanging)
+                _heartbeat.meet_main(STEP_TIMEOUT_S, _raise_main_hangs)
 
     def barrier(self) -> None:
         """Wait until every process has arrived."""
@@ -193,13 +198,29 @@ class World:
         # Not dist.barrier(), which with NCCL would occupy the GPU.
         self.all_gather_ints([0])
 
+    def reserve(self, tensors: Sequence[Tensor]) -> Room:
+        """Return the memory that `all_reduce_` needs for these tensors; may run out of it, while nobody waits."""
+        largest: dict[torch.dtype, tuple[int, Tensor]] = {}
+        for bucket in _buckets(tensors) if self.size > 1 else ():
+            numel, dtype = sum(t.numel() for t in bucket), bucket[0].dtype
+            if dtype not in largest or largest[dtype][0] < numel:
+                largest[dtype] = numel, bucket[0]
+        return {dtype: like.new_empty(numel) for dtype, (numel, like) in largest.items()}
+
     @torch.no_grad()
-    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over the processes, bit-identical in all of them."""
+    def all_reduce_(self, tensors: Sequence[Tensor], room: Room | None = None) -> None:
+        """Replace tensors by their sums over the processes, bit-identical in all of them.
+
+        Args:
+            tensors: of any shapes.
+            room: what `reserve` returned for these tensors; None: it is allocated, which may fail in one process alone.
+        """
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
-            flat = torch.cat([t.reshape(-1) for t in bucket])
+            numel = sum(t.numel() for t in bucket)
+            out = None if room is None else room[bucket[0].dtype][:numel]
+            flat = torch.cat([t.reshape(-1) for t in bucket], out=out)
             with _translate_connection_errors():
                 dist.all_reduce(flat)
             parts = torch.split(flat, [t.numel() for t in bucket])
@@ -223,8 +244,11 @@ _heartbeat: Heartbeat | None = None
 """Of the process group that is open."""
 _store: Store | None = None
 """That its processes reach, also when one of them is gone."""
-FAILURE = "failure"
-"""Key there of why a process ends in the middle of what others wait for."""
+FAILURE, WAITING = "failure", "waiting"
+"""Keys there of why a process ends in the middle of what others wait for, and of those that wait themselves."""
+MARGIN_S = 2.0
+"""Between the timeouts of processes that began to wait for the same one."""
+TIMED_OUT = re.compile(r"[Tt]imed out|[Tt]imeout")
 _closed_first = weakref.WeakSet[Any]()
 
 
@@ -249,11 +273,16 @@ def explain_connection_error(error: RuntimeError) -> Exception:
     is_of_connection = isinstance(error, dist.DistError) or "gloo" in str(error)
     if not is_of_connection or isinstance(error, torch.OutOfMemoryError):
         return error
+    return _describe_lost(error)
+
+
+def _read_failure() -> ProcessLost | None:
+    """Return the failure that a process announced before it was gone."""
     if _store is not None:
         with suppress(RuntimeError):
             if _store.check([FAILURE]):
-                return DeitctlError(*json.loads(_store.get(FAILURE)))
-    return _describe_lost(error)
+                return ProcessLost(*json.loads(_store.get(FAILURE)))
+    return None
 
 
 def is_distributed() -> bool:
@@ -420,9 +449,35 @@ def _fresh_prefix_store(store: Store, rank: int, size: int) -> Store:
     return PrefixStore(identifier, store)
 
 
-def _raise_hanging(waited: float) -> None:
-    raise ProcessLost(
-        f"Another process of this run did not answer for {waited:.0f} s.",
+def _raise_main_hangs(waited: float) -> None:
+    raise _describe_hanging(f"for {waited:.0f} s", [0])
+
+
+def _announce_waiting(value: str) -> bool:
+    """Say at the store that this process waits in a collective ("1"), or no more ("")."""
+    if _store is not None:
+        with suppress(RuntimeError):
+            _store.set(f"{WAITING}/{dist.get_rank()}", value)
+    return True
+
+
+def _list_silent() -> list[int]:
+    """Return the ranks that do not wait as this one does, as far as the store tells."""
+    if _store is None:
+        return []
+    _announce_waiting("1")
+    time.sleep(MARGIN_S)  # for those whose timeout ends a little later
+    with suppress(RuntimeError):
+        keys = [f"{WAITING}/{rank}" for rank in range(dist.get_world_size())]
+        return [n for n, key in enumerate(keys) if not (_store.check([key]) and _store.get(key))]
+    return []
+
+
+def _describe_hanging(how_long: str, silent: Sequence[int] | None = None) -> ProcessLost:
+    silent = _list_silent() if silent is None else silent
+    who = f"{'Process' if len(silent) == 1 else 'Processes'} {', '.join(map(str, silent))}"
+    return ProcessLost(
+        f"{who if silent else 'Another process'} of this run did not answer {how_long}.",
         "Its machine, disk or network hangs, or it was stopped; torchrun --max-restarts N restarts all "
         "where they stopped.",
     )
@@ -440,6 +495,10 @@ def _translate_connection_errors() -> Iterator[None]:
 
 
 def _describe_lost(error: Exception) -> ProcessLost:
+    if failure := _read_failure():
+        return failure
+    if TIMED_OUT.search(str(error)):
+        return _describe_hanging("within the timeout")
     return ProcessLost(
         "Another process of this run is gone, or cannot be reached.",
         "Its own last line says why; torchrun --max-restarts N restarts all where they stopped. "

@@ -19,17 +19,18 @@ WAITS = {
 
 
 def main(where: str, stopped: int) -> None:
-    """Meet once, then wait for a process that has stopped; exit with 7 where that was noticed."""
-    distributed.STEP_TIMEOUT_S, heartbeat.BEAT_S = 2.0, 0.2
+    """Meet once, then wait for a process that has stopped; exit with 7 where that was noticed and its rank named."""
+    distributed.STEP_TIMEOUT_S, distributed.MARGIN_S, heartbeat.BEAT_S = 2.0, 0.2, 0.2
     with process_group(torch.device("cpu")) as world:
         WAITS[where](world)
         world.set_timeout(distributed.STEP_TIMEOUT_S)
+        distributed._open_store()[0].set(f"met/{world.rank}", "1")
         if world.rank == stopped:
             os.kill(os.getpid(), signal.SIGSTOP)
         try:
             WAITS[where](world)
-        except ProcessLost:
-            os._exit(7)
+        except ProcessLost as lost:
+            os._exit(7 if lost.message.startswith(f"Process {stopped} of this run did not") else 8)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from deitctl.device import ran_out_of_memory
 from deitctl.distillation.targets import TeacherTargets
 from deitctl.distributed import (
     SETUP_TIMEOUT_S,
     STEP_TIMEOUT_S,
     Patience,
     close_before_leaving,
+    explain_connection_error,
 )
 from deitctl.training.context import TrainContext
 from deitctl.training.device_batch import DeviceBatch
@@ -75,7 +77,8 @@ class Overlapped(SummedAfterwards):
         if self._buckets is None:
             self._buckets = Buckets(self)
         elif self._buckets.is_to_be_rebuilt:
-            self._buckets.rebuild()
+            with _explain_connection_errors():
+                self._buckets.rebuild()
         else:
             self._is_overlapped = True
             self._buckets.num_sent = 0
@@ -84,7 +87,13 @@ class Overlapped(SummedAfterwards):
     def accumulate(self, *, is_last: bool) -> Iterator[None]:
         """Sum during the backward pass of the last micro-batch; the others add up in this process."""
         self._is_last = is_last
-        yield
+        with _explain_connection_errors():
+            yield
+
+    def prepare_sum(self, losses: dict[str, Tensor]) -> None:
+        """Allocate what is summed afterwards."""
+        if not self._is_overlapped:
+            super().prepare_sum(losses)
 
     def forward(self, batch: DeviceBatch, cached: TeacherTargets | None) -> dict[str, Tensor]:
         """Return the losses of a micro-batch."""
@@ -97,8 +106,12 @@ class Overlapped(SummedAfterwards):
     def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
         """Return how the attempt ended in the process where it went worst."""
         outcome = Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.DONE
-        if self._is_overlapped and self._buckets is not None and self._buckets.send_rest():
-            outcome = max(outcome, Outcome.BROKEN)
+        if self._is_overlapped and self._buckets is not None:
+            with _explain_connection_errors():
+                is_cut_short = self._buckets.send_rest()
+            # A parameter without a gradient when the shape was proven is in no bucket.
+            if is_cut_short or self._list_used() != self._used:
+                outcome = max(outcome, Outcome.BROKEN)
         gathered = self.context.world.all_gather_ints([outcome], patience)
         worst = Outcome(max(number for (number,) in gathered))
         if worst is Outcome.BROKEN:
@@ -117,8 +130,7 @@ class Overlapped(SummedAfterwards):
             self._average_batch_stats()
         else:
             super().reduce(losses, shares)
-            named = self.state.named_parameters()
-            used = frozenset(name for name, p in named if p.grad is not None)
+            used = self._list_used()
             if used != self._used:
                 self.close()
             self._used = used
@@ -127,6 +139,10 @@ class Overlapped(SummedAfterwards):
         self._num_steps += 1
         if self._num_steps == 1:  # in which kernels are chosen and compiled, for minutes
             self.context.world.set_timeout(STEP_TIMEOUT_S)
+
+    def _list_used(self) -> frozenset[str]:
+        """Return names of the parameters that have a gradient."""
+        return frozenset(n for n, p in self.state.named_parameters() if p.grad is not None)
 
     def list_ignored(self) -> list[str]:
         """Return names within `losses` of buffers, and of the parameters that get no gradient."""
@@ -201,6 +217,18 @@ class Buckets:
         """Return length, and an empty tensor of dtype and device, of each bucket in the order of sums."""
         buffers = [b.buffer() for b in self.ddp.reducer._get_zeros_like_grad_buckets()]
         return [(buffer.numel(), buffer.new_empty(0)) for buffer in buffers]
+
+
+@contextmanager
+def _explain_connection_errors() -> Iterator[None]:
+    """Translate what torch raises where another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        explained = error if ran_out_of_memory(error) else explain_connection_error(error)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def _sum_bucket(buckets: Buckets, bucket: GradBucket) -> torch.futures.Future[Tensor]:

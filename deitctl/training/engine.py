@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deitctl.distillation.targets import TeacherTargets
-from deitctl.distributed import Patience
+from deitctl.distributed import Patience, Room
 from deitctl.training.context import TrainContext
 from deitctl.training.device_batch import DeviceBatch
 from deitctl.training.freezing import is_batch_norm
@@ -67,6 +67,9 @@ class Engine(Protocol):
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Return a context for forward and backward pass of a micro-batch, the last one of the step or not."""
 
+    def prepare_sum(self, losses: dict[str, Tensor]) -> None:
+        """Allocate what `reduce` needs; may run out of memory, as all before it."""
+
     def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
         """Return how the attempt ended in the process where it went worst."""
 
@@ -103,6 +106,9 @@ class SingleProcess:
         """Return a context that does nothing: gradients add up by themselves."""
         return nullcontext()
 
+    def prepare_sum(self, losses: dict[str, Tensor]) -> None:
+        """Do nothing: there is nothing to sum."""
+
     def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
         """Return how the attempt of this process ended."""
         return Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.DONE
@@ -125,10 +131,20 @@ class SummedAfterwards(SingleProcess):
     What a step of `Overlapped` falls back to, and what it is compared with.
     """
 
+    _room: Room | None = None
+    """Memory for the sum of this step."""
+
     def exchange(self, share: Share, batch: DeviceBatch, patience: Patience) -> list[Share]:
         """Return the share of every process, by rank."""
         gathered = self.context.world.all_gather_ints([int(number) for number in share], patience)
         return [Share.of(numbers) for numbers in gathered]
+
+    def prepare_sum(self, losses: dict[str, Tensor]) -> None:
+        """Allocate what the sum of gradients and losses is copied to, unless this process has no image."""
+        self._room = None
+        if losses:
+            values = torch.empty(len(losses), device=self.context.device.torch_device)
+            self._room = self.context.world.reserve([*self._list_grads(), values])
 
     def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
         """Return how the attempt ended in the process where it went worst."""
@@ -147,14 +163,21 @@ class SummedAfterwards(SingleProcess):
         if any(share.num_images == 0 for share in shares):
             # A process without an image has no gradients, and must still join the sum.
             self._join_without_images(losses, named)
-        self._reduce_losses(losses, [p.grad for _, p in named if p.grad is not None])
+            self._room = None  # there may be other gradients now
+        self._reduce_losses(losses, self._list_grads(), self._room)
+        self._room = None
         self._average_batch_stats()
 
-    def _reduce_losses(self, losses: dict[str, Tensor], grads: Sequence[Tensor] = ()) -> None:
+    def _list_grads(self) -> list[Tensor]:
+        return [p.grad for _, p in self.state.named_parameters() if p.grad is not None]
+
+    def _reduce_losses(
+        self, losses: dict[str, Tensor], grads: Sequence[Tensor] = (), room: Room | None = None
+    ) -> None:
         """Sum losses and gradients."""
         order = sorted(losses)
         values = torch.stack([losses[name].float() for name in order])
-        self.context.world.all_reduce_([*grads, values])
+        self.context.world.all_reduce_([*grads, values], room)
         losses.update(zip(order, values, strict=True))
 
     def _average_batch_stats(self) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from deitctl.arithmetic import explain_nondeterminism
 from deitctl.data.readers.torch_dataset import PREFIX
 from deitctl.device import ran_out_of_memory
-from deitctl.distributed import ProcessLost
+from deitctl.distributed import ProcessLost, announce_failure
 from deitctl.errors import ConfigError, DataError, DeitctlError, Signalled
+from deitctl.launchers import count_local_processes
 from deitctl.paths import DiskError
 from deitctl.training.extensions import FILE
 from deitctl.training.incident import suggest_remedies, write_incident
@@ -77,7 +78,11 @@ def name_resume(trainer: Trainer) -> str:
     run = trainer.run
     if trainer.config.data.startswith(PREFIX) or (run.root / FILE).exists():
         return f"deitctl.train(..., resume={str(run.root)!r}) with the same objects"
-    return f"deitctl train --resume {run.quoted}"
+    command = f"deitctl train --resume {run.quoted}"
+    if trainer.state.sharding is None:
+        return command
+    # One process is refused, whose memory might not hold what several hold.
+    return f"torchrun --nproc-per-node {count_local_processes()} -m {command}"
 
 
 def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
@@ -107,13 +112,22 @@ def _save_and_explain(trainer: Trainer, error: Exception) -> Exception:
         hint = f"{explained.hint} To go on: {resume} --no-deterministic"
         return ConfigError(f"{explained.message} {saved}".strip(), hint)
     if ran_out_of_memory(error):
-        return DeitctlError(
-            f"There is not enough memory to go on. {saved}",
-            f"With less at a time: {resume} --micro-batch-size 2 --workers 0",
-        )
+        return _explain_memory(trainer, saved, resume)
     # Of the caller's data set or reporter, or a fault of ours: no line, but a traceback.
     error.add_note(f"{saved} To go on: {resume}")
     return error
+
+
+def _explain_memory(trainer: Trainer, saved: str, resume: str) -> DeitctlError:
+    """Return the error of memory that ran out outside of a batch, of which the other processes learn too."""
+    world = trainer.world
+    where = f" in process {world.rank}" if world.size > 1 else ""
+    failure = DeitctlError(
+        f"There is not enough memory{where} to go on. {saved}".strip(),
+        f"With less at a time: {resume} --micro-batch-size 2 --workers 0",
+    )
+    announce_failure(failure)
+    return failure
 
 
 def record_incident(trainer: Trainer, incident: Incident) -> DeitctlError:

@@ -71,6 +71,9 @@ class Sharded(SummedAfterwards):
         self._num_done += 1
         self._is_within = False
 
+    def prepare_sum(self, losses: dict[str, Tensor]) -> None:
+        """Do nothing: gradients are summed by then."""
+
     def agree(self, *, out_of_memory: bool, patience: Patience) -> Outcome:
         """Run the passes that others have more of, and return how the attempt ended where it went worst.
 

@@ -128,6 +128,7 @@ def accumulate_gradients(
                 losses = compute_losses(engine, part)
                 state.scaler.scale(losses["loss"] * weight).backward()  # type: ignore[no-untyped-call]
             add_losses(sums, losses, weight)
+        engine.prepare_sum(sums)
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise

@@ -6,6 +6,7 @@ Every case takes the same steps on the same digits; rank 0 trains alone too. All
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,8 @@ from deitctl.data.readers.digits import load_digits
 from deitctl.data.samplers import TrainBatches
 from deitctl.data.subsets import select
 from deitctl.device import choose_device
-from deitctl.distributed import SINGLE_PROCESS, World, process_group
+from deitctl.distributed import SINGLE_PROCESS, World, announce_failure, process_group
+from deitctl.errors import DeitctlError
 from deitctl.events import SilentReporter
 from deitctl.models.catalog import find
 from deitctl.models.convert import resize_architecture
@@ -39,7 +41,7 @@ from deitctl.training.state import Progress, TrainState
 from deitctl.training.step import forward_backward, optimizer_step
 
 CPU = choose_device("cpu", "fp32")
-STEPS, FEW, BATCH, DEPTH = 22, 9, 12, 3
+STEPS, FEW, BATCH, DEPTH = 22, 7, 12, 3
 RECIPE = replace(
     RECIPES["digits"],
     batch_size=BATCH,
@@ -128,6 +130,54 @@ def fail_in_block(rank: int, block: int, at_step: int, world: World) -> Hook:
     return before_step
 
 
+def use_late(at_step: int) -> Hook:
+    """Let the weights of an MLP get gradients from a step on."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def before_step(engine: Engine, step: int) -> None:
+        if step == 0:
+            mlp = engine.state.model.blocks[1].mlp
+            handles.append(mlp.register_forward_hook(lambda mlp, x, out: out.detach()))
+        elif step == at_step:
+            handles.pop().remove()
+
+    return before_step
+
+
+def fail_in_sum(at_step: int) -> Hook:
+    """Let memory run out once in process 1, where it is allocated for the sum."""
+
+    def before_step(engine: Engine, step: int) -> None:
+        if step != at_step or engine.context.world.rank != 1:
+            return
+
+        def run_out(losses: dict[str, Tensor]) -> None:
+            del engine.prepare_sum
+            engine.prepare_sum(losses)
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+        engine.prepare_sum = run_out
+
+    return before_step
+
+
+def leave_in_block(at_step: int) -> Hook:
+    """Let process 1 end in the middle of an overlapped backward pass, and say why."""
+
+    def before_step(engine: Engine, step: int) -> None:
+        if step != at_step or engine.context.world.rank != 1:
+            return
+
+        def leave(_: Tensor) -> None:
+            assert engine._is_overlapped
+            announce_failure(DeitctlError("Process 1 has no memory.", "Buy some."))
+            os._exit(0)
+
+        engine.state.model.blocks[1].mlp.fc1.weight.register_hook(leave)
+
+    return before_step
+
+
 def lose_images(rank: int, at_step: int, world: World) -> Callable[[Batch, int], Batch]:
     """Let one process read no image of one batch."""
 
@@ -179,7 +229,21 @@ def main(out: Path) -> None:
             cases["alone, few steps"] = train(SINGLE_PROCESS, steps=FEW)[0]
         cases["convnet, summed"] = train(world, SummedAfterwards, model="convnet", steps=6)[0]
         cases["convnet"] = train(world, model="convnet", steps=6)[0]
+        for name, kind in (("", build_engine), (", summed", SummedAfterwards)):
+            weights, _ = train(world, kind, steps=FEW, before_step=use_late(5))
+            cases[f"late gradients{name}"] = weights
+        weights, engine = train(world, SummedAfterwards, steps=4, before_step=fail_in_sum(2))
+        cases["out of memory in the sum"] = weights
+        facts["micro-batch sum"] = engine.state.progress.micro_batch_size
+        if world.is_main:
+            cases["alone, 4 steps"] = train(SINGLE_PROCESS, steps=4)[0]
         torch.save({"cases": cases, "facts": facts}, out / f"{world.rank}.pt")
+        try:
+            train(world, steps=FEW, before_step=leave_in_block(6))
+        except DeitctlError as error:
+            facts["lost"] = [type(error).__name__, str(error)]
+        torch.save({"cases": cases, "facts": facts}, out / f"{world.rank}.pt")
+        os._exit(0)  # the group cannot be left any more
 
 
 if __name__ == "__main__":

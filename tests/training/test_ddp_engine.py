@@ -39,7 +39,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, ob
         )
         for rank in (0, 1)
     ]
-    stderrs = [process.communicate(timeout=150)[1] for process in processes]
+    stderrs = [process.communicate(timeout=900)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], stderrs
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -85,3 +85,17 @@ def test_memory_that_runs_out_within_an_overlapped_pass_leaves_nobody_waiting(
         assert facts[f"micro-batch {rank} {block}"] == 2
     case = f"out of memory in {rank}, block {block}"
     assert measure(two[0]["cases"], case, "alone, few steps") < 5e-5
+
+
+def test_weights_that_get_their_first_gradient_when_steps_overlap_are_summed_too(two) -> None:
+    assert measure(two[0]["cases"], "late gradients", "late gradients, summed") == 0
+
+
+def test_memory_that_runs_out_for_the_sum_halves_the_micro_batch_of_all(two) -> None:
+    for process in two:
+        assert process["facts"]["micro-batch sum"] == 2
+    assert measure(two[0]["cases"], "out of memory in the sum", "alone, 4 steps") < 5e-5
+
+
+def test_a_process_that_ends_within_an_overlapped_pass_is_reported_by_its_own_words(two) -> None:
+    assert two[0]["facts"]["lost"] == ["ProcessLost", "Process 1 has no memory. Buy some."]
