@@ -129,7 +129,7 @@ class PendingTargets:
     def _store_first(self) -> None:
         entry = self._entries[0]
         entry.store(entry.read.get())
-        self._entries.popleft()  # stays if it may not be stored, so that whoever looks again is told
+        self._entries.popleft()  # stays if it may not be stored, so that whoever looks again meets it
 
 
 class _Entry(NamedTuple):

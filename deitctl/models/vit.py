@@ -321,7 +321,8 @@ def resize_pos_embed(
 def resize_plane(plane: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize planes [1,D,H,W] bicubically with antialiasing; the gradient repeats its bits on any device."""
     # CUDA sums the gradient of torch's operator by atomic additions, in any order.
-    return interpolate(plane, size) if plane.device.type == "cpu" else multiply(plane, size)
+    on_host = plane.device.type in ("cpu", "meta")
+    return interpolate(plane, size) if on_host else multiply(plane, size)
 
 
 def interpolate(plane: Tensor, size: tuple[int, int]) -> Tensor:

@@ -66,13 +66,13 @@ class Sharding:
         """Return whole tensors on the CPU, or none of them without `keep`; collective."""
         gathered = {}
         for name, value in weights.items():
-            whole = gather_tensor(value)
+            full = gather_tensor(value)
             if keep:
-                gathered[name] = whole.detach().to("cpu", copy=True)
+                gathered[name] = full.detach().to("cpu", copy=True)
         return gathered
 
     @torch.no_grad()
-    def build_whole(self, weights: Mapping[str, Tensor]) -> nn.Module:
+    def build_full(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return a model of its own on the device, with all of these weights; collective."""
         model = copy.deepcopy(self._template).to_empty(device=self.device)
         for name, target in model.state_dict().items():

@@ -235,7 +235,7 @@ class TrainState:
         if self.sharding is None and kind == "model":
             return self.model
         assert self.sharding is not None
-        return self.sharding.build_whole(self.weights(kind))
+        return self.sharding.build_full(self.weights(kind))
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
         """Let the model have other weights, whole or divided as its own are."""

@@ -382,9 +382,9 @@ def test_signals_before_the_first_step_do_not_wait_for_it(
     saved: list[int] = []
     save = AsyncCheckpointer.save
 
-    def record(self: AsyncCheckpointer, state: TrainState) -> None:
+    def record(self: AsyncCheckpointer, state: TrainState, **options: Any) -> None:
         saved.append(state.progress.step)
-        save(self, state)
+        save(self, state, **options)
 
     monkeypatch.setattr(AsyncCheckpointer, "save", record)
     reporter = Does(label, lambda: signal.raise_signal(signum))
