@@ -264,16 +264,19 @@ def announce_failure(failure: DeitctlError) -> None:
             _store.set(FAILURE, json.dumps([failure.message, failure.hint]))
 
 
-def explain_connection_error(error: RuntimeError) -> Exception:
-    """Return what an error of torch means if it is of a broken connection, else the error itself.
+@contextmanager
+def translate_lost_process() -> Iterator[None]:
+    """Within a pass that sums by itself, turn torch's errors of a broken connection into `ProcessLost`.
 
-    Returns:
-        `ProcessLost`, or the failure that the process announced before it was gone.
+    Other errors, those of memory among them, stay as they are.
     """
-    is_of_connection = isinstance(error, dist.DistError) or "gloo" in str(error)
-    if not is_of_connection or isinstance(error, torch.OutOfMemoryError):
-        return error
-    return _describe_lost(error)
+    try:
+        yield
+    except RuntimeError as error:
+        is_of_connection = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not is_of_connection or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _describe_lost(error) from error
 
 
 def _read_failure() -> ProcessLost | None:

@@ -17,14 +17,13 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
-from deitctl.device import ran_out_of_memory
 from deitctl.distillation.targets import TeacherTargets
 from deitctl.distributed import (
     SETUP_TIMEOUT_S,
     STEP_TIMEOUT_S,
     Patience,
     close_before_leaving,
-    explain_connection_error,
+    translate_lost_process,
 )
 from deitctl.training.context import TrainContext
 from deitctl.training.device_batch import DeviceBatch
@@ -77,7 +76,7 @@ class Overlapped(SummedAfterwards):
         if self._buckets is None:
             self._buckets = Buckets(self)
         elif self._buckets.is_to_be_rebuilt:
-            with _explain_connection_errors():
+            with translate_lost_process():
                 self._buckets.rebuild()
         else:
             self._is_overlapped = True
@@ -87,7 +86,7 @@ class Overlapped(SummedAfterwards):
     def accumulate(self, *, is_last: bool) -> Iterator[None]:
         """Sum during the backward pass of the last micro-batch; the others add up in this process."""
         self._is_last = is_last
-        with _explain_connection_errors():
+        with translate_lost_process():
             yield
 
     def prepare_sum(self, losses: dict[str, Tensor]) -> None:
@@ -107,7 +106,7 @@ class Overlapped(SummedAfterwards):
         """Return how the attempt ended in the process where it went worst."""
         outcome = Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.DONE
         if self._is_overlapped and self._buckets is not None:
-            with _explain_connection_errors():
+            with translate_lost_process():
                 is_cut_short = self._buckets.send_rest()
             # A parameter without a gradient when the shape was proven is in no bucket.
             if is_cut_short or self._list_used() != self._used:
@@ -217,18 +216,6 @@ class Buckets:
         """Return length, and an empty tensor of dtype and device, of each bucket in the order of sums."""
         buffers = [b.buffer() for b in self.ddp.reducer._get_zeros_like_grad_buckets()]
         return [(buffer.numel(), buffer.new_empty(0)) for buffer in buffers]
-
-
-@contextmanager
-def _explain_connection_errors() -> Iterator[None]:
-    """Translate what torch raises where another process is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        explained = error if ran_out_of_memory(error) else explain_connection_error(error)
-        if explained is error:
-            raise
-        raise explained from error
 
 
 def _sum_bucket(buckets: Buckets, bucket: GradBucket) -> torch.futures.Future[Tensor]:

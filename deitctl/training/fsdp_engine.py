@@ -20,7 +20,7 @@ from deitctl.distributed import (
     STEP_TIMEOUT_S,
     Patience,
     announce_failure,
-    explain_connection_error,
+    translate_lost_process,
 )
 from deitctl.errors import DeitctlError
 from deitctl.training.context import MIN_MICRO_BATCH, TrainContext
@@ -62,12 +62,8 @@ class Sharded(SummedAfterwards):
     @contextmanager
     def accumulate(self, *, is_last: bool) -> Iterator[None]:
         """Count a pass, and say why if another process is gone in the middle of it."""
-        try:
+        with translate_lost_process():
             yield
-        except RuntimeError as error:
-            if ran_out_of_memory(error):
-                raise
-            raise explain_connection_error(error) from error
         self._num_done += 1
         self._is_within = False
 
